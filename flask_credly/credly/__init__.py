@@ -1,0 +1,14 @@
+"""The service: how to ask Credly, and how to read what it says.
+
+Knows no Flask and no database. What is said about Credly's behaviour in this package
+comes from its public documentation of the Web Service API, of OAuth and of issued
+badges; where that is silent, the cautious reading was taken.
+"""
+
+from .client import Badge as Badge
+from .client import BadgeRequest as BadgeRequest
+from .client import Client as Client
+from .client import TemplatePage as TemplatePage
+from .client import TemplateRow as TemplateRow
+from .token import fetch_token as fetch_token
+from .token import Token as Token

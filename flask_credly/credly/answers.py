@@ -1,0 +1,150 @@
+"""Reads answers of any shape: Credly's errors are barely documented, and whatever
+stands between may answer in its place.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import datetime as dt
+import email.utils
+import json
+import re
+import typing as t
+import unicodedata
+import uuid
+
+import requests
+
+from ..errors import AlreadyHeld
+from ..errors import OutcomeUnknown
+from ..errors import RateLimited
+from ..errors import Refused
+from ..errors import Unauthorized
+
+DETAIL_LENGTH = 300
+"""Characters of Credly's own words that are kept."""
+
+DEFAULT_RETRY_AFTER = 60.0
+"""Seconds to pause after a 429 that does not say. Credly publishes no limits."""
+
+
+def clean(text: str, length: int = DETAIL_LENGTH) -> str:
+    """Make foreign text fit for one line of a log: no control characters, no line
+    breaks, not longer than ``length``.
+    """
+    text = "".join(
+        " " if unicodedata.category(char)[0] in "CZ" else char
+        for char in text[: length * 4]
+    )
+    text = re.sub(" +", " ", text).strip()
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def read_json(response: requests.Response) -> t.Any:
+    """Read the body as JSON. ``None`` if it is not."""
+    try:
+        return json.loads(response.content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def data_of(body: t.Any) -> t.Any:
+    """Get ``data`` from Credly's envelope. ``None`` if there is none."""
+    return body.get("data") if isinstance(body, dict) else None
+
+
+def is_uuid(value: t.Any) -> t.TypeGuard[str]:
+    """Whether the value is a UUID in its usual written form."""
+    try:
+        return isinstance(value, str) and str(uuid.UUID(value)) == value.lower()
+    except ValueError:
+        return False
+
+
+def explain(response: requests.Response) -> str:
+    """Find the words for an error in an answer of any shape."""
+    body = read_json(response)
+    found = _find_message(body) if isinstance(body, dict) else None
+    status = f"HTTP {response.status_code}"
+    return f"{clean(found)} ({status})" if found else f"Credly answered {status}."
+
+
+def _find_message(body: dict[str, t.Any]) -> str | None:
+    data = body.get("data")
+
+    if isinstance(data, dict):
+        if isinstance(data.get("message"), str) and data["message"].strip():
+            return t.cast(str, data["message"])
+
+        if texts := list(_field_messages(data.get("errors"))):
+            return "; ".join(texts)
+
+    for key in ("error_description", "message", "error"):
+        if isinstance(body.get(key), str) and body[key].strip():
+            return t.cast(str, body[key])
+
+    return None
+
+
+def _field_messages(errors: t.Any) -> cabc.Iterator[str]:
+    for error in errors if isinstance(errors, list) else []:
+        if not isinstance(error, dict):
+            continue
+
+        messages = error.get("messages")
+        label = error.get("attribute_label") or error.get("attribute")
+
+        for text in messages if isinstance(messages, list) else [messages]:
+            if isinstance(text, str):
+                yield f"{label}: {text}" if isinstance(label, str) else text
+
+
+def retry_after(response: requests.Response) -> float:
+    """Read ``Retry-After``, seconds or a date, clamped to 1 second to 1 hour."""
+    value = response.headers.get("Retry-After", "").strip()
+
+    if re.fullmatch(r"-?\d{1,12}(\.\d*)?", value):
+        seconds = float(value)
+    else:
+        try:
+            until = email.utils.parsedate_to_datetime(value)
+        except ValueError:
+            return DEFAULT_RETRY_AFTER
+
+        if until.tzinfo is None:
+            until = until.replace(tzinfo=dt.UTC)
+
+        seconds = (until - dt.datetime.now(dt.UTC)).total_seconds()
+
+    return min(max(seconds, 1.0), 3600.0)
+
+
+def raise_for_status(response: requests.Response) -> None:
+    """Turn every answer but 200 and 201 into the error that says what to do.
+
+    :raises Unauthorized: 401.
+    :raises RateLimited: 429.
+    :raises AlreadyHeld: 422 that says the member has this badge.
+    :raises Refused: Any other 4xx.
+    :raises OutcomeUnknown: Everything else: 5xx, a redirect, a strange 2xx.
+    """
+    status = response.status_code
+
+    if status in (200, 201):
+        return
+
+    detail = explain(response)
+
+    if status == 401:
+        raise Unauthorized(detail, status=status)
+
+    if status == 429:
+        raise RateLimited(detail, retry_after=retry_after(response))
+
+    if status == 422 and "already has this badge" in detail.lower():
+        raise AlreadyHeld(detail, status=status)
+
+    if 400 <= status < 500 and status not in (408, 425):
+        raise Refused(detail, status=status)
+
+    raise OutcomeUnknown(detail, status=status)

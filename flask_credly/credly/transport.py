@@ -1,0 +1,141 @@
+"""HTTP with bounds: a deadline for the whole answer, a limit to its size, no
+redirects, no retries, and errors that say whether the request went out.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import socket
+import ssl
+import time
+import typing as t
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+
+from ..errors import CredlyError
+from ..errors import OutcomeUnknown
+from ..errors import Unavailable
+
+MAX_BYTES = 1024 * 1024
+"""The largest answer that is read, decoded. A page of 50 templates has 200 kB."""
+
+
+class _BoundedAdapter(HTTPAdapter):
+    # The timeouts of requests are per read: a body that drips in byte by byte
+    # would never end.
+
+    def __init__(self, timeout: float) -> None:
+        super().__init__(max_retries=0)
+        self._timeout = timeout
+
+    def send(self, request: requests.PreparedRequest, **kwargs: t.Any) -> t.Any:  # type: ignore[override]
+        deadline = time.monotonic() + self._timeout
+        kwargs["stream"] = True
+        kwargs["timeout"] = (min(self._timeout, 5), self._timeout)
+        response = super().send(request, **kwargs)
+        response._content = _read(response.raw, deadline)
+        response._content_consumed = True  # type: ignore[attr-defined]
+        return response
+
+
+def _read(raw: urllib3.HTTPResponse, deadline: float) -> bytes:
+    body = bytearray()
+
+    try:
+        while chunk := raw.read1(65_536, decode_content=True):
+            body += chunk
+
+            if len(body) > MAX_BYTES:
+                raise requests.exceptions.ContentDecodingError("too large")
+
+            if time.monotonic() > deadline:
+                raise requests.exceptions.ReadTimeout("too slow")
+    except urllib3.exceptions.ReadTimeoutError as e:
+        raw.close()
+        raise requests.exceptions.ReadTimeout("no answer") from e
+    except (urllib3.exceptions.HTTPError, OSError) as e:
+        raw.close()
+        raise requests.exceptions.ChunkedEncodingError("broken body") from e
+    except requests.RequestException:
+        raw.close()
+        raise
+
+    raw.release_conn()
+    return bytes(body)
+
+
+@functools.cache
+def user_agent() -> str:
+    """Name this package and its version."""
+    try:
+        version = importlib.metadata.version("flask-credly")
+    except importlib.metadata.PackageNotFoundError:  # a bare checkout
+        version = "0"
+
+    return f"Flask-Credly/{version}"
+
+
+SessionT = t.TypeVar("SessionT", bound=requests.Session)
+
+
+def prepare(session: SessionT, url: str, timeout: float) -> SessionT:
+    """Put the bounds on a session that will talk to one host."""
+    # requests looks for proxies in the environment at every request, which costs a
+    # quarter of its time. They are looked up here, once.
+    settings = session.merge_environment_settings(url, {}, None, None, None)
+    session.proxies.update(settings["proxies"])
+    session.verify = settings["verify"]
+    session.trust_env = False
+    session.headers["User-Agent"] = user_agent()
+    session.headers["Accept"] = "application/json"
+    session.mount("https://", _BoundedAdapter(timeout))
+    session.mount("http://", _BoundedAdapter(timeout))
+    return session
+
+
+def translate(error: requests.RequestException) -> CredlyError:
+    """Say of a failed request whether Credly can have seen it."""
+    if _never_sent(error):
+        return Unavailable("Credly could not be reached.")
+
+    if isinstance(error, requests.Timeout):
+        return OutcomeUnknown("Credly did not answer in time.")
+
+    if isinstance(error, requests.exceptions.ContentDecodingError):
+        return OutcomeUnknown("Credly's answer could not be read.")
+
+    return OutcomeUnknown("The connection to Credly broke.")
+
+
+def _never_sent(error: BaseException) -> bool:
+    seen: set[int] = set()
+    todo: list[object] = [error]
+
+    while todo:
+        cause = todo.pop()
+
+        if not isinstance(cause, BaseException) or id(cause) in seen:
+            continue
+
+        seen.add(id(cause))
+
+        if isinstance(
+            cause,
+            (
+                requests.exceptions.ConnectTimeout,
+                urllib3.exceptions.NewConnectionError,
+                urllib3.exceptions.ConnectTimeoutError,
+                ConnectionRefusedError,
+                socket.gaierror,
+                ssl.SSLCertVerificationError,
+            ),
+        ):
+            return True
+
+        todo += [cause.__cause__, cause.__context__, getattr(cause, "reason", None)]
+        todo += cause.args
+
+    return False

@@ -1,0 +1,57 @@
+"""What can go wrong with Credly, told apart by what to do next."""
+
+from __future__ import annotations
+
+
+class CredlyError(Exception):
+    """Base of all errors of a call to Credly.
+
+    :param detail: A sentence for the admin. Holds neither secret nor token.
+    :param status: HTTP status of the answer, if there was one.
+    """
+
+    def __init__(self, detail: str, *, status: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.status = status
+
+
+class Refused(CredlyError):
+    """Credly understood the request and did not do what it asks."""
+
+
+class AlreadyHeld(Refused):
+    """Refused because the member holds this badge already."""
+
+
+class OutcomeUnknown(CredlyError):
+    """The request went out, and no usable answer came back: a time-out, a broken
+    connection, a 5xx, or a success that cannot be read.
+    """
+
+
+class Unavailable(CredlyError):
+    """Nothing was processed: Credly could not be connected to, or the token
+    endpoint is in trouble. Neither an attempt nor a verdict on the credentials.
+    """
+
+
+class RateLimited(CredlyError):
+    """Credly answered 429. Nothing was processed.
+
+    :param retry_after: Seconds to wait, 1 to 3600.
+    """
+
+    def __init__(self, detail: str, *, retry_after: float) -> None:
+        super().__init__(detail, status=429)
+        self.retry_after = retry_after
+
+
+class Unauthorized(CredlyError):
+    """The API did not accept the access token."""
+
+
+class ConnectionExpired(CredlyError):
+    """The stored credentials are no longer good: the token endpoint refused them,
+    the API refused a fresh token, or they cannot be decrypted any more.
+    """

@@ -1,0 +1,254 @@
+"""Our tables, on our own base, copied into the host's metadata.
+
+Copying keeps them importable and typed, lets two apps share one ``db``, and shows
+them to ``db.create_all()`` and Flask-Migrate. Ids of the host's courses and members
+are strings without foreign keys: the host's tables stay the host's.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import typing as t
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+from sqlalchemy.dialects import mysql
+
+# The names are part of the contract with a host's migrations.
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(orm.DeclarativeBase):
+    """Base of the extension's models. Its metadata is not the host's."""
+
+    metadata = sa.MetaData(naming_convention=NAMING)
+
+
+class UTCDateTime(sa.types.TypeDecorator[dt.datetime]):
+    """An aware time in UTC on every database, also where the column knows no zone.
+
+    :raises ValueError: When a naive time is bound.
+    """
+
+    impl = sa.DateTime(timezone=True).with_variant(
+        mysql.DATETIME(fsp=6), "mysql", "mariadb"
+    )
+    cache_ok = True
+
+    def process_bind_param(
+        self, value: dt.datetime | None, dialect: sa.Dialect
+    ) -> dt.datetime | None:
+        if value is None:
+            return None
+
+        if value.tzinfo is None:
+            raise ValueError("A time must be aware, not naive.")
+
+        value = value.astimezone(dt.UTC)
+        return value if dialect.name == "postgresql" else value.replace(tzinfo=None)
+
+    def process_result_value(
+        self, value: dt.datetime | None, dialect: sa.Dialect
+    ) -> dt.datetime | None:
+        if value is None:
+            return None
+
+        if value.tzinfo is None:
+            return value.replace(tzinfo=dt.UTC)
+
+        return value.astimezone(dt.UTC)
+
+
+def _id(length: int) -> sa.String:
+    # MariaDB and MySQL compare without regard to case by default: two members
+    # whose ids differ only in case would share one badge.
+    return sa.String(length).with_variant(
+        mysql.VARCHAR(length, collation="utf8mb4_bin"), "mysql", "mariadb"
+    )
+
+
+CONNECTION_ID = 1
+"""There is one connection: its primary key keeps a second one out."""
+
+
+class Installation(Base):
+    """The name this installation uses towards Credly. Survives Remove, so that the
+    ``issuer_earner_id`` of a member stays the same for life.
+    """
+
+    __tablename__ = "credly_installation"
+
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True, autoincrement=False)
+    key: orm.Mapped[str] = orm.mapped_column(_id(32))
+
+
+class Connection(Base):
+    """The one connection to a Credly organization, and the gates that stop it."""
+
+    __tablename__ = "credly_connection"
+
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True, autoincrement=False)
+    organization_id: orm.Mapped[str] = orm.mapped_column(_id(36))
+    client_id: orm.Mapped[str] = orm.mapped_column(sa.String(255))
+    client_secret: orm.Mapped[str] = orm.mapped_column(sa.Text)
+    """Sealed: see :mod:`flask_credly.connection.keys`."""
+    generation: orm.Mapped[str] = orm.mapped_column(_id(32))
+    """New with every set of credentials. A worker that still uses older ones can
+    then not pass a verdict on these.
+    """
+    connected_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
+    templates_synced_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+
+    expired: orm.Mapped[bool] = orm.mapped_column(default=False)
+    paused_until: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """Until when nothing is sent. Kept after that time, until a request succeeds:
+    it tells the next drain to begin with a single probe.
+    """
+    pause_reason: orm.Mapped[str | None] = orm.mapped_column(sa.String(20))
+    """``"rate limit"`` or ``"unavailable"``."""
+
+    token: orm.Mapped[str | None] = orm.mapped_column(sa.Text)
+    """Sealed."""
+    token_version: orm.Mapped[int] = orm.mapped_column(default=0)
+    token_expires_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    token_fetch_until: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """Until when one worker has the right to fetch the next token."""
+
+
+class Template(Base):
+    """Our copy of one of the organization's badge templates."""
+
+    __tablename__ = "credly_template"
+
+    id: orm.Mapped[str] = orm.mapped_column(_id(36), primary_key=True)
+    connection_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(Connection.id, ondelete="CASCADE"), index=True
+    )
+    name: orm.Mapped[str] = orm.mapped_column(sa.String(255))
+    image_url: orm.Mapped[str | None] = orm.mapped_column(sa.String(2000))
+    allows_duplicates: orm.Mapped[bool] = orm.mapped_column(default=False)
+    active: orm.Mapped[bool] = orm.mapped_column(default=True)
+    """Whether Credly listed it as active at the last sync."""
+
+
+class Mapping(Base):
+    """One course or learning path and the badge its members get."""
+
+    __tablename__ = "credly_mapping"
+    __table_args__ = (sa.UniqueConstraint("kind", "course_id"),)
+
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    connection_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(Connection.id, ondelete="CASCADE"), index=True
+    )
+    kind: orm.Mapped[str] = orm.mapped_column(_id(20))
+    course_id: orm.Mapped[str] = orm.mapped_column(_id(191))
+    course_title: orm.Mapped[str] = orm.mapped_column(sa.String(500))
+    """As it was when mapped: shown when the host no longer has the course."""
+    template_id: orm.Mapped[str] = orm.mapped_column(
+        sa.ForeignKey(Template.id, ondelete="CASCADE"), index=True
+    )
+
+    template: orm.Mapped[Template] = orm.relationship(lazy="joined", innerjoin=True)
+
+
+State = t.Literal["pending", "sending", "issued", "held", "failed", "cancelled"]
+
+
+class Issuance(Base):
+    """One badge for one member and one course: the ledger's row, and the job.
+
+    Has no foreign key to the connection: it outlives Remove, so that a reconnect
+    does not issue everything again.
+    """
+
+    __tablename__ = "credly_issuance"
+    __table_args__ = (sa.UniqueConstraint("member_id", "kind", "course_id"),)
+
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    member_id: orm.Mapped[str] = orm.mapped_column(_id(191))
+    kind: orm.Mapped[str] = orm.mapped_column(_id(20))
+    course_id: orm.Mapped[str] = orm.mapped_column(_id(191))
+
+    organization_id: orm.Mapped[str] = orm.mapped_column(_id(36))
+    template_id: orm.Mapped[str] = orm.mapped_column(_id(36))
+    badge_name: orm.Mapped[str] = orm.mapped_column(sa.String(255))
+    email: orm.Mapped[str] = orm.mapped_column(sa.String(320))
+    first_name: orm.Mapped[str] = orm.mapped_column(sa.String(255))
+    last_name: orm.Mapped[str] = orm.mapped_column(sa.String(255))
+    completed_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
+    recorded_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
+
+    state: orm.Mapped[str] = orm.mapped_column(_id(10), index=True)
+    """One of :data:`State`."""
+    due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime, index=True)
+    """When a worker may take the row: the time of the next try while ``pending``,
+    the end of the lease while ``sending``, null in every final state. The one
+    column that claim and sweep look at.
+    """
+    lease: orm.Mapped[str | None] = orm.mapped_column(_id(32), index=True)
+    """The fencing token of the worker that holds the row."""
+    attempts: orm.Mapped[int] = orm.mapped_column(default=0)
+    """Requests to issue that count: at most two."""
+    maybe_issued: orm.Mapped[bool] = orm.mapped_column(default=False)
+    """A request went out and its outcome is not known: look before the next."""
+    settled_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    badge_id: orm.Mapped[str | None] = orm.mapped_column(sa.String(36))
+    """Credly's id of the issued badge."""
+    error: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
+
+
+class Attempt(Base):
+    """One request to issue one badge, written before it goes out."""
+
+    __tablename__ = "credly_attempt"
+
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    issuance_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(Issuance.id, ondelete="CASCADE"), index=True
+    )
+    lease: orm.Mapped[str] = orm.mapped_column(_id(32))
+    started_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
+    finished_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """Null: the worker died before it could write down an answer."""
+    answer: orm.Mapped[str | None] = orm.mapped_column(sa.String(20))
+    """One of :data:`flask_credly.ledger.decide.Answer`."""
+    status: orm.Mapped[int | None]
+    detail: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
+
+
+class LogEntry(Base):
+    """One row of the error log that the admin reads."""
+
+    __tablename__ = "credly_log_entry"
+
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    connection_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(Connection.id, ondelete="CASCADE"), index=True
+    )
+    at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
+    error: orm.Mapped[str] = orm.mapped_column(sa.String(50))
+    details: orm.Mapped[str] = orm.mapped_column(sa.Text)
+    issuance_id: orm.Mapped[int | None] = orm.mapped_column(index=True)
+
+
+def copy_tables(metadata: sa.MetaData) -> None:
+    """Copy our tables into the host's metadata. Does nothing for those that are
+    there already, so that several apps can share one ``db``.
+    """
+    for table in Base.metadata.sorted_tables:
+        if table.name in metadata.tables:
+            continue
+
+        copy = table.to_metadata(metadata)
+
+        for column in copy.columns:
+            # Alembic would write "flask_credly.models.UTCDateTime()" into the
+            # host's migration, without the import.
+            if isinstance(column.type, UTCDateTime):
+                column.type = column.type.impl_instance

@@ -1,0 +1,262 @@
+"""Reads ``CREDLY_*`` once, and keeps what one application needs."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import re
+import typing as t
+import urllib.parse
+
+from flask import current_app
+from flask import Flask
+from flask import Response
+
+from .catalog import Course
+from .catalog import Member
+
+if t.TYPE_CHECKING:
+    import rq
+    import sqlalchemy as sa
+    from flask_sqlalchemy import SQLAlchemy
+    from sqlalchemy import orm
+
+Hook = cabc.Callable[[], cabc.Iterable[Course]]
+AdminHook = cabc.Callable[[], "bool | Response"]
+MemberHook = cabc.Callable[[str], "Member | None"]
+QueueSetting = t.Union[str, "rq.Queue", cabc.Callable[[Flask], "rq.Queue"]]
+
+_HOSTS = {
+    False: ("https://api.credly.com/v1", "https://www.credly.com/oauth/token"),
+    True: (
+        "https://sandbox-api.credly.com/v1",
+        "https://sandbox.credly.com/oauth/token",
+    ),
+}
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The checked values of the ``CREDLY_*`` keys."""
+
+    api_url: str
+    token_url: str
+    redis_url: str
+    queue: QueueSetting
+    retry_delay: float
+    timeout: float
+    concurrency: int
+    url_prefix: str
+    layout: str
+    platform_name: str
+
+    @classmethod
+    def from_config(cls, config: cabc.Mapping[str, t.Any]) -> t.Self:
+        """Read and check the configuration.
+
+        :raises ValueError: If a value is wrong. The message names the key and says
+            what to write.
+        """
+        sandbox = config.get("CREDLY_SANDBOX", False)
+
+        if not isinstance(sandbox, bool):
+            raise _wrong("CREDLY_SANDBOX", sandbox, "True or False")
+
+        api_url, token_url = _HOSTS[sandbox]
+        _check_keys(config.get("CREDLY_ENCRYPTION_KEYS"))
+        return cls(
+            api_url=_url(config, "CREDLY_API_URL", api_url),
+            token_url=_url(config, "CREDLY_TOKEN_URL", token_url),
+            redis_url=_redis_url(config),
+            queue=_queue(config.get("CREDLY_QUEUE", "credly")),
+            retry_delay=_number(config, "CREDLY_RETRY_DELAY", 60, 0, 86_400),
+            timeout=_number(config, "CREDLY_TIMEOUT", 10, 0.1, 120),
+            concurrency=_concurrency(config.get("CREDLY_CONCURRENCY", 4)),
+            url_prefix=_prefix(config.get("CREDLY_URL_PREFIX", "/integrations")),
+            layout=_layout(config.get("CREDLY_LAYOUT", "credly/base.html")),
+            platform_name=_text(config, "CREDLY_PLATFORM_NAME", ""),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What the extension knows of one application:
+    ``app.extensions["credly"]``.
+    """
+
+    app: Flask
+    settings: Settings
+    db: SQLAlchemy
+    list_courses: Hook
+    is_admin: AdminHook
+    load_member: MemberHook | None
+
+    @property
+    def engine(self) -> sa.Engine:
+        """The host's default engine. Needs an application context."""
+        return self.db.engine
+
+    @property
+    def session(self) -> orm.scoped_session[t.Any]:
+        """The host's session."""
+        return self.db.session
+
+
+def get_state() -> State:
+    """Get the state of the current application.
+
+    :raises RuntimeError: If the extension was not initialized on it.
+    """
+    try:
+        state: State = current_app.extensions["credly"]
+    except KeyError:
+        raise RuntimeError(
+            "Flask-Credly is not initialized on this app. Call 'credly.init_app(app)'."
+        ) from None
+
+    return state
+
+
+def _wrong(key: str, value: object, expected: str) -> ValueError:
+    return ValueError(f"{key} must be {expected}, not {value!r}.")
+
+
+def _text(config: cabc.Mapping[str, t.Any], key: str, default: str) -> str:
+    value = config.get(key, default)
+
+    if not isinstance(value, str):
+        raise _wrong(key, value, "a string")
+
+    return value.strip()
+
+
+def _url(config: cabc.Mapping[str, t.Any], key: str, default: str) -> str:
+    value = _text(config, key, default)
+
+    try:
+        parts = urllib.parse.urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        parts = urllib.parse.urlsplit("")
+
+    # The secret travels over this connection: plain http only to this machine.
+    secure = parts.scheme == "https" or (
+        parts.scheme == "http" and parts.hostname in _LOOPBACK
+    )
+
+    if not secure or not parts.hostname or parts.query or parts.username:
+        raise _wrong(
+            key,
+            value,
+            f"an https address such as {default!r} (http only on this machine)",
+        )
+
+    return value.rstrip("/")
+
+
+def _redis_url(config: cabc.Mapping[str, t.Any]) -> str:
+    key, default = "CREDLY_REDIS_URL", "redis://localhost:6379/0"
+    value = _text(config, key, default)
+
+    if not value.startswith(("redis://", "rediss://", "unix://")):
+        # The value may hold a password.
+        raise ValueError(
+            f"{key} must be an address such as {default!r} that begins with"
+            " redis://, rediss:// or unix://."
+        )
+
+    return value
+
+
+def _queue(value: t.Any) -> QueueSetting:
+    if isinstance(value, str):
+        ok = re.fullmatch(r"[A-Za-z0-9_.:-]+", value) is not None
+    else:
+        ok = callable(value) or hasattr(value, "enqueue_call")
+
+    if not ok:
+        raise _wrong(
+            "CREDLY_QUEUE",
+            value,
+            "a queue's name, an rq.Queue, or a function that takes the app and"
+            " returns one",
+        )
+
+    return t.cast(QueueSetting, value)
+
+
+def _number(
+    config: cabc.Mapping[str, t.Any], key: str, default: float, low: float, high: float
+) -> float:
+    value = config.get(key, default)
+
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not low <= value <= high
+    ):
+        raise _wrong(key, value, f"a number of seconds from {low} to {high}")
+
+    return value
+
+
+def _concurrency(value: t.Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 64:
+        raise _wrong("CREDLY_CONCURRENCY", value, "a whole number from 1 to 64")
+
+    return value
+
+
+def _prefix(value: t.Any) -> str:
+    if (
+        not isinstance(value, str)
+        or not value.startswith("/")
+        or not value.strip("/")
+        or re.search(r"[\s<>?#]", value)
+    ):
+        raise _wrong("CREDLY_URL_PREFIX", value, "a path such as '/integrations'")
+
+    return value.rstrip("/")
+
+
+def _layout(value: t.Any) -> str:
+    # Jinja escapes by the file's ending.
+    if not isinstance(value, str) or not value.endswith((".html", ".htm")):
+        raise _wrong(
+            "CREDLY_LAYOUT", value, "the name of a template that ends in '.html'"
+        )
+
+    return value
+
+
+def encryption_keys(value: t.Any) -> list[str]:
+    """Read ``CREDLY_ENCRYPTION_KEYS``: a list, or a string with commas."""
+    if value is None:
+        return []
+
+    keys = value.split(",") if isinstance(value, str) else list(value)
+    return [key.strip() for key in keys if key.strip()]
+
+
+def _check_keys(value: t.Any) -> None:
+    wrong = ValueError(
+        "CREDLY_ENCRYPTION_KEYS must be a list of keys, newest first, each made by"
+        " cryptography.fernet.Fernet.generate_key().decode()."
+    )
+
+    if value is not None and not isinstance(value, (str, list, tuple)):
+        raise wrong
+
+    try:
+        keys = encryption_keys(value)
+    except AttributeError:
+        raise wrong from None
+
+    for key in keys:
+        # 32 bytes in URL-safe base64. Checked without loading cryptography.
+        if not re.fullmatch(r"[A-Za-z0-9_-]{43}=", key):
+            raise wrong
+
+    if value is not None and not keys:
+        raise wrong
