@@ -217,16 +217,17 @@ def _same(one: t.Any, other: str) -> bool:
     return isinstance(one, str) and one.strip().casefold() == other.strip().casefold()
 
 
-def _template_of(row: dict[str, t.Any]) -> t.Any:
+def _template_of(row: dict[str, t.Any], default: str) -> str:
     template = row.get("badge_template")
-    return template.get("id") if isinstance(template, dict) else None
+    found = template.get("id") if isinstance(template, dict) else None
+    return found if isinstance(found, str) else default
 
 
 def _echoes(data: dict[str, t.Any], badge: BadgeRequest) -> bool:
     """Whether the answer is about the badge that was asked for."""
     return (
         answers.is_uuid(data.get("id"))
-        and _template_of(data) in (None, badge.template_id)
+        and _template_of(data, badge.template_id).lower() == badge.template_id
         and ("recipient_email" not in data or _same(data["recipient_email"], badge.email))
     )
 
@@ -236,7 +237,7 @@ def _is_badge_of(row: t.Any, badge: BadgeRequest) -> t.TypeGuard[dict[str, t.Any
         isinstance(row, dict)
         and answers.is_uuid(row.get("id"))
         and row.get("state") in ("pending", "accepted")
-        and _template_of(row) == badge.template_id
+        and _template_of(row, "").lower() == badge.template_id
         and (
             _same(row.get("issuer_earner_id"), badge.earner_id)
             or _same(row.get("recipient_email"), badge.email)

@@ -1,0 +1,99 @@
+"""The decision table: what each answer means for a row and for the connection.
+
+One table, no code: every rule is tested, and the documentation prints it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing as t
+
+MAX_ATTEMPTS = 2
+"""The first request and its one automatic retry."""
+
+Phase = t.Literal["look-up", "issue"]
+
+Answer = t.Literal[
+    "issued",
+    "held",
+    "found",
+    "absent",
+    "refused",
+    "unknown",
+    "rate limited",
+    "unauthorized",
+    "unavailable",
+    "not sent",
+]
+
+Then = t.Literal["issued", "held", "failed", "wait", "at once", "issue"]
+"""What becomes of the row. ``wait``: pending, due after the retry delay. ``at once``:
+pending, due as soon as the gate is open. ``issue``: go on to the request.
+"""
+
+Close = t.Literal["rate limit", "unavailable", "expired"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One row of the table.
+
+    :param last: Whether the second attempt was made. ``None``: either.
+    :param counts: Whether the request was one of the two attempts.
+    :param maybe_issued: Whether Credly may have issued the badge unseen; ``None``
+        leaves what is known as it is.
+    :param logged: Whether "Badge issuance failed" is written to the error log.
+    :param close: The gate to close on the connection.
+    """
+
+    phase: Phase
+    answer: Answer
+    last: bool | None
+    then: Then
+    counts: bool = False
+    maybe_issued: bool | None = None
+    logged: bool = False
+    close: Close | None = None
+
+
+RULES: tuple[Rule, ...] = (
+    Rule("look-up", "found", None, "issued", maybe_issued=False),
+    Rule("look-up", "absent", False, "issue", maybe_issued=False),
+    Rule("look-up", "absent", True, "failed", maybe_issued=False, logged=True),
+    # Credly will not be asked: where it refuses duplicates itself, the request is
+    # safe. Where it does not, a person has to look.
+    Rule("look-up", "refused", False, "issue"),
+    Rule("look-up", "refused", True, "failed", logged=True),
+    Rule("look-up", "unknown", None, "wait"),
+    Rule("look-up", "rate limited", None, "at once", close="rate limit"),
+    Rule("look-up", "unauthorized", None, "at once", close="expired"),
+    Rule("look-up", "unavailable", None, "at once", close="unavailable"),
+    Rule("look-up", "not sent", None, "at once"),
+    Rule("issue", "issued", None, "issued", counts=True, maybe_issued=False),
+    Rule("issue", "found", None, "issued", counts=True, maybe_issued=False),
+    Rule("issue", "held", None, "held", counts=True, maybe_issued=False),
+    Rule("issue", "refused", False, "wait", counts=True),
+    Rule("issue", "refused", True, "failed", counts=True, logged=True),
+    # Also after the second: it may have gone through, so that one more look is due
+    # before anybody is told that it failed.
+    Rule("issue", "unknown", None, "wait", counts=True, maybe_issued=True),
+    Rule("issue", "rate limited", None, "at once", close="rate limit"),
+    Rule("issue", "unauthorized", None, "at once", close="expired"),
+    Rule("issue", "unavailable", None, "at once", close="unavailable"),
+    Rule("issue", "not sent", None, "at once"),
+)
+
+
+def decide(phase: Phase, answer: Answer, attempts: int) -> Rule:
+    """Find the rule.
+
+    :param attempts: Attempts so far, this one included if it is one.
+    :raises LookupError: If the phase cannot have this answer.
+    """
+    last = attempts >= MAX_ATTEMPTS
+
+    for rule in RULES:
+        if (rule.phase, rule.answer) == (phase, answer) and rule.last in (None, last):
+            return rule
+
+    raise LookupError(f"No rule for the answer {answer!r} to {phase!r}.")

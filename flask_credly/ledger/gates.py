@@ -1,0 +1,138 @@
+"""The gates that stop all issuing: a pause, and expired credentials.
+
+They stand on the connection, not in the rows: closing and opening them rewrites
+nothing. Every function takes the connection's generation: a verdict on credentials
+that were replaced in the meantime changes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import typing as t
+
+import sqlalchemy as sa
+
+from ..models import Connection
+from . import clock
+from . import log
+
+Reason = t.Literal["rate limit", "unavailable"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gate:
+    """What a worker needs to know before it sends anything.
+
+    :param is_open: Whether anything may be sent now.
+    :param probing: A pause is over and nothing has succeeded since: begin gently.
+    """
+
+    generation: str
+    organization_id: str
+    is_open: bool
+    probing: bool
+
+
+def read(engine: sa.Engine) -> Gate | None:
+    """Read the gate. ``None``: there is no connection."""
+    with engine.connect() as connection:
+        now = clock.now(connection)
+        row = connection.execute(
+            sa.select(
+                Connection.generation,
+                Connection.organization_id,
+                Connection.expired,
+                Connection.paused_until,
+            )
+        ).one_or_none()
+
+    if row is None:
+        return None
+
+    paused = row.paused_until is not None and row.paused_until > now
+    return Gate(
+        row.generation,
+        row.organization_id,
+        is_open=not row.expired and not paused,
+        probing=row.paused_until is not None,
+    )
+
+
+def is_open(generation: str, now: dt.datetime) -> sa.ColumnElement[bool]:
+    """The same as a condition, to be checked by the statement that depends on it."""
+    return (
+        sa.select(Connection.id)
+        .where(
+            Connection.generation == generation,
+            Connection.expired.is_(False),
+            sa.or_(Connection.paused_until.is_(None), Connection.paused_until <= now),
+        )
+        .exists()
+    )
+
+
+def pause(
+    engine: sa.Engine, generation: str, reason: Reason, seconds: float, error: str
+) -> dt.datetime | None:
+    """Close the gate for a while.
+
+    Writes one log entry a pause; while Credly cannot be reached, one an outage.
+
+    :return: Until when, or ``None`` if another worker had closed it already.
+    """
+    with engine.begin() as connection:
+        now = clock.now(connection)
+        until = now + dt.timedelta(seconds=seconds)
+        this = sa.update(Connection).where(Connection.generation == generation)
+        before = connection.execute(
+            sa.select(Connection.pause_reason).where(Connection.generation == generation)
+        ).scalar_one_or_none()
+        closed = connection.execute(
+            this.where(
+                sa.or_(Connection.paused_until.is_(None), Connection.paused_until <= now)
+            ).values(paused_until=until, pause_reason=reason)
+        ).rowcount
+
+        if not closed:
+            connection.execute(
+                this.where(Connection.paused_until < until).values(paused_until=until)
+            )
+            return None
+
+        if reason == "rate limit":
+            log.write(connection, now, log.RATE_LIMIT, log.rate_limit_details(error))
+        elif before != "unavailable":
+            log.write(connection, now, log.UNREACHABLE, log.unreachable_details(error))
+
+    return until
+
+
+def resume(engine: sa.Engine, generation: str) -> None:
+    """Note that a request succeeded after a pause."""
+    with engine.begin() as connection:
+        now = clock.now(connection)
+        connection.execute(
+            sa.update(Connection)
+            .where(Connection.generation == generation, Connection.paused_until <= now)
+            .values(paused_until=None, pause_reason=None)
+        )
+
+
+def expire(engine: sa.Engine, generation: str) -> bool:
+    """Close the gate until the admin reconnects. Writes one log entry an outage.
+
+    :return: Whether this call closed it.
+    """
+    with engine.begin() as connection:
+        closed = connection.execute(
+            sa.update(Connection)
+            .where(Connection.generation == generation, Connection.expired.is_(False))
+            .values(expired=True, token=None, token_fetch_until=None)
+        ).rowcount
+
+        if closed:
+            now = clock.now(connection)
+            log.write(connection, now, log.CONNECTION_EXPIRED, log.EXPIRED_DETAILS)
+
+    return bool(closed)

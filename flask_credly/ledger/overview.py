@@ -1,0 +1,87 @@
+"""What waits, what was done, and whether anything is in the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import typing as t
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from ..models import Connection
+from ..models import Issuance
+from ..models import Mapping
+from . import clock
+
+ConnectionState = t.Literal["none", "connected", "expired", "paused"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Overview:
+    """The state of the integration in numbers.
+
+    :param oldest_pending_seconds: Since when the longest waiting badge waits.
+    """
+
+    connection: ConnectionState
+    paused_until: dt.datetime | None
+    pause_reason: str | None
+    pending: int
+    issued: int
+    failed: int
+    held: int
+    oldest_pending_seconds: int | None
+    last_issued_at: dt.datetime | None
+    mappings: int
+
+
+def read(session: orm.Session | orm.scoped_session[t.Any]) -> Overview:
+    """Count."""
+    now = clock.now(session.connection())
+    states = session.execute(
+        sa.select(
+            Issuance.state,
+            sa.func.count(),
+            sa.func.min(Issuance.recorded_at),
+            sa.func.max(Issuance.settled_at),
+        ).group_by(Issuance.state)
+    ).all()
+    count = {state: number for state, number, _, _ in states}
+    waiting = [first for state, _, first, _ in states if state in ("pending", "sending")]
+    last = [last for state, _, _, last in states if state == "issued"]
+    connection = session.scalars(sa.select(Connection)).one_or_none()
+    paused = _paused_until(connection, now)
+    return Overview(
+        connection=_state(connection, paused),
+        paused_until=paused,
+        pause_reason=connection.pause_reason if connection and paused else None,
+        pending=count.get("pending", 0) + count.get("sending", 0),
+        issued=count.get("issued", 0),
+        failed=count.get("failed", 0),
+        held=count.get("held", 0),
+        oldest_pending_seconds=(
+            max(0, int((now - min(waiting)).total_seconds())) if waiting else None
+        ),
+        last_issued_at=last[0] if last else None,
+        mappings=session.scalar(sa.select(sa.func.count()).select_from(Mapping)) or 0,
+    )
+
+
+def _paused_until(
+    connection: Connection | None, now: dt.datetime
+) -> dt.datetime | None:
+    until = connection.paused_until if connection else None
+    return until if until and until > now else None
+
+
+def _state(
+    connection: Connection | None, paused_until: dt.datetime | None
+) -> ConnectionState:
+    if connection is None:
+        return "none"
+
+    if connection.expired:
+        return "expired"
+
+    return "paused" if paused_until else "connected"

@@ -1,0 +1,173 @@
+"""Writes down what became of claimed rows."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import datetime as dt
+
+import sqlalchemy as sa
+
+from ..models import Attempt
+from ..models import Issuance
+from . import clock
+from . import log
+from .claim import Row
+from .decide import Answer
+from .decide import Phase
+from .decide import Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Settlement:
+    """What became of one row.
+
+    :param row: The row as it was when the request went out.
+    :param knew_maybe: Whether the badge was maybe issued before this request.
+    :param wait: Seconds until the row is due again, where it waits.
+    :param detail: The error, worded for the admin.
+    """
+
+    row: Row
+    phase: Phase
+    answer: Answer
+    rule: Rule
+    knew_maybe: bool
+    wait: float = 0
+    badge_id: str | None = None
+    detail: str | None = None
+    status: int | None = None
+
+
+def settle(
+    engine: sa.Engine, settlements: cabc.Sequence[Settlement]
+) -> list[Settlement]:
+    """Save them all in one transaction.
+
+    :return: Those that were saved: without those whose lease was lost.
+    """
+    if not settlements:
+        return []
+
+    with engine.begin() as connection:
+        now = clock.now(connection)
+        return [each for each in settlements if _save(connection, each, now)]
+
+
+def cancel(engine: sa.Engine, rows: cabc.Iterable[Row], reason: str) -> None:
+    """End rows without a request, as their course is not mapped any more."""
+    with engine.begin() as connection:
+        now = clock.now(connection)
+
+        for row in rows:
+            connection.execute(
+                _held(row).values(
+                    state="cancelled",
+                    lease=None,
+                    due_at=None,
+                    settled_at=now,
+                    error=reason,
+                )
+            )
+
+
+def fail(engine: sa.Engine, row: Row, detail: str) -> bool:
+    """End a row without a request, as it cannot be sent as it is.
+
+    :return: Whether it was saved: not if the lease was lost.
+    """
+    with engine.begin() as connection:
+        now = clock.now(connection)
+        saved = connection.execute(
+            _held(row).values(
+                state="failed",
+                lease=None,
+                due_at=None,
+                settled_at=now,
+                error=detail[:500],
+                **_profile(row),
+            )
+        ).rowcount
+
+        if saved:
+            _log_failure(connection, row, now, detail)
+
+    return bool(saved)
+
+
+def _held(row: Row) -> sa.Update:
+    return sa.update(Issuance).where(
+        Issuance.id == row.id, Issuance.lease == row.lease, Issuance.state == "sending"
+    )
+
+
+def _profile(row: Row) -> dict[str, str]:
+    return {
+        "email": row.email,
+        "first_name": row.first_name,
+        "last_name": row.last_name,
+    }
+
+
+def _save(connection: sa.Connection, each: Settlement, now: dt.datetime) -> bool:
+    row, rule = each.row, each.rule
+    values: dict[str, object] = {"lease": None, "error": (each.detail or "")[:500] or None}
+
+    if rule.then in ("wait", "at once"):
+        values["state"] = "pending"
+        values["due_at"] = now + dt.timedelta(seconds=each.wait)
+    else:
+        values["state"] = rule.then
+        values["due_at"] = None
+        values["settled_at"] = now
+
+    if each.badge_id:
+        values["badge_id"] = each.badge_id
+
+    if each.phase == "issue":
+        values |= _profile(row)
+
+        if not rule.counts:
+            values["attempts"] = row.attempts - 1
+
+        if rule.maybe_issued is None:
+            values["maybe_issued"] = each.knew_maybe
+
+    if rule.maybe_issued is not None:
+        values["maybe_issued"] = rule.maybe_issued
+
+    if not connection.execute(_held(row).values(**values)).rowcount:
+        return False
+
+    if each.phase == "issue":
+        connection.execute(
+            sa.update(Attempt)
+            .where(
+                Attempt.issuance_id == row.id,
+                Attempt.lease == row.lease,
+                Attempt.finished_at.is_(None),
+            )
+            .values(
+                finished_at=now,
+                answer=each.answer,
+                status=each.status,
+                detail=(each.detail or "")[:500] or None,
+            )
+        )
+
+    if rule.logged:
+        _log_failure(connection, row, now, each.detail or "")
+
+    return True
+
+
+def _log_failure(
+    connection: sa.Connection, row: Row, now: dt.datetime, detail: str
+) -> None:
+    log.write(
+        connection,
+        now,
+        log.ISSUANCE_FAILED,
+        log.failed_details(row.badge_name, row.email, detail),
+        issuance_id=row.id,
+    )
