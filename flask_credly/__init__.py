@@ -1,0 +1,19 @@
+"""Issue Credly badges from a Flask application."""
+
+from .catalog import Course as Course
+from .catalog import Member as Member
+from .extension import Credly as Credly
+from .signals import badge_failed as badge_failed
+from .signals import badge_issued as badge_issued
+from .signals import course_completed as course_completed
+from .signals import issuance_paused as issuance_paused
+
+__all__ = [
+    "Course",
+    "Credly",
+    "Member",
+    "badge_failed",
+    "badge_issued",
+    "course_completed",
+    "issuance_paused",
+]

@@ -48,7 +48,12 @@ class RateLimited(CredlyError):
 
 
 class Unauthorized(CredlyError):
-    """The API did not accept the access token."""
+    """The API did not accept the access token.
+
+    :ivar token_version: Which of the connection's tokens it was.
+    """
+
+    token_version = 0
 
 
 class ConnectionExpired(CredlyError):

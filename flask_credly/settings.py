@@ -79,6 +79,17 @@ class Settings:
         )
 
 
+@dataclasses.dataclass
+class WebQueue:
+    """How this process last saw the queue: the one thing about an app that changes.
+
+    :param silent_until: Monotonic time before which Redis is not tried again.
+    """
+
+    queue: rq.Queue | None = None
+    silent_until: float = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class State:
     """What the extension knows of one application:
@@ -91,6 +102,7 @@ class State:
     list_courses: Hook
     is_admin: AdminHook
     load_member: MemberHook | None
+    web_queue: WebQueue = dataclasses.field(default_factory=WebQueue)
 
     @property
     def engine(self) -> sa.Engine:

@@ -43,6 +43,7 @@ class Row:
     completed_at: dt.datetime
     attempts: int
     maybe_issued: bool
+    error: str | None
     mapped: bool
     allows_duplicates: bool
 
@@ -61,6 +62,7 @@ _COLUMNS = (
     Issuance.completed_at,
     Issuance.attempts,
     Issuance.maybe_issued,
+    Issuance.error,
 )
 
 
@@ -202,6 +204,18 @@ def _begun(connection: sa.Connection, rows: cabc.Sequence[Row]) -> list[Row]:
         )
     }
     return [row for row in rows if attempts.get(row.id) == row.attempts + 1]
+
+
+def update_member(engine: sa.Engine, row: Row) -> None:
+    """Save the member's address and names as they are now."""
+    with engine.begin() as connection:
+        connection.execute(
+            sa.update(Issuance)
+            .where(Issuance.id == row.id, Issuance.lease == row.lease)
+            .values(
+                email=row.email, first_name=row.first_name, last_name=row.last_name
+            )
+        )
 
 
 def release(engine: sa.Engine, rows: cabc.Iterable[Row]) -> None:

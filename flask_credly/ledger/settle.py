@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from ..models import Attempt
 from ..models import Issuance
+from ..models import State
 from . import clock
 from . import log
 from .claim import Row
@@ -54,21 +55,10 @@ def settle(
         return [each for each in settlements if _save(connection, each, now)]
 
 
-def cancel(engine: sa.Engine, rows: cabc.Iterable[Row], reason: str) -> None:
-    """End rows without a request, as their course is not mapped any more."""
+def cancel(engine: sa.Engine, row: Row, reason: str) -> None:
+    """End a row without a request, as its course is not mapped any more."""
     with engine.begin() as connection:
-        now = clock.now(connection)
-
-        for row in rows:
-            connection.execute(
-                _held(row).values(
-                    state="cancelled",
-                    lease=None,
-                    due_at=None,
-                    settled_at=now,
-                    error=reason,
-                )
-            )
+        _end(connection, row, "cancelled", reason)
 
 
 def fail(engine: sa.Engine, row: Row, detail: str) -> bool:
@@ -77,36 +67,24 @@ def fail(engine: sa.Engine, row: Row, detail: str) -> bool:
     :return: Whether it was saved: not if the lease was lost.
     """
     with engine.begin() as connection:
-        now = clock.now(connection)
-        saved = connection.execute(
-            _held(row).values(
-                state="failed",
-                lease=None,
-                due_at=None,
-                settled_at=now,
-                error=detail[:500],
-                **_profile(row),
-            )
-        ).rowcount
+        saved = _end(connection, row, "failed", detail)
 
         if saved:
-            _log_failure(connection, row, now, detail)
+            _log_failure(connection, row, clock.now(connection), detail)
 
-    return bool(saved)
+    return saved
+
+
+def _end(connection: sa.Connection, row: Row, state: State, error: str) -> bool:
+    values = {"state": state, "lease": None, "due_at": None, "error": error[:500]}
+    now = clock.now(connection)
+    return bool(connection.execute(_held(row).values(**values, settled_at=now)).rowcount)
 
 
 def _held(row: Row) -> sa.Update:
     return sa.update(Issuance).where(
         Issuance.id == row.id, Issuance.lease == row.lease, Issuance.state == "sending"
     )
-
-
-def _profile(row: Row) -> dict[str, str]:
-    return {
-        "email": row.email,
-        "first_name": row.first_name,
-        "last_name": row.last_name,
-    }
 
 
 def _save(connection: sa.Connection, each: Settlement, now: dt.datetime) -> bool:
@@ -125,8 +103,6 @@ def _save(connection: sa.Connection, each: Settlement, now: dt.datetime) -> bool
         values["badge_id"] = each.badge_id
 
     if each.phase == "issue":
-        values |= _profile(row)
-
         if not rule.counts:
             values["attempts"] = row.attempts - 1
 

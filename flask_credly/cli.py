@@ -1,0 +1,105 @@
+"""``flask credly …``"""
+
+from __future__ import annotations
+
+import json
+import typing as t
+
+import click
+from flask import current_app
+from flask.cli import AppGroup
+
+from . import connection
+from .errors import CredlyError
+from .issuing import bell
+from .issuing import workers
+from .ledger import claim
+from .ledger import overview
+from .settings import get_state
+
+
+def make_group() -> AppGroup:
+    """Make the command group for one application."""
+    group = AppGroup("credly", help="Issue Credly badges.")
+    group.command("worker")(worker)
+    group.command("status")(status)
+    group.command("sweep")(sweep)
+    group.command("sync")(sync)
+    return group
+
+
+@click.option("--burst", is_flag=True, help="Stop when nothing is due.")
+def worker(burst: bool) -> None:
+    """Issue badges as they come in."""
+    from redis import RedisError
+
+    from .issuing.worker import work
+
+    try:
+        work(get_state(), burst=burst)
+    except RedisError as e:
+        raise click.ClickException(
+            f"Redis cannot be reached ({type(e).__name__}). Is it running at the address"
+            " of CREDLY_REDIS_URL?"
+        ) from None
+
+
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def status(as_json: bool) -> None:
+    """Show what waits and whether anything is in the way."""
+    state = get_state()
+    found = overview.read(state.session)
+    until = found.paused_until
+    values: dict[str, t.Any] = {
+        "connection": found.connection,
+        "paused_until": until.isoformat() if until else None,
+        "pending": found.pending,
+        "issued": found.issued,
+        "failed": found.failed,
+        "held": found.held,
+        "oldest_pending_seconds": found.oldest_pending_seconds,
+        "workers": workers.count(state),
+    }
+
+    if as_json:
+        click.echo(json.dumps(values))
+        return
+
+    for name, value in values.items():
+        click.echo(f"{name.replace('_', ' '):24}{'-' if value is None else value}")
+
+
+def sweep() -> None:
+    """Ring for a worker if a badge is due."""
+    state = get_state()
+
+    if not claim.any_due(state.engine):
+        click.echo("Nothing is due.")
+        return
+
+    if not bell.ring(state, insist=True):
+        raise click.ClickException(
+            "Badges are due, but Redis cannot be reached at the address of"
+            " CREDLY_REDIS_URL. They wait."
+        )
+
+    click.echo("Badges are due. A worker was rung.")
+
+
+def sync() -> None:
+    """Load the active badge templates from Credly."""
+    state = get_state()
+
+    if connection.get(state.session) is None:
+        raise click.ClickException(
+            "Credly is not connected. An admin connects it at"
+            f" {current_app.config.get('APPLICATION_ROOT', '/').rstrip('/')}"
+            f"{state.settings.url_prefix}/."
+        )
+
+    try:
+        count = connection.sync_templates(state)
+    except CredlyError as e:
+        raise click.ClickException(f"The list could not be loaded. {e.detail}") from None
+
+    click.echo(f"{count} active badge templates.")

@@ -1,0 +1,25 @@
+"""Connect, reconnect, remove; badge templates and mappings.
+
+Every function that changes something commits it.
+"""
+
+from .connecting import check as check
+from .connecting import connect as connect
+from .connecting import Connected as Connected
+from .connecting import CouldNotVerify as CouldNotVerify
+from .connecting import get as get
+from .connecting import NoKey as NoKey
+from .connecting import NotConnected as NotConnected
+from .connecting import NotVerified as NotVerified
+from .connecting import OtherOrganization as OtherOrganization
+from .connecting import remove as remove
+from .mappings import add_mapping as add_mapping
+from .mappings import AlreadyMapped as AlreadyMapped
+from .mappings import change_mapping as change_mapping
+from .mappings import get_mapping as get_mapping
+from .mappings import list_mappings as list_mappings
+from .mappings import remove_mapping as remove_mapping
+from .mappings import UnknownMapping as UnknownMapping
+from .mappings import UnknownTemplate as UnknownTemplate
+from .templates import list_templates as list_templates
+from .templates import sync_templates as sync_templates

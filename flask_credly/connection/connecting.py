@@ -1,0 +1,277 @@
+"""Connecting: verified before anything is saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import secrets
+import typing as t
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from .. import keys
+from ..errors import ConnectionExpired
+from ..errors import CredlyError
+from ..errors import Refused
+from ..errors import Unauthorized
+from ..issuing import bell
+from ..issuing.token import get_token
+from ..issuing.token import seal_secret
+from ..issuing.token import seal_token
+from ..ledger import clock
+from ..ledger import gates
+from ..models import Connection
+from ..models import CONNECTION_ID
+from ..models import Installation
+from ..models import Issuance
+from ..models import LogEntry
+from ..models import Mapping
+from ..models import Template
+from ..settings import State
+from . import templates
+
+if t.TYPE_CHECKING:
+    from ..credly import Client
+    from ..credly import TemplatePage
+    from ..credly import Token
+
+INLINE_PAGES = 5
+"""Pages of 50 templates that are loaded while the admin waits."""
+
+
+class NotVerified(CredlyError):
+    """Credly refused the Organization ID or the credentials."""
+
+
+class CouldNotVerify(CredlyError):
+    """Credly could not be asked. Nothing was learned about the credentials."""
+
+
+class OtherOrganization(Exception):
+    """Connected to another organization: Remove comes first."""
+
+
+class NotConnected(Exception):
+    """There is no connection."""
+
+
+class NoKey(Exception):
+    """There is no key to encrypt the Client Secret with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Connected:
+    """A new connection.
+
+    :param templates: How many badge templates were loaded.
+    :param complete: Whether these are all; the rest is loaded in the background.
+    """
+
+    templates: int
+    complete: bool
+
+
+def get(session: orm.Session | orm.scoped_session[t.Any]) -> Connection | None:
+    """Get the connection."""
+    return session.scalars(sa.select(Connection)).one_or_none()
+
+
+def connect(
+    state: State, *, organization_id: str, client_id: str, client_secret: str
+) -> Connected:
+    """Verify the credentials, save them, and load the badge templates.
+
+    For an organization that is connected already the mappings and the log are kept,
+    and what was parked is released.
+
+    :raises NoKey: Neither ``CREDLY_ENCRYPTION_KEYS`` nor ``SECRET_KEY`` is set.
+    :raises OtherOrganization: Another one is connected.
+    :raises NotVerified: Credly refused the credentials.
+    :raises CouldNotVerify: Credly could not be asked.
+    """
+    organization_id = organization_id.lower()
+
+    if not keys.can_seal(state.app.config):
+        raise NoKey
+
+    _refuse_other(state, organization_id)
+
+    with templates.open_client(state, organization_id) as client:
+        token, first = _verify(state, client, client_id, client_secret)
+        _save(state, organization_id, client_id, client_secret, token)
+        complete = _load_templates(state, client, token, first)
+
+    bell.ring(state)
+    count = len(templates.list_templates(state.session))
+    return Connected(count, complete)
+
+
+def check(state: State) -> None:
+    """Verify the stored credentials. The connection is in force again if they are
+    good, and expired if they are not.
+
+    :raises NotConnected: There is no connection.
+    :raises NotVerified: Credly refused them.
+    :raises CouldNotVerify: Credly could not be asked.
+    """
+    if (gate := gates.read(state.engine)) is None:
+        raise NotConnected
+
+    with templates.open_client(state, gate.organization_id) as client:
+        try:
+            _list_first(state, client, gate.generation)
+        except (Refused, Unauthorized, ConnectionExpired) as e:
+            raise NotVerified(e.detail, status=e.status) from None
+        except CredlyError as e:
+            raise CouldNotVerify(e.detail, status=e.status) from None
+
+    with state.engine.begin() as connection:
+        connection.execute(
+            sa.update(Connection)
+            .where(Connection.generation == gate.generation)
+            .values(expired=False)
+        )
+
+    bell.ring(state)
+
+
+def remove(state: State) -> bool:
+    """Delete the credentials, the templates, the mappings and the error log, in one
+    transaction.
+
+    The ledger of what was issued stays, without personal data, so that a reconnect
+    does not issue it again. What was waiting is dropped.
+
+    :return: Whether there was a connection.
+    """
+    with state.engine.begin() as connection:
+        # In bulk, and not left to cascades: SQLite has them switched off by default.
+        for table in (LogEntry, Mapping, Template):
+            connection.execute(sa.delete(table))
+
+        removed = connection.execute(sa.delete(Connection)).rowcount
+        never_sent = sa.and_(
+            Issuance.state.in_(("pending", "failed", "cancelled")),
+            Issuance.attempts == 0,
+        )
+        connection.execute(sa.delete(Issuance).where(never_sent))
+        connection.execute(
+            sa.update(Issuance)
+            .where(Issuance.state == "pending")
+            .values(
+                state="failed",
+                due_at=None,
+                settled_at=clock.now(connection),
+                error="The integration was removed.",
+            )
+        )
+        connection.execute(
+            sa.update(Issuance)
+            .where(Issuance.email != "")
+            .values(email="", first_name="", last_name="")
+        )
+
+    return bool(removed)
+
+
+def _refuse_other(state: State, organization_id: str) -> None:
+    gate = gates.read(state.engine)
+
+    if gate is not None and gate.organization_id != organization_id:
+        raise OtherOrganization
+
+
+def _verify(
+    state: State, client: Client, client_id: str, client_secret: str
+) -> tuple[Token, TemplatePage]:
+    from ..credly import fetch_token
+
+    try:
+        token = fetch_token(
+            state.settings.token_url,
+            client_id,
+            client_secret,
+            timeout=state.settings.timeout,
+        )
+        # There is no scope for reading the organization itself. Its templates prove
+        # that the token is for it.
+        return token, client.templates(token.value, 1)
+    except (Refused, Unauthorized, ConnectionExpired) as e:
+        raise NotVerified(e.detail, status=e.status) from None
+    except CredlyError as e:
+        if e.status in (404, 422):  # of the token endpoint
+            raise NotVerified(e.detail, status=e.status) from None
+
+        raise CouldNotVerify(e.detail, status=e.status) from None
+
+
+def _list_first(state: State, client: Client, generation: str) -> None:
+    token = get_token(state, generation)
+
+    try:
+        client.templates(token.value, 1)
+    except Unauthorized:
+        token = get_token(state, generation, rejected=token.version)
+        client.templates(token.value, 1)
+
+
+def _save(
+    state: State,
+    organization_id: str,
+    client_id: str,
+    client_secret: str,
+    token: Token,
+) -> None:
+    with state.engine.begin() as connection:
+        now = clock.now(connection)
+        values = {
+            "organization_id": organization_id,
+            "client_id": client_id,
+            "client_secret": seal_secret(state, organization_id, client_secret),
+            "generation": secrets.token_hex(16),
+            "connected_at": now,
+            "expired": False,
+            "paused_until": None,
+            "pause_reason": None,
+            "token": seal_token(state, organization_id, token.value),
+            "token_version": 1,
+            "token_expires_at": now + dt.timedelta(seconds=token.expires_in),
+            "token_fetch_until": None,
+        }
+        replaced = connection.execute(
+            sa.update(Connection)
+            .where(Connection.organization_id == organization_id)
+            .values(**values)
+        ).rowcount
+
+        if not replaced:
+            _refuse_second(connection, values)
+
+        if connection.scalar(sa.select(Installation.key)) is None:
+            connection.execute(
+                sa.insert(Installation).values(id=1, key=secrets.token_hex(16))
+            )
+
+
+def _refuse_second(connection: sa.Connection, values: dict[str, t.Any]) -> None:
+    try:
+        connection.execute(sa.insert(Connection).values(id=CONNECTION_ID, **values))
+    except sa.exc.IntegrityError:
+        raise OtherOrganization from None
+
+
+def _load_templates(
+    state: State, client: Client, token: Token, first: TemplatePage
+) -> bool:
+    try:
+        complete = templates.load(
+            state, client, token.value, first=first, pages=INLINE_PAGES
+        )
+    except CredlyError:
+        complete = False
+
+    if not complete:
+        bell.ask_for_sync(state)
+
+    return complete

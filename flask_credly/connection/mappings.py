@@ -1,0 +1,183 @@
+"""Which course or learning path gives which badge."""
+
+from __future__ import annotations
+
+import typing as t
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from ..catalog import Course
+from ..issuing import bell
+from ..ledger import clock
+from ..models import CONNECTION_ID
+from ..models import Issuance
+from ..models import Mapping
+from ..models import Template
+from ..settings import State
+from .connecting import get
+from .connecting import NotConnected
+
+
+class AlreadyMapped(Exception):
+    """The course has a badge already.
+
+    :param badge_name: Which.
+    """
+
+    def __init__(self, badge_name: str) -> None:
+        super().__init__(badge_name)
+        self.badge_name = badge_name
+
+
+class UnknownTemplate(Exception):
+    """Not an active badge template of the connected organization."""
+
+
+class UnknownMapping(Exception):
+    """There is no such mapping any more."""
+
+
+def list_mappings(session: orm.Session | orm.scoped_session[t.Any]) -> list[Mapping]:
+    """Get all mappings, by the course's title."""
+    return list(
+        session.scalars(sa.select(Mapping).order_by(Mapping.course_title, Mapping.id))
+    )
+
+
+def get_mapping(
+    session: orm.Session | orm.scoped_session[t.Any], mapping_id: int
+) -> Mapping | None:
+    """Get one mapping."""
+    return session.get(Mapping, mapping_id)
+
+
+def add_mapping(
+    state: State, course: Course, template_id: str, *, undo: bool = False
+) -> Mapping:
+    """Map a course to a badge template.
+
+    :param undo: Whether this takes back a removal: what was cancelled by it is due
+        again.
+    :raises NotConnected: There is no connection.
+    :raises UnknownTemplate: No such active template.
+    :raises AlreadyMapped: The course has a badge.
+    """
+    session = state.session
+    template = _active_template(session, template_id)
+    mapping = Mapping(
+        connection_id=CONNECTION_ID,
+        kind=course.kind,
+        course_id=course.id,
+        course_title=course.title[:500],
+        template_id=template.id,
+    )
+    session.add(mapping)
+
+    if undo:
+        session.execute(
+            _issuances(course, "cancelled").values(
+                state="pending",
+                settled_at=None,
+                error=None,
+                due_at=clock.now(session.connection()),
+            )
+        )
+
+    _commit(session, course)
+
+    if undo:
+        bell.ring(state)
+
+    return mapping
+
+
+def change_mapping(
+    state: State, mapping_id: int, course: Course, template_id: str
+) -> Mapping:
+    """Map another course, or to another badge template. Badges that wait, and were
+    not perhaps issued already, become the new one.
+
+    :raises UnknownMapping: It was removed.
+    :raises NotConnected: There is no connection.
+    :raises UnknownTemplate: No such active template.
+    :raises AlreadyMapped: The course has another badge.
+    """
+    session = state.session
+
+    if (mapping := get_mapping(session, mapping_id)) is None:
+        raise UnknownMapping
+
+    template = _active_template(session, template_id)
+    mapping.kind = course.kind
+    mapping.course_id = course.id
+    mapping.course_title = course.title[:500]
+    mapping.template = template
+    session.execute(
+        _issuances(course, "pending")
+        .where(Issuance.maybe_issued.is_(False))
+        .values(template_id=template.id, badge_name=template.name)
+    )
+    _commit(session, course)
+    return mapping
+
+
+def remove_mapping(state: State, mapping_id: int) -> Mapping | None:
+    """Remove a mapping. Badges already issued are kept; those that wait are cancelled
+    when their turn comes.
+
+    :return: The removed mapping, or ``None`` if there was none.
+    """
+    session = state.session
+
+    if (mapping := get_mapping(session, mapping_id)) is None:
+        return None
+
+    session.delete(mapping)
+    session.commit()
+    return mapping
+
+
+def _active_template(
+    session: orm.scoped_session[t.Any], template_id: str
+) -> Template:
+    if get(session) is None:
+        raise NotConnected
+
+    template = session.get(Template, template_id)
+
+    if template is None or not template.active:
+        raise UnknownTemplate
+
+    return template
+
+
+def _issuances(course: Course, state: str) -> sa.Update:
+    # Without a flush: what the unique constraint says is to be heard at the commit.
+    return (
+        sa.update(Issuance)
+        .where(
+            Issuance.kind == course.kind,
+            Issuance.course_id == course.id,
+            Issuance.state == state,
+        )
+        .execution_options(autoflush=False, synchronize_session=False)
+    )
+
+
+def _commit(session: orm.scoped_session[t.Any], course: Course) -> None:
+    # The unique constraint decides, also between two admins at the same time.
+    try:
+        session.commit()
+    except sa.exc.IntegrityError:
+        session.rollback()
+        other = session.scalars(
+            sa.select(Mapping).where(
+                Mapping.kind == course.kind, Mapping.course_id == course.id
+            )
+        ).one_or_none()
+
+        if other is None:
+            raise NotConnected from None
+
+        raise AlreadyMapped(other.template.name) from None

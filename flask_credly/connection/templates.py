@@ -1,0 +1,165 @@
+"""Our copy of the organization's badge templates."""
+
+from __future__ import annotations
+
+import typing as t
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from ..errors import ConnectionExpired
+from ..errors import Unauthorized
+from ..issuing.token import get_token
+from ..ledger import clock
+from ..ledger import gates
+from ..models import Connection
+from ..models import CONNECTION_ID
+from ..models import Template
+from ..settings import State
+
+if t.TYPE_CHECKING:
+    from ..credly import Client
+    from ..credly import TemplatePage
+
+MAX_PAGES = 200
+"""Pages of 50 after which a list is taken for endless."""
+
+
+def open_client(state: State, organization_id: str) -> Client:
+    """Open a client for the API. Close it after use."""
+    # Loaded here: a web request that does not ask Credly needs no HTTP library.
+    from ..credly import Client
+
+    return Client(
+        state.settings.api_url, organization_id, timeout=state.settings.timeout
+    )
+
+
+def list_templates(
+    session: orm.Session | orm.scoped_session[t.Any],
+) -> list[Template]:
+    """Get the active badge templates, by name."""
+    return list(
+        session.scalars(
+            sa.select(Template)
+            .where(Template.active.is_(True))
+            .order_by(Template.name, Template.id)
+        )
+    )
+
+
+def sync_templates(state: State) -> int:
+    """Load all active badge templates from Credly. Those that are gone are marked as
+    no longer active; no mapping is ever deleted.
+
+    :return: How many there are. 0 without a connection.
+    :raises CredlyError: Credly did not give the whole list. What was loaded is kept.
+    """
+    if (gate := gates.read(state.engine)) is None:
+        return 0
+
+    with open_client(state, gate.organization_id) as client:
+        token = get_token(state, gate.generation)
+
+        try:
+            load(state, client, token.value)
+        except Unauthorized:
+            token = get_token(state, gate.generation, rejected=token.version)
+
+            try:
+                load(state, client, token.value)
+            except Unauthorized as e:
+                gates.expire(state.engine, gate.generation)
+                raise ConnectionExpired(e.detail, status=e.status) from None
+
+    return len(list_templates(state.session))
+
+
+def load(
+    state: State,
+    client: Client,
+    token: str,
+    *,
+    first: TemplatePage | None = None,
+    pages: int = MAX_PAGES,
+) -> bool:
+    """Load the list, page by page.
+
+    :param first: The first page, if it is at hand.
+    :param pages: How many to load at most.
+    :return: Whether that was the whole list.
+    """
+    seen: set[str] = set()
+    page = first or client.templates(token, 1)
+
+    for number in range(2, pages + 2):
+        _save(state, page)
+        seen.update(row.id for row in page.rows)
+
+        if page.is_last:
+            _mark_missing(state, seen)
+            return True
+
+        if number <= pages:
+            page = client.templates(token, number)
+
+    return False
+
+
+def _save(state: State, page: TemplatePage) -> None:
+    """Save one page. Writes only what changed."""
+    with state.engine.begin() as connection:
+        # Takes the row's lock: two syncs at once would insert the same templates.
+        if not connection.execute(sa.update(Connection).values(id=CONNECTION_ID)).rowcount:
+            return  # removed in the meantime
+
+        known = {
+            row.id: row
+            for row in connection.execute(
+                sa.select(Template.__table__).where(
+                    Template.id.in_([row.id for row in page.rows])
+                )
+            )
+        }
+        new, changed = [], []
+
+        for row in page.rows:
+            values = {
+                "name": row.name,
+                "image_url": row.image_url,
+                "allows_duplicates": row.allows_duplicates,
+                "active": True,
+            }
+            old = known.get(row.id)
+
+            if old is None:
+                new.append({"id": row.id, "connection_id": CONNECTION_ID, **values})
+            elif any(old._mapping[name] != value for name, value in values.items()):
+                changed.append({"p_id": row.id, **values})
+
+        if new:
+            connection.execute(sa.insert(Template), new)
+
+        if changed:
+            connection.execute(
+                sa.update(Template.__table__).where(Template.id == sa.bindparam("p_id")),
+                changed,
+            )
+
+
+def _mark_missing(state: State, seen: set[str]) -> None:
+    with state.engine.begin() as connection:
+        stored = connection.scalars(sa.select(Template.id).where(Template.active.is_(True)))
+        gone = [{"p_id": id_} for id_ in set(stored) - seen]
+
+        if gone:
+            connection.execute(
+                sa.update(Template.__table__)
+                .where(Template.id == sa.bindparam("p_id"))
+                .values(active=False),
+                gone,
+            )
+
+        connection.execute(
+            sa.update(Connection).values(templates_synced_at=clock.now(connection))
+        )

@@ -1,0 +1,276 @@
+"""Wires everything to an application."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import typing as t
+
+from flask import current_app
+from flask import Flask
+from flask import has_app_context
+from sqlalchemy import event
+from sqlalchemy import orm
+
+from . import signals
+from .admin import make_blueprint
+from .catalog import Completion
+from .catalog import Kind
+from .catalog import KINDS
+from .catalog import Member
+from .cli import make_group
+from .issuing import bell
+from .ledger import record
+from .models import copy_tables
+from .settings import AdminHook
+from .settings import Hook
+from .settings import MemberHook
+from .settings import Settings
+from .settings import State
+
+logger = logging.getLogger("flask_credly")
+
+FUTURE = dt.timedelta(minutes=5)
+"""How far ahead a completion's time may be: another machine's clock, not a mistake."""
+
+_RING = "credly_ring"
+
+HookT = t.TypeVar("HookT", bound=t.Callable[..., t.Any])
+
+
+class Credly:
+    """Issues Credly badges to members who complete courses.
+
+    Register the hooks, then call :meth:`init_app`::
+
+        credly = Credly()
+
+        @credly.courses
+        def courses():
+            return [Course(id="py-101", title="Python 101")]
+
+        @credly.is_admin
+        def is_admin():
+            return current_user.is_authenticated and current_user.is_admin
+
+        credly.init_app(app)
+    """
+
+    def __init__(self) -> None:
+        self._courses: Hook | None = None
+        self._is_admin: AdminHook | None = None
+        self._member: MemberHook | None = None
+
+    def courses(self, hook: HookT) -> HookT:
+        """Register the function that lists the courses and learning paths that can be
+        mapped, as an iterable of :class:`.Course`. Required.
+        """
+        self._courses = hook
+        return hook
+
+    def is_admin(self, hook: HookT) -> HookT:
+        """Register the function that says whether the current visitor may see and use
+        the pages. Required.
+
+        Only ``True`` lets in. A response is sent as the refusal: a redirect to the
+        login, for example.
+        """
+        self._is_admin = hook
+        return hook
+
+    def member(self, hook: HookT) -> HookT:
+        """Register the function that loads a :class:`.Member` as it is now, by id, or
+        ``None``. Asked before a retry, and when a name or address is missing.
+        """
+        self._member = hook
+        return hook
+
+    def init_app(self, app: Flask) -> None:
+        """Register the extension on an application.
+
+        Call it after the configuration was loaded and ``db.init_app(app)`` was called.
+
+        :raises RuntimeError: If it is called twice, too early, or without a required
+            hook.
+        :raises ValueError: If a ``CREDLY_*`` value is wrong.
+        """
+        if "credly" in app.extensions:
+            raise RuntimeError("Flask-Credly is already initialized on this app.")
+
+        if self._is_admin is None:
+            raise RuntimeError(
+                "Flask-Credly needs to know who may use its pages. Register a function"
+                " that returns True for an admin with '@credly.is_admin' before"
+                " 'credly.init_app(app)'."
+            )
+
+        if self._courses is None:
+            raise RuntimeError(
+                "Flask-Credly needs to know what can be mapped. Register a function"
+                " that returns Course objects with '@credly.courses' before"
+                " 'credly.init_app(app)'."
+            )
+
+        if "sqlalchemy" not in app.extensions:
+            raise RuntimeError("Call 'db.init_app(app)' before 'credly.init_app(app)'.")
+
+        state = State(
+            app=app,
+            settings=Settings.from_config(app.config),
+            db=app.extensions["sqlalchemy"],
+            list_courses=self._courses,
+            is_admin=self._is_admin,
+            load_member=self._member,
+        )
+        copy_tables(state.db.metadata)
+
+        with app.app_context():
+            record.watch_writes(state.engine)
+
+        app.extensions["credly"] = state
+        app.register_blueprint(make_blueprint(state.settings))
+        app.cli.add_command(make_group())
+
+
+# One receiver for all apps, found through the sender: blinker would forget a function
+# made in init_app, and a proxy of the app is not the sender it compares with.
+@signals.course_completed.connect
+def _on_course_completed(sender: t.Any, **given: t.Any) -> None:
+    try:
+        if (app := _app_of(sender)) is not None:
+            _record(app, **given)
+    except Exception:
+        # The host's request goes on. Here is all that is needed to do it again, but
+        # for the member's name and address.
+        logger.exception(
+            "A completion was not recorded: member %r, %s %r, completed at %s. Send it"
+            " again once the cause is mended.",
+            getattr(given.get("member"), "id", None),
+            given.get("kind", "course"),
+            given.get("course_id"),
+            given.get("completed_at", "now"),
+        )
+
+
+def _app_of(sender: t.Any) -> Flask | None:
+    if hasattr(sender, "_get_current_object"):
+        sender = sender._get_current_object()
+
+    if not isinstance(sender, Flask) and has_app_context():
+        sender = current_app._get_current_object()  # type: ignore[attr-defined]
+
+    if isinstance(sender, Flask):
+        # Another app of this process may have no integration.
+        return sender if "credly" in sender.extensions else None
+
+    raise TypeError("Send the signal with the app: course_completed.send(app, …).")
+
+
+def _record(app: Flask, *, session: orm.Session | None = None, **given: t.Any) -> None:
+    completion = read_completion(**given)
+    state: State = app.extensions["credly"]
+
+    if has_app_context() and current_app._get_current_object() is app:  # type: ignore[attr-defined]
+        _record_in_context(state, completion, session)
+    else:
+        with app.app_context():
+            _record_in_context(state, completion, session)
+
+
+def _record_in_context(
+    state: State, completion: Completion, session: orm.Session | None
+) -> None:
+    host = session if session is not None else state.session
+    host = host() if isinstance(host, orm.scoped_session) else host
+    written, waits = record.record(
+        state.engine, host, completion, join=session is not None
+    )
+
+    if not written:
+        return
+
+    if waits:
+        host.info.setdefault(_RING, set()).add(state.app)
+    else:
+        bell.ring(state)
+
+
+@event.listens_for(orm.Session, "after_commit")
+def _ring_after_commit(session: orm.Session) -> None:
+    # Also called when a savepoint is released. A rollback leaves the note behind: a
+    # false alarm does no harm.
+    if _RING not in session.info or session.in_nested_transaction():
+        return
+
+    for app in session.info.pop(_RING):
+        # An exception here would spoil the host's session after its commit.
+        try:
+            bell.ring(app.extensions["credly"])
+        except Exception:
+            logger.exception("No worker could be rung. The next sweep finds the row.")
+
+
+def read_completion(
+    *,
+    member: t.Any = None,
+    course_id: t.Any = None,
+    kind: t.Any = "course",
+    completed_at: dt.datetime | None = None,
+    **unknown: t.Any,
+) -> Completion:
+    """Check what came with the signal.
+
+    :raises TypeError: An argument is missing, unknown or of the wrong type.
+    :raises ValueError: A value cannot be used.
+    """
+    if unknown:
+        raise TypeError(f"course_completed does not take {', '.join(sorted(unknown))}.")
+
+    if not isinstance(member, Member):
+        raise TypeError("member must be a flask_credly.Member.")
+
+    if kind not in KINDS:
+        raise ValueError(f"kind must be 'course' or 'learning_path', not {kind!r}.")
+
+    now = dt.datetime.now(dt.UTC)
+    completed_at = now if completed_at is None else completed_at
+
+    if not isinstance(completed_at, dt.datetime) or completed_at.tzinfo is None:
+        raise ValueError(
+            "completed_at must be an aware time, such as datetime.now(UTC), not"
+            f" {completed_at!r}."
+        )
+
+    if completed_at > now + FUTURE:
+        raise ValueError(f"completed_at is in the future: {completed_at}.")
+
+    return Completion(
+        member=Member(
+            id=_id(member.id, "member.id"),
+            email=_text(member.email, 320),
+            first_name=_text(member.first_name, 255),
+            last_name=_text(member.last_name, 255),
+        ),
+        course_id=_id(course_id, "course_id"),
+        kind=t.cast(Kind, kind),
+        completed_at=completed_at,
+    )
+
+
+def _id(value: t.Any, name: str) -> str:
+    # An integer key is the commonest slip, and harmless.
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+
+    if not isinstance(value, str) or not 0 < len(value) <= 191 or "\x00" in value:
+        raise ValueError(f"{name} must be a string of 1 to 191 characters.")
+
+    return value
+
+
+def _text(value: t.Any, length: int) -> str:
+    # What is missing or broken is for the admin to see and not for the host's request.
+    if not isinstance(value, str):
+        return ""
+
+    return "".join(char for char in value if char.isprintable()).strip()[:length]

@@ -1,0 +1,1 @@
+"""Brings the ledger and Credly together: the bell, the drain, the worker."""

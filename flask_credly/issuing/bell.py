@@ -1,0 +1,144 @@
+"""Rings for a worker.
+
+A job carries no data, so that nothing is lost with it: the row in the ledger is the
+job. A bell that could not be rung is logged, and the sweep finds the row.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import typing as t
+
+from flask import Flask
+
+from ..settings import Settings
+from ..settings import State
+
+if t.TYPE_CHECKING:
+    import redis
+    import rq
+
+logger = logging.getLogger("flask_credly")
+
+DRAIN = "flask_credly.jobs.drain"
+SYNC = "flask_credly.jobs.sync"
+
+WEB_TIMEOUT = 0.25
+"""Seconds a web request waits for Redis. The defaults of redis-py add up to a minute."""
+
+SILENCE = 30.0
+"""Seconds without a further try after Redis did not answer."""
+
+JOB_TIMEOUT = 300
+"""Seconds after which RQ ends a job."""
+
+_RUNG_FOR = 60
+
+
+def ring(state: State, *, insist: bool = False) -> bool:
+    """Ask for a drain, unless one was asked for that has not begun yet.
+
+    :param insist: Whether to enqueue in any case.
+    :return: Whether Redis took it. ``False`` is logged and harmless.
+    """
+    return _try(state, lambda queue: enqueue_drain(queue, insist=insist))
+
+
+def ask_for_sync(state: State) -> bool:
+    """Ask for the badge templates to be loaded in the background."""
+    return _try(state, lambda queue: _enqueue(queue, SYNC))
+
+
+def enqueue_drain(queue: rq.Queue, *, insist: bool) -> None:
+    """Do what :func:`ring` does, on a given queue.
+
+    :raises redis.RedisError: If Redis does not take it.
+    """
+    if queue.connection.set(_key(queue), 1, nx=not insist, ex=_RUNG_FOR):
+        _enqueue(queue, DRAIN)
+
+
+def heard(state: State) -> None:
+    """Note that a drain begins: a completion from now on rings anew."""
+    _try(state, lambda queue: queue.connection.delete(_key(queue)))
+
+
+def make_queue(
+    app: Flask, settings: Settings, connection: redis.Redis | None = None
+) -> rq.Queue:
+    """Build the queue that ``CREDLY_QUEUE`` means.
+
+    :param connection: For a queue given by name. Default: one with short timeouts, for
+        use in a web request.
+    """
+    import rq
+
+    if isinstance(settings.queue, str):
+        return rq.Queue(
+            settings.queue,
+            connection=connection or _web_redis(settings),
+            serializer="json",
+        )
+
+    if isinstance(settings.queue, rq.Queue):
+        return settings.queue
+
+    return settings.queue(app)
+
+
+def _web_redis(settings: Settings) -> redis.Redis:
+    import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
+
+    return redis.Redis.from_url(
+        settings.redis_url,
+        socket_timeout=WEB_TIMEOUT,
+        socket_connect_timeout=WEB_TIMEOUT,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+def _key(queue: rq.Queue) -> str:
+    return f"flask-credly:rung:{queue.name}"
+
+
+def _enqueue(queue: rq.Queue, function: str) -> None:
+    # The default description is the call with its arguments, and failed jobs are kept
+    # for a year.
+    queue.enqueue_call(
+        function,
+        description=function,
+        timeout=JOB_TIMEOUT,
+        result_ttl=0,
+        failure_ttl=86_400,
+    )
+
+
+def _try(state: State, ask: t.Callable[[rq.Queue], object]) -> bool:
+    if time.monotonic() < state.web_queue.silent_until:
+        return False
+
+    from redis.exceptions import RedisError
+
+    try:
+        ask(web_queue(state))
+    except (RedisError, OSError) as e:
+        state.web_queue.silent_until = time.monotonic() + SILENCE
+        logger.warning(
+            "The queue cannot be reached (%s). Nothing is lost: badges wait in the"
+            " database until a worker sweeps.",
+            type(e).__name__,
+        )
+        return False
+
+    return True
+
+
+def web_queue(state: State) -> rq.Queue:
+    """Get the queue with a connection that does not hold up a web request."""
+    if state.web_queue.queue is None:
+        state.web_queue.queue = make_queue(state.app, state.settings)
+
+    return state.web_queue.queue

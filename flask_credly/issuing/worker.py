@@ -1,0 +1,122 @@
+"""The worker: RQ's, with a sweep in its loop and deaf to foreign jobs."""
+
+from __future__ import annotations
+
+import logging
+import typing as t
+
+import redis
+import rq
+from flask import Flask
+from rq.worker import Worker
+
+from ..ledger import claim
+from ..settings import get_state
+from ..settings import State
+from . import bell
+
+logger = logging.getLogger("flask_credly")
+
+SWEEP_INTERVAL = 5
+"""Seconds between two looks at the ledger for rows that nobody rang for."""
+
+OWN_JOBS = frozenset({bell.DRAIN, bell.SYNC})
+
+
+class OwnJob(rq.job.Job):
+    """A job that only runs our own functions: whoever can write to Redis can put any
+    function's name there.
+    """
+
+    @property
+    def func(self) -> t.Any:
+        if self.func_name not in OWN_JOBS:
+            raise PermissionError(f"Not a job of Flask-Credly: {self.func_name!r}.")
+
+        return super().func
+
+    # They would name functions as well.
+    success_callback = failure_callback = stopped_callback = None
+
+
+class CredlyWorker(Worker):
+    """Runs drains, and sweeps while it waits."""
+
+    job_class = OwnJob
+
+    def __init__(self, app: Flask, queue: rq.Queue) -> None:
+        # While it waits, RQ looks up only when its pop returns, at its shortest after
+        # a second; its own cleaning of jobs of dead workers hangs on that as well.
+        super().__init__(
+            [queue],
+            connection=queue.connection,
+            serializer=queue.serializer,
+            maintenance_interval=30,
+            worker_ttl=60,
+        )
+        self._app = app
+        self._failed = False
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[rq.job.Job, rq.Queue] | None:
+        burst = timeout is None
+
+        while True:
+            # What makes every drain fail is not made better by a drain at once.
+            if not self._failed:
+                self._sweep()
+
+            wait = None if burst else SWEEP_INTERVAL
+            result = super().dequeue_job_and_maintain_ttl(wait, wait)
+
+            if result is not None or burst:
+                return result
+
+            self._failed = False
+
+    def execute_job(self, job: rq.job.Job, queue: rq.Queue) -> None:
+        super().execute_job(job, queue)
+        # A job that went well is gone by now.
+        self._failed = job.exists(job.id, self.connection) and job.is_failed
+
+    def main_work_horse(self, *args: t.Any) -> None:
+        # The parent's connections must not be used by two processes.
+        with self._app.app_context():
+            _forget_connections(get_state())
+            super().main_work_horse(*args)
+
+    def _sweep(self) -> None:
+        # An exception here would end the worker.
+        try:
+            with self._app.app_context():
+                state = get_state()
+
+                try:
+                    if claim.any_due(state.engine):
+                        queue = self.queues[0]
+                        bell.enqueue_drain(queue, insist=queue.is_empty())
+                finally:
+                    # Nothing may be open when the work horse is forked.
+                    for engine in state.db.engines.values():
+                        engine.dispose()
+        except redis.RedisError as e:
+            logger.warning("The sweep could not ring: %s", type(e).__name__)
+        except Exception:
+            logger.exception("The sweep failed and is tried again.")
+
+
+def _forget_connections(state: State) -> None:
+    for engine in state.db.engines.values():
+        engine.dispose(close=False)
+
+
+def work(state: State, *, burst: bool) -> None:
+    """Run a worker until it is told to stop.
+
+    :param burst: Stop when nothing is due.
+    """
+    queue = bell.make_queue(
+        state.app, state.settings, redis.Redis.from_url(state.settings.redis_url)
+    )
+    CredlyWorker(state.app, queue).work(burst=burst, logging_level="WARNING")

@@ -1,0 +1,55 @@
+"""The functions RQ runs. Their import paths are stored in Redis and never change.
+
+They find the application themselves, so that RQ's own worker can run them too: the
+current one, or the one that ``FLASK_APP`` names.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+from flask import current_app
+from flask import Flask
+from flask import has_app_context
+from flask.cli import ScriptInfo
+
+from . import connection
+from .errors import CredlyError
+from .issuing import bell
+from .issuing.drain import drain as drain_ledger
+from .settings import get_state
+
+logger = logging.getLogger("flask_credly")
+
+
+def drain() -> None:
+    """Issue every badge that is due."""
+    with _app().app_context():
+        state = get_state()
+        bell.heard(state)
+
+        if drain_ledger(state):
+            bell.ring(state, insist=True)
+
+
+def sync() -> None:
+    """Load the active badge templates from Credly."""
+    with _app().app_context():
+        try:
+            connection.sync_templates(get_state())
+        except CredlyError as e:
+            logger.warning("The badge templates could not be loaded: %s", e.detail)
+
+
+def _app() -> Flask:
+    if has_app_context():
+        app: Flask = current_app._get_current_object()  # type: ignore[attr-defined]
+        return app
+
+    return _load_app()
+
+
+@functools.cache
+def _load_app() -> Flask:
+    return ScriptInfo().load_app()
