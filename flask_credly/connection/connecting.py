@@ -103,8 +103,7 @@ def connect(
         complete = _load_templates(state, client, token, first)
 
     bell.ring(state)
-    count = len(templates.list_templates(state.session))
-    return Connected(count, complete)
+    return Connected(templates.count(state), complete)
 
 
 def check(state: State) -> None:

@@ -72,7 +72,16 @@ def sync_templates(state: State) -> int:
                 gates.expire(state.engine, gate.generation)
                 raise ConnectionExpired(e.detail, status=e.status) from None
 
-    return len(list_templates(state.session))
+    return count(state)
+
+
+def count(state: State) -> int:
+    """Count the active badge templates. Not by the host's session, which may still
+    see the database as it was before the sync.
+    """
+    with state.engine.connect() as connection:
+        active = sa.select(sa.func.count()).where(Template.active.is_(True))
+        return connection.scalar(active) or 0
 
 
 def load(

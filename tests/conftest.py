@@ -1,0 +1,325 @@
+"""Fixtures: an application with everything, a strict Credly, real databases, a real
+Redis and a real browser.
+
+What is not found on the machine is skipped, with the reason, unless
+``CREDLY_TEST_REQUIRE`` names it: "browser postgresql mariadb redis".
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import os
+import shutil
+import typing as t
+import uuid
+
+import pytest
+import responses
+import sqlalchemy as sa
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+
+from example_app.redis_server import running_redis
+from flask_credly import connection
+from flask_credly import Course
+from flask_credly import course_completed
+from flask_credly import Credly
+from flask_credly import jobs
+from flask_credly import Member
+from flask_credly.models import Attempt
+from flask_credly.models import Issuance
+from flask_credly.models import LogEntry
+from flask_credly.settings import State
+from flask_credly.testing import CredlySimulator
+
+COURSES = [
+    Course(id="py-101", title="Python 101"),
+    Course(id="sql", title="SQL basics"),
+    Course(id="data", title="Data path", kind="learning_path"),
+]
+
+DEAD_REDIS = "redis://127.0.0.1:1/0"
+"""Nobody listens there: refused at once."""
+
+_SERVERS = {
+    "postgresql": (
+        "CREDLY_TEST_POSTGRESQL",
+        "postgresql+psycopg://postgres@127.0.0.1/test",
+    ),
+    "mariadb": ("CREDLY_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1/test"),
+}
+
+
+def missing(what: str, reason: str) -> t.NoReturn:
+    """Skip, or fail where it is required."""
+    if what in os.environ.get("CREDLY_TEST_REQUIRE", "").split():
+        pytest.fail(f"{what} is required: {reason}", pytrace=False)
+
+    pytest.skip(f"{what}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def _databases() -> cabc.Iterator[dict[str, str]]:
+    """URLs of databases made for this process, by kind."""
+    made: dict[str, str] = {}
+    yield made
+
+    for kind, url in made.items():
+        _admin(kind, f"DROP DATABASE {sa.make_url(url).database}")
+
+
+def _admin(kind: str, statement: str) -> None:
+    variable, default = _SERVERS[kind]
+    engine = sa.create_engine(
+        os.environ.get(variable, default), isolation_level="AUTOCOMMIT"
+    )
+
+    try:
+        with engine.connect() as connected:
+            connected.execute(sa.text(statement))
+    finally:
+        engine.dispose()
+
+
+def _server_url(kind: str, made: dict[str, str]) -> str:
+    if kind not in made:
+        variable, default = _SERVERS[kind]
+        name = f"credly_test_{uuid.uuid4().hex[:12]}"
+
+        try:
+            _admin(kind, f"CREATE DATABASE {name}")
+        except sa.exc.OperationalError as e:
+            missing(kind, f"not reached ({e.orig.__class__.__name__})")
+
+        url = sa.make_url(os.environ.get(variable, default)).set(database=name)
+        made[kind] = url.render_as_string(hide_password=False)
+
+    return made[kind]
+
+
+@pytest.fixture(params=["sqlite"])
+def database(
+    request: pytest.FixtureRequest, tmp_path: t.Any, _databases: dict[str, str]
+) -> str:
+    """The URL of an empty database. SQLite's, unless a test asks for all."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'host.db'}"
+
+    return _server_url(request.param, _databases)
+
+
+every_database = pytest.mark.parametrize(
+    "database", ["sqlite", "postgresql", "mariadb"], indirect=True
+)
+
+
+class Host:
+    """A host application and what a test wants to do with it."""
+
+    def __init__(self, app: Flask, db: SQLAlchemy, credly: Credly) -> None:
+        self.app = app
+        self.db = db
+        self.credly = credly
+
+    @property
+    def state(self) -> State:
+        return t.cast(State, self.app.extensions["credly"])
+
+    def complete(
+        self,
+        member_id: str = "42",
+        course_id: str = "py-101",
+        *,
+        member: Member | None = None,
+        **given: t.Any,
+    ) -> None:
+        """Send the signal, as a host's view does."""
+        course_completed.send(
+            self.app,
+            member=member or a_member(member_id),
+            course_id=course_id,
+            **given,
+        )
+
+    def drain(self, times: int = 1) -> None:
+        """Run the job, in place."""
+        for _ in range(times):
+            jobs.drain()
+
+    def rows(self) -> list[Issuance]:
+        """Read the ledger anew."""
+        self.db.session.rollback()
+        return list(self.db.session.scalars(sa.select(Issuance).order_by(Issuance.id)))
+
+    def row(self) -> Issuance:
+        """Read the ledger's only row."""
+        (row,) = self.rows()
+        return row
+
+    def log(self) -> list[tuple[str, str]]:
+        """Read the error log, oldest first."""
+        self.db.session.rollback()
+        entries = self.db.session.scalars(sa.select(LogEntry).order_by(LogEntry.id))
+        return [(entry.error, entry.details) for entry in entries]
+
+    def attempts(self) -> list[Attempt]:
+        self.db.session.rollback()
+        return list(self.db.session.scalars(sa.select(Attempt).order_by(Attempt.id)))
+
+    def make_due(self) -> None:
+        """Let the time pass until everything that waits is due."""
+        self.db.session.execute(
+            sa.update(Issuance)
+            .where(Issuance.due_at.is_not(None))
+            .values(due_at=sa.func.coalesce(Issuance.recorded_at, Issuance.due_at))
+        )
+        self.db.session.commit()
+
+
+def a_member(member_id: str = "42") -> Member:
+    return Member(
+        id=member_id,
+        email=f"member-{member_id}@example.org",
+        first_name="Ada",
+        last_name="Example",
+    )
+
+
+MakeHost = cabc.Callable[..., Host]
+
+
+@pytest.fixture
+def make_host(database: str) -> cabc.Iterator[MakeHost]:
+    """Make host applications; their tables and engines go at the end."""
+    hosts: list[Host] = []
+
+    def make(
+        *,
+        courses: cabc.Callable[[], cabc.Iterable[Course]] = lambda: COURSES,
+        is_admin: cabc.Callable[[], t.Any] = lambda: True,
+        member: cabc.Callable[[str], Member | None] | None = None,
+        setup: cabc.Callable[[Flask, SQLAlchemy], None] | None = None,
+        **config: t.Any,
+    ) -> Host:
+        app = Flask(__name__)
+        app.config.update(
+            {
+                "SECRET_KEY": "a key for tests",
+                "TESTING": True,
+                "SQLALCHEMY_DATABASE_URI": database,
+                "CREDLY_REDIS_URL": DEAD_REDIS,
+                "CREDLY_RETRY_DELAY": 0,
+                **config,
+            }
+        )
+        db = SQLAlchemy()
+        credly = Credly()
+        credly.courses(courses)
+        credly.is_admin(is_admin)
+
+        if member is not None:
+            credly.member(member)
+
+        if setup is not None:
+            setup(app, db)
+
+        db.init_app(app)
+        credly.init_app(app)
+        host = Host(app, db, credly)
+
+        with app.app_context():
+            db.create_all()
+
+        hosts.append(host)
+        return host
+
+    yield make
+
+    for host in hosts:
+        with host.app.app_context():
+            host.db.session.remove()
+            host.db.drop_all()
+
+            for engine in host.db.engines.values():
+                engine.dispose()
+
+
+@pytest.fixture
+def host(make_host: MakeHost) -> Host:
+    return make_host()
+
+
+@pytest.fixture
+def in_context(host: Host) -> cabc.Iterator[None]:
+    with host.app.app_context():
+        yield
+
+
+@pytest.fixture
+def credly() -> cabc.Iterator[CredlySimulator]:
+    """A strict Credly in place of the network, checked at the end for requests that
+    the real one might have let pass.
+    """
+    simulator = CredlySimulator()
+
+    with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
+        simulator.register(mock)
+        yield simulator
+
+    assert simulator.problems == []
+
+
+class Connected(t.NamedTuple):
+    """A host that is connected, with one course mapped."""
+
+    host: Host
+    credly: CredlySimulator
+    template_id: str
+
+
+@pytest.fixture
+def connected(
+    host: Host, credly: CredlySimulator, in_context: None
+) -> cabc.Iterator[Connected]:
+    yield connect(host, credly)
+
+
+def connect(
+    host: Host, credly: CredlySimulator, *, allow_duplicate_badges: bool = False
+) -> Connected:
+    """Connect a host and map "Python 101"."""
+    template_id = credly.add_template(
+        "Python Badge", allow_duplicate_badges=allow_duplicate_badges
+    )
+    connection.connect(
+        host.state,
+        organization_id=credly.organization_id,
+        client_id=credly.client_id,
+        client_secret=credly.client_secret,
+    )
+    connection.add_mapping(host.state, COURSES[0], template_id)
+    return Connected(host, credly, template_id)
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> cabc.Iterator[str]:
+    """A real Redis of this process."""
+    try:
+        server = running_redis()
+    except RuntimeError as e:
+        missing("redis", str(e))
+
+    with server as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    found = [path for name in names if (path := shutil.which(name))]
+
+    if not found:
+        missing("browser", "no Chromium on the PATH")
+
+    return found[0]

@@ -1,0 +1,762 @@
+"""From the row in the ledger to the badge."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+from conftest import a_member
+from conftest import connect
+from conftest import Connected
+from conftest import COURSES
+from conftest import every_database
+from conftest import Host
+from conftest import MakeHost
+
+from flask_credly import badge_failed
+from flask_credly import badge_issued
+from flask_credly import connection
+from flask_credly import issuance_paused
+from flask_credly import Member
+from flask_credly.ledger import claim
+from flask_credly.ledger import overview
+from flask_credly.models import Connection
+from flask_credly.models import Issuance
+from flask_credly.testing import CredlySimulator
+
+
+def resume(host: Host) -> None:
+    """Let the time of a pause pass."""
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
+    host.db.session.execute(sa.update(Connection).values(paused_until=before))
+    host.db.session.commit()
+
+
+def let_leases_end(host: Host) -> None:
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
+    host.db.session.execute(
+        sa.update(Issuance).where(Issuance.state == "sending").values(due_at=before)
+    )
+    host.db.session.commit()
+
+
+@every_database
+def test_a_completion_becomes_a_badge(host: Host, credly: CredlySimulator) -> None:
+    completed_at = dt.datetime(2026, 11, 1, 9, 30, tzinfo=dt.UTC)
+
+    with host.app.app_context():
+        template_id = connect(host, credly).template_id
+        host.complete(completed_at=completed_at)
+        host.drain()
+        row = host.row()
+
+    (badge,) = credly.badges
+    assert badge["badge_template"]["id"] == template_id
+    assert badge["recipient_email"] == "member-42@example.org"
+    assert badge["issued_to_first_name"] == "Ada"
+    assert badge["issued_to_last_name"] == "Example"
+    assert badge["issued_at"] == "2026-11-01T09:30:00.000Z"
+    assert (row.state, row.badge_id, row.due_at, row.lease) == (
+        "issued",
+        badge["id"],
+        None,
+        None,
+    )
+
+
+def test_many_badges_with_one_token(connected: Connected) -> None:
+    for number in range(60):
+        connected.host.complete(str(number))
+
+    tokens = connected.credly.count("token")
+    connected.host.drain()
+
+    assert len(connected.credly.badges) == 60
+    assert connected.credly.count("token") == tokens
+    assert {row.state for row in connected.host.rows()} == {"issued"}
+
+
+def test_a_drain_without_a_connection_does_nothing(
+    host: Host, credly: CredlySimulator, in_context: None
+) -> None:
+    host.drain()
+
+    assert credly.received == []
+
+
+def test_the_member_is_named_the_same_towards_credly_for_life(
+    connected: Connected,
+) -> None:
+    host, credly, _ = connected
+    host.complete()
+    host.drain()
+    connection.remove(host.state)
+    template_id = connect(host, credly).template_id
+    connection.add_mapping(host.state, COURSES[1], template_id)
+    host.complete(course_id="sql")
+    host.drain()
+    one, two = (badge["issuer_earner_id"] for badge in credly.badges)
+
+    assert one == two
+    assert "42" != one
+    assert len(one) <= 64
+
+
+class TestTheOneRetry:
+    @pytest.mark.parametrize("status", [500, 502, 503, 504, 408, 302])
+    def test_a_request_that_failed_once_is_repeated_once(
+        self, connected: Connected, status: int
+    ) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", status=status)
+        host.complete()
+        host.drain()
+
+        assert host.row().state == "issued"
+        assert (credly.count("issue"), len(credly.badges)) == (2, 1)
+        assert host.log() == []
+
+    @pytest.mark.parametrize("status", [500, 400, 403, 404, 422])
+    def test_two_failures_are_final_and_logged_once(
+        self, connected: Connected, status: int
+    ) -> None:
+        host, credly, _ = connected
+        body = {"data": {"message": "Something is not right."}, "metadata": None}
+        credly.fail("issue", times=None, status=status, body=body)
+        host.complete()
+        host.drain(times=5)
+
+        assert host.row().state == "failed"
+        assert credly.count("issue") == 2
+        assert host.log() == [
+            (
+                "Badge issuance failed",
+                "Failed to issue badge “Python Badge” to “member-42@example.org”."
+                f" Something is not right. (HTTP {status})",
+            )
+        ]
+        assert [attempt.status for attempt in host.attempts()] == [status, status]
+
+    def test_it_waits_for_its_time(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        host = make_host(CREDLY_RETRY_DELAY=60)
+
+        with host.app.app_context():
+            connect(host, credly)
+            credly.fail("issue", status=500)
+            host.complete()
+            host.drain(times=3)
+            row = host.row()
+
+            assert (row.state, row.attempts) == ("pending", 1)
+            assert row.due_at is not None
+            assert row.due_at > dt.datetime.now(dt.UTC) + dt.timedelta(seconds=50)
+
+            host.make_due()
+            host.drain()
+
+            assert host.row().state == "issued"
+
+    def test_a_lost_answer_is_looked_up_and_not_sent_again(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", how="reset", after=True)
+        host.complete()
+        host.drain()
+        (badge,) = credly.badges
+
+        assert (host.row().state, host.row().badge_id) == ("issued", badge["id"])
+        assert credly.count("issue") == 1
+
+    @pytest.mark.parametrize("how", ["hang", "reset", "truncate"])
+    def test_no_second_badge_where_credly_would_issue_one(
+        self, host: Host, credly: CredlySimulator, in_context: None, how: str
+    ) -> None:
+        connect(host, credly, allow_duplicate_badges=True)
+        credly.fail("issue", how=how, after=True)
+        host.complete()
+        host.drain()
+        # The longer wait: Credly's list may lag.
+        assert host.row().state == "pending"
+
+        host.make_due()
+        host.drain()
+
+        assert host.row().state == "issued"
+        assert (len(credly.badges), credly.count("issue")) == (1, 1)
+
+    def test_it_loads_the_profile_afresh(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        fresh = Member("42", "new@example.org", "Adah", "Example")
+        host = make_host(member=lambda member_id: fresh)
+
+        with host.app.app_context():
+            connect(host, credly)
+            credly.fail("issue", status=422)
+            host.complete()
+            host.drain()
+
+            assert host.row().email == "new@example.org"
+
+        (badge,) = credly.badges
+        assert badge["recipient_email"] == "new@example.org"
+        assert badge["issued_to_first_name"] == "Adah"
+
+    def test_a_failing_profile_hook_does_not_stop_it(
+        self,
+        make_host: MakeHost,
+        credly: CredlySimulator,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        def member(member_id: str) -> Member:
+            raise RuntimeError("directory is down")
+
+        host = make_host(member=member)
+
+        with host.app.app_context():
+            connect(host, credly)
+            credly.fail("issue", status=422)
+            host.complete()
+            host.drain()
+
+            assert host.row().state == "issued"
+
+        assert "directory is down" in caplog.text
+
+    def test_a_failed_look_up_is_no_attempt(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", status=500)
+        credly.fail("look-up", status=503, times=3)
+        host.complete()
+        host.drain()
+
+        assert host.row().state == "issued"
+        assert (credly.count("issue"), host.row().attempts) == (2, 2)
+
+    def test_a_second_lost_answer_is_looked_up_before_it_is_called_a_failure(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", status=500)
+        credly.fail("issue", how="reset", after=True)
+        host.complete()
+        host.drain()
+
+        assert host.row().state == "issued"
+        assert (len(credly.badges), host.log()) == (1, [])
+
+    def test_a_refused_look_up_still_leaves_the_retry(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", status=500)
+        credly.fail("look-up", status=403, times=None)
+        host.complete()
+        host.drain()
+
+        assert host.row().state == "issued"
+
+
+class TestDuplicates:
+    def test_a_badge_that_the_member_has_is_success(self, connected: Connected) -> None:
+        host, credly, template_id = connected
+        connection.add_mapping(host.state, COURSES[1], template_id)
+        host.complete()
+        host.drain()
+        host.complete(course_id="sql")
+        host.drain()
+        first, second = host.rows()
+
+        assert (second.state, second.badge_id) == ("issued", first.badge_id)
+        assert (len(credly.badges), host.log()) == (1, [])
+
+    def test_it_is_held_where_credly_does_not_tell_which(
+        self, connected: Connected
+    ) -> None:
+        host, credly, template_id = connected
+        body = {"data": {"message": "User already has this badge"}, "metadata": None}
+        credly.fail("issue", status=422, body=body)
+        host.complete()
+        host.drain()
+
+        assert (host.row().state, host.row().badge_id) == ("held", None)
+        assert (credly.count("issue"), host.log()) == (1, [])
+
+    def test_completing_twice_asks_once(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        host.complete()
+        host.drain()
+        host.complete()
+        host.drain()
+
+        assert credly.count("issue") == 1
+
+
+class TestPauses:
+    def test_a_rate_limit_pauses_everything_and_is_no_attempt(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        body = {"data": {"message": "Too many requests"}, "metadata": None}
+        credly.fail("issue", status=429, headers={"Retry-After": "120"}, body=body)
+
+        for number in range(30):
+            host.complete(str(number))
+
+        host.drain(times=3)
+        issued = len(credly.badges)
+        found = overview.read(host.db.session)
+
+        assert found.connection == "paused"
+        assert found.pending == 30 - issued
+        assert credly.count("issue") == issued + 1
+        assert host.log() == [
+            (
+                "API Rate Limit",
+                "Hit Credly API rate limit; badge issuance paused."
+                " Too many requests (HTTP 429)",
+            )
+        ]
+
+        resume(host)
+        host.drain()
+
+        assert len(credly.badges) == 30
+        assert {row.attempts for row in host.rows()} == {1}
+        assert overview.read(host.db.session).connection == "connected"
+
+    def test_several_refusals_at_once_are_one_pause(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", times=4, status=429)
+
+        for number in range(8):
+            host.complete(str(number))
+
+        host.drain()
+
+        assert [error for error, _ in host.log()] == ["API Rate Limit"]
+
+    def test_after_a_pause_one_request_probes(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", times=None, status=429)
+
+        for number in range(8):
+            host.complete(str(number))
+
+        host.drain()
+        asked = credly.count("issue")
+        resume(host)
+        host.drain()
+
+        assert credly.count("issue") == asked + 1
+
+    @pytest.mark.parametrize(
+        ("retry_after", "seconds"),
+        [
+            ("7", 7),
+            ("0", 1),
+            ("-5", 1),
+            ("999999", 3600),
+            ("soon", 60),
+            (None, 60),
+            ("Wed, 21 Oct 2015 07:28:00 GMT", 1),
+        ],
+    )
+    def test_it_lasts_as_long_as_credly_says(
+        self, connected: Connected, retry_after: str | None, seconds: int
+    ) -> None:
+        host, credly, _ = connected
+        headers = {"Retry-After": retry_after} if retry_after else {}
+        credly.fail("issue", status=429, headers=headers)
+        host.complete()
+        now = dt.datetime.now(dt.UTC)
+        host.drain()
+        until = host.db.session.scalars(sa.select(Connection.paused_until)).one()
+
+        assert until is not None
+        assert seconds == pytest.approx((until - now).total_seconds(), abs=0.9)
+
+    def test_an_unreachable_credly_uses_no_attempt(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        host = make_host()
+
+        with host.app.app_context():
+            connect(host, credly)
+            import responses
+
+            url = f"https://api.credly.com/v1/organizations/{credly.organization_id}/badges"
+            refused = responses.ConnectionError("refused")
+            refused.__cause__ = ConnectionRefusedError()
+
+            with responses.RequestsMock() as dead:
+                dead.post(url, body=refused)
+                host.complete()
+                host.drain(times=3)
+
+            assert (host.row().state, host.row().attempts) == ("pending", 0)
+            assert host.log() == [
+                (
+                    "Credly unreachable",
+                    "Badge issuance waits and goes on by itself."
+                    " Credly could not be reached.",
+                )
+            ]
+
+            resume(host)
+            host.drain()
+
+            assert host.row().state == "issued"
+
+
+class TestExpiry:
+    def test_a_revoked_token_is_replaced_once_for_all(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        tokens = credly.count("token")
+        credly.revoke_tokens()
+
+        for number in range(20):
+            host.complete(str(number))
+
+        host.drain()
+
+        assert len(credly.badges) == 20
+        assert credly.count("token") == tokens + 1
+        assert {row.attempts for row in host.rows()} == {1}
+        assert host.log() == []
+
+    def test_a_token_is_renewed_before_it_ends(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        soon = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=30)
+        host.db.session.execute(sa.update(Connection).values(token_expires_at=soon))
+        host.db.session.commit()
+        tokens = credly.count("token")
+        host.complete()
+        host.drain()
+
+        assert credly.count("token") == tokens + 1
+
+    def test_revoked_credentials_park_everything(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.revoke_client()
+
+        for number in range(5):
+            host.complete(str(number))
+
+        host.drain(times=3)
+
+        assert overview.read(host.db.session).connection == "expired"
+        assert {(row.state, row.attempts) for row in host.rows()} == {("pending", 0)}
+        assert host.log() == [
+            (
+                "Connection expired",
+                "Your Credly OAuth credentials have expired or were revoked."
+                " Please reconnect.",
+            )
+        ]
+
+        credly.restore_client()
+        connection.connect(
+            host.state,
+            organization_id=credly.organization_id,
+            client_id=credly.client_id,
+            client_secret=credly.new_secret(),
+        )
+        host.drain()
+
+        assert len(credly.badges) == 5
+
+    def test_a_fresh_token_that_is_refused_means_expired(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", times=None, status=401)
+        host.complete()
+        host.drain(times=3)
+
+        assert overview.read(host.db.session).connection == "expired"
+        assert (host.row().state, host.row().attempts) == ("pending", 0)
+        assert credly.count("issue") == 2
+
+    @pytest.mark.parametrize("status", [500, 503, 429])
+    def test_a_token_endpoint_in_trouble_is_neither(
+        self, connected: Connected, status: int
+    ) -> None:
+        host, credly, _ = connected
+        credly.revoke_tokens()
+        credly.fail("token", status=status)
+        host.complete()
+        host.drain()
+
+        assert overview.read(host.db.session).connection == "paused"
+        assert (host.row().state, host.row().attempts) == ("pending", 0)
+
+        resume(host)
+        host.drain()
+
+        assert host.row().state == "issued"
+
+    def test_a_lost_key_is_expired_credentials(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        host.app.config["SECRET_KEY"] = "another"
+        asked = len(credly.received)
+        host.complete()
+        host.drain()
+
+        assert overview.read(host.db.session).connection == "expired"
+        assert len(credly.received) == asked
+
+
+class TestLeases:
+    def test_two_workers_never_hold_one_row(self, connected: Connected) -> None:
+        host = connected.host
+
+        for number in range(10):
+            host.complete(str(number))
+
+        organization = connected.credly.organization_id
+        take: t.Any = {"limit": 6, "lease_seconds": 60}
+        one = claim.claim(host.state.engine, organization, **take)
+        two = claim.claim(host.state.engine, organization, **take)
+
+        assert (len(one), len(two)) == (6, 4)
+        assert not {row.id for row in one} & {row.id for row in two}
+
+    def test_a_dead_workers_rows_come_back(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        host.complete()
+        claim.claim(
+            host.state.engine, credly.organization_id, limit=1, lease_seconds=60
+        )
+        host.drain()
+        assert host.row().state == "sending"
+
+        let_leases_end(host)
+        host.drain()
+
+        assert host.row().state == "issued"
+
+    def test_a_worker_that_died_after_the_request_leads_to_a_look_up(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, credly, _ = connected
+        host.complete()
+
+        def die(*_: object) -> None:
+            raise SystemExit
+
+        with monkeypatch.context() as patched, pytest.raises(SystemExit):
+            patched.setattr("flask_credly.ledger.settle.settle", die)
+            host.drain()
+
+        assert (host.row().state, host.row().attempts) == ("sending", 1)
+
+        let_leases_end(host)
+        host.drain()
+
+        assert host.row().state == "issued"
+        assert (len(credly.badges), credly.count("issue")) == (1, 1)
+
+    def test_a_lost_lease_changes_nothing(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        host.complete()
+        (row,) = claim.claim(
+            host.state.engine, credly.organization_id, limit=1, lease_seconds=60
+        )
+        let_leases_end(host)
+        claim.claim(
+            host.state.engine, credly.organization_id, limit=1, lease_seconds=60
+        )
+        generation = host.db.session.scalars(sa.select(Connection.generation)).one()
+
+        begun = claim.begin(host.state.engine, [row], generation, lease_seconds=60)
+
+        assert begun == []
+        assert host.attempts() == []
+
+
+class TestMappingsAndRemoval:
+    def test_a_removed_mapping_stops_what_waits(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        host.complete()
+        (mapping,) = connection.list_mappings(host.db.session)
+        connection.remove_mapping(host.state, mapping.id)
+        host.drain()
+
+        assert (host.row().state, credly.count("issue")) == ("cancelled", 0)
+
+    def test_undoing_the_removal_issues_it(self, connected: Connected) -> None:
+        host, credly, template_id = connected
+        host.complete()
+        (mapping,) = connection.list_mappings(host.db.session)
+        connection.remove_mapping(host.state, mapping.id)
+        host.drain()
+        connection.add_mapping(host.state, COURSES[0], template_id, undo=True)
+        host.drain()
+
+        assert host.row().state == "issued"
+
+    def test_what_waits_becomes_the_changed_mappings_badge(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        other = credly.add_template("Other Badge")
+        connection.sync_templates(host.state)
+        host.complete()
+        (mapping,) = connection.list_mappings(host.db.session)
+        connection.change_mapping(host.state, mapping.id, COURSES[0], other)
+        host.drain()
+        (badge,) = credly.badges
+
+        assert badge["badge_template"]["id"] == other
+
+    def test_re_mapping_gives_no_second_badge(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        other = credly.add_template("Other Badge")
+        connection.sync_templates(host.state)
+        host.complete()
+        host.drain()
+        (mapping,) = connection.list_mappings(host.db.session)
+        connection.change_mapping(host.state, mapping.id, COURSES[0], other)
+        host.complete()
+        host.drain()
+
+        assert len(credly.badges) == 1
+
+    def test_removing_the_integration_drops_what_waits(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        host.complete("1")
+        host.drain()
+        host.complete("2")
+        connection.remove(host.state)
+        host.drain()
+        row = host.row()
+
+        assert (row.member_id, row.state, row.email, row.last_name) == (
+            "1",
+            "issued",
+            "",
+            "",
+        )
+        assert credly.count("issue") == 1
+
+    def test_a_reconnect_does_not_issue_again(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        host.complete()
+        host.drain()
+        connection.remove(host.state)
+        connect(host, credly)
+        host.complete()
+        host.drain()
+
+        assert len(credly.badges) == 1
+
+
+class TestProfiles:
+    @pytest.mark.parametrize(
+        ("member", "said"),
+        [
+            (Member("42", "", "Ada", "Example"), "no e-mail address."),
+            (Member("42", "a@example.org", " ", "Example"), "no first name."),
+            (Member("42", "a@example.org", "Ada", ""), "no last name."),
+            (
+                Member("42", None, None, None),  # type: ignore[arg-type]
+                "no e-mail address and no first name and no last name.",
+            ),
+        ],
+    )
+    def test_what_is_missing_is_said_in_the_error_log(
+        self, connected: Connected, member: Member, said: str
+    ) -> None:
+        host, credly, _ = connected
+        host.complete(member=member)
+        host.drain()
+        ((error, details),) = host.log()
+
+        assert (host.row().state, credly.count("issue")) == ("failed", 0)
+        assert error == "Badge issuance failed"
+        assert details.endswith(f"The member's profile has {said}")
+
+    def test_the_hook_may_know_what_is_missing(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        host = make_host(member=a_member)
+
+        with host.app.app_context():
+            connect(host, credly)
+            host.complete(member=Member("42", "", "", ""))
+            host.drain()
+
+            assert host.row().state == "issued"
+
+    def test_markup_and_control_characters_are_only_text(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        host.complete(member=Member("42", "a@example.org", "<b>A\r\nda</b>", "x" * 400))
+        host.drain()
+        (badge,) = credly.badges
+
+        assert badge["issued_to_first_name"] == "<b>Ada</b>"
+        assert badge["issued_to_last_name"] == "x" * 255
+
+
+def test_signals_tell_the_host(connected: Connected) -> None:
+    host, credly, template_id = connected
+    heard: list[tuple[str, dict[str, t.Any]]] = []
+
+    def note(name: str) -> t.Callable[..., None]:
+        return lambda sender, **given: heard.append((name, given))
+
+    issued, failed, paused = note("issued"), note("failed"), note("paused")
+    badge_issued.connect(issued, host.app)
+    badge_failed.connect(failed, host.app)
+    issuance_paused.connect(paused, host.app)
+    host.complete("1")
+    host.drain()
+    credly.fail("issue", times=2, status=422)
+    host.complete("2")
+    host.drain()
+    credly.fail("issue", status=429)
+    host.complete("3")
+    host.drain()
+
+    assert [name for name, _ in heard] == ["issued", "failed", "paused"]
+    assert heard[0][1]["badge_id"] == credly.badges[0]["id"]
+    assert heard[1][1]["member_id"] == "2"
+    assert heard[2][1]["reason"] == "rate limit"
+
+
+def test_a_failing_receiver_does_not_stop_the_drain(
+    connected: Connected, caplog: pytest.LogCaptureFixture
+) -> None:
+    def receiver(sender: object, **given: object) -> None:
+        raise RuntimeError("the host's mistake")
+
+    badge_issued.connect(receiver, connected.host.app)
+    connected.host.complete("1")
+    connected.host.complete("2")
+    connected.host.drain()
+
+    assert {row.state for row in connected.host.rows()} == {"issued"}
+    assert "the host's mistake" in caplog.text
+
+
+def test_the_log_names_no_address(
+    connected: Connected, caplog: pytest.LogCaptureFixture
+) -> None:
+    host, credly, _ = connected
+    caplog.set_level(logging.DEBUG)
+    credly.fail("issue", times=2, status=422)
+    host.complete()
+    host.drain()
+
+    assert host.row().state == "failed"
+    assert "example.org" not in caplog.text
+    assert credly.client_secret not in caplog.text
