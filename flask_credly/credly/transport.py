@@ -53,15 +53,15 @@ def _read(raw: urllib3.HTTPResponse, deadline: float) -> bytes:
 
             if time.monotonic() > deadline:
                 raise requests.exceptions.ReadTimeout("too slow")
+    except requests.RequestException:  # an OSError too, so it comes first
+        raw.close()
+        raise
     except urllib3.exceptions.ReadTimeoutError as e:
         raw.close()
         raise requests.exceptions.ReadTimeout("no answer") from e
     except (urllib3.exceptions.HTTPError, OSError) as e:
         raw.close()
         raise requests.exceptions.ChunkedEncodingError("broken body") from e
-    except requests.RequestException:
-        raw.close()
-        raise
 
     raw.release_conn()
     return bytes(body)

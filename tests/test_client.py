@@ -1,0 +1,715 @@
+"""The client against every answer that Credly, or what stands before it, may give."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import datetime as dt
+import gzip
+import http.server
+import json
+import threading
+import time
+import traceback
+import typing as t
+
+import pytest
+import requests
+import responses
+from responses import matchers
+
+from flask_credly.credly import BadgeRequest
+from flask_credly.credly import Client
+from flask_credly.credly import fetch_token
+from flask_credly.errors import AlreadyHeld
+from flask_credly.errors import ConnectionExpired
+from flask_credly.errors import CredlyError
+from flask_credly.errors import OutcomeUnknown
+from flask_credly.errors import RateLimited
+from flask_credly.errors import Refused
+from flask_credly.errors import Unauthorized
+from flask_credly.errors import Unavailable
+from flask_credly.testing import CredlySimulator
+
+API = "https://api.credly.com/v1"
+TOKEN_URL = "https://www.credly.com/oauth/token"
+ORGANIZATION = "11111111-2222-4333-8444-555555555555"
+TEMPLATE = "aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee"
+BADGE = "99999999-8888-4777-8666-555555555555"
+BADGES = f"{API}/organizations/{ORGANIZATION}/badges"
+
+REQUEST = BadgeRequest(
+    template_id=TEMPLATE,
+    earner_id="e" * 40,
+    email="ada+badge@example.org",
+    first_name="Ada",
+    last_name="Example",
+    issued_at=dt.datetime(2026, 11, 1, 9, 30, tzinfo=dt.UTC),
+)
+
+
+@pytest.fixture
+def mock() -> cabc.Iterator[responses.RequestsMock]:
+    with responses.RequestsMock() as mock:
+        yield mock
+
+
+@pytest.fixture
+def client() -> cabc.Iterator[Client]:
+    with Client(API, ORGANIZATION, timeout=1) as client:
+        yield client
+
+
+def envelope(**data: t.Any) -> dict[str, t.Any]:
+    return {"data": data, "metadata": None}
+
+
+def issued(**changes: t.Any) -> dict[str, t.Any]:
+    badge = {
+        "id": BADGE,
+        "state": "pending",
+        "recipient_email": REQUEST.email,
+        "issuer_earner_id": REQUEST.earner_id,
+        "badge_template": {"id": TEMPLATE},
+        "user": {},
+    }
+    return {"data": {**badge, **changes}, "metadata": {}}
+
+
+def listed(*rows: dict[str, t.Any], pages: int = 1) -> dict[str, t.Any]:
+    return {"data": [row["data"] for row in rows], "metadata": {"total_pages": pages}}
+
+
+class TestIssue:
+    def test_it_sends_what_credly_names_as_required(
+        self, mock: responses.RequestsMock, client: Client
+    ) -> None:
+        mock.post(
+            BADGES,
+            status=201,
+            json=issued(),
+            match=[
+                matchers.json_params_matcher(
+                    {
+                        "recipient_email": "ada+badge@example.org",
+                        "issued_to_first_name": "Ada",
+                        "issued_to_last_name": "Example",
+                        "badge_template_id": TEMPLATE,
+                        "issued_at": "2026-11-01 09:30:00 +0000",
+                        "issuer_earner_id": "e" * 40,
+                    }
+                ),
+                matchers.header_matcher(
+                    {
+                        "Authorization": "Bearer a-token",
+                        "Accept": "application/json",
+                        "Content-Type": "application/json",
+                    }
+                ),
+            ],
+        )
+
+        assert client.issue("a-token", REQUEST).id == BADGE
+
+    @pytest.mark.parametrize("status", [200, 201])
+    def test_success(
+        self, mock: responses.RequestsMock, client: Client, status: int
+    ) -> None:
+        mock.post(BADGES, status=status, json=issued())
+
+        assert client.issue("t", REQUEST).id == BADGE
+
+    @pytest.mark.parametrize(
+        ("status", "body", "kind", "detail"),
+        [
+            (
+                422,
+                envelope(message="User already has this badge."),
+                AlreadyHeld,
+                "User already has this badge. (HTTP 422)",
+            ),
+            (
+                422,
+                envelope(message="Invalid or missing Badge Template ID: x"),
+                Refused,
+                "Invalid or missing Badge Template ID: x (HTTP 422)",
+            ),
+            (
+                422,
+                envelope(
+                    message="",
+                    errors=[
+                        {
+                            "attribute": "recipient_email",
+                            "attribute_label": "Recipient email",
+                            "messages": ["is invalid", "is too long"],
+                        }
+                    ],
+                ),
+                Refused,
+                "Recipient email: is invalid; Recipient email: is too long (HTTP 422)",
+            ),
+            (
+                422,
+                envelope(errors=[{"attribute": "locale", "messages": "is unknown"}]),
+                Refused,
+                "locale: is unknown (HTTP 422)",
+            ),
+            (400, envelope(), Refused, "Credly answered HTTP 400."),
+            (400, {"error": "bad request"}, Refused, "bad request (HTTP 400)"),
+            (403, "", Refused, "Credly answered HTTP 403."),
+            (404, "<html>no</html>", Refused, "Credly answered HTTP 404."),
+            (410, "null", Refused, "Credly answered HTTP 410."),
+            (401, "", Unauthorized, "Credly answered HTTP 401."),
+            (401, "<html>", Unauthorized, "Credly answered HTTP 401."),
+            (408, "", OutcomeUnknown, "Credly answered HTTP 408."),
+            (500, "", OutcomeUnknown, "Credly answered HTTP 500."),
+            (502, "<html>Bad Gateway</html>", OutcomeUnknown, "Credly answered HTTP 502."),
+            (503, envelope(message="down"), OutcomeUnknown, "down (HTTP 503)"),
+            (504, "[1", OutcomeUnknown, "Credly answered HTTP 504."),
+            (202, issued(), OutcomeUnknown, "Credly answered HTTP 202."),
+            (204, "", OutcomeUnknown, "Credly answered HTTP 204."),
+        ],
+    )
+    def test_errors(
+        self,
+        mock: responses.RequestsMock,
+        client: Client,
+        status: int,
+        body: t.Any,
+        kind: type[CredlyError],
+        detail: str,
+    ) -> None:
+        given = body if isinstance(body, str) else json.dumps(body)
+        mock.post(BADGES, status=status, body=given)
+
+        with pytest.raises(CredlyError) as caught:
+            client.issue("t", REQUEST)
+
+        assert (kind, detail, status) == (
+            type(caught.value),
+            caught.value.detail,
+            caught.value.status,
+        )
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            "",
+            "<html>created</html>",
+            '{"data": {"id"',
+            "[]",
+            "null",
+            '{"data": null}',
+            '{"data": []}',
+            json.dumps(issued(id=None)),
+            json.dumps(issued(id="42")),
+            json.dumps(issued(id=["x"])),
+            json.dumps(issued(badge_template={"id": BADGE})),
+            json.dumps(issued(recipient_email="other@example.org")),
+            "[" * 100_000,
+        ],
+        ids=lambda body: body[:30],
+    )
+    def test_a_success_that_cannot_be_read_is_an_unknown_outcome(
+        self, mock: responses.RequestsMock, client: Client, body: str
+    ) -> None:
+        mock.post(BADGES, status=201, body=body)
+
+        with pytest.raises(OutcomeUnknown, match="could not be read"):
+            client.issue("t", REQUEST)
+
+    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+    def test_a_redirect_is_neither_followed_nor_success(
+        self, mock: responses.RequestsMock, client: Client, status: int
+    ) -> None:
+        mock.post(BADGES, status=status, headers={"Location": "https://other.example"})
+
+        with pytest.raises(OutcomeUnknown):
+            client.issue("t", REQUEST)
+
+        assert len(mock.calls) == 1
+
+    @pytest.mark.parametrize(
+        ("error", "kind"),
+        [
+            (requests.ConnectTimeout("x"), Unavailable),
+            (requests.ReadTimeout("x"), OutcomeUnknown),
+            (requests.ConnectionError("Connection aborted."), OutcomeUnknown),
+            (requests.exceptions.ChunkedEncodingError("x"), OutcomeUnknown),
+            (requests.exceptions.ContentDecodingError("x"), OutcomeUnknown),
+            (requests.exceptions.SSLError("x"), OutcomeUnknown),
+        ],
+        ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+    )
+    def test_no_answer(
+        self,
+        mock: responses.RequestsMock,
+        client: Client,
+        error: Exception,
+        kind: type[CredlyError],
+    ) -> None:
+        mock.post(BADGES, body=error)
+
+        with pytest.raises(CredlyError) as caught:
+            client.issue("t", REQUEST)
+
+        assert kind is type(caught.value)
+        assert len(mock.calls) == 1
+
+    def test_foreign_words_are_one_short_line(
+        self, mock: responses.RequestsMock, client: Client
+    ) -> None:
+        mock.post(
+            BADGES,
+            status=422,
+            json=envelope(message="a\r\nb\x1b[2J\u2028c " + "x" * 10_000),
+        )
+
+        with pytest.raises(Refused) as caught:
+            client.issue("t", REQUEST)
+
+        assert len(caught.value.detail) < 350
+        assert caught.value.detail.isprintable()
+
+    def test_a_time_in_the_future_is_sent_as_now(
+        self, mock: responses.RequestsMock, client: Client
+    ) -> None:
+        later = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=3)
+        body = BadgeRequest(TEMPLATE, "e", "a@example.org", "A", "B", later).body()
+        sent = dt.datetime.strptime(body["issued_at"], "%Y-%m-%d %H:%M:%S %z")
+
+        assert sent <= dt.datetime.now(dt.UTC)
+
+
+class TestRetryAfter:
+    @pytest.mark.parametrize(
+        ("value", "seconds"),
+        [("12", 12.0), ("0", 1.0), ("-1", 1.0), ("1e9", 60.0), ("99999999", 3600.0)],
+    )
+    def test_seconds(
+        self, mock: responses.RequestsMock, client: Client, value: str, seconds: float
+    ) -> None:
+        mock.post(BADGES, status=429, headers={"Retry-After": value})
+
+        with pytest.raises(RateLimited) as caught:
+            client.issue("t", REQUEST)
+
+        assert seconds == caught.value.retry_after
+
+    def test_a_date(self, mock: responses.RequestsMock, client: Client) -> None:
+        until = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=90)
+        value = until.strftime("%a, %d %b %Y %H:%M:%S GMT")
+        mock.post(BADGES, status=429, headers={"Retry-After": value})
+
+        with pytest.raises(RateLimited) as caught:
+            client.issue("t", REQUEST)
+
+        assert 90 == pytest.approx(caught.value.retry_after, abs=2)
+
+
+class TestLookUp:
+    def test_it_asks_by_our_name_first(
+        self, mock: responses.RequestsMock, client: Client
+    ) -> None:
+        mock.get(BADGES, json=listed(issued()))
+
+        found = client.find("t", REQUEST)
+
+        assert found is not None
+        assert found.id == BADGE
+        assert len(mock.calls) == 1
+        assert mock.calls[0].request.params == {  # type: ignore[attr-defined]
+            "filter": f"issuer_earner_id::{'e' * 40}|badge_template_id::{TEMPLATE}"
+            "|state::pending,accepted",
+            "page": "1",
+        }
+
+    def test_by_address_second_and_encoded(
+        self, mock: responses.RequestsMock, client: Client
+    ) -> None:
+        mock.get(BADGES, json=listed())
+        mock.get(BADGES, json=listed(issued(issuer_earner_id=None)))
+
+        assert client.find("t", REQUEST) is not None
+        assert "ada%2Bbadge%40example.org" in str(mock.calls[1].request.url)
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"recipient_email": "x@example.org", "issuer_earner_id": "other"},
+            {"badge_template": {"id": BADGE}},
+            {"badge_template": None},
+            {"state": "revoked"},
+            {"id": "not an id"},
+        ],
+        ids=str,
+    )
+    def test_a_strangers_badge_is_not_taken(
+        self, mock: responses.RequestsMock, client: Client, changes: dict[str, t.Any]
+    ) -> None:
+        """Had the service ignored the filter, any badge might be in the list."""
+        mock.get(BADGES, json=listed(issued(**changes)))
+        mock.get(BADGES, json=listed(issued(**changes)))
+
+        assert client.find("t", REQUEST) is None
+
+    @pytest.mark.parametrize("email", ["a|state::x@example.org", "a,b@example.org", ""])
+    def test_an_address_that_would_change_the_filter_is_not_sent(
+        self, mock: responses.RequestsMock, client: Client, email: str
+    ) -> None:
+        mock.get(BADGES, json=listed())
+        request = BadgeRequest(TEMPLATE, "e", email, "A", "B", REQUEST.issued_at)
+
+        assert client.find("t", request) is None
+        assert len(mock.calls) == 1
+
+    def test_it_reads_all_pages_by_number(
+        self, mock: responses.RequestsMock, client: Client
+    ) -> None:
+        other = issued(recipient_email="x@example.org", issuer_earner_id="other")
+        first = listed(other, pages=2)
+        first["metadata"]["next_page_url"] = "https://other.example/steal"
+        mock.get(BADGES, json=first)
+        mock.get(BADGES, json=listed(issued(), pages=2))
+
+        assert client.find("t", REQUEST) is not None
+        assert "page=2" in str(mock.calls[1].request.url)
+
+    @pytest.mark.parametrize("body", ["", "{}", '{"data": {}}', '{"data": [], "x": 1}'])
+    def test_a_list_that_cannot_be_read_says_nothing(
+        self, mock: responses.RequestsMock, client: Client, body: str
+    ) -> None:
+        mock.get(BADGES, body=body)
+
+        with pytest.raises(OutcomeUnknown):
+            client.find("t", REQUEST)
+
+    def test_an_endless_list_ends(
+        self, mock: responses.RequestsMock, client: Client
+    ) -> None:
+        other = issued(recipient_email="x@example.org", issuer_earner_id="other")
+        mock.get(BADGES, json=listed(other, pages=10**9))
+
+        with pytest.raises(OutcomeUnknown, match="no end"):
+            client.find("t", REQUEST)
+
+
+class TestTemplates:
+    def test_only_usable_rows_are_taken(
+        self, mock: responses.RequestsMock, client: Client
+    ) -> None:
+        rows: list[t.Any] = [
+            {"id": TEMPLATE.upper(), "name": "A\nB", "state": "active", "new_key": 1},
+            {"id": BADGE, "name": "Draft", "state": "draft", "image_url": None},
+            {"id": "no uuid", "name": "x"},
+            {"name": "x"},
+            "text",
+            {
+                "id": ORGANIZATION,
+                "name": None,
+                "image_url": "javascript:alert(1)",
+                "allow_duplicate_badges": True,
+            },
+        ]
+        mock.get(
+            f"{API}/organizations/{ORGANIZATION}/badge_templates",
+            json={"data": rows, "metadata": {"total_pages": 1}},
+        )
+        page = client.templates("t", 1)
+
+        assert page.is_last
+        assert [(row.id, row.name, row.image_url) for row in page.rows] == [
+            (TEMPLATE, "A B", None),
+            (ORGANIZATION, ORGANIZATION, None),
+        ]
+        assert [row.allows_duplicates for row in page.rows] == [False, True]
+
+
+def test_an_organization_that_is_no_uuid_never_gets_into_an_address() -> None:
+    with pytest.raises(ValueError, match="UUID"):
+        Client(API, "../../oauth", timeout=1)
+
+
+class TestToken:
+    def fetch(self, secret: str = "s3cret-value") -> tuple[str, int]:
+        token = fetch_token(TOKEN_URL, "an-id", secret, timeout=1)
+        return token.value, token.expires_in
+
+    def test_the_credentials_go_once_and_into_the_body(
+        self, mock: responses.RequestsMock
+    ) -> None:
+        mock.post(
+            TOKEN_URL,
+            json={"access_token": "abc", "token_type": "Bearer", "expires_in": 7200},
+            match=[
+                matchers.urlencoded_params_matcher(
+                    {
+                        "grant_type": "client_credentials",
+                        "client_id": "an-id",
+                        "client_secret": "s3cret-value",
+                        "scope": "badge_templates issued_badges",
+                    }
+                )
+            ],
+        )
+
+        assert self.fetch() == ("abc", 7200)
+        assert "Authorization" not in mock.calls[0].request.headers
+        assert "?" not in str(mock.calls[0].request.url)
+
+    @pytest.mark.parametrize(
+        "value",
+        ["abc", None, -1, 0, 1e300, float("nan"), True, [], {}, "", 10**12],
+        ids=repr,
+    )
+    def test_expires_in_garbage(self, mock: responses.RequestsMock, value: object) -> None:
+        mock.post(TOKEN_URL, json={"access_token": "abc", "expires_in": value})
+
+        assert self.fetch() == ("abc", 3600)
+
+    def test_float_expires_at(self, mock: responses.RequestsMock) -> None:
+        mock.post(TOKEN_URL, json={"access_token": "abc", "expires_at": 1e12})
+
+        assert self.fetch() == ("abc", 3600)
+
+    def test_expires_in_as_text(self, mock: responses.RequestsMock) -> None:
+        mock.post(TOKEN_URL, json={"access_token": "abc", "expires_in": "100"})
+
+        assert self.fetch() == ("abc", 100)
+
+    @pytest.mark.parametrize(
+        ("status", "body", "kind"),
+        [
+            (401, {"error": "invalid_client"}, ConnectionExpired),
+            (401, {"data": {"message": "no"}}, ConnectionExpired),
+            (401, "", ConnectionExpired),
+            (400, {"error": "invalid_scope"}, ConnectionExpired),
+            (400, {"error": "unauthorized_client"}, ConnectionExpired),
+            (403, "<html>", ConnectionExpired),
+            (200, {"access_token": "a", "scope": "issued_badges"}, ConnectionExpired),
+            (429, {"message": "slow down"}, RateLimited),
+            (404, {}, Unavailable),
+            (500, {"error": "server_error"}, Unavailable),
+            (503, "<html>", Unavailable),
+            (307, "", Unavailable),
+            (302, "", Unavailable),
+            (200, "<html>", Unavailable),
+            (200, "", Unavailable),
+            (200, {}, Unavailable),
+            (200, [], Unavailable),
+            (200, {"access_token": None}, Unavailable),
+            (200, {"access_token": ""}, Unavailable),
+            (200, {"access_token": "a b"}, Unavailable),
+            (200, {"access_token": "a\r\nX: y"}, Unavailable),
+            (200, {"access_token": 7}, Unavailable),
+            (200, {"access_token": "a", "token_type": "mac"}, Unavailable),
+            (200, {"error": "invalid_client", "access_token": ""}, Unavailable),
+        ],
+    )
+    def test_answers_without_a_token(
+        self,
+        mock: responses.RequestsMock,
+        status: int,
+        body: t.Any,
+        kind: type[CredlyError],
+    ) -> None:
+        given = body if isinstance(body, str) else json.dumps(body)
+        mock.post(TOKEN_URL, status=status, body=given, headers={"Location": API})
+
+        with pytest.raises(CredlyError) as caught:
+            self.fetch()
+
+        assert kind is type(caught.value)
+        assert len(mock.calls) == 1
+
+    @pytest.mark.parametrize(
+        "error", [requests.ReadTimeout("x"), requests.ConnectionError("x")]
+    )
+    def test_no_answer(self, mock: responses.RequestsMock, error: Exception) -> None:
+        mock.post(TOKEN_URL, body=error)
+
+        with pytest.raises(Unavailable):
+            self.fetch()
+
+    def test_an_answer_that_repeats_the_secret_is_not_passed_on(
+        self, mock: responses.RequestsMock
+    ) -> None:
+        mock.post(
+            TOKEN_URL,
+            status=401,
+            json={"error_description": "Unknown secret s3cret-value"},
+        )
+
+        with pytest.raises(ConnectionExpired) as caught:
+            self.fetch()
+
+        assert "s3cret-value" not in str(caught.value)
+        assert "s3cret-value" not in "".join(traceback.format_exception(caught.value))
+        assert caught.value.detail == "Unknown secret *** (HTTP 401)"
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """A server that misbehaves in ways that cannot be mocked."""
+
+    daemon_threads = True
+    asked: list[str]
+
+    def handle_error(self, *args: object) -> None:
+        """The client went away: that is what these tests are about."""
+
+
+@pytest.fixture
+def serve() -> cabc.Iterator[cabc.Callable[[cabc.Callable[[t.Any], None]], Server]]:
+    servers: list[Server] = []
+
+    def start(answer: cabc.Callable[[t.Any], None]) -> Server:
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                length = int(self.headers.get("Content-Length", 0))
+                server.asked.append(self.rfile.read(length).decode())
+                answer(self)
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        server = Server(("127.0.0.1", 0), Handler)
+        server.asked = []
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def issue_at(server: Server, timeout: float = 0.5) -> None:
+    url = f"http://127.0.0.1:{server.server_port}/v1"
+
+    with Client(url, ORGANIZATION, timeout=timeout) as client:
+        client.issue("t", REQUEST)
+
+
+class TestOnTheWire:
+    def test_drip_body_total_deadline(self, serve: t.Any) -> None:
+        def drip(handler: t.Any) -> None:
+            handler.send_response(201)
+            handler.send_header("Content-Length", "1000")
+            handler.end_headers()
+
+            for _ in range(40):
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+                time.sleep(0.1)
+
+        started = time.monotonic()
+
+        with pytest.raises(OutcomeUnknown, match="in time"):
+            issue_at(serve(drip))
+
+        assert time.monotonic() - started < 2
+
+    def test_a_huge_body_is_not_read(self, serve: t.Any) -> None:
+        sent = [0]
+
+        def flood(handler: t.Any) -> None:
+            handler.send_response(201)
+            handler.end_headers()
+
+            for _ in range(1000):
+                handler.wfile.write(b" " * 100_000)
+                sent[0] += 100_000
+
+        with pytest.raises(OutcomeUnknown, match="could not be read"):
+            issue_at(serve(flood), timeout=5)
+
+        assert sent[0] < 50_000_000
+
+    def test_a_gzip_bomb_is_not_unpacked(self, serve: t.Any) -> None:
+        bomb = gzip.compress(b" " * 50_000_000)
+
+        def answer(handler: t.Any) -> None:
+            handler.send_response(201)
+            handler.send_header("Content-Encoding", "gzip")
+            handler.send_header("Content-Length", str(len(bomb)))
+            handler.end_headers()
+            handler.wfile.write(bomb)
+
+        with pytest.raises(OutcomeUnknown, match="could not be read"):
+            issue_at(serve(answer), timeout=5)
+
+    def test_nobody_listening_means_nothing_was_sent(self, serve: t.Any) -> None:
+        server = serve(lambda handler: None)
+        server.shutdown()
+        server.server_close()
+
+        with pytest.raises(Unavailable):
+            issue_at(server)
+
+    def test_an_unknown_host_means_nothing_was_sent(self) -> None:
+        with (
+            Client("https://nowhere.invalid/v1", ORGANIZATION, timeout=2) as client,
+            pytest.raises(Unavailable),
+        ):
+            client.issue("t", REQUEST)
+
+    def test_a_broken_connection_is_not_repeated(self, serve: t.Any) -> None:
+        server = serve(lambda handler: handler.connection.close())
+
+        with pytest.raises(OutcomeUnknown):
+            issue_at(server)
+
+        assert len(server.asked) == 1
+
+    def test_redirect_307_does_not_carry_secret(self, serve: t.Any) -> None:
+        thief = serve(lambda handler: handler.send_error(500))
+
+        def redirect(handler: t.Any) -> None:
+            handler.send_response(307)
+            handler.send_header("Location", f"http://127.0.0.1:{thief.server_port}/")
+            handler.send_header("Content-Length", "0")
+            handler.end_headers()
+
+        server = serve(redirect)
+
+        with pytest.raises(Unavailable):
+            fetch_token(
+                f"http://127.0.0.1:{server.server_port}/", "id", "secret", timeout=1
+            )
+
+        assert (len(server.asked), thief.asked) == (1, [])
+
+    def test_connections_are_kept_alive(self) -> None:
+        simulator = CredlySimulator()
+        template = simulator.add_template("Python Badge")
+
+        with simulator.serve() as server:
+            token = fetch_token(
+                server.token_url,
+                simulator.client_id,
+                simulator.client_secret,
+                timeout=5,
+            )
+            url = server.api_url
+
+            with Client(url, simulator.organization_id, timeout=5) as client:
+                for number in range(3):
+                    client.issue(
+                        token.value,
+                        BadgeRequest(
+                            template,
+                            f"earner-{number}",
+                            f"a{number}@example.org",
+                            "A",
+                            "B",
+                            REQUEST.issued_at,
+                        ),
+                    )
+
+                (session,) = client._sessions
+                pool = session.get_adapter(url).poolmanager.pools  # type: ignore[attr-defined]
+                (only,) = [pool[key] for key in pool.keys()]
+
+                assert only.num_connections == 1
