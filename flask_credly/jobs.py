@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 
 from flask import current_app
 from flask import Flask
@@ -52,4 +53,5 @@ def _app() -> Flask:
 
 @functools.cache
 def _load_app() -> Flask:
-    return ScriptInfo().load_app()
+    # With None it looks for app.py and wsgi.py, and its error says what to set.
+    return ScriptInfo(app_import_path=os.environ.get("FLASK_APP")).load_app()

@@ -1,0 +1,496 @@
+"""Connecting, badge templates, mappings, removing."""
+
+from __future__ import annotations
+
+import concurrent.futures as cf
+import typing as t
+
+import pytest
+import responses
+import sqlalchemy as sa
+from conftest import connect
+from conftest import Connected
+from conftest import COURSES
+from conftest import every_database
+from conftest import Host
+from conftest import MakeHost
+
+from flask_credly import connection
+from flask_credly import Course
+from flask_credly import keys
+from flask_credly.errors import ConnectionExpired
+from flask_credly.errors import CredlyError
+from flask_credly.models import Base
+from flask_credly.models import Connection
+from flask_credly.models import Installation
+from flask_credly.models import Issuance
+from flask_credly.models import Template
+from flask_credly.testing import CredlySimulator
+
+OTHER_ORGANIZATION = "11111111-2222-4333-8444-555555555555"
+
+
+def try_to_connect(
+    host: Host, credly: CredlySimulator, **changes: str
+) -> connection.Connected:
+    return connection.connect(
+        host.state,
+        **{
+            "organization_id": credly.organization_id,
+            "client_id": credly.client_id,
+            "client_secret": credly.client_secret,
+            **changes,
+        },
+    )
+
+
+def nothing_is_saved(host: Host) -> bool:
+    host.db.session.rollback()
+    return not any(
+        host.db.session.scalar(sa.select(sa.func.count()).select_from(table))
+        for table in Base.metadata.sorted_tables
+    )
+
+
+class TestConnect:
+    def test_credentials_are_saved_and_sealed(
+        self, host: Host, credly: CredlySimulator, in_context: None
+    ) -> None:
+        try_to_connect(host, credly)
+        row = connection.get(host.db.session)
+
+        assert row is not None
+        assert (row.organization_id, row.client_id) == (
+            credly.organization_id,
+            credly.client_id,
+        )
+        stored = host.db.session.execute(sa.text("SELECT * FROM credly_connection"))
+        assert credly.client_secret not in str(stored.all())
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"client_secret": "wrong"},
+            {"client_id": "wrong"},
+            {"organization_id": OTHER_ORGANIZATION},
+        ],
+        ids=["secret", "id", "organization"],
+    )
+    def test_refused_credentials_leave_nothing(
+        self,
+        host: Host,
+        credly: CredlySimulator,
+        in_context: None,
+        changes: dict[str, str],
+    ) -> None:
+        with pytest.raises(connection.NotVerified):
+            try_to_connect(host, credly, **changes)
+
+        assert nothing_is_saved(host)
+
+    @pytest.mark.parametrize("status", [401, 403, 404])
+    def test_every_refusal_of_the_organization_is_one(
+        self, host: Host, credly: CredlySimulator, in_context: None, status: int
+    ) -> None:
+        credly.organization_mismatch_status = status
+
+        with pytest.raises(connection.NotVerified):
+            try_to_connect(host, credly, organization_id=OTHER_ORGANIZATION)
+
+    @pytest.mark.parametrize("kind", ["token", "templates"])
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            {"status": 500},
+            {"status": 429},
+            {"status": 200, "body": "<html>"},
+            {"how": "hang"},
+            {"how": "reset"},
+        ],
+        ids=str,
+    )
+    def test_trouble_is_not_blamed_on_the_credentials(
+        self,
+        host: Host,
+        credly: CredlySimulator,
+        in_context: None,
+        kind: t.Any,
+        fault: dict[str, t.Any],
+    ) -> None:
+        credly.fail(kind, **fault)
+
+        with pytest.raises(connection.CouldNotVerify):
+            try_to_connect(host, credly)
+
+        assert nothing_is_saved(host)
+
+    def test_an_application_without_the_scopes_is_refused(
+        self, host: Host, credly: CredlySimulator, in_context: None
+    ) -> None:
+        credly.granted_scopes = ("badge_templates",)
+
+        with pytest.raises(connection.NotVerified):
+            try_to_connect(host, credly)
+
+    def test_without_a_key_nothing_is_asked(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        host = make_host(SECRET_KEY=None)
+
+        with host.app.app_context(), pytest.raises(connection.NoKey):
+            try_to_connect(host, credly)
+
+        assert credly.received == []
+
+    def test_a_reconnect_keeps_the_mappings(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        try_to_connect(host, credly, client_secret=credly.new_secret())
+
+        assert len(connection.list_mappings(host.db.session)) == 1
+
+    def test_a_failed_reconnect_leaves_the_old_connection(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+
+        with pytest.raises(connection.NotVerified):
+            try_to_connect(host, credly, client_secret="wrong")
+
+        host.complete()
+        host.drain()
+
+        assert host.row().state == "issued"
+
+    def test_another_organization_needs_remove_first(self, connected: Connected) -> None:
+        with pytest.raises(connection.OtherOrganization):
+            try_to_connect(
+                connected.host, connected.credly, organization_id=OTHER_ORGANIZATION
+            )
+
+    def test_an_organization_id_in_capitals_is_the_same(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        try_to_connect(host, credly, organization_id=credly.organization_id.upper())
+
+        assert len(connection.list_mappings(host.db.session)) == 1
+
+    def test_the_stored_credentials_can_be_checked(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        connection.check(host.state)
+        credly.revoke_client()
+
+        with pytest.raises(connection.NotVerified):
+            connection.check(host.state)
+
+        credly.restore_client()
+        credly.fail("templates", status=503)
+
+        with pytest.raises(connection.CouldNotVerify):
+            connection.check(host.state)
+
+    def test_nothing_can_be_checked_without_a_connection(
+        self, host: Host, in_context: None
+    ) -> None:
+        with pytest.raises(connection.NotConnected):
+            connection.check(host.state)
+
+
+class TestKeys:
+    KEYS = (
+        "MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA=",
+        "MTExMTExMTExMTExMTExMTExMTExMTExMTExMTExMTE=",
+    )
+
+    def test_an_older_key_still_opens(self) -> None:
+        sealed = keys.seal({"CREDLY_ENCRYPTION_KEYS": self.KEYS[:1]}, "s", context="c")
+        config = {"CREDLY_ENCRYPTION_KEYS": f"{self.KEYS[1]},{self.KEYS[0]}"}
+
+        assert keys.unseal(config, sealed, context="c") == "s"
+
+    def test_a_fallback_of_the_secret_key_still_opens(self) -> None:
+        sealed = keys.seal({"SECRET_KEY": "old"}, "s", context="c")
+        config = {"SECRET_KEY": "new", "SECRET_KEY_FALLBACKS": ["old"]}
+
+        assert keys.unseal(config, sealed, context="c") == "s"
+
+    def test_another_key_does_not(self) -> None:
+        sealed = keys.seal({"SECRET_KEY": "old"}, "s", context="c")
+
+        with pytest.raises(ConnectionExpired, match="cannot be decrypted"):
+            keys.unseal({"SECRET_KEY": "new"}, sealed, context="c")
+
+    def test_ciphertext_swap(self) -> None:
+        """What was moved to another place does not open there."""
+        sealed = keys.seal({"SECRET_KEY": "k"}, "s", context="here")
+
+        with pytest.raises(ConnectionExpired, match="cannot be decrypted"):
+            keys.unseal({"SECRET_KEY": "k"}, sealed, context="there")
+
+
+class TestTemplates:
+    @every_database
+    def test_all_pages_of_active_ones_are_loaded(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        for number in range(120):
+            credly.add_template(f"Badge {number:03}")
+
+        credly.add_template("Old", state="archived")
+        credly.add_template("New", state="draft", image=False)
+
+        with host.app.app_context():
+            found = try_to_connect(host, credly)
+            names = [row.name for row in connection.list_templates(host.db.session)]
+
+        assert (found.templates, found.complete) == (120, True)
+        assert names == [f"Badge {number:03}" for number in range(120)]
+
+    def test_a_long_list_is_finished_in_the_background(
+        self, host: Host, credly: CredlySimulator, in_context: None
+    ) -> None:
+        for number in range(320):
+            credly.add_template(f"Badge {number:03}")
+
+        found = try_to_connect(host, credly)
+
+        assert (found.templates, found.complete) == (250, False)
+        assert connection.sync_templates(host.state) == 320
+
+    def test_one_that_is_gone_is_marked_and_its_mapping_kept(
+        self, connected: Connected
+    ) -> None:
+        host, credly, template_id = connected
+        credly.change_template(template_id, state="archived")
+        connection.sync_templates(host.state)
+        (mapping,) = connection.list_mappings(host.db.session)
+
+        assert not mapping.template.active
+        assert connection.list_templates(host.db.session) == []
+
+        credly.change_template(template_id, state="active", name="Renamed")
+        connection.sync_templates(host.state)
+        host.db.session.rollback()
+        (template,) = connection.list_templates(host.db.session)
+
+        assert template.name == "Renamed"
+
+    def test_half_a_list_marks_nothing(self, connected: Connected) -> None:
+        host, credly, template_id = connected
+
+        for number in range(60):
+            credly.add_template(f"A {number}")
+
+        credly.change_template(template_id, name="Z")
+        credly.fail("templates", times=None, status=500, share=1.0)
+
+        with pytest.raises(CredlyError):
+            connection.sync_templates(host.state)
+
+        assert len(connection.list_templates(host.db.session)) == 1
+
+    def test_a_sync_with_revoked_credentials_says_so(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.fail("templates", times=None, status=401)
+
+        with pytest.raises(ConnectionExpired):
+            connection.sync_templates(host.state)
+
+        assert [error for error, _ in host.log()] == ["Connection expired"]
+
+    def test_a_sync_without_a_connection_does_nothing(
+        self, host: Host, credly: CredlySimulator, in_context: None
+    ) -> None:
+        assert connection.sync_templates(host.state) == 0
+        assert credly.received == []
+
+
+class TestMappings:
+    def test_one_template_serves_many_courses(self, connected: Connected) -> None:
+        host, _, template_id = connected
+        connection.add_mapping(host.state, COURSES[1], template_id)
+        connection.add_mapping(host.state, COURSES[2], template_id)
+
+        assert len(connection.list_mappings(host.db.session)) == 3
+
+    def test_a_course_has_one_badge(self, connected: Connected) -> None:
+        host, _, template_id = connected
+
+        with pytest.raises(connection.AlreadyMapped) as caught:
+            connection.add_mapping(host.state, COURSES[0], template_id)
+
+        assert caught.value.badge_name == "Python Badge"
+
+    def test_a_change_cannot_take_anothers_course(self, connected: Connected) -> None:
+        host, _, template_id = connected
+        other = connection.add_mapping(host.state, COURSES[1], template_id)
+
+        with pytest.raises(connection.AlreadyMapped):
+            connection.change_mapping(host.state, other.id, COURSES[0], template_id)
+
+        assert len(connection.list_mappings(host.db.session)) == 2
+
+    def test_only_an_active_template_can_be_mapped(self, connected: Connected) -> None:
+        host, credly, template_id = connected
+
+        with pytest.raises(connection.UnknownTemplate):
+            connection.add_mapping(host.state, COURSES[1], OTHER_ORGANIZATION)
+
+        credly.change_template(template_id, state="archived")
+        connection.sync_templates(host.state)
+        host.db.session.rollback()
+
+        with pytest.raises(connection.UnknownTemplate):
+            connection.add_mapping(host.state, COURSES[1], template_id)
+
+    def test_nothing_can_be_mapped_without_a_connection(
+        self, connected: Connected
+    ) -> None:
+        host, _, template_id = connected
+        connection.remove(host.state)
+        host.db.session.rollback()
+
+        with pytest.raises(connection.NotConnected):
+            connection.add_mapping(host.state, COURSES[0], template_id)
+
+    def test_a_removed_mapping_cannot_be_changed(self, connected: Connected) -> None:
+        host, _, template_id = connected
+        (mapping,) = connection.list_mappings(host.db.session)
+        removed = connection.remove_mapping(host.state, mapping.id)
+
+        assert removed is not None
+        assert removed.course_title == "Python 101"
+        assert connection.remove_mapping(host.state, removed.id) is None
+
+        with pytest.raises(connection.UnknownMapping):
+            connection.change_mapping(host.state, removed.id, COURSES[0], template_id)
+
+    @every_database
+    def test_two_admins_at_once_make_one_mapping(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            template_id = connect(host, credly).template_id
+
+        def add(_: int) -> bool:
+            with host.app.app_context():
+                try:
+                    connection.add_mapping(host.state, COURSES[1], template_id)
+                except connection.AlreadyMapped:
+                    return False
+
+                return True
+
+        with cf.ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(add, range(4))) == 1
+
+
+class TestRemove:
+    @every_database
+    def test_everything_that_was_configured_goes(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            host.complete("1")
+            host.drain()
+            credly.fail("issue", times=2, status=422)
+            host.complete("2")
+            host.drain()
+            assert host.log() != []
+
+            assert connection.remove(host.state)
+
+            host.db.session.rollback()
+            left = {
+                table.name: host.db.session.scalar(
+                    sa.select(sa.func.count()).select_from(table)
+                )
+                for table in Base.metadata.sorted_tables
+            }
+            kept = {
+                t.cast(sa.Table, model.__table__).name
+                for model in (Issuance, Installation)
+            } | {"credly_attempt"}
+
+            assert {name for name, number in left.items() if number} == kept
+            assert {row.email + row.first_name for row in host.rows()} == {""}
+
+    def test_a_second_time_does_no_harm(self, connected: Connected) -> None:
+        assert connection.remove(connected.host.state)
+        assert not connection.remove(connected.host.state)
+
+    def test_another_organization_can_be_connected_then(
+        self, connected: Connected
+    ) -> None:
+        host, _, _ = connected
+        connection.remove(host.state)
+        other = CredlySimulator(organization_id=OTHER_ORGANIZATION)
+        other.add_template("Other")
+
+        with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
+            other.register(mock)
+            try_to_connect(host, other)
+
+        host.db.session.rollback()
+        row = connection.get(host.db.session)
+
+        assert row is not None
+        assert row.organization_id == OTHER_ORGANIZATION
+        assert [template.name for template in host.db.session.query(Template)] == ["Other"]
+
+    def test_a_worker_in_flight_writes_down_what_it_did(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The badge is made: the ledger must know, or a reconnect makes another."""
+        host, credly, _ = connected
+        host.complete()
+        from flask_credly.credly import Client
+
+        issue = Client.issue
+
+        def issue_then_remove(self: Client, token: str, badge: t.Any) -> t.Any:
+            made = issue(self, token, badge)
+
+            with host.app.app_context():
+                connection.remove(host.state)
+
+            return made
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Client, "issue", issue_then_remove)
+            host.drain()
+
+        assert (host.row().state, host.row().email) == ("issued", "")
+        assert host.db.session.query(Connection).all() == []
+
+    def test_a_failure_in_flight_leaves_no_log_behind(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", status=429)
+        host.complete()
+        from flask_credly.credly import Client
+
+        issue = Client.issue
+
+        def remove_then_issue(self: Client, token: str, badge: t.Any) -> t.Any:
+            with host.app.app_context():
+                connection.remove(host.state)
+
+            return issue(self, token, badge)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Client, "issue", remove_then_issue)
+            host.drain()
+
+        assert host.log() == []
+
+
+def test_a_course_must_have_a_known_kind_and_an_id() -> None:
+    with pytest.raises(ValueError, match="must be 'course' or 'learning_path'"):
+        Course(id="1", title="One", kind="webinar")  # type: ignore[arg-type]
+
+    for wrong in ("", "x" * 192, 7):
+        with pytest.raises(ValueError, match="string of 1 to 191 characters"):
+            Course(id=wrong, title="One")  # type: ignore[arg-type]

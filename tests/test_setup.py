@@ -1,0 +1,337 @@
+"""Putting the extension into an application."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+from conftest import Connected
+from conftest import every_database
+from conftest import Host
+from conftest import MakeHost
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+
+from flask_credly import Credly
+from flask_credly.models import Base
+from flask_credly.models import Issuance
+from flask_credly.models import UTCDateTime
+from flask_credly.settings import get_state
+
+
+def bare(**config: t.Any) -> tuple[Flask, Credly]:
+    app = Flask(__name__)
+    app.config.update(
+        {"SECRET_KEY": "k", "SQLALCHEMY_DATABASE_URI": "sqlite://", **config}
+    )
+    credly = Credly()
+    credly.courses(lambda: [])
+    credly.is_admin(lambda: True)
+    return app, credly
+
+
+def test_it_can_be_initialized_once_on_an_app(host: Host) -> None:
+    with pytest.raises(RuntimeError, match="already initialized"):
+        host.credly.init_app(host.app)
+
+
+def test_the_database_comes_first() -> None:
+    app, credly = bare()
+
+    with pytest.raises(RuntimeError, match=r"'db.init_app\(app\)' before"):
+        credly.init_app(app)
+
+
+def test_it_does_not_start_without_a_guard() -> None:
+    app, _ = bare()
+    credly = Credly()
+    credly.courses(lambda: [])
+
+    with pytest.raises(RuntimeError, match="'@credly.is_admin' before"):
+        credly.init_app(app)
+
+
+def test_it_does_not_start_without_courses() -> None:
+    app, _ = bare()
+    credly = Credly()
+    credly.is_admin(lambda: True)
+
+    with pytest.raises(RuntimeError, match="'@credly.courses' before"):
+        credly.init_app(app)
+
+
+def test_an_app_without_it_is_told_so() -> None:
+    with (
+        Flask(__name__).app_context(),
+        pytest.raises(RuntimeError, match=r"Call 'credly.init_app\(app\)'"),
+    ):
+        get_state()
+
+
+def test_hooks_are_returned_as_they_were() -> None:
+    credly = Credly()
+
+    def hook() -> bool:
+        return True
+
+    assert credly.is_admin(hook) is hook
+    assert credly.courses(hook) is hook
+    assert credly.member(hook) is hook
+
+
+def test_two_apps_share_one_db_and_one_extension() -> None:
+    db = SQLAlchemy()
+    (one, credly), (two, _) = bare(), bare(CREDLY_PLATFORM_NAME="Two")
+
+    for app in (one, two):
+        db.init_app(app)
+        credly.init_app(app)
+
+        with app.app_context():
+            db.create_all()
+            assert db.session.query(Issuance).all() == []
+
+    assert one.extensions["credly"] is not two.extensions["credly"]
+    assert two.extensions["credly"].settings.platform_name == "Two"
+
+    for app in (one, two):
+        with app.app_context():
+            db.session.remove()
+            db.engine.dispose()
+
+
+@pytest.mark.parametrize(
+    ("key", "values"),
+    [
+        ("CREDLY_SANDBOX", ["yes", 1, None]),
+        (
+            "CREDLY_API_URL",
+            [
+                "",
+                "api.credly.com",
+                "http://api.credly.com/v1",
+                "https://",
+                "https://user@example.org",
+                "https://example.org/?x=1",
+                "https://example.org:port",
+                7,
+            ],
+        ),
+        ("CREDLY_TOKEN_URL", ["http://www.credly.com/oauth/token", None]),
+        ("CREDLY_REDIS_URL", ["localhost:6379", "http://localhost", 6379]),
+        ("CREDLY_QUEUE", ["", "a queue", 7, None]),
+        ("CREDLY_RETRY_DELAY", ["60", -1, True, float("nan"), None]),
+        ("CREDLY_TIMEOUT", [0, "10", 1000]),
+        ("CREDLY_CONCURRENCY", [0, 65, 1.5, "4", True]),
+        (
+            "CREDLY_ENCRYPTION_KEYS",
+            ["short", [], "", ["x" * 44], 7, [7]],
+        ),
+        ("CREDLY_URL_PREFIX", ["", "/", "integrations", "/a b", None]),
+        ("CREDLY_LAYOUT", ["", "base.jinja", "base.txt", None]),
+        ("CREDLY_PLATFORM_NAME", [None, 7]),
+    ],
+)
+def test_a_wrong_value_is_an_error_that_names_the_key(
+    key: str, values: list[t.Any]
+) -> None:
+    for value in values:
+        app, credly = bare(**{key: value})
+
+        if key == "CREDLY_ENCRYPTION_KEYS" and value is None:
+            continue
+
+        SQLAlchemy().init_app(app)
+
+        with pytest.raises(ValueError, match=f"^{key} must be "):
+            credly.init_app(app)
+
+
+def test_a_wrong_secret_value_is_not_repeated() -> None:
+    for key in ("CREDLY_ENCRYPTION_KEYS", "CREDLY_REDIS_URL"):
+        app, credly = bare(**{key: "pass-word"})
+        SQLAlchemy().init_app(app)
+
+        with pytest.raises(ValueError, match=key) as caught:
+            credly.init_app(app)
+
+        assert "pass-word" not in str(caught.value)
+
+
+def test_the_sandbox_has_its_own_addresses(make_host: MakeHost) -> None:
+    settings = make_host(CREDLY_SANDBOX=True).state.settings
+
+    assert settings.api_url == "https://sandbox-api.credly.com/v1"
+    assert settings.token_url == "https://sandbox.credly.com/oauth/token"
+
+
+def test_plain_http_is_for_this_machine_only(make_host: MakeHost) -> None:
+    host = make_host(CREDLY_API_URL="http://127.0.0.1:8001/v1/")
+
+    assert host.state.settings.api_url == "http://127.0.0.1:8001/v1"
+
+
+def test_a_web_process_loads_no_library_that_it_does_not_need() -> None:
+    code = """
+import sys
+import flask_sqlalchemy, flask_wtf
+from flask import Flask
+from flask_credly import Credly
+app = Flask("app")
+app.config.update(SECRET_KEY="k", SQLALCHEMY_DATABASE_URI="sqlite://")
+flask_sqlalchemy.SQLAlchemy().init_app(app)
+credly = Credly()
+credly.courses(list)
+credly.is_admin(lambda: True)
+credly.init_app(app)
+heavy = {"rq", "redis", "requests", "urllib3", "authlib", "cryptography"}
+print(sorted(heavy & set(sys.modules)))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert found.stdout.strip() == "[]"
+
+
+MIGRATIONS = """
+import sys
+from flask import Flask
+from flask_migrate import Migrate, init, migrate, upgrade
+from flask_sqlalchemy import SQLAlchemy
+from flask_credly import Credly
+
+app = Flask("app")
+app.config.update(SECRET_KEY="k", SQLALCHEMY_DATABASE_URI=sys.argv[1])
+db = SQLAlchemy()
+db.init_app(app)
+credly = Credly()
+credly.courses(list)
+credly.is_admin(lambda: True)
+credly.init_app(app)
+Migrate(app, db, directory=sys.argv[2])
+
+with app.app_context():
+    init()
+    migrate(message="first")
+    upgrade()
+    migrate(message="second")
+"""
+
+
+@every_database
+def test_flask_migrate_sees_the_tables_and_then_no_change(
+    database: str, tmp_path: pathlib.Path
+) -> None:
+    folder = tmp_path / "migrations"
+    engine = sa.create_engine(database)
+
+    try:
+        subprocess.run(
+            [sys.executable, "-c", MIGRATIONS, database, str(folder)],
+            capture_output=True,
+            check=True,
+        )
+        made = set(sa.inspect(engine).get_table_names())
+    finally:
+        metadata = sa.MetaData()
+        metadata.reflect(engine)
+        metadata.drop_all(engine)
+        engine.dispose()
+
+    (version,) = (folder / "versions").glob("*.py")
+    assert set(Base.metadata.tables) <= made
+    assert "first" in version.name
+    assert "flask_credly" not in version.read_text()
+
+
+@every_database
+def test_every_constraint_has_its_fixed_name(host: Host) -> None:
+    with host.app.app_context():
+        unique = sa.inspect(host.db.engine).get_unique_constraints("credly_issuance")
+
+    assert [constraint["name"] for constraint in unique] == [
+        "uq_credly_issuance_member_id_kind_course_id"
+    ]
+
+
+def test_a_naive_time_is_never_stored() -> None:
+    import datetime as dt
+
+    with pytest.raises(ValueError, match="aware"):
+        UTCDateTime().process_bind_param(
+            dt.datetime(2026, 11, 1), t.cast(t.Any, None)
+        )
+
+
+def test_status_in_numbers(connected: Connected) -> None:
+    import json
+
+    host, credly, _ = connected
+    runner = host.app.test_cli_runner()
+    host.complete("1")
+    host.drain()
+    host.complete("2")
+    found = json.loads(runner.invoke(args=["credly", "status", "--json"]).output)
+
+    assert {
+        "connection": "connected",
+        "paused_until": None,
+        "pending": 1,
+        "issued": 1,
+        "failed": 0,
+        "held": 0,
+        "workers": None,
+    } == {key: value for key, value in found.items() if key != "oldest_pending_seconds"}
+    assert found["oldest_pending_seconds"] in (0, 1)
+    assert "connection" in runner.invoke(args=["credly", "status"]).output
+
+
+def test_status_without_a_connection(host: Host) -> None:
+    found = host.app.test_cli_runner().invoke(args=["credly", "status", "--json"])
+
+    assert '"connection": "none"' in found.output
+
+
+def test_sync_by_command(connected: Connected) -> None:
+    host, credly, _ = connected
+    credly.add_template("Another")
+    runner = host.app.test_cli_runner()
+
+    assert "2 active badge templates." in runner.invoke(args=["credly", "sync"]).output
+
+    credly.fail("templates", status=503)
+    failed = runner.invoke(args=["credly", "sync"])
+
+    assert failed.exit_code == 1
+    assert "could not be loaded" in failed.output
+
+
+def test_sync_without_a_connection_says_what_to_do(host: Host) -> None:
+    failed = host.app.test_cli_runner().invoke(args=["credly", "sync"])
+
+    assert failed.exit_code == 1
+    assert "/integrations/" in failed.output
+
+
+def test_sweep_without_redis_says_so(connected: Connected) -> None:
+    runner = connected.host.app.test_cli_runner()
+
+    assert "Nothing is due." in runner.invoke(args=["credly", "sweep"]).output
+
+    connected.host.complete()
+    failed = runner.invoke(args=["credly", "sweep"])
+
+    assert failed.exit_code == 1
+    assert "CREDLY_REDIS_URL" in failed.output
+
+
+def test_a_worker_without_redis_says_so(host: Host) -> None:
+    failed = host.app.test_cli_runner().invoke(args=["credly", "worker", "--burst"])
+
+    assert failed.exit_code == 1
+    assert "CREDLY_REDIS_URL" in failed.output
