@@ -65,3 +65,13 @@ class Completion:
     course_id: str
     kind: Kind
     completed_at: dt.datetime
+
+
+def clean(value: object, length: int) -> str:
+    """Make text of the host fit for a row. What is missing or broken becomes empty: it
+    is for the admin to see and not for the host's request.
+    """
+    if not isinstance(value, str):
+        return ""
+
+    return "".join(char for char in value if char.isprintable()).strip()[:length]

@@ -39,8 +39,8 @@ def worker(burst: bool) -> None:
         work(get_state(), burst=burst)
     except RedisError as e:
         raise click.ClickException(
-            f"Redis cannot be reached ({type(e).__name__}). Is it running at the address"
-            " of CREDLY_REDIS_URL?"
+            f"Redis cannot be reached ({type(e).__name__}). Is it running at the"
+            " address of CREDLY_REDIS_URL?"
         ) from None
 
 
@@ -100,6 +100,8 @@ def sync() -> None:
     try:
         count = connection.sync_templates(state)
     except CredlyError as e:
-        raise click.ClickException(f"The list could not be loaded. {e.detail}") from None
+        raise click.ClickException(
+            f"The list could not be loaded. {e.detail}"
+        ) from None
 
     click.echo(f"{count} active badge templates.")

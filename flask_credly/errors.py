@@ -48,12 +48,7 @@ class RateLimited(CredlyError):
 
 
 class Unauthorized(CredlyError):
-    """The API did not accept the access token.
-
-    :ivar token_version: Which of the connection's tokens it was.
-    """
-
-    token_version = 0
+    """The API did not accept the access token."""
 
 
 class ConnectionExpired(CredlyError):

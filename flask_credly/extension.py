@@ -14,6 +14,7 @@ from sqlalchemy import orm
 
 from . import signals
 from .admin import make_blueprint
+from .catalog import clean
 from .catalog import Completion
 from .catalog import Kind
 from .catalog import KINDS
@@ -247,9 +248,9 @@ def read_completion(
     return Completion(
         member=Member(
             id=_id(member.id, "member.id"),
-            email=_text(member.email, 320),
-            first_name=_text(member.first_name, 255),
-            last_name=_text(member.last_name, 255),
+            email=clean(member.email, 320),
+            first_name=clean(member.first_name, 255),
+            last_name=clean(member.last_name, 255),
         ),
         course_id=_id(course_id, "course_id"),
         kind=t.cast(Kind, kind),
@@ -266,11 +267,3 @@ def _id(value: t.Any, name: str) -> str:
         raise ValueError(f"{name} must be a string of 1 to 191 characters.")
 
     return value
-
-
-def _text(value: t.Any, length: int) -> str:
-    # What is missing or broken is for the admin to see and not for the host's request.
-    if not isinstance(value, str):
-        return ""
-
-    return "".join(char for char in value if char.isprintable()).strip()[:length]

@@ -69,7 +69,10 @@ def _fernet(config: Config) -> MultiFernet:
     keys = encryption_keys(config.get("CREDLY_ENCRYPTION_KEYS"))
 
     if not keys:
-        secrets = [config.get("SECRET_KEY"), *(config.get("SECRET_KEY_FALLBACKS") or ())]
+        secrets = [
+            config.get("SECRET_KEY"),
+            *(config.get("SECRET_KEY_FALLBACKS") or ()),
+        ]
         keys = [_derive(secret) for secret in secrets if secret]
 
     if not keys:

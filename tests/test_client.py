@@ -163,7 +163,12 @@ class TestIssue:
             (401, "<html>", Unauthorized, "Credly answered HTTP 401."),
             (408, "", OutcomeUnknown, "Credly answered HTTP 408."),
             (500, "", OutcomeUnknown, "Credly answered HTTP 500."),
-            (502, "<html>Bad Gateway</html>", OutcomeUnknown, "Credly answered HTTP 502."),
+            (
+                502,
+                "<html>Bad Gateway</html>",
+                OutcomeUnknown,
+                "Credly answered HTTP 502.",
+            ),
             (503, envelope(message="down"), OutcomeUnknown, "down (HTTP 503)"),
             (504, "[1", OutcomeUnknown, "Credly answered HTTP 504."),
             (202, issued(), OutcomeUnknown, "Credly answered HTTP 202."),
@@ -462,7 +467,9 @@ class TestToken:
         ["abc", None, -1, 0, 1e300, float("nan"), True, [], {}, "", 10**12],
         ids=repr,
     )
-    def test_expires_in_garbage(self, mock: responses.RequestsMock, value: object) -> None:
+    def test_expires_in_garbage(
+        self, mock: responses.RequestsMock, value: object
+    ) -> None:
         mock.post(TOKEN_URL, json={"access_token": "abc", "expires_in": value})
 
         assert self.fetch() == ("abc", 3600)

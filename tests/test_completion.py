@@ -30,7 +30,10 @@ NOW = dt.datetime.now(dt.UTC)
 
 def enrolments(app: Flask, db: SQLAlchemy) -> None:
     """A table of the host, where it marks courses complete."""
-    columns = sa.Column("id", sa.Integer, primary_key=True), sa.Column("done", sa.Boolean)
+    columns = (
+        sa.Column("id", sa.Integer, primary_key=True),
+        sa.Column("done", sa.Boolean),
+    )
     table = sa.Table("enrolment", db.metadata, *columns)
     model = type("Enrolment", (object,), {})
     orm.registry().map_imperatively(model, table)
@@ -106,7 +109,9 @@ class TestTransactions:
             lambda s, m: s.execute(sa.update(m).values(done=True)),
             lambda s, m: s.execute(sa.text("UPDATE enrolment SET done = true")),
             lambda s, m: s.bulk_update_mappings(m, [{"id": 1, "done": True}]),
-            lambda s, m: s.connection().exec_driver_sql("UPDATE enrolment SET done = true"),
+            lambda s, m: s.connection().exec_driver_sql(
+                "UPDATE enrolment SET done = true"
+            ),
         ],
         ids=["update", "text", "bulk", "driver"],
     )
@@ -307,7 +312,9 @@ def test_a_course_and_a_path_of_the_same_id_are_different(connected: Connected) 
     assert connected.host.rows() == []
 
 
-def test_nothing_is_recorded_before_the_connection(host: Host, in_context: None) -> None:
+def test_nothing_is_recorded_before_the_connection(
+    host: Host, in_context: None
+) -> None:
     host.complete()
 
     assert host.rows() == []

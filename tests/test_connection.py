@@ -161,7 +161,9 @@ class TestConnect:
 
         assert host.row().state == "issued"
 
-    def test_another_organization_needs_remove_first(self, connected: Connected) -> None:
+    def test_another_organization_needs_remove_first(
+        self, connected: Connected
+    ) -> None:
         with pytest.raises(connection.OtherOrganization):
             try_to_connect(
                 connected.host, connected.credly, organization_id=OTHER_ORGANIZATION
@@ -289,7 +291,9 @@ class TestTemplates:
 
         assert len(connection.list_templates(host.db.session)) == 1
 
-    def test_a_sync_with_revoked_credentials_says_so(self, connected: Connected) -> None:
+    def test_a_sync_with_revoked_credentials_says_so(
+        self, connected: Connected
+    ) -> None:
         host, credly, _ = connected
         credly.fail("templates", times=None, status=401)
 
@@ -437,7 +441,9 @@ class TestRemove:
 
         assert row is not None
         assert row.organization_id == OTHER_ORGANIZATION
-        assert [template.name for template in host.db.session.query(Template)] == ["Other"]
+        assert [template.name for template in host.db.session.query(Template)] == [
+            "Other"
+        ]
 
     def test_a_worker_in_flight_writes_down_what_it_did(
         self, connected: Connected, monkeypatch: pytest.MonkeyPatch

@@ -66,7 +66,9 @@ def test_each_answer_has_the_decided_consequence(row: t.Any) -> None:
 
 
 def test_every_rule_is_tested() -> None:
-    used = {id(decide(phase, answer, attempts)) for phase, answer, attempts, *_ in TABLE}
+    used = {
+        id(decide(phase, answer, attempts)) for phase, answer, attempts, *_ in TABLE
+    }
 
     assert {id(rule) for rule in RULES} == used
 

@@ -251,7 +251,9 @@ class TestTheOneRetry:
         assert host.row().state == "issued"
         assert (len(credly.badges), host.log()) == (1, [])
 
-    def test_a_refused_look_up_still_leaves_the_retry(self, connected: Connected) -> None:
+    def test_a_refused_look_up_still_leaves_the_retry(
+        self, connected: Connected
+    ) -> None:
         host, credly, _ = connected
         credly.fail("issue", status=500)
         credly.fail("look-up", status=403, times=None)
@@ -414,7 +416,9 @@ class TestPauses:
 
 
 class TestExpiry:
-    def test_a_revoked_token_is_replaced_once_for_all(self, connected: Connected) -> None:
+    def test_a_revoked_token_is_replaced_once_for_all(
+        self, connected: Connected
+    ) -> None:
         host, credly, _ = connected
         tokens = credly.count("token")
         credly.revoke_tokens()

@@ -263,9 +263,7 @@ def test_a_naive_time_is_never_stored() -> None:
     import datetime as dt
 
     with pytest.raises(ValueError, match="aware"):
-        UTCDateTime().process_bind_param(
-            dt.datetime(2026, 11, 1), t.cast(t.Any, None)
-        )
+        UTCDateTime().process_bind_param(dt.datetime(2026, 11, 1), t.cast(t.Any, None))
 
 
 def test_status_in_numbers(connected: Connected) -> None:

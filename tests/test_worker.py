@@ -400,7 +400,9 @@ def test_a_queue_of_the_hosts_own_is_used(
 
     def make_queue(app: t.Any) -> rq.Queue:
         made.append(app)
-        return rq.Queue(f"own-{uuid.uuid4().hex}", connection=redis.Redis.from_url(redis_url))
+        return rq.Queue(
+            f"own-{uuid.uuid4().hex}", connection=redis.Redis.from_url(redis_url)
+        )
 
     host = make_host(CREDLY_QUEUE=make_queue)
 

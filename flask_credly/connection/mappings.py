@@ -138,9 +138,7 @@ def remove_mapping(state: State, mapping_id: int) -> Mapping | None:
     return mapping
 
 
-def _active_template(
-    session: orm.scoped_session[t.Any], template_id: str
-) -> Template:
+def _active_template(session: orm.scoped_session[t.Any], template_id: str) -> Template:
     if get(session) is None:
         raise NotConnected
 

@@ -21,6 +21,8 @@ if t.TYPE_CHECKING:
     from ..credly import Client
     from ..credly import TemplatePage
 
+_TABLE = t.cast(sa.Table, Template.__table__)
+
 MAX_PAGES = 200
 """Pages of 50 after which a list is taken for endless."""
 
@@ -119,15 +121,15 @@ def _save(state: State, page: TemplatePage) -> None:
     """Save one page. Writes only what changed."""
     with state.engine.begin() as connection:
         # Takes the row's lock: two syncs at once would insert the same templates.
-        if not connection.execute(sa.update(Connection).values(id=CONNECTION_ID)).rowcount:
+        if not connection.execute(
+            sa.update(Connection).values(id=CONNECTION_ID)
+        ).rowcount:
             return  # removed in the meantime
 
         known = {
             row.id: row
             for row in connection.execute(
-                sa.select(Template.__table__).where(
-                    Template.id.in_([row.id for row in page.rows])
-                )
+                sa.select(_TABLE).where(Template.id.in_([row.id for row in page.rows]))
             )
         }
         new, changed = [], []
@@ -151,19 +153,21 @@ def _save(state: State, page: TemplatePage) -> None:
 
         if changed:
             connection.execute(
-                sa.update(Template.__table__).where(Template.id == sa.bindparam("p_id")),
+                sa.update(_TABLE).where(Template.id == sa.bindparam("p_id")),
                 changed,
             )
 
 
 def _mark_missing(state: State, seen: set[str]) -> None:
     with state.engine.begin() as connection:
-        stored = connection.scalars(sa.select(Template.id).where(Template.active.is_(True)))
+        stored = connection.scalars(
+            sa.select(Template.id).where(Template.active.is_(True))
+        )
         gone = [{"p_id": id_} for id_ in set(stored) - seen]
 
         if gone:
             connection.execute(
-                sa.update(Template.__table__)
+                sa.update(_TABLE)
                 .where(Template.id == sa.bindparam("p_id"))
                 .values(active=False),
                 gone,

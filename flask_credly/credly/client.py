@@ -228,7 +228,9 @@ def _echoes(data: dict[str, t.Any], badge: BadgeRequest) -> bool:
     return (
         answers.is_uuid(data.get("id"))
         and _template_of(data, badge.template_id).lower() == badge.template_id
-        and ("recipient_email" not in data or _same(data["recipient_email"], badge.email))
+        and (
+            "recipient_email" not in data or _same(data["recipient_email"], badge.email)
+        )
     )
 
 

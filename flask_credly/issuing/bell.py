@@ -25,7 +25,7 @@ DRAIN = "flask_credly.jobs.drain"
 SYNC = "flask_credly.jobs.sync"
 
 WEB_TIMEOUT = 0.25
-"""Seconds a web request waits for Redis. The defaults of redis-py add up to a minute."""
+"""Seconds a web request waits for Redis. redis-py's own defaults add up to a minute."""
 
 SILENCE = 30.0
 """Seconds without a further try after Redis did not answer."""

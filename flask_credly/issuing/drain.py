@@ -10,26 +10,19 @@ from __future__ import annotations
 import collections
 import concurrent.futures as cf
 import dataclasses
-import hashlib
 import logging
 import threading
 import time
 import typing as t
 
+import blinker
 import sqlalchemy as sa
 
 from .. import signals
-from ..catalog import Member
-from ..credly import BadgeRequest
 from ..credly import Client
-from ..errors import AlreadyHeld
-from ..errors import ConnectionExpired
 from ..errors import CredlyError
-from ..errors import OutcomeUnknown
 from ..errors import RateLimited
-from ..errors import Refused
 from ..errors import Unauthorized
-from ..errors import Unavailable
 from ..ledger import claim
 from ..ledger import gates
 from ..ledger import settle
@@ -40,6 +33,11 @@ from ..ledger.decide import Phase
 from ..ledger.settle import Settlement
 from ..models import Installation
 from ..settings import State
+from . import profile
+from .ask import answer_to
+from .ask import Asker
+from .ask import Outcome
+from .ask import Step
 from .token import get_token
 from .token import SharedToken
 
@@ -55,28 +53,6 @@ DUPLICATES_WAIT = 60.0
 """Seconds to wait at least after a lost answer where Credly would issue twice: its
 lists may lag, and nothing but the look-up keeps a second badge out.
 """
-
-
-@dataclasses.dataclass(frozen=True)
-class _Step:
-    """One request to make.
-
-    :param knew_maybe: Whether the badge was maybe issued before it.
-    :param send_before: Monotonic time after which it may not go out any more: the
-        lease is then too old.
-    """
-
-    row: Row
-    phase: Phase
-    knew_maybe: bool
-    send_before: float
-
-
-@dataclasses.dataclass(frozen=True)
-class _Outcome:
-    answer: Answer
-    badge_id: str | None = None
-    error: CredlyError | None = None
 
 
 def drain(state: State) -> bool:
@@ -95,20 +71,11 @@ def drain(state: State) -> bool:
         return _Drain(state, client, gate).run()
 
 
-def earner_id(installation: str, member_id: str) -> str:
-    """Name a member towards Credly: the same for life, opaque, and not to be confused
-    with the ids of another system of the same organization.
-    """
-    return hashlib.sha256(f"{installation}:{member_id}".encode()).hexdigest()[:40]
-
-
 class _Drain:
     def __init__(self, state: State, client: Client, gate: gates.Gate) -> None:
         self._state = state
         self._engine = state.engine
-        self._client = client
         self._gate = gate
-        self._installation = _installation_key(state.engine)
         # A request takes at most the time-out; it may go out in the lease's first
         # half, and comes back well before its end.
         self._lease = max(60.0, 6 * state.settings.timeout)
@@ -118,8 +85,9 @@ class _Drain:
         self._rejected: int | None = None
         self._doubtful: collections.deque[Row] = collections.deque()
         self._cleared: collections.deque[Row] = collections.deque()
-        self._in_flight: dict[cf.Future[_Outcome], _Step] = {}
+        self._in_flight: dict[cf.Future[Outcome], Step] = {}
         self._stop = threading.Event()
+        self._asker = Asker(client, _installation_key(state.engine), self._stop)
 
     def run(self) -> bool:
         until = time.monotonic() + BUDGET
@@ -194,44 +162,16 @@ class _Drain:
             settle.cancel(self._engine, row, "The mapping was removed.")
             return
 
-        if row.attempts or _missing(row):
-            row = self._with_fresh_member(row)
+        if row.attempts or profile.missing(row):
+            row = profile.refresh(self._state, row)
 
-        if missing := _missing(row):
+        if missing := profile.missing(row):
             if settle.fail(self._engine, row, missing):
                 self._send_failed(row, missing)
 
             return
 
         self._cleared.append(row)
-
-    def _with_fresh_member(self, row: Row) -> Row:
-        if self._state.load_member is None:
-            return row
-
-        try:
-            member = self._state.load_member(row.member_id)
-        except Exception:
-            logger.exception("The @credly.member hook failed for %r.", row.member_id)
-            return row
-        finally:
-            # What the hook read must not stay open while Credly is asked.
-            self._state.session.remove()
-
-        if not isinstance(member, Member):
-            return row
-
-        fresh = dataclasses.replace(
-            row,
-            email=str(member.email or "").strip()[:320],
-            first_name=str(member.first_name or "").strip()[:255],
-            last_name=str(member.last_name or "").strip()[:255],
-        )
-
-        if fresh != row:
-            claim.update_member(self._engine, fresh)
-
-        return fresh
 
     def _begin(self, room: int) -> list[tuple[Row, bool]]:
         rows = [self._cleared.popleft() for _ in range(min(room, len(self._cleared)))]
@@ -266,9 +206,9 @@ class _Drain:
         self, pool: cf.ThreadPoolExecutor, row: Row, phase: Phase, *, knew_maybe: bool
     ) -> None:
         assert self._token is not None
-        step = _Step(row, phase, knew_maybe, time.monotonic() + self._lease / 2)
-        future = pool.submit(self._ask, step, self._token)
-        self._in_flight[future] = step
+        send_before = time.monotonic() + self._lease / 2
+        step = Step(row, phase, knew_maybe, send_before, self._token)
+        self._in_flight[pool.submit(self._asker.ask, step)] = step
 
     def _ensure_token(self) -> bool:
         if self._token is not None:
@@ -279,68 +219,18 @@ class _Drain:
                 self._state, self._gate.generation, rejected=self._rejected or 0
             )
         except CredlyError as e:
-            self._close_gate(_answer_to(e), e)
+            self._close_gate(answer_to(e), e)
             return False
 
         return True
 
-    # Asking: runs in the other threads.
-
-    def _ask(self, step: _Step, token: SharedToken) -> _Outcome:
-        if self._stop.is_set() or time.monotonic() > step.send_before:
-            return _Outcome("not sent")
-
-        request = self._request(step.row)
-
-        try:
-            return self._ask_once(step.phase, request, token)
-        except CredlyError as e:
-            if isinstance(e, Unauthorized):
-                e.token_version = token.version
-
-            return _Outcome(_answer_to(e), error=e)
-
-    def _ask_once(
-        self, phase: Phase, request: BadgeRequest, token: SharedToken
-    ) -> _Outcome:
-        if phase == "look-up":
-            found = self._client.find(token.value, request)
-            return _Outcome("found", found.id) if found else _Outcome("absent")
-
-        try:
-            return _Outcome("issued", self._client.issue(token.value, request).id)
-        except AlreadyHeld as e:
-            return self._find_held(request, token, e)
-
-    def _find_held(
-        self, request: BadgeRequest, token: SharedToken, error: AlreadyHeld
-    ) -> _Outcome:
-        # Success either way. The id is worth a question, but not a second one.
-        try:
-            found = self._client.find(token.value, request)
-        except CredlyError as e:
-            logger.info("The badge that is held could not be looked up: %s", e.detail)
-            found = None
-
-        return _Outcome("found", found.id) if found else _Outcome("held", error=error)
-
-    def _request(self, row: Row) -> BadgeRequest:
-        return BadgeRequest(
-            template_id=row.template_id,
-            earner_id=earner_id(self._installation, row.member_id),
-            email=row.email,
-            first_name=row.first_name,
-            last_name=row.last_name,
-            issued_at=row.completed_at,
-        )
-
     # Settling.
 
-    def _settle(self, done: list[tuple[_Step, _Outcome]]) -> None:
+    def _settle(self, done: list[tuple[Step, Outcome]]) -> None:
         settlements = []
 
         for step, outcome in done:
-            answer = self._consider(outcome)
+            answer = self._consider(step, outcome)
 
             if answer == "refused" and step.phase == "look-up":
                 answer = "unknown" if step.row.allows_duplicates else "refused"
@@ -375,16 +265,14 @@ class _Drain:
         for each in saved:
             self._announce(each)
 
-    def _consider(self, outcome: _Outcome) -> Answer:
+    def _consider(self, step: Step, outcome: Outcome) -> Answer:
         """Take a refused token for what it is: an old one is replaced and the request
         repeated; the credentials have expired if a fresh one is refused as well.
         """
-        error = outcome.error
-
-        if not isinstance(error, Unauthorized):
+        if not isinstance(outcome.error, Unauthorized):
             return outcome.answer
 
-        version = error.token_version
+        version = step.token.version
 
         if self._token is not None and version < self._token.version:
             return "not sent"
@@ -414,10 +302,12 @@ class _Drain:
             gates.expire(self._engine, generation)
             return
 
+        reason: gates.Reason
+
         if isinstance(error, RateLimited):
-            seconds, reason = error.retry_after, t.cast(gates.Reason, "rate limit")
+            reason, seconds = "rate limit", error.retry_after
         else:
-            seconds, reason = UNAVAILABLE_PAUSE, "unavailable"
+            reason, seconds = "unavailable", UNAVAILABLE_PAUSE
 
         until = gates.pause(self._engine, generation, reason, seconds, detail)
 
@@ -427,7 +317,9 @@ class _Drain:
 
     def _learn(self, answers: list[Answer]) -> None:
         """Widen gently after a pause."""
-        good = sum(answer in ("issued", "found", "held", "absent") for answer in answers)
+        good = sum(
+            answer in ("issued", "found", "held", "absent") for answer in answers
+        )
 
         if not good:
             return
@@ -456,7 +348,7 @@ class _Drain:
         _send(signals.badge_failed, self._state, row, error=error)
 
 
-def _send(signal: t.Any, state: State, row: Row, **extra: object) -> None:
+def _send(signal: blinker.Signal, state: State, row: Row, **extra: t.Any) -> None:
     try:
         signal.send(
             state.app,
@@ -467,43 +359,15 @@ def _send(signal: t.Any, state: State, row: Row, **extra: object) -> None:
             **extra,
         )
     except Exception:
-        logger.exception("A receiver of %s failed.", signal.name)
+        logger.exception("A receiver of %r failed.", signal)
 
 
-def _detail(row: Row, outcome: _Outcome) -> str | None:
+def _detail(row: Row, outcome: Outcome) -> str | None:
     if outcome.error:
         return outcome.error.detail
 
     if outcome.answer == "absent":  # what is wrong is what went wrong before
         return row.error or "No answer of Credly was received."
-
-    return None
-
-
-def _answer_to(error: CredlyError) -> Answer:
-    # In this order: some are kinds of others.
-    table: tuple[tuple[type[CredlyError], Answer], ...] = (
-        (ConnectionExpired, "unauthorized"),
-        (Unauthorized, "unauthorized"),
-        (RateLimited, "rate limited"),
-        (Unavailable, "unavailable"),
-        (OutcomeUnknown, "unknown"),
-        (Refused, "refused"),
-    )
-    return next(answer for kind, answer in table if isinstance(error, kind))
-
-
-def _missing(row: Row) -> str | None:
-    """Say what Credly would refuse the request for."""
-    named = {
-        "e-mail address": row.email,
-        "first name": row.first_name,
-        "last name": row.last_name,
-    }
-    missing = [name for name, value in named.items() if not value.strip()]
-
-    if missing:
-        return f"The member's profile has no {' and no '.join(missing)}."
 
     return None
 

@@ -65,7 +65,9 @@ def get_token(state: State, generation: str, *, rejected: int = 0) -> SharedToke
 
 def seal_token(state: State, organization_id: str, token: str) -> str:
     """Seal a token for the connection's row."""
-    return keys.seal(state.app.config, token, context=_context(organization_id, "token"))
+    return keys.seal(
+        state.app.config, token, context=_context(organization_id, "token")
+    )
 
 
 def seal_secret(state: State, organization_id: str, secret: str) -> str:

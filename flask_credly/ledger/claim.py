@@ -10,7 +10,6 @@ import collections.abc as cabc
 import dataclasses
 import datetime as dt
 import secrets
-import typing as t
 
 import sqlalchemy as sa
 
@@ -78,7 +77,9 @@ def any_due(engine: sa.Engine) -> bool:
 
     with engine.connect() as connection:
         due = _due(gate.organization_id, clock.now(connection))
-        return connection.scalar(sa.select(Issuance.id).where(*due).limit(1)) is not None
+        return (
+            connection.scalar(sa.select(Issuance.id).where(*due).limit(1)) is not None
+        )
 
 
 def claim(
@@ -212,9 +213,7 @@ def update_member(engine: sa.Engine, row: Row) -> None:
         connection.execute(
             sa.update(Issuance)
             .where(Issuance.id == row.id, Issuance.lease == row.lease)
-            .values(
-                email=row.email, first_name=row.first_name, last_name=row.last_name
-            )
+            .values(email=row.email, first_name=row.first_name, last_name=row.last_name)
         )
 
 
@@ -237,5 +236,3 @@ def release(engine: sa.Engine, rows: cabc.Iterable[Row]) -> None:
                 .where(Issuance.id.in_(ids), Issuance.lease == lease)
                 .values(state="pending", lease=None, due_at=now)
             )
-
-

@@ -86,11 +86,15 @@ def pause(
         until = now + dt.timedelta(seconds=seconds)
         this = sa.update(Connection).where(Connection.generation == generation)
         before = connection.execute(
-            sa.select(Connection.pause_reason).where(Connection.generation == generation)
+            sa.select(Connection.pause_reason).where(
+                Connection.generation == generation
+            )
         ).scalar_one_or_none()
         closed = connection.execute(
             this.where(
-                sa.or_(Connection.paused_until.is_(None), Connection.paused_until <= now)
+                sa.or_(
+                    Connection.paused_until.is_(None), Connection.paused_until <= now
+                )
             ).values(paused_until=until, pause_reason=reason)
         ).rowcount
 

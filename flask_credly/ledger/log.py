@@ -51,7 +51,9 @@ def write(
     table = t.cast(sa.Table, LogEntry.__table__)
     values = [
         sa.literal(value, table.c[name].type)
-        for name, value in zip(columns[1:], [at, error, details, issuance_id], strict=True)
+        for name, value in zip(
+            columns[1:], [at, error, details, issuance_id], strict=True
+        )
     ]
     connection.execute(
         sa.insert(LogEntry).from_select(

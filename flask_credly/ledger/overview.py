@@ -48,7 +48,9 @@ def read(session: orm.Session | orm.scoped_session[t.Any]) -> Overview:
         ).group_by(Issuance.state)
     ).all()
     count = {state: number for state, number, _, _ in states}
-    waiting = [first for state, _, first, _ in states if state in ("pending", "sending")]
+    waiting = [
+        first for state, _, first, _ in states if state in ("pending", "sending")
+    ]
     last = [last for state, _, _, last in states if state == "issued"]
     connection = session.scalars(sa.select(Connection)).one_or_none()
     paused = _paused_until(connection, now)

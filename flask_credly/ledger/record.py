@@ -123,14 +123,19 @@ def _statement(dialect: str) -> sa.Insert:
         .join(Connection, Connection.id == Mapping.connection_id)
         .where(
             Mapping.kind == sa.bindparam("p_kind", type_=table.c.kind.type),
-            Mapping.course_id == sa.bindparam("p_course_id", type_=table.c.course_id.type),
+            Mapping.course_id
+            == sa.bindparam("p_course_id", type_=table.c.course_id.type),
         )
     )
 
     if dialect == "sqlite":
         from sqlalchemy.dialects import sqlite
 
-        return sqlite.insert(table).from_select(list(source), select).on_conflict_do_nothing()
+        return (
+            sqlite.insert(table)
+            .from_select(list(source), select)
+            .on_conflict_do_nothing()
+        )
 
     if dialect in ("mysql", "mariadb"):
         from sqlalchemy.dialects import mysql
@@ -141,7 +146,11 @@ def _statement(dialect: str) -> sa.Insert:
 
     from sqlalchemy.dialects import postgresql
 
-    return postgresql.insert(table).from_select(list(source), select).on_conflict_do_nothing()
+    return (
+        postgresql.insert(table)
+        .from_select(list(source), select)
+        .on_conflict_do_nothing()
+    )
 
 
 def has_writes(session: orm.Session, engine: sa.Engine) -> bool:
@@ -179,7 +188,12 @@ def _note_write(
     context: t.Any,
     executemany: bool,
 ) -> None:
-    if context.isinsert or context.isupdate or context.isdelete or _DML.match(statement):
+    if (
+        context.isinsert
+        or context.isupdate
+        or context.isdelete
+        or _DML.match(statement)
+    ):
         connection.info[_WROTE] = True
 
 

@@ -78,7 +78,9 @@ def fail(engine: sa.Engine, row: Row, detail: str) -> bool:
 def _end(connection: sa.Connection, row: Row, state: State, error: str) -> bool:
     values = {"state": state, "lease": None, "due_at": None, "error": error[:500]}
     now = clock.now(connection)
-    return bool(connection.execute(_held(row).values(**values, settled_at=now)).rowcount)
+    return bool(
+        connection.execute(_held(row).values(**values, settled_at=now)).rowcount
+    )
 
 
 def _held(row: Row) -> sa.Update:
@@ -89,7 +91,10 @@ def _held(row: Row) -> sa.Update:
 
 def _save(connection: sa.Connection, each: Settlement, now: dt.datetime) -> bool:
     row, rule = each.row, each.rule
-    values: dict[str, object] = {"lease": None, "error": (each.detail or "")[:500] or None}
+    values: dict[str, object] = {
+        "lease": None,
+        "error": (each.detail or "")[:500] or None,
+    }
 
     if rule.then in ("wait", "at once"):
         values["state"] = "pending"

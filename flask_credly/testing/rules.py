@@ -130,7 +130,7 @@ def is_uuid(value: str) -> bool:
 
 def stamp(moment: dt.datetime) -> str:
     """Write a time as Credly does: UTC, milliseconds, ``Z``."""
-    text = moment.astimezone(dt.timezone.utc).isoformat(timespec="milliseconds")
+    text = moment.astimezone(dt.UTC).isoformat(timespec="milliseconds")
     return text.replace("+00:00", "Z")
 
 
@@ -361,7 +361,7 @@ def shown_template(template: Row) -> Row:
 def badge_row(order: Order, template: Row, now: dt.datetime) -> Row:
     """Make a new badge, pending."""
     id = str(uuid.uuid4())
-    expires = order.expires_at and order.expires_at.astimezone(dt.timezone.utc)
+    expires = order.expires_at and order.expires_at.astimezone(dt.UTC)
     embedded = copy.deepcopy(shown_template(template))
     embedded.pop("reporting_tags")
 

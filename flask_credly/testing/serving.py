@@ -30,7 +30,6 @@ if t.TYPE_CHECKING:
     from wsgiref.types import WSGIEnvironment
 
     import requests
-    import responses
 
 Side = t.Literal["api", "token", "both"]
 How = t.Literal["answer", "hang", "reset", "truncate", "drip", "late"]
@@ -207,7 +206,7 @@ class RateLimit:
         if self._retry_after == "seconds":
             headers["Retry-After"] = str(max(1, math.ceil(left)))
         elif self._retry_after == "date":
-            end = dt.datetime.now(dt.timezone.utc) + dt.timedelta(seconds=left + 1)
+            end = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=left + 1)
             headers["Retry-After"] = email.utils.format_datetime(end, usegmt=True)
         elif self._retry_after == "garbage":
             headers["Retry-After"] = "soon"

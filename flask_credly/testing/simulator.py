@@ -94,6 +94,12 @@ class _Entry:
     booked_at: float
     asked_for: bool
 
+    @property
+    def stands(self) -> bool:
+        """Whether the badge is in the way of another one."""
+        replaced = self.row["replacement_badge_id"] is not None
+        return self.row["state"] != "revoked" and not replaced
+
 
 @dataclasses.dataclass(frozen=True)
 class _Route:
@@ -210,6 +216,9 @@ class CredlySimulator:
         self._accounts: dict[str, str] = {}
         self._tokens: dict[str, _Token] = {}
         self._book: list[_Entry] = []
+        self._index: collections.defaultdict[tuple[str, str], list[_Entry]] = (
+            collections.defaultdict(list)
+        )
         self._received: list[Received] = []
         self._faults: list[Fault] = []
         self._late: list[tuple[float, object]] = []
@@ -263,7 +272,7 @@ class CredlySimulator:
             self._offset += seconds
 
     def _now(self) -> dt.datetime:
-        return dt.datetime.fromtimestamp(self.clock(), dt.timezone.utc)
+        return dt.datetime.fromtimestamp(self.clock(), dt.UTC)
 
     # Templates
 
@@ -447,6 +456,7 @@ class CredlySimulator:
         """
         with self._lock:
             self._book.clear()
+            self._index.clear()
             self._received.clear()
             self._faults.clear()
             self._late.clear()
@@ -879,7 +889,7 @@ class CredlySimulator:
         return json_reply(201, {"data": row, "metadata": {}})
 
     def _write(self, body: object, at: float, *, asked: bool) -> Row:
-        now = dt.datetime.fromtimestamp(at, dt.timezone.utc)
+        now = dt.datetime.fromtimestamp(at, dt.UTC)
         order = rules.read_order(body, self._templates, now)
         template = self._templates[order.template_id]
         row = rules.badge_row(order, template, now)
@@ -889,26 +899,40 @@ class CredlySimulator:
             self._settle_duplicate(order, row, twin)
 
         if asked:
-            self._note_second(row)
+            self._note_second(order, row)
 
         template["badges_count"] += 1
-        self._book.append(_Entry(row, at, asked))
+        self._enter(_Entry(row, at, asked))
         return row
 
     def _find_twin(self, order: rules.Order) -> Row | None:
-        for row in (entry.row for entry in self._book):
-            if row["state"] == "revoked" or row["replacement_badge_id"] is not None:
-                continue
+        emails = {order.email.casefold(), *self._emails_of(order.email)}
+        keys = [_email_key(email) for email in emails]
 
-            if row["badge_template"]["id"] != order.template_id:
-                continue
+        if order.earner_id:
+            keys.append(_earner_key(order.earner_id))
 
-            same_id = order.earner_id and order.earner_id == row["issuer_earner_id"]
-
-            if same_id or self._has_account(row, order.email):
-                return row
+        for key in keys:
+            for entry in self._index[order.template_id, key]:
+                if entry.stands:
+                    return entry.row
 
         return None
+
+    def _emails_of(self, email: str) -> list[str]:
+        if (user_id := self._accounts.get(email.casefold())) is None:
+            return []
+
+        return [known for known, id in self._accounts.items() if id == user_id]
+
+    def _enter(self, entry: _Entry) -> None:
+        row = entry.row
+        template_id = row["badge_template"]["id"]
+        self._book.append(entry)
+        self._index[template_id, _email_key(row["recipient_email"])].append(entry)
+
+        if row["issuer_earner_id"]:
+            self._index[template_id, _earner_key(row["issuer_earner_id"])].append(entry)
 
     def _settle_duplicate(self, order: rules.Order, row: Row, twin: Row) -> None:
         if order.behavior == "allow":
@@ -943,12 +967,10 @@ class CredlySimulator:
 
     def _book_late(self) -> None:
         now = self.clock()
-        due = sorted((at for at, _ in self._late if at <= now))
+        due = [item for item in self._late if item[0] <= now]
+        self._late = [item for item in self._late if item[0] > now]
 
-        for moment in due:
-            index = next(i for i, (at, _) in enumerate(self._late) if at == moment)
-            at, body = self._late.pop(index)
-
+        for at, body in sorted(due, key=lambda item: item[0]):
             try:
                 self._write(body, at, asked=True)
             except Refusal:
@@ -991,13 +1013,13 @@ class CredlySimulator:
             self._note(call, "a query parameter is repeated")
 
     def _is_secret(self, name: str, value: str) -> bool:
-        if name.lower() in _SECRET_PARAMETERS:
+        if name.lower() in _SECRET_PARAMETERS or value in self._tokens:
             return True
 
-        return any(secret in value for secret in (self.client_secret, *self._tokens))
+        return self.client_secret in value
 
     def _count_post(self, call: Call, body: object) -> None:
-        if (key := _earner_key(body)) is None:
+        if (key := _post_key(body)) is None:
             return
 
         self._posts[key] += 1
@@ -1006,17 +1028,16 @@ class CredlySimulator:
             self._note(
                 call,
                 f"issue request no. {self._posts[key]} for template {key[0]}"
-                f" and earner {key[1]}",
+                f" and {key[1]}",
             )
 
-    def _note_second(self, row: Row) -> None:
-        key = _earner_key(_as_body(row))
+    def _note_second(self, order: rules.Order, row: Row) -> None:
+        key = (order.template_id, _who(order.earner_id, order.email))
 
-        for entry in self._book:
-            if entry.asked_for and entry.row["id"] != row["replaces_badge_id"]:
-                if _earner_key(_as_body(entry.row)) == key:
-                    self.problems.append(f"second badge for template and earner {key}")
-                    return
+        for entry in self._index[key]:
+            if entry.asked_for and entry.row["replacement_badge_id"] != row["id"]:
+                self.problems.append(f"second badge of template {key[0]} for {key[1]}")
+                return
 
     def _record(self, call: Call, kind: Kind, body: object, reply: Reply) -> None:
         headers = {name.title(): value for name, value in call.headers.items()}
@@ -1186,22 +1207,31 @@ def _challenge(error: str, description: str) -> dict[str, str]:
     return {"WWW-Authenticate": value}
 
 
-def _earner_key(body: object) -> tuple[str, str] | None:
+def _post_key(body: object) -> tuple[str, str] | None:
     """Get the template and earner that an issue body is about."""
     if not isinstance(body, dict):
         return None
 
-    earner = body.get("issuer_earner_id") or body.get("recipient_email")
     template_id = body.get("badge_template_id")
+    earner_id = body.get("issuer_earner_id") or ""
+    email = body.get("recipient_email") or ""
 
-    if not isinstance(earner, str) or not isinstance(template_id, str):
+    if not all(isinstance(value, str) for value in (template_id, earner_id, email)):
         return None
 
-    return template_id.lower(), earner.casefold()
+    return template_id.lower(), _who(earner_id, email)
 
 
-def _as_body(row: Row) -> Row:
-    return row | {"badge_template_id": row["badge_template"]["id"]}
+def _who(earner_id: str | None, email: str) -> str:
+    return _earner_key(earner_id) if earner_id else _email_key(email)
+
+
+def _earner_key(earner_id: str) -> str:
+    return f"earner {earner_id}"
+
+
+def _email_key(email: str) -> str:
+    return f"e-mail {email.casefold()}"
 
 
 def _same(one: str, other: str) -> bool:

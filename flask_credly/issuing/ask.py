@@ -1,0 +1,136 @@
+"""One question to Credly about one row, and its outcome. Runs in a thread that never
+touches the database.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import threading
+import time
+
+from ..credly import BadgeRequest
+from ..credly import Client
+from ..errors import AlreadyHeld
+from ..errors import ConnectionExpired
+from ..errors import CredlyError
+from ..errors import OutcomeUnknown
+from ..errors import RateLimited
+from ..errors import Refused
+from ..errors import Unauthorized
+from ..errors import Unavailable
+from ..ledger.claim import Row
+from ..ledger.decide import Answer
+from ..ledger.decide import Phase
+from .token import SharedToken
+
+logger = logging.getLogger("flask_credly")
+
+_ANSWERS: tuple[tuple[type[CredlyError], Answer], ...] = (
+    (ConnectionExpired, "unauthorized"),
+    (Unauthorized, "unauthorized"),
+    (RateLimited, "rate limited"),
+    (Unavailable, "unavailable"),
+    (OutcomeUnknown, "unknown"),
+    (Refused, "refused"),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One request to make.
+
+    :param knew_maybe: Whether the badge was maybe issued before it.
+    :param send_before: Monotonic time after which it may not go out any more: the
+        lease is then too old.
+    """
+
+    row: Row
+    phase: Phase
+    knew_maybe: bool
+    send_before: float
+    token: SharedToken
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of it."""
+
+    answer: Answer
+    badge_id: str | None = None
+    error: CredlyError | None = None
+
+
+def answer_to(error: CredlyError) -> Answer:
+    """Name an error as the decision table does."""
+    return next(answer for kind, answer in _ANSWERS if isinstance(error, kind))
+
+
+def earner_id(installation: str, member_id: str) -> str:
+    """Name a member towards Credly: the same for life, opaque, and not to be confused
+    with the ids of another system of the same organization.
+    """
+    return hashlib.sha256(f"{installation}:{member_id}".encode()).hexdigest()[:40]
+
+
+class Asker:
+    """Asks Credly.
+
+    :param installation: The installation's key.
+    :param stop: Once set, nothing more goes out.
+    """
+
+    def __init__(
+        self, client: Client, installation: str, stop: threading.Event
+    ) -> None:
+        self._client = client
+        self._installation = installation
+        self._stop = stop
+
+    def ask(self, step: Step) -> Outcome:
+        """Make the request, if it may still go out."""
+        if self._stop.is_set() or time.monotonic() > step.send_before:
+            return Outcome("not sent")
+
+        try:
+            if step.phase == "look-up":
+                return self._look_up(step)
+
+            return self._issue(step)
+        except CredlyError as e:
+            return Outcome(answer_to(e), error=e)
+
+    def _look_up(self, step: Step) -> Outcome:
+        found = self._client.find(step.token.value, self._request(step.row))
+        return Outcome("found", found.id) if found else Outcome("absent")
+
+    def _issue(self, step: Step) -> Outcome:
+        try:
+            issued = self._client.issue(step.token.value, self._request(step.row))
+        except AlreadyHeld as e:
+            return self._find_held(step, e)
+
+        return Outcome("issued", issued.id)
+
+    def _find_held(self, step: Step, error: AlreadyHeld) -> Outcome:
+        # Success either way. The id is worth a question, but not a second one.
+        try:
+            outcome = self._look_up(step)
+        except CredlyError as e:
+            logger.info("The badge that is held could not be looked up: %s", e.detail)
+        else:
+            if outcome.answer == "found":
+                return outcome
+
+        return Outcome("held", error=error)
+
+    def _request(self, row: Row) -> BadgeRequest:
+        return BadgeRequest(
+            template_id=row.template_id,
+            earner_id=earner_id(self._installation, row.member_id),
+            email=row.email,
+            first_name=row.first_name,
+            last_name=row.last_name,
+            issued_at=row.completed_at,
+        )

@@ -1,0 +1,59 @@
+"""The member's address and names, as the badge needs them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+from ..catalog import clean
+from ..catalog import Member
+from ..ledger import claim
+from ..ledger.claim import Row
+from ..settings import State
+
+logger = logging.getLogger("flask_credly")
+
+
+def missing(row: Row) -> str | None:
+    """Say what Credly would refuse the request for, worded for the admin."""
+    named = {
+        "e-mail address": row.email,
+        "first name": row.first_name,
+        "last name": row.last_name,
+    }
+    empty = [name for name, value in named.items() if not value.strip()]
+    return f"The member's profile has no {' and no '.join(empty)}." if empty else None
+
+
+def refresh(state: State, row: Row) -> Row:
+    """Load the profile as it is now, where the host gives the hook, and save it."""
+    if (member := _load(state, row.member_id)) is None:
+        return row
+
+    fresh = dataclasses.replace(
+        row,
+        email=clean(member.email, 320),
+        first_name=clean(member.first_name, 255),
+        last_name=clean(member.last_name, 255),
+    )
+
+    if fresh != row:
+        claim.update_member(state.engine, fresh)
+
+    return fresh
+
+
+def _load(state: State, member_id: str) -> Member | None:
+    if state.load_member is None:
+        return None
+
+    try:
+        member = state.load_member(member_id)
+    except Exception:
+        logger.exception("The @credly.member hook failed for %r.", member_id)
+        return None
+    finally:
+        # What the hook read must not stay open while Credly is asked.
+        state.session.remove()
+
+    return member if isinstance(member, Member) else None
