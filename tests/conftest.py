@@ -16,10 +16,10 @@ import uuid
 import pytest
 import responses
 import sqlalchemy as sa
-from example_app.redis_server import running_redis
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
+from example_app.redis_server import running_redis
 from flask_credly import connection
 from flask_credly import Course
 from flask_credly import course_completed

@@ -113,6 +113,9 @@ class Fault:
     @property
     def needs_true_answer(self) -> bool:
         """Whether the request is processed before the fault shows."""
+        if self.how == "late":
+            return False
+
         return self.after or (self.how in ("truncate", "drip") and not self._scripted)
 
     @property

@@ -398,7 +398,6 @@ class CredlySimulator:
             user_id = self._accounts.setdefault(email, str(uuid.uuid4()))
             row["user"] = {"id": user_id, "first_name": row["issued_to_first_name"]}
             row["badge_url"] = f"https://badges.example.org/badges/{badge_id}"
-            row.pop("accept_badge_url", None)
 
     def reject(self, badge_id: str) -> None:
         """Reject a badge as its earner would."""
@@ -1178,14 +1177,15 @@ def _read_credentials(call: Call, form: dict[str, str]) -> tuple[str, str]:
     if in_body:
         raise _oauth_error(400, "invalid_request", "Two ways of authentication.")
 
+    if scheme.lower() != "basic":
+        return "", ""
+
     try:
         text = base64.b64decode(value, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
-        text = ""
+        return "", ""
 
-    client_id, _, secret = (
-        text.partition(":") if scheme.lower() == "basic" else ("",) * 3
-    )
+    client_id, _, secret = text.partition(":")
     return urllib.parse.unquote(client_id), urllib.parse.unquote(secret)
 
 
@@ -1212,9 +1212,8 @@ def _post_key(body: object) -> tuple[str, str] | None:
     if not isinstance(body, dict):
         return None
 
-    template_id = body.get("badge_template_id")
-    earner_id = body.get("issuer_earner_id") or ""
-    email = body.get("recipient_email") or ""
+    names = ("badge_template_id", "issuer_earner_id", "recipient_email")
+    template_id, earner_id, email = (body.get(name) or "" for name in names)
 
     if not all(isinstance(value, str) for value in (template_id, earner_id, email)):
         return None

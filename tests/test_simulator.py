@@ -1,0 +1,1614 @@
+from __future__ import annotations
+
+import base64
+import collections.abc as cabc
+import concurrent.futures
+import datetime as dt
+import email.utils
+import io
+import json
+import re
+import socket
+import threading
+import time
+import typing as t
+import uuid
+
+import pytest
+import requests
+import responses
+from werkzeug.test import Client
+
+from flask_credly.testing import CredlySimulator
+from flask_credly.testing import Received
+from flask_credly.testing import SimulatorServer
+
+API = "https://api.credly.com/v1"
+TOKEN_URL = "https://www.credly.com/oauth/token"
+SCOPES = "badge_templates issued_badges"
+ISSUED_AT = "2024-04-01 09:41:00 -0500"
+
+
+class Caller:
+    """A client that keeps all the rules, unless told otherwise."""
+
+    def __init__(self, sim: CredlySimulator, api_url: str, token_url: str) -> None:
+        self.sim = sim
+        self.api_url = api_url
+        self.token_url = token_url
+        self.session = requests.Session()
+        self.token = ""
+
+    def form(self, **changes: str) -> dict[str, str]:
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": self.sim.client_id,
+            "client_secret": self.sim.client_secret,
+            "scope": SCOPES,
+        } | changes
+        return {name: value for name, value in form.items() if value}
+
+    def ask_token(
+        self, form: dict[str, str] | None = None, **options: t.Any
+    ) -> requests.Response:
+        form = self.form() if form is None else form
+        return self.session.post(self.token_url, data=form, timeout=5, **options)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        headers: dict[str, str | None] | None = None,
+        timeout: float = 5,
+        **options: t.Any,
+    ) -> requests.Response:
+        if not self.token:
+            self.token = self.ask_token().json()["access_token"]
+
+        url = f"{self.api_url}/organizations/{self.sim.organization_id}{path}"
+        sent: dict[str, str | None] = {
+            "Accept": "application/json",
+            "Authorization": f"Bearer {self.token}",
+        }
+        return self.session.request(
+            method, url, headers=sent | (headers or {}), timeout=timeout, **options
+        )
+
+    def templates(self, **query: t.Any) -> requests.Response:
+        return self.call("GET", "/badge_templates", params=query)
+
+    def badges(self, **query: t.Any) -> requests.Response:
+        return self.call("GET", "/badges", params=query)
+
+    def issue(
+        self, template_id: str, *, timeout: float = 5, **changes: t.Any
+    ) -> requests.Response:
+        body = {
+            "recipient_email": "earner@example.org",
+            "issued_to_first_name": "Example",
+            "issued_to_last_name": "Earner",
+            "badge_template_id": template_id,
+            "issued_at": ISSUED_AT,
+        } | changes
+        return self.call("POST", "/badges", json=body, timeout=timeout)
+
+
+@pytest.fixture
+def sim() -> CredlySimulator:
+    return CredlySimulator()
+
+
+@pytest.fixture
+def mock() -> cabc.Iterator[responses.RequestsMock]:
+    with responses.RequestsMock() as mock:
+        yield mock
+
+
+@pytest.fixture
+def caller(sim: CredlySimulator, mock: responses.RequestsMock) -> cabc.Iterator[Caller]:
+    sim.register(mock)
+    caller = Caller(sim, API, TOKEN_URL)
+    yield caller
+    caller.session.close()
+
+
+@pytest.fixture
+def server(sim: CredlySimulator) -> cabc.Iterator[SimulatorServer]:
+    with sim.serve() as server:
+        yield server
+
+
+@pytest.fixture
+def remote(sim: CredlySimulator, server: SimulatorServer) -> cabc.Iterator[Caller]:
+    caller = Caller(sim, server.api_url, server.token_url)
+    yield caller
+    caller.session.close()
+
+
+def message(response: requests.Response) -> str:
+    body = response.json()
+    assert body["metadata"] is None
+    return t.cast(str, body["data"]["message"])
+
+
+def names(response: requests.Response) -> list[str]:
+    assert response.status_code == 200
+    return [row["name"] for row in response.json()["data"]]
+
+
+# 1-4: transport and routing
+
+
+def test_a_clean_run_leaves_no_problems(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+
+    caller.templates(filter="state::active", sort="name", page=1)
+    caller.issue(template_id, issuer_earner_id="site:42")
+    caller.badges(filter=f"issuer_earner_id::site:42|badge_template_id::{template_id}")
+
+    assert sim.problems == []
+    kinds = [request.kind for request in sim.received]
+    assert kinds == ["token", "templates", "issue", "look-up"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [f"{API}/oauth/token", "https://api.credly.com/oauth/token", f"{API}/unknown"],
+)
+def test_the_token_endpoint_is_on_its_own_host(caller: Caller, url: str) -> None:
+    caller.token_url = url
+
+    response = caller.ask_token()
+
+    assert response.status_code == 404
+    assert message(response) == "Not found"
+
+
+def test_the_token_host_does_not_serve_the_api(caller: Caller) -> None:
+    caller.ask_token()
+    caller.api_url = "https://www.credly.com/v1"
+    caller.token = "any"
+
+    assert caller.templates().status_code == 404
+
+
+@pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH", "POST"])
+def test_a_wrong_method_is_not_found(caller: Caller, method: str) -> None:
+    assert caller.call(method, "/badge_templates", json={}).status_code == 404
+
+
+@pytest.mark.parametrize("accept", [None, "*/*", "text/html"])
+def test_json_has_to_be_accepted(caller: Caller, accept: str | None) -> None:
+    headers = {"Accept": accept}
+
+    assert caller.call("GET", "/badges", headers=headers).status_code == 400
+
+
+def test_an_issue_request_has_to_say_that_it_is_json(caller: Caller) -> None:
+    headers: dict[str, str | None] = {"Content-Type": "text/plain"}
+
+    response = caller.call("POST", "/badges", data="{}", headers=headers)
+
+    assert response.status_code == 400
+    assert "Content-Type" in message(response)
+
+
+@pytest.mark.parametrize("body", ["{", "", '"text"', "[]", '{"a": "\\u0000"}'])
+def test_what_is_no_json_object_is_a_bad_request(caller: Caller, body: str) -> None:
+    headers: dict[str, str | None] = {"Content-Type": "application/json"}
+
+    response = caller.call("POST", "/badges", data=body, headers=headers)
+
+    assert response.status_code == 400
+
+
+@pytest.mark.parametrize("path", ["/badge_templates/", "/badges/"])
+def test_a_trailing_slash_is_accepted(caller: Caller, path: str) -> None:
+    assert caller.call("GET", path).status_code == 200
+
+
+@pytest.mark.parametrize("name", ["access_token", "client_secret", "api_key"])
+def test_credentials_in_the_query_are_refused_and_noted(
+    caller: Caller, sim: CredlySimulator, name: str
+) -> None:
+    response = caller.badges(**{name: "value"})
+
+    assert response.status_code == 400
+    assert any("credentials in the query" in problem for problem in sim.problems)
+    assert sim.received[-1].query == {name: "***"}
+
+
+def test_a_token_under_any_query_name_is_noted(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    caller.badges()
+
+    assert caller.badges(filter=caller.token).status_code == 400
+    assert any("credentials in the query" in problem for problem in sim.problems)
+
+
+def test_the_secret_in_a_token_query_is_refused(caller: Caller) -> None:
+    response = caller.ask_token({}, params=caller.form())
+
+    assert response.status_code == 400
+
+
+# 5-8: tokens
+
+
+def test_a_token_has_the_shape_of_the_real_one(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    response = caller.ask_token()
+
+    body = response.json()
+    assert response.status_code == 200
+    assert response.headers["Cache-Control"] == "no-store"
+    assert isinstance(body.pop("access_token"), str)
+    assert abs(body.pop("created_at") - sim.clock()) < 5
+    assert body == {"token_type": "Bearer", "expires_in": 7200, "scope": SCOPES}
+
+
+def test_credentials_may_be_sent_as_basic(caller: Caller, sim: CredlySimulator) -> None:
+    form = {"grant_type": "client_credentials", "scope": SCOPES}
+
+    response = caller.ask_token(form, auth=(sim.client_id, sim.client_secret))
+
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "error"),
+    [
+        ({"grant_type": "password"}, 400, "unsupported_grant_type"),
+        ({"grant_type": ""}, 400, "invalid_request"),
+        ({"client_secret": "wrong"}, 401, "invalid_client"),
+        ({"client_id": "wrong"}, 401, "invalid_client"),
+        ({"client_id": "", "client_secret": ""}, 401, "invalid_client"),
+        ({"scope": "read"}, 400, "invalid_scope"),
+        ({"scope": "events"}, 400, "invalid_scope"),
+    ],
+)
+def test_a_bad_token_request_is_refused(
+    caller: Caller, changes: dict[str, str], status: int, error: str
+) -> None:
+    response = caller.ask_token(caller.form(**changes))
+
+    assert response.status_code == status
+    assert response.json()["error"] == error
+    assert ("WWW-Authenticate" in response.headers) == (status == 401)
+
+
+def test_two_ways_of_authentication_are_one_too_many(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    response = caller.ask_token(auth=(sim.client_id, sim.client_secret))
+
+    assert response.status_code == 400
+    assert response.json()["error"] == "invalid_request"
+
+
+def test_a_token_request_has_to_be_a_form(caller: Caller) -> None:
+    response = caller.session.post(TOKEN_URL, json=caller.form(), timeout=5)
+
+    assert response.status_code == 400
+
+
+def test_a_token_is_not_to_be_had_by_get(caller: Caller) -> None:
+    assert caller.session.get(TOKEN_URL, timeout=5).status_code == 404
+
+
+def test_a_scope_can_be_granted(caller: Caller, sim: CredlySimulator) -> None:
+    sim.granted_scopes = ("events",)
+
+    assert caller.ask_token(caller.form(scope="events")).status_code == 200
+
+
+def test_a_token_asked_for_without_scope_has_none(caller: Caller) -> None:
+    answer = caller.ask_token(caller.form(scope="")).json()
+    caller.token = answer["access_token"]
+
+    response = caller.templates()
+
+    assert answer["scope"] == ""
+    assert response.status_code == 403
+    assert response.content == b""
+    assert 'error="insufficient_scope"' in response.headers["WWW-Authenticate"]
+
+
+def test_each_call_needs_its_own_scope(caller: Caller) -> None:
+    form = caller.form(scope="badge_templates")
+    caller.token = caller.ask_token(form).json()["access_token"]
+
+    assert caller.templates().status_code == 200
+    assert caller.badges().status_code == 403
+
+
+def test_a_token_expires_on_the_simulators_clock(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    assert caller.templates().status_code == 200
+    sim.advance(7100)
+    assert caller.templates().status_code == 200
+    sim.advance(100)
+
+    response = caller.templates()
+
+    assert response.status_code == 401
+    assert "The access token expired" in response.headers["WWW-Authenticate"]
+
+
+def test_a_token_can_be_revoked(caller: Caller, sim: CredlySimulator) -> None:
+    caller.templates()
+    sim.revoke_tokens()
+
+    response = caller.templates()
+
+    assert response.status_code == 401
+    assert "The access token was revoked" in response.headers["WWW-Authenticate"]
+    assert caller.ask_token().status_code == 200
+
+
+def test_a_deleted_application_takes_secret_and_tokens_along(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    caller.templates()
+
+    sim.revoke_client()
+    assert caller.templates().status_code == 401
+    assert caller.ask_token().json()["error"] == "invalid_client"
+
+    sim.restore_client()
+    assert caller.templates().status_code == 401
+    assert caller.ask_token().status_code == 200
+
+
+def test_a_new_secret_replaces_the_old_one(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    caller.templates()
+    old = sim.client_secret
+
+    assert sim.new_secret() == sim.client_secret != old
+    assert caller.ask_token(caller.form(client_secret=old)).status_code == 401
+    assert caller.ask_token().status_code == 200
+    assert caller.templates().status_code == 200
+
+
+def test_token_requests_are_counted(caller: Caller, sim: CredlySimulator) -> None:
+    caller.ask_token()
+    caller.ask_token()
+
+    assert sim.count("token") == 2
+
+
+# 9-11: authorization of API calls
+
+
+@pytest.mark.parametrize("value", [None, "Bearer wrong", "Bearer", "Token x"])
+def test_an_unknown_token_is_unauthorized(caller: Caller, value: str | None) -> None:
+    headers = {"Authorization": value}
+
+    response = caller.call("GET", "/badges", headers=headers)
+
+    assert response.status_code == 401
+    assert response.content == b""
+    assert 'error="invalid_token"' in response.headers["WWW-Authenticate"]
+
+
+def test_a_basic_token_is_refused_in_credlys_words(caller: Caller) -> None:
+    value = base64.b64encode(b"old-token:").decode()
+    headers: dict[str, str | None] = {"Authorization": f"Basic {value}"}
+
+    response = caller.call("GET", "/badges", headers=headers)
+
+    assert response.status_code == 401
+    assert message(response) == "You specified an invalid authorization token."
+
+
+def test_the_body_of_a_401_can_be_switched(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    caller.token = "wrong"
+
+    sim.unauthorized_body = "json"
+    assert message(caller.badges()) == "You specified an invalid authorization token."
+
+    sim.unauthorized_body = "html"
+    assert caller.badges().headers["Content-Type"] == "text/html"
+    caller.ask_token()
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_another_organization_is_refused(
+    caller: Caller, sim: CredlySimulator, status: int
+) -> None:
+    caller.templates()
+    sim.organization_mismatch_status = status
+    sim.organization_id = str(uuid.uuid4())
+    assert caller.templates().status_code == 200
+
+    url = f"{API}/organizations/{uuid.uuid4()}/badge_templates"
+    headers = {"Accept": "application/json", "Authorization": f"Bearer {caller.token}"}
+
+    assert requests.get(url, headers=headers, timeout=5).status_code == status
+
+
+def test_an_organization_that_is_no_uuid_is_not_found(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    sim.organization_id = "my-organization"
+
+    assert caller.templates().status_code == 404
+
+
+def test_the_organization_is_forbidden_unless_switched(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    assert caller.call("GET", "").status_code == 403
+
+    sim.organization_status = 200
+    response = caller.call("GET", "/")
+
+    assert response.json()["data"]["id"] == sim.organization_id
+    assert sim.count("organization") == 2
+
+
+# 12-15: templates
+
+
+def test_a_page_has_fifty_rows_whatever_is_asked_for(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    for number in range(51):
+        sim.add_template(f"Template {number:02}")
+
+    body = caller.templates(per=100).json()
+
+    list_url = (
+        "https://api.credly.com/api/v1/organizations/"
+        f"{sim.organization_id}/badge_templates"
+    )
+    assert len(body["data"]) == 50
+    assert body["metadata"] == {
+        "count": 50,
+        "current_page": 1,
+        "total_count": 51,
+        "total_pages": 2,
+        "per": 50,
+        "previous_page_url": None,
+        "next_page_url": f"{list_url}?page=2",
+    }
+    assert sim.problems == [
+        f"GET /v1/organizations/{sim.organization_id}/badge_templates:"
+        " unknown query parameter 'per'"
+    ]
+
+    second = caller.templates(page=2, sort="-name").json()
+    assert [row["name"] for row in second["data"]] == ["Template 00"]
+    assert second["metadata"]["previous_page_url"] == f"{list_url}?page=1"
+    assert second["metadata"]["next_page_url"] is None
+
+
+def test_an_unfiltered_list_has_templates_that_cannot_be_issued(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    for state in ("active", "archived", "draft"):
+        sim.add_template(state, state=state)
+
+    rows = caller.templates().json()["data"]
+
+    assert [row["state"] for row in rows] == ["active", "archived", "draft"]
+    assert rows[0]["image"]["url"] == rows[0]["image_url"]
+    assert rows[2]["image"] is rows[2]["image_url"] is None
+    assert set(rows[1]) > set(rows[0])
+    assert names(caller.templates(filter="state::active")) == ["active"]
+    assert len(names(caller.templates(filter="state::active,draft"))) == 2
+
+
+def test_a_template_can_have_no_image(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Plain", image=False)
+
+    row = caller.call("GET", f"/badge_templates/{template_id}").json()["data"]
+
+    assert row["image"] is None
+
+
+@pytest.mark.parametrize(
+    ("clause", "found"),
+    [
+        ("name::python", ["Python 101", "Python 102"]),
+        ('name::"Python 101"', ["Python 101"]),
+        ("query::data", ["Data path"]),
+        ("public::false", []),
+        ("state::active|name::101,path", ["Python 101", "Data path"]),
+        ("created_at_min::2999-01-01", []),
+        ("created_at_max::2999-01-01|name::path", ["Data path"]),
+    ],
+)
+def test_templates_can_be_filtered(
+    caller: Caller, sim: CredlySimulator, clause: str, found: list[str]
+) -> None:
+    for name in ("Python 101", "Python 102", "Data path"):
+        sim.add_template(name)
+
+    assert names(caller.templates(filter=clause)) == found
+
+
+@pytest.mark.parametrize("text", ["", "state", "state:active", "state::", "a::b||c::d"])
+def test_a_filter_of_another_form_is_refused(caller: Caller, text: str) -> None:
+    assert caller.templates(filter=text).status_code == 400
+
+
+def test_an_unknown_filter_is_ignored_and_noted_or_refused(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    sim.add_template("Python 101")
+
+    assert names(caller.templates(filter="color::red")) == ["Python 101"]
+    assert "unknown filter key 'color'" in sim.problems[0]
+
+    sim.unknown_filter = "refuse"
+    assert caller.templates(filter="color::red").status_code == 400
+
+
+def test_a_known_filter_can_be_ignored(caller: Caller, sim: CredlySimulator) -> None:
+    sim.award(sim.add_template("Python 101"), "stranger@example.org")
+    sim.ignored_filters = {"issuer_earner_id"}
+
+    assert len(caller.badges(filter="issuer_earner_id::a").json()["data"]) == 1
+    assert sim.problems == []
+
+
+def test_an_unknown_sort_key_is_noted(caller: Caller, sim: CredlySimulator) -> None:
+    caller.templates(sort="name|-color")
+
+    assert "unknown sort key '-color'" in sim.problems[0]
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "x"])
+def test_a_page_that_is_no_number_is_noted(
+    caller: Caller, sim: CredlySimulator, number: str
+) -> None:
+    assert caller.templates(page=number).json()["metadata"]["current_page"] == 1
+    assert len(sim.problems) == 1
+
+
+def test_the_next_page_url_is_a_trap(caller: Caller, sim: CredlySimulator) -> None:
+    for number in range(51):
+        sim.add_template(f"Template {number}")
+
+    url = caller.templates().json()["metadata"]["next_page_url"]
+    response = caller.session.get(url, timeout=5)
+
+    assert response.status_code == 404
+    assert any("page URL" in problem for problem in sim.problems)
+
+
+def test_an_empty_list_has_one_page(caller: Caller) -> None:
+    body = caller.templates().json()
+
+    assert body["data"] == []
+    assert body["metadata"]["total_pages"] == 1
+    assert body["metadata"]["count"] == body["metadata"]["total_count"] == 0
+
+
+def test_a_page_beyond_the_end_is_empty(caller: Caller, sim: CredlySimulator) -> None:
+    sim.add_template("Python 101")
+
+    body = caller.templates(page=9).json()
+
+    assert body["data"] == []
+    assert body["metadata"]["current_page"] == 9
+    assert body["metadata"]["next_page_url"] is None
+
+
+def test_a_template_can_change_under_the_client(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    sim.add_template("Python 101")
+
+    sim.change_template(template_id, name="Python 201", state="archived")
+    assert names(caller.templates()) == ["Python 201", "Python 101"]
+
+    sim.delete_template(template_id)
+    assert names(caller.templates()) == ["Python 101"]
+    response = caller.call("GET", f"/badge_templates/{template_id}")
+    assert response.status_code == 404
+
+
+def test_mistakes_in_a_test_are_told(sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+
+    with pytest.raises(TypeError, match="no color"):
+        sim.change_template(template_id, color="red")
+
+    with pytest.raises(ValueError, match="state is 'gone'"):
+        sim.change_template(template_id, state="gone")
+
+    with pytest.raises(ValueError, match="kind is 'badge'"):
+        sim.fail(t.cast(t.Any, "badge"))
+
+    with pytest.raises(ValueError, match="how is 'slow'"):
+        sim.fail("issue", how=t.cast(t.Any, "slow"))
+
+    with pytest.raises(ValueError, match="retry_after"):
+        sim.rate_limit(1, retry_after=t.cast(t.Any, "never"))
+
+
+# 16-21: issuing
+
+
+def test_an_issued_badge_is_pending(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+
+    response = caller.issue(template_id, issuer_earner_id="site:42")
+
+    badge = response.json()["data"]
+    assert response.status_code == 201
+    assert response.json()["metadata"] == {}
+    assert uuid.UUID(badge["id"])
+    assert badge["state"] == "pending"
+    assert badge["user"] == {}
+    assert badge["issued_to"] == "Example Earner"
+    assert badge["issuer_earner_id"] == "site:42"
+    assert badge["locale"] == "en"
+    assert badge["badge_template"]["id"] == template_id
+    assert "reporting_tags" not in badge["badge_template"]
+    assert badge["accept_badge_url"]
+    assert "badge_url" not in badge
+    assert sim.badges == [badge]
+
+
+@pytest.mark.parametrize(
+    ("sent", "echoed"),
+    [
+        ("2024-04-01 09:41:00 -0500", "2024-04-01T14:41:00.000Z"),
+        ("2024-04-01T23:41:00.25Z", "2024-04-01T23:41:00.250Z"),
+        ("2024-04-01T23:41:00-05:00", "2024-04-02T04:41:00.000Z"),
+    ],
+)
+def test_the_time_of_issue_is_echoed_in_utc(
+    caller: Caller, sim: CredlySimulator, sent: str, echoed: str
+) -> None:
+    badge = caller.issue(sim.add_template("Python 101"), issued_at=sent).json()["data"]
+
+    assert badge["issued_at"] == echoed
+    assert badge["issued_at_date"] == echoed[:10]
+
+
+FIELDS = [
+    "recipient_email",
+    "issued_to_first_name",
+    "issued_to_last_name",
+    "badge_template_id",
+    "issued_at",
+]
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", 7, ["x"]])
+@pytest.mark.parametrize("field", FIELDS)
+def test_five_fields_are_required_texts(
+    caller: Caller, sim: CredlySimulator, field: str, value: object
+) -> None:
+    response = caller.issue(
+        sim.add_template("Python 101"), **{field: t.cast(t.Any, value)}
+    )
+
+    assert response.status_code == 422
+    assert re.match("Validation failed: |Invalid or missing Badge", message(response))
+    assert sim.badges == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("recipient_email", "earner"),
+        ("recipient_email", "earner@example"),
+        ("recipient_email", "ear ner@example.org"),
+        ("recipient_email", " earner@example.org"),
+        ("recipient_email", "a@example.org,b@example.org"),
+        ("issued_to_first_name", "x" * 256),
+        ("issued_to_middle_name", 7),
+        ("issuer_earner_id", 42),
+        ("issuer_earner_id", "x" * 256),
+        ("issued_at", "2024-04-01 09:41:00"),
+        ("issued_at", "2024-04-01T09:41:00"),
+        ("issued_at", "2024-04-01"),
+        ("issued_at", "2024-13-01 09:41:00 +0000"),
+        ("issued_at", "yesterday"),
+        ("locale", "xx"),
+        ("expires_at", True),
+        ("expires_at", "soon"),
+        ("suppress_badge_notification_email", "yes"),
+        ("duplicate_behavior", "maybe"),
+        ("evidence", {}),
+        ("evidence", [{}]),
+        ("issuer_earner_group", "group"),
+    ],
+)
+def test_a_value_of_the_wrong_form_is_refused(
+    caller: Caller, sim: CredlySimulator, field: str, value: object
+) -> None:
+    response = caller.issue(
+        sim.add_template("Python 101"), **{field: t.cast(t.Any, value)}
+    )
+
+    assert response.status_code == 422
+    assert message(response).startswith("Validation failed: ")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("recipient_email", "ear.ner+tag@mail.example.org"),
+        ("locale", "pt-BR"),
+        ("expires_at", False),
+        ("expires_at", None),
+        ("expires_at", "2999-01-01"),
+        ("expires_at", "2999-01-01 00:00:00 +0000"),
+        ("suppress_badge_notification_email", True),
+        ("evidence", [{"type": "UrlEvidence", "value": "https://example.org"}]),
+        ("issuer_earner_group", {"name": "group"}),
+    ],
+)
+def test_documented_values_are_accepted(
+    caller: Caller, sim: CredlySimulator, field: str, value: object
+) -> None:
+    response = caller.issue(
+        sim.add_template("Python 101"), **{field: t.cast(t.Any, value)}
+    )
+
+    assert response.status_code == 201
+    assert sim.problems == []
+
+
+@pytest.mark.parametrize(("minutes", "status"), [(4, 201), (6, 422)])
+def test_the_time_of_issue_may_be_a_little_in_the_future(
+    caller: Caller, sim: CredlySimulator, minutes: int, status: int
+) -> None:
+    at = dt.datetime.fromtimestamp(sim.clock() + 60 * minutes, dt.UTC)
+    text = at.strftime("%Y-%m-%d %H:%M:%S %z")
+
+    response = caller.issue(sim.add_template("Python 101"), issued_at=text)
+
+    assert response.status_code == status
+
+
+def test_an_unknown_template_is_named(caller: Caller) -> None:
+    template_id = str(uuid.uuid4())
+
+    text = message(caller.issue(template_id))
+
+    assert text == f"Invalid or missing Badge Template ID: {template_id}"
+
+
+@pytest.mark.parametrize("state", ["archived", "draft"])
+def test_only_an_active_template_is_issued(
+    caller: Caller, sim: CredlySimulator, state: str
+) -> None:
+    response = caller.issue(sim.add_template("Python 101", state=state))
+
+    assert response.status_code == 422
+    assert state in message(response)
+
+
+@pytest.mark.parametrize(
+    ("shape", "messages"),
+    [("message", None), ("list", ["can't be blank"]), ("string", "can't be blank")],
+)
+def test_the_shape_of_an_error_can_be_switched(
+    caller: Caller,
+    sim: CredlySimulator,
+    shape: t.Literal["message", "list", "string"],
+    messages: object,
+) -> None:
+    sim.error_shape = shape
+    template_id = sim.add_template("Python 101")
+
+    data = caller.issue(template_id, issued_to_last_name="").json()["data"]
+
+    assert data["message"] == "Validation failed: Issued to last name can't be blank"
+    errors = data.get("errors", [{"messages": None}])
+    assert errors[0]["messages"] == messages
+
+
+def test_a_badge_is_issued_once(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    caller.issue(template_id)
+
+    response = caller.issue(template_id, recipient_email="EARNER@Example.org")
+
+    assert response.status_code == 422
+    assert "already has this badge" in message(response)
+    assert len(sim.badges) == 1
+
+
+def test_the_earner_id_makes_a_duplicate(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    caller.issue(template_id, issuer_earner_id="site:42")
+
+    response = caller.issue(
+        template_id, issuer_earner_id="site:42", recipient_email="new@example.org"
+    )
+
+    assert response.status_code == 422
+    assert caller.issue(sim.add_template("Other")).status_code == 201
+
+
+def test_the_credly_user_makes_a_duplicate(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    sim.add_account("home@example.org", "Work@example.org")
+    caller.issue(template_id, recipient_email="home@example.org")
+
+    response = caller.issue(template_id, recipient_email="work@example.org")
+
+    assert response.status_code == 422
+
+
+def test_a_revoked_badge_is_not_in_the_way(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    badge_id = sim.award(template_id, "earner@example.org")
+    sim.revoke_badge(badge_id)
+
+    assert caller.issue(template_id).status_code == 201
+    assert sim.badges[0]["state"] == "revoked"
+
+
+def test_a_rejected_badge_is_in_the_way(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    sim.reject(sim.award(template_id, "earner@example.org"))
+
+    assert caller.issue(template_id).status_code == 422
+
+
+def test_a_template_may_allow_duplicates(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101", allow_duplicate_badges=True)
+    sim.award(template_id, "earner@example.org")
+
+    assert caller.issue(template_id, duplicate_behavior="deny").status_code == 201
+    assert sim.problems == []
+
+    assert caller.issue(template_id).status_code == 201
+    assert sim.problems == [
+        f"second badge of template {template_id} for e-mail earner@example.org"
+    ]
+
+
+def test_a_duplicate_can_be_allowed_in_the_request(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    caller.issue(template_id)
+
+    response = caller.issue(template_id, duplicate_behavior="allow")
+
+    assert response.status_code == 201
+    assert len(sim.badges) == 2
+
+
+def test_a_duplicate_can_replace_the_first(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    caller.issue(template_id)
+
+    caller.issue(
+        template_id, duplicate_behavior="replace", issued_at="2025-01-01T00:00:00Z"
+    )
+
+    first, second = sim.badges
+    assert first["replacement_badge_id"] == second["id"]
+    assert second["replaces_badge_id"] == first["id"]
+    assert second["issued_at"] == first["issued_at"]
+    assert sim.problems == []
+
+
+def test_an_unknown_field_is_noted(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+
+    assert caller.issue(template_id, notification_message="Hi").status_code == 201
+    assert "unknown field 'notification_message'" in sim.problems[0]
+
+
+def test_an_accepted_badge_has_its_address(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    badge_id = caller.issue(sim.add_template("Python 101")).json()["data"]["id"]
+
+    sim.accept(badge_id)
+
+    badge = caller.call("GET", f"/badges/{badge_id}").json()["data"]
+    assert badge["state"] == "accepted"
+    assert badge["badge_url"]
+    assert badge["user"]["id"]
+    assert "accept_badge_url" not in badge
+    assert caller.call("GET", f"/badges/{uuid.uuid4()}").status_code == 404
+
+
+# 22: faults
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_a_server_error_can_be_scripted(
+    caller: Caller, sim: CredlySimulator, status: int
+) -> None:
+    template_id = sim.add_template("Python 101")
+    sim.fail("issue", status=status)
+    sim.fail("issue", status=status, body="<html>Bad Gateway</html>")
+    sim.fail("issue", status=status, body="", after=True)
+
+    assert message(caller.issue(template_id))
+    sim.posts_allowed = 9
+    html = caller.issue(template_id)
+    assert html.headers["Content-Type"].startswith("text/html")
+    assert sim.badges == []
+    empty = caller.issue(template_id)
+    assert (empty.status_code, empty.content) == (status, b"")
+    assert len(sim.badges) == 1
+    assert caller.issue(template_id).status_code == 422
+    assert sim.problems == []
+
+
+@pytest.mark.parametrize("value", ["7", "Wed, 21 Oct 2065 07:28:00 GMT", "99999999"])
+def test_a_429_can_be_scripted(
+    caller: Caller, sim: CredlySimulator, value: str
+) -> None:
+    sim.fail("issue", status=429, headers={"Retry-After": value}, times=2)
+    template_id = sim.add_template("Python 101")
+
+    assert caller.issue(template_id).headers["Retry-After"] == value
+    assert caller.issue(template_id).status_code == 429
+    assert caller.issue(template_id).status_code == 201
+
+
+def test_a_refusal_of_the_token_endpoint_can_be_scripted(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    sim.fail("token", status=401)
+    sim.fail("token", status=503)
+
+    assert caller.ask_token().json()["error"] == "invalid_client"
+    assert caller.ask_token().status_code == 503
+    assert caller.ask_token().status_code == 200
+
+
+def test_a_fault_for_all_kinds_stays_until_cleared(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    caller.templates()
+    sim.fail("*", times=None, status=503)
+
+    assert {caller.ask_token().status_code, caller.badges().status_code} == {503}
+
+    sim.clear_faults()
+    assert caller.badges().status_code == 200
+
+
+def test_a_share_of_the_requests_can_fail(caller: Caller, sim: CredlySimulator) -> None:
+    def run() -> list[int]:
+        sim.clear_faults()
+        sim.fail("look-up", status=500, share=0.3, seed=7)
+        return [caller.badges().status_code for _ in range(60)]
+
+    first = run()
+
+    assert 5 < first.count(500) < 35
+    assert run() == first
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        ("hang", requests.exceptions.ReadTimeout),
+        ("reset", requests.exceptions.ConnectionError),
+        ("late", requests.exceptions.ConnectionError),
+        ("truncate", requests.exceptions.ChunkedEncodingError),
+    ],
+)
+def test_a_broken_connection_is_an_error_in_responses(
+    caller: Caller, sim: CredlySimulator, how: t.Any, error: type[Exception]
+) -> None:
+    template_id = sim.add_template("Python 101")
+    sim.fail("issue", how=how, delay=60)
+
+    with pytest.raises(error):
+        caller.issue(template_id)
+
+    assert len(sim.badges) == (how == "truncate")
+    sim.advance(61)
+    assert len(sim.badges) == (how in ("truncate", "late"))
+
+
+def test_a_late_badge_is_written_when_it_is_due(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    sim.fail("issue", how="late", delay=60)
+    sim.fail("issue", how="late", delay=30)
+
+    for email_address in ("a@example.org", "b@example.org"):
+        with pytest.raises(requests.exceptions.ConnectionError):
+            caller.issue(template_id, recipient_email=email_address)
+
+    sim.advance(61)
+
+    order = [badge["recipient_email"] for badge in sim.badges]
+    assert order == ["b@example.org", "a@example.org"]
+
+
+def test_a_late_badge_needs_a_good_token(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    caller.badges()
+    sim.revoke_tokens()
+    sim.fail("issue", how="late")
+
+    with pytest.raises(requests.exceptions.ConnectionError):
+        caller.issue(template_id)
+
+    assert sim.badges == []
+
+
+def test_a_late_badge_can_be_a_duplicate(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    sim.fail("issue", how="late", delay=60)
+
+    with pytest.raises(requests.exceptions.ConnectionError):
+        caller.issue(template_id)
+
+    assert caller.issue(template_id).status_code == 201
+    sim.advance(61)
+    assert len(sim.badges) == 1
+
+
+# 22: faults over real sockets
+
+
+def test_a_connection_is_kept_alive(remote: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    for number in range(3):
+        remote.issue(template_id, recipient_email=f"e{number}@example.org")
+
+    adapter = t.cast(t.Any, remote.session.get_adapter(remote.api_url))
+    (pool,) = adapter.poolmanager.pools._container.values()
+
+    assert pool.num_connections == 1
+    assert len(sim.badges) == 3
+    assert sim.problems == []
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_hanging_answer_times_out(
+    remote: Caller, sim: CredlySimulator, after: bool
+) -> None:
+    template_id = sim.add_template("Python 101")
+    remote.templates()
+    sim.fail("issue", how="hang", delay=30, after=after)
+
+    with pytest.raises(requests.exceptions.ReadTimeout):
+        remote.issue(template_id, timeout=0.1)
+
+    assert sim.received[-1].status is None
+    assert len(sim.badges) == after
+    expected = 422 if after else 201
+    assert remote.issue(template_id).status_code == expected
+
+
+def test_a_hang_ends_without_an_answer(remote: Caller, sim: CredlySimulator) -> None:
+    remote.templates()
+    sim.fail("look-up", how="hang", delay=0.05)
+
+    with pytest.raises(requests.exceptions.ConnectionError, match="aborted"):
+        remote.badges()
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_connection_is_reset(
+    remote: Caller, sim: CredlySimulator, after: bool
+) -> None:
+    template_id = sim.add_template("Python 101")
+    remote.templates()
+    sim.fail("issue", how="reset", after=after)
+
+    with pytest.raises(requests.exceptions.ConnectionError, match="aborted|reset"):
+        remote.issue(template_id)
+
+    assert len(sim.badges) == after
+
+
+def test_a_body_is_cut_short(remote: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    remote.templates()
+    sim.fail("issue", how="truncate")
+    sim.fail("issue", how="truncate", status=502, body="")
+
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        remote.issue(template_id)
+
+    assert len(sim.badges) == 1
+
+    with pytest.raises(requests.exceptions.ChunkedEncodingError):
+        remote.issue(template_id, recipient_email="other@example.org")
+
+    assert len(sim.badges) == 1
+
+
+def test_a_body_drips(remote: Caller, sim: CredlySimulator) -> None:
+    remote.templates()
+    sim.fail("templates", how="drip")
+    sim.fail("templates", how="drip", status=502, body="<p>oops</p>", delay=0.01)
+
+    assert remote.templates().json()["data"] == []
+
+    start = time.monotonic()
+    assert remote.templates().text == "<p>oops</p>"
+    assert time.monotonic() - start >= 0.1
+    assert remote.templates().status_code == 200
+
+
+def test_a_late_badge_over_http(remote: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    remote.templates()
+    sim.fail("issue", how="late", delay=0.1)
+
+    with pytest.raises(requests.exceptions.ConnectionError, match="aborted"):
+        remote.issue(template_id)
+
+    assert sim.badges == []
+    time.sleep(0.12)
+    assert len(remote.badges().json()["data"]) == 1
+
+
+def test_an_answer_can_be_slow(remote: Caller, sim: CredlySimulator) -> None:
+    remote.templates()
+    sim.fail("templates", status=200, body={"data": []}, delay=0.05)
+    start = time.monotonic()
+
+    assert remote.templates().json() == {"data": []}
+    assert time.monotonic() - start >= 0.05
+
+
+def test_closing_ends_connections_that_hang(
+    sim: CredlySimulator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    server = sim.serve()
+    sim.fail("*", how="hang", delay=60)
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            requests.get(server.api_url, timeout=30)
+        except requests.exceptions.ConnectionError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+
+    while not sim.received:
+        time.sleep(0.005)
+
+    server.close()
+    server.close()
+    thread.join(timeout=5)
+
+    assert len(errors) == 1
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_is_printed(
+    remote: Caller, sim: CredlySimulator, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hows: list[t.Any] = ["reset", "late", "truncate", "hang"]
+    for how in hows:
+        sim.fail("look-up", how=how)
+        with pytest.raises(requests.exceptions.RequestException):
+            remote.badges()
+
+    with socket.create_connection(("127.0.0.1", int(remote.api_url[17:-3]))) as raw:
+        raw.sendall(b"POST /oauth/token HTTP/1.1\r\nContent-Length: 10\r\n\r\nab")
+
+    with socket.create_connection(("127.0.0.1", int(remote.api_url[17:-3]))) as raw:
+        raw.sendall(b"nonsense\r\n\r\n")
+        raw.recv(1000)
+
+    assert remote.badges().status_code == 200
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_taken_port_is_an_error(sim: CredlySimulator) -> None:
+    with sim.serve() as server, pytest.raises(OSError):
+        sim.serve(port=server.port)
+
+
+def test_another_wsgi_server_answers_500_where_it_cannot_hang_up(
+    sim: CredlySimulator,
+) -> None:
+    sim.fail("*", how="reset")
+
+    response = Client(sim).get("/v1/organizations")
+
+    assert response.status_code == 500
+    assert "socket" in response.text
+
+
+def test_a_chunked_body_is_read(remote: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    body = {
+        "recipient_email": "earner@example.org",
+        "issued_to_first_name": "Example",
+        "issued_to_last_name": "Earner",
+        "badge_template_id": template_id,
+        "issued_at": ISSUED_AT,
+    }
+    stream = io.BytesIO(json.dumps(body).encode())
+    headers: dict[str, str | None] = {"Content-Type": "application/json"}
+
+    response = remote.call("POST", "/badges", data=iter(stream), headers=headers)
+
+    assert response.status_code == 201
+    assert remote.badges().status_code == 200
+
+
+# 22: the rate limit
+
+
+@pytest.mark.parametrize("form", ["seconds", "date", "none", "garbage"])
+def test_too_many_calls_are_refused(
+    caller: Caller, sim: CredlySimulator, form: t.Any
+) -> None:
+    caller.ask_token()
+    sim.rate_limit(2, 60, retry_after=form)
+
+    statuses = [caller.badges().status_code for _ in range(3)]
+    response = caller.badges()
+
+    assert statuses == [200, 200, 429]
+    value = response.headers.get("Retry-After")
+
+    if form == "seconds":
+        assert 1 <= int(t.cast(str, value)) <= 60
+    elif form == "date":
+        end = email.utils.parsedate_to_datetime(t.cast(str, value))
+        assert 0 < (end - dt.datetime.now(dt.UTC)).total_seconds() <= 62
+    else:
+        assert value == {"none": None, "garbage": "soon"}[form]
+
+    assert caller.ask_token().status_code == 200
+    sim.rate_limit(None)
+    assert caller.badges().status_code == 200
+
+
+def test_the_window_ends(caller: Caller, sim: CredlySimulator) -> None:
+    caller.ask_token()
+    caller.badges()
+    sim.rate_limit(1, 0.1)
+
+    assert [caller.badges().status_code for _ in range(2)] == [200, 429]
+    time.sleep(0.12)
+    assert caller.badges().status_code == 200
+
+
+# 23-24: what the client must not do, and what it must expect
+
+
+def test_a_third_issue_request_is_noted(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    sim.fail("issue", how="reset")
+
+    with pytest.raises(requests.exceptions.ConnectionError):
+        caller.issue(template_id, issuer_earner_id="site:42")
+
+    caller.issue(template_id, issuer_earner_id="site:42")
+    assert sim.problems == []
+
+    caller.issue(template_id, issuer_earner_id="site:42")
+    (problem,) = sim.problems
+    assert f"issue request no. 3 for template {template_id}" in problem
+
+
+def test_what_was_not_processed_does_not_count(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    sim.fail("issue", status=429, times=3)
+    sim.fail("issue", status=401, times=3)
+
+    for _ in range(6):
+        caller.issue(template_id)
+
+    sim.rate_limit(0)
+    caller.issue(template_id)
+    sim.rate_limit(None)
+    sim.revoke_tokens()
+    caller.issue(template_id)
+    caller.token = ""
+
+    assert caller.issue(template_id).status_code == 201
+    assert sim.problems == []
+
+
+def test_one_template_and_earner_get_one_badge(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101", allow_duplicate_badges=True)
+    sim.fail("issue", status=504, after=True)
+
+    caller.issue(template_id, issuer_earner_id="site:42")
+    caller.issue(template_id, issuer_earner_id="site:43", recipient_email="b@c.org")
+    assert sim.problems == []
+
+    caller.issue(template_id, issuer_earner_id="site:42")
+
+    assert sim.problems == [
+        f"second badge of template {template_id} for earner site:42"
+    ]
+
+
+def test_a_new_badge_can_be_missing_from_lists_for_a_while(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    sim.look_up_lag = 30
+    caller.issue(sim.add_template("Python 101"))
+
+    assert caller.badges().json()["metadata"]["total_count"] == 0
+    sim.advance(31)
+    assert caller.badges().json()["metadata"]["total_count"] == 1
+
+
+# 25-26: looking badges up
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("recipient_email::A@example.org", 1),
+        ("recipient_email::a+b@example.org", 1),
+        ("recipient_email_all::home@example.org", 1),
+        ("recipient_email::home@example.org", 0),
+        ("issuer_earner_id::site:1", 1),
+        ("issuer_earner_id::site", 0),
+        ("state::pending,accepted", 2),
+        ("state::accepted", 1),
+        ("state::revoked", 1),
+        ("public::true", 0),
+        ("query::a+b@", 1),
+        ("expires_at_date_max::2999-01-01", 0),
+        ("badge_template_id::{template}|state::pending|issuer_earner_id::site:1", 1),
+    ],
+)
+def test_badges_can_be_looked_up(
+    caller: Caller, sim: CredlySimulator, text: str, found: int
+) -> None:
+    template_id = sim.add_template("Python 101")
+    sim.add_account("a@example.org", "home@example.org")
+    sim.award(template_id, "a@example.org", issuer_earner_id="site:1")
+    sim.accept(sim.award(template_id, "a+b@example.org"))
+    sim.revoke_badge(sim.award(template_id, "c@example.org"))
+
+    response = caller.badges(filter=text.format(template=template_id))
+
+    assert response.json()["metadata"]["total_count"] == found
+    assert sim.problems == []
+
+
+def test_a_plus_that_is_not_encoded_is_a_space(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    sim.award(sim.add_template("Python 101"), "a+b@example.org")
+
+    bare = caller.call("GET", "/badges?filter=recipient_email::a+b@example.org")
+    encoded = caller.call("GET", "/badges?filter=recipient_email::a%2Bb@example.org")
+
+    assert bare.json()["data"] == []
+    assert len(encoded.json()["data"]) == 1
+
+
+def test_badges_are_paged_and_sorted(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    for number in range(51):
+        at = dt.datetime(2024, 1, 1, 0, number, tzinfo=dt.UTC)
+        sim.award(template_id, f"e{number:02}@example.org", issued_at=at)
+
+    body = caller.badges(sort="-issued_at", page=2).json()
+
+    assert [row["recipient_email"] for row in body["data"]] == ["e00@example.org"]
+    assert body["metadata"]["total_pages"] == 2
+
+
+def test_the_email_filter_can_miss_accepted_badges(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    sim.accept(sim.award(sim.add_template("Python 101"), "a@example.org"))
+    sim.email_filter_finds_accepted = False
+
+    assert caller.badges(filter="recipient_email::a@example.org").json()["data"] == []
+    found = caller.badges(filter="recipient_email_all::a@example.org").json()["data"]
+    assert len(found) == 1
+
+
+# 27-28: forbidden calls, the record
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("PUT", "/badges/{id}/revoke"),
+        ("POST", "/badges/{id}/replace"),
+        ("DELETE", "/badges/{id}"),
+        ("POST", "/badges/batch"),
+    ],
+)
+def test_badges_are_not_to_be_taken_back(
+    caller: Caller, sim: CredlySimulator, method: str, path: str
+) -> None:
+    badge_id = sim.award(sim.add_template("Python 101"), "a@example.org")
+
+    response = caller.call(method, path.format(id=badge_id), json={})
+
+    assert response.status_code == 404
+    assert sim.badges[0]["state"] == "pending"
+    assert len(sim.problems) == 1
+
+
+def test_a_request_without_user_agent_or_timeout_is_noted(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    caller.session.headers.clear()
+    caller.session.post(TOKEN_URL, data=caller.form())
+
+    assert sim.problems == [
+        "POST /oauth/token: no User-Agent",
+        "POST /oauth/token: no timeout",
+    ]
+
+
+def test_an_unknown_token_field_is_noted(caller: Caller, sim: CredlySimulator) -> None:
+    caller.ask_token(caller.form(audience="credly"))
+
+    assert "unknown token parameter 'audience'" in sim.problems[0]
+
+
+def test_the_secret_in_an_api_body_is_noted(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    caller.issue(sim.add_template("Python 101"), issuer_earner_id=sim.client_secret)
+
+    assert "the client secret in the body" in sim.problems[0]
+
+
+def test_the_record_holds_no_secret(caller: Caller, sim: CredlySimulator) -> None:
+    caller.issue(sim.add_template("Python 101"), issuer_earner_id="site:42")
+    basic = {"grant_type": "client_credentials"}
+    caller.ask_token(basic, auth=(sim.client_id, sim.client_secret))
+
+    token, issue, _ = sim.received
+    assert isinstance(token, Received)
+    assert t.cast(t.Any, token.json)["client_secret"] == "***"
+    assert issue.headers["Authorization"] == "***"
+    assert issue.status == 201
+    assert t.cast(t.Any, issue.json)["issuer_earner_id"] == "site:42"
+    text = repr(sim.received)
+    assert sim.client_secret not in text
+    assert caller.token not in text
+    assert "Basic" not in text
+
+
+def test_the_book_can_be_asked(sim: CredlySimulator) -> None:
+    one, two = sim.add_template("Python 101"), sim.add_template("Data path")
+    sim.award(one, "a@example.org", issuer_earner_id="site:1")
+    sim.award(two, "b@example.org", issuer_earner_id="site:2")
+
+    assert len(sim.badges_for("A@example.org")) == 1
+    assert len(sim.badges_for(earner_id="site:2", template_id=two)) == 1
+    assert sim.badges_for(earner_id="site:2", template_id=one) == []
+
+
+def test_reset_keeps_templates_and_credentials(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    caller.issue(template_id, notification_message="Hi")
+    sim.fail("issue")
+    sim.rate_limit(0)
+
+    sim.reset()
+
+    assert not sim.badges and not sim.received and not sim.problems
+    assert caller.issue(template_id).status_code == 201
+
+
+def test_many_threads_are_served(sim: CredlySimulator, server: SimulatorServer) -> None:
+    template_id = sim.add_template("Python 101")
+    token = Caller(sim, server.api_url, server.token_url)
+    token.badges()
+    token.session.close()
+
+    def issue(number: int) -> int:
+        caller = Caller(sim, server.api_url, server.token_url)
+        caller.token = token.token
+        earner = f"e{number % 10}@example.org"
+        status = caller.issue(template_id, recipient_email=earner).status_code
+        caller.session.close()
+        return status
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        statuses = list(pool.map(issue, range(20)))
+
+    assert sorted(statuses) == [201] * 10 + [422] * 10
+    assert len(sim.badges) == 10
+    assert sim.problems == []
+
+
+def test_other_addresses_can_be_registered(
+    sim: CredlySimulator, mock: responses.RequestsMock
+) -> None:
+    base = "https://credly.example.org/sandbox"
+    sim.register(mock, api_url=f"{base}/v1", token_url=f"{base}/token")
+    caller = Caller(sim, f"{base}/v1", f"{base}/token")
+
+    assert caller.templates().status_code == 200
+    assert sim.problems == []
+    caller.session.close()
+
+
+def test_registering_demands_no_calls(sim: CredlySimulator) -> None:
+    with responses.RequestsMock() as mock:
+        sim.register(mock)
+
+    assert sim.received == []
+
+
+# Control over HTTP
+
+
+def test_the_simulator_is_controlled_over_http(
+    remote: Caller, sim: CredlySimulator, server: SimulatorServer
+) -> None:
+    control = f"http://127.0.0.1:{server.port}/_simulator"
+    template_id = sim.add_template("Python 101")
+
+    def post(command: str, **options: t.Any) -> int:
+        url = f"{control}/{command}"
+        return remote.session.post(url, json=options, timeout=5).status_code
+
+    assert remote.issue(template_id).status_code == 201
+    record = remote.session.get(f"{control}/record", timeout=5).json()
+    assert record["badges"] == sim.badges
+    assert [one["kind"] for one in record["received"]] == ["token", "issue"]
+    assert record["problems"] == []
+    assert record["templates"][0]["id"] == template_id
+    assert record["credentials"] == {
+        "organization_id": sim.organization_id,
+        "client_id": sim.client_id,
+        "client_secret": sim.client_secret,
+    }
+
+    assert post("fail", kind="look-up", status=503) == 200
+    assert remote.badges().status_code == 503
+    assert post("fail", kind="look-up", times=None) == 200
+    assert post("clear") == 200
+    assert remote.badges().status_code == 200
+    assert post("rate-limit", limit=0, per_seconds=60, retry_after="none") == 200
+    assert remote.badges().status_code == 429
+    assert post("rate-limit", limit=None) == 200
+    assert post("revoke") == 200
+    assert remote.ask_token().status_code == 401
+    assert post("restore") == 200
+    assert remote.ask_token().status_code == 200
+    assert post("reset") == 200
+    assert not sim.badges and not sim.received
+    assert post("fail", kind="nothing") == 400
+    assert post("fail", color="red") == 400
+    assert post("unknown") == 404
+
+
+def test_control_is_not_in_responses(caller: Caller) -> None:
+    url = "https://api.credly.com/_simulator/record"
+
+    assert caller.session.get(url, timeout=5).status_code == 404
