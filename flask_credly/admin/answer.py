@@ -1,0 +1,67 @@
+"""How a view answers: with a page, a fragment, or a way to another page."""
+
+from __future__ import annotations
+
+import typing as t
+
+from flask import make_response
+from flask import redirect
+from flask import render_template
+from flask import Response
+from flask import session
+from flask import url_for
+from flask_htmx import HTMX
+
+EXPIRED = "This page was open too long. Please submit again."
+
+_MESSAGE = "credly_message"
+_OURS = "credly_ours"
+
+# Not initialized on the app: a host may have its own.
+_htmx = HTMX()
+
+
+def wants_fragment() -> bool:
+    """Whether htmx asks for a part of a page. Not when it asks for a whole one, for
+    the browser's Back, or as a boosted link.
+    """
+    return bool(_htmx) and not _htmx.boosted and not _htmx.history_restore_request
+
+
+def say(message: str) -> None:
+    """Keep a message for the next page."""
+    # Not Flask's flash: a host's layout would show it a second time.
+    session[_MESSAGE] = message
+
+
+def take_message() -> str | None:
+    """Get the kept message, once."""
+    return t.cast("str | None", session.pop(_MESSAGE, None))
+
+
+def go_to(endpoint: str, **values: t.Any) -> Response:
+    """Go to another page, with htmx or without."""
+    url = url_for(endpoint, **values)
+
+    if wants_fragment():
+        return make_response("", 200, {"HX-Redirect": url})
+
+    response = make_response(redirect(url, 303))
+    setattr(response, _OURS, True)
+    return response
+
+
+def is_ours(response: Response) -> bool:
+    """Whether the redirect was made here, and not by a host's guard."""
+    return hasattr(response, _OURS)
+
+
+def page(template: str, status: int = 200, **context: t.Any) -> Response:
+    """Render a whole page, with the message that was kept for it."""
+    html = render_template(template, message=take_message(), **context)
+    return make_response(html, status)
+
+
+def fragment(template: str, status: int = 200, **context: t.Any) -> Response:
+    """Render a part of a page."""
+    return make_response(render_template(template, **context), status)

@@ -1,0 +1,170 @@
+"""The blueprint: its routes, its guard, its headers."""
+
+from __future__ import annotations
+
+import logging
+import typing as t
+
+from flask import Blueprint
+from flask import current_app
+from flask import g
+from flask import make_response
+from flask import render_template
+from flask import request
+from flask import Response
+from flask.typing import ResponseReturnValue
+from flask_wtf.csrf import CSRFError
+from werkzeug.wrappers import Response as BaseResponse
+
+from .. import assets
+from ..settings import get_state
+from ..settings import Settings
+from . import index
+from . import log
+from . import mappings
+from . import remove
+from . import window
+from .answer import is_ours
+from .answer import wants_fragment
+
+logger = logging.getLogger("flask_credly")
+
+OWN_LAYOUT = "credly/base.html"
+
+# No scripts or styles but our files, so that nothing a member or Credly wrote can run.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self';"
+    " img-src 'self' https: data:; connect-src 'self'; form-action 'self';"
+    " base-uri 'none'; frame-ancestors 'none'"
+)
+
+HEADERS = {
+    "Cache-Control": "no-store, private",
+    "Referrer-Policy": "same-origin",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "SAMEORIGIN",
+}
+
+ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
+    ("GET", "/", index.index),
+    ("GET", "/credly", window.show),
+    ("POST", "/credly", window.connect),
+    ("GET", "/credly/connection", window.edit),
+    ("POST", "/credly/test", window.test),
+    ("POST", "/credly/templates", window.refresh_templates),
+    ("GET", "/credly/mappings/new", mappings.new),
+    ("POST", "/credly/mappings", mappings.add),
+    ("GET", "/credly/mappings/<int:mapping_id>", mappings.edit_mapping),
+    ("POST", "/credly/mappings/<int:mapping_id>", mappings.change),
+    ("GET", "/credly/mappings/<int:mapping_id>/row", mappings.row),
+    ("POST", "/credly/mappings/<int:mapping_id>/remove", mappings.remove_mapping),
+    ("GET", "/credly/errors", log.errors),
+    ("GET", "/credly/remove", remove.ask),
+    ("POST", "/credly/remove", remove.remove_integration),
+]
+
+
+class _Blueprint(Blueprint):
+    def get_send_file_max_age(self, filename: str | None) -> int | None:
+        # The URL changes with the content.
+        return 365 * 86_400 if "v" in request.args else 0
+
+
+def make_blueprint(settings: Settings) -> Blueprint:
+    """Make the blueprint for one application."""
+    blueprint = _Blueprint(
+        "credly",
+        __name__,
+        url_prefix=settings.url_prefix,
+        template_folder=str(assets.TEMPLATES),
+        static_folder=str(assets.STATIC),
+        static_url_path="/static",
+    )
+
+    for method, path, view in ROUTES:
+        blueprint.add_url_rule(path, view_func=view, methods=[method])
+
+    # Before every view, the static files' included: none can be forgotten.
+    blueprint.before_request(_guard)
+    blueprint.after_request(_add_headers)
+    blueprint.after_request(_tell_htmx_of_redirects)
+    blueprint.register_error_handler(CSRFError, _expired)
+
+    @blueprint.context_processor
+    def add_names() -> dict[str, t.Any]:
+        return {
+            "credly_layout": settings.layout,
+            "credly_own_layout": settings.layout == OWN_LAYOUT,
+            "credly_platform": settings.platform_name,
+            "credly_version": assets.version,
+        }
+
+    return blueprint
+
+
+def _guard() -> ResponseReturnValue | None:
+    try:
+        allowed = get_state().is_admin()
+    except Exception:
+        logger.exception("The @credly.is_admin hook failed; nobody is let in.")
+        allowed = False
+
+    if allowed is True:
+        return None
+
+    if isinstance(allowed, BaseResponse):
+        return t.cast(Response, allowed)
+
+    template = "credly/_denied.html" if wants_fragment() else "credly/denied.html"
+    return render_template(template), 403
+
+
+def _add_headers(response: Response) -> Response:
+    if request.endpoint == "credly.static":
+        response.headers.setdefault("X-Content-Type-Options", "nosniff")
+        return response
+
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)
+
+    response.vary.update(["HX-Request", "HX-Boosted", "HX-History-Restore-Request"])
+
+    if response.mimetype == "text/html" and _is_own_layout():
+        response.headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
+
+    return response
+
+
+def _is_own_layout() -> bool:
+    """Whether the page stands in our layout: not in a host's, nor in one that the host
+    put in its place under the same name.
+    """
+    if get_state().settings.layout != OWN_LAYOUT:
+        return False
+
+    found = current_app.jinja_env.get_template(OWN_LAYOUT).filename
+    return found == str(assets.TEMPLATES / OWN_LAYOUT)
+
+
+def _tell_htmx_of_redirects(response: Response) -> Response:
+    # htmx would follow a redirect to the login and put that page into ours.
+    if (
+        "HX-Request" not in request.headers
+        or not 300 <= response.status_code < 400
+        or response.status_code == 304
+        or is_ours(response)
+    ):
+        return response
+
+    return make_response("", 401, {"HX-Redirect": response.headers["Location"]})
+
+
+def _expired(error: CSRFError) -> ResponseReturnValue:
+    g.credly_expired = True
+    forms = {
+        "credly.connect": window.expired,
+        "credly.add": mappings.add_expired,
+        "credly.change": mappings.change_expired,
+    }
+    view = forms.get(request.endpoint or "", window.button_expired)
+    return view(**(request.view_args or {}))

@@ -1,0 +1,104 @@
+"""The forms. Every POST has one, if only for its token."""
+
+from __future__ import annotations
+
+import typing as t
+import uuid
+
+from flask import g
+from flask_wtf import FlaskForm
+from flask_wtf.csrf import CSRFError
+from wtforms import PasswordField
+from wtforms import StringField
+from wtforms import ValidationError
+
+LENGTH = 255
+
+
+class Form(FlaskForm):  # type: ignore[misc]
+    """A form that knows an outdated token from a wrong value."""
+
+    def is_valid(self) -> bool:
+        """Check it.
+
+        :raises CSRFError: The token is outdated or missing.
+        """
+        if self.validate():
+            return True
+
+        if "csrf_token" in self.errors and not g.get("credly_expired"):
+            raise CSRFError(self.errors["csrf_token"][0])
+
+        return False
+
+
+class Button(Form):
+    """A form without fields."""
+
+
+def _strip(value: str | None) -> str:
+    return (value or "").strip()
+
+
+def _required(form: Form, field: t.Any) -> None:
+    if not field.data:
+        raise ValidationError(f"Enter your {field.label.text}.")
+
+
+def _plain(form: Form, field: t.Any) -> None:
+    value = field.data
+
+    if len(value) > LENGTH:
+        raise ValidationError(f"The {field.label.text} is too long.")
+
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise ValidationError(
+            f"The {field.label.text} has characters that Credly does not use."
+            " Copy it once more, without spaces."
+        )
+
+
+class ConnectForm(Form):
+    """The account at Credly."""
+
+    organization_id = StringField("Organization ID", filters=[_strip])
+    client_id = StringField("Client ID", filters=[_strip])
+    client_secret = PasswordField("Client Secret", filters=[_strip])
+
+    def validate_organization_id(self, field: t.Any) -> None:
+        _required(self, field)
+
+        try:
+            found = str(uuid.UUID(field.data))
+        except ValueError:
+            found = ""
+
+        if found != field.data.lower():
+            raise ValidationError(
+                "This is not an Organization ID: that has 8, 4, 4, 4 and 12 letters"
+                " and digits with hyphens between them. Copy it from Credly."
+            )
+
+    def validate_client_id(self, field: t.Any) -> None:
+        _required(self, field)
+        _plain(self, field)
+
+    def validate_client_secret(self, field: t.Any) -> None:
+        _required(self, field)
+        _plain(self, field)
+
+
+class MappingForm(Form):
+    """A course or learning path, as ``kind:id``, and a badge template."""
+
+    course = StringField("Course or learning path", filters=[_strip])
+    template = StringField("Credly badge template", filters=[_strip])
+    undo = StringField()
+
+    def validate_course(self, field: t.Any) -> None:
+        if not field.data:
+            raise ValidationError("Select a course or learning path.")
+
+    def validate_template(self, field: t.Any) -> None:
+        if not field.data:
+            raise ValidationError("Select a badge template.")

@@ -1,0 +1,31 @@
+"""Removing the integration."""
+
+from __future__ import annotations
+
+from flask.typing import ResponseReturnValue
+
+from .. import connection
+from ..ledger import overview
+from ..settings import get_state
+from .answer import go_to
+from .answer import page
+from .answer import say
+from .forms import Button
+
+
+def ask() -> ResponseReturnValue:
+    """Ask whether it is meant: the dialog as a page, where it cannot open."""
+    session = get_state().session
+
+    if connection.get(session) is None:
+        return go_to("credly.index")
+
+    return page("credly/remove.html", button=Button(), overview=overview.read(session))
+
+
+def remove_integration() -> ResponseReturnValue:
+    """Remove it. A second time does no harm."""
+    Button().is_valid()
+    connection.remove(get_state())
+    say("Credly was removed.")
+    return go_to("credly.index")

@@ -1,0 +1,174 @@
+"""The configuration window: the form to connect, or what there is once connected."""
+
+from __future__ import annotations
+
+import typing as t
+
+from flask import request
+from flask import Response
+from flask.typing import ResponseReturnValue
+
+from .. import connection
+from ..errors import CredlyError
+from ..issuing import workers
+from ..ledger import log
+from ..ledger import overview
+from ..settings import get_state
+from . import mappings
+from .answer import EXPIRED
+from .answer import fragment
+from .answer import go_to
+from .answer import page
+from .answer import say
+from .answer import wants_fragment
+from .forms import Button
+from .forms import ConnectForm
+
+REFUSED = (
+    "Unable to connect to Credly. Please check your Organization ID and OAuth"
+    " credentials."
+)
+UNREACHABLE = (
+    "Credly could not be reached, so your details were not checked or saved. Try again"
+    " in a few minutes."
+)
+OTHER_ORGANIZATION = (
+    "Credly is connected to another organization. Remove the integration first; that"
+    " clears its mappings and error log."
+)
+NO_KEY = (
+    "The Client Secret cannot be stored safely yet. Ask the developer of this site to"
+    " set CREDLY_ENCRYPTION_KEYS."
+)
+
+
+def show() -> ResponseReturnValue:
+    """Show the window."""
+    wanted = request.args.get("mapping", "")
+    rows = [mappings.EditRow.of(wanted)] if wanted == "new" or wanted.isdecimal() else []
+    return show_with(rows)
+
+
+def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
+    """Show the window with some mapping rows open."""
+    state = get_state()
+    connected = connection.get(state.session)
+
+    if connected is None:
+        return page("credly/connect.html", form=ConnectForm(), connection=None)
+
+    found = overview.read(state.session)
+    return page(
+        "credly/window.html",
+        status,
+        button=Button(),
+        connection=connected,
+        log=log.page(state.session, size=10),
+        overview=found,
+        workers=workers.count(state),
+        **mappings.section(rows),
+    )
+
+
+def edit() -> ResponseReturnValue:
+    """Show the form once more, to enter other credentials."""
+    connected = connection.get(get_state().session)
+    return page(
+        "credly/connect.html", form=_prefilled(connected), connection=connected
+    )
+
+
+def connect() -> ResponseReturnValue:
+    """Verify and save the credentials."""
+    form = ConnectForm()
+
+    if not form.is_valid():
+        return _again(form)
+
+    try:
+        found = connection.connect(
+            get_state(),
+            organization_id=form.organization_id.data,
+            client_id=form.client_id.data,
+            client_secret=form.client_secret.data,
+        )
+    except connection.NotVerified:
+        return _again(form, REFUSED)
+    except connection.CouldNotVerify:
+        return _again(form, UNREACHABLE)
+    except connection.OtherOrganization:
+        return _again(form, OTHER_ORGANIZATION)
+    except connection.NoKey:
+        return _again(form, NO_KEY)
+
+    number = f"{found.templates} badge template{'' if found.templates == 1 else 's'}"
+    more = "" if found.complete else " More are being loaded in the background."
+    say(f"Connected to Credly. {number} loaded.{more}")
+    return go_to("credly.show")
+
+
+def expired() -> ResponseReturnValue:
+    """Show the form again with a fresh token and what was typed."""
+    return _again(ConnectForm(), EXPIRED)
+
+
+def button_expired(**_: t.Any) -> ResponseReturnValue:
+    """Show the page again, for a form that has nothing typed into it."""
+    say(EXPIRED)
+    return go_to("credly.show")
+
+
+def test() -> ResponseReturnValue:
+    """Try the stored credentials."""
+    Button().is_valid()
+
+    try:
+        connection.check(get_state())
+    except connection.NotVerified:
+        say(REFUSED)
+    except connection.CouldNotVerify:
+        say("Credly could not be reached. Try again in a few minutes.")
+    except connection.NotConnected:
+        say("Credly is not connected any more.")
+    else:
+        say("Connection works.")
+
+    return go_to("credly.show")
+
+
+def refresh_templates() -> ResponseReturnValue:
+    """Load the badge templates once more."""
+    Button().is_valid()
+
+    try:
+        number = connection.sync_templates(get_state())
+    except CredlyError as e:
+        say(f"The list of badge templates could not be loaded. {e.detail}")
+    else:
+        say(f"Badge templates loaded: {number}.")
+
+    return go_to("credly.show")
+
+
+def _prefilled(connected: t.Any) -> ConnectForm:
+    form = ConnectForm(formdata=None)
+
+    if connected is not None:
+        form.organization_id.data = connected.organization_id
+        form.client_id.data = connected.client_id
+
+    return form
+
+
+def _again(form: ConnectForm, problem: str | None = None) -> Response:
+    """Show the form again. WTForms does not render a password that was typed."""
+    context = {
+        "form": form,
+        "problem": problem,
+        "connection": connection.get(get_state().session),
+    }
+
+    if wants_fragment():
+        return fragment("credly/_connect_form.html", 422, **context)
+
+    return page("credly/connect.html", 422, **context)
