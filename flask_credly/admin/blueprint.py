@@ -7,7 +7,6 @@ import typing as t
 
 from flask import Blueprint
 from flask import current_app
-from flask import g
 from flask import make_response
 from flask import render_template
 from flask import request
@@ -67,7 +66,7 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
 class _Blueprint(Blueprint):
     def get_send_file_max_age(self, filename: str | None) -> int | None:
         # The URL changes with the content.
-        return 365 * 86_400 if "v" in request.args else 0
+        return 365 * 86_400 if "v" in request.args else None
 
 
 def make_blueprint(settings: Settings) -> Blueprint:
@@ -160,7 +159,6 @@ def _tell_htmx_of_redirects(response: Response) -> Response:
 
 
 def _expired(error: CSRFError) -> ResponseReturnValue:
-    g.credly_expired = True
     forms = {
         "credly.connect": window.expired,
         "credly.add": mappings.add_expired,

@@ -45,7 +45,9 @@ NO_KEY = (
 def show() -> ResponseReturnValue:
     """Show the window."""
     wanted = request.args.get("mapping", "")
-    rows = [mappings.EditRow.of(wanted)] if wanted == "new" or wanted.isdecimal() else []
+    rows = (
+        [mappings.EditRow.of(wanted)] if wanted == "new" or wanted.isdecimal() else []
+    )
     return show_with(rows)
 
 
@@ -73,9 +75,7 @@ def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
 def edit() -> ResponseReturnValue:
     """Show the form once more, to enter other credentials."""
     connected = connection.get(get_state().session)
-    return page(
-        "credly/connect.html", form=_prefilled(connected), connection=connected
-    )
+    return page("credly/connect.html", form=_prefilled(connected), connection=connected)
 
 
 def connect() -> ResponseReturnValue:

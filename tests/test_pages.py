@@ -1,0 +1,998 @@
+"""The pages, without a browser."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import html
+import html.parser
+import re
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+from conftest import connect
+from conftest import Connected
+from conftest import COURSES
+from conftest import Host
+from conftest import MakeHost
+from flask import Flask
+from flask import redirect
+from flask import Response
+from flask.testing import FlaskClient
+from flask_sqlalchemy import SQLAlchemy
+from flask_wtf import CSRFProtect
+from werkzeug.test import TestResponse
+
+from flask_credly import connection
+from flask_credly import Course
+from flask_credly.ledger import log
+from flask_credly.models import Base
+from flask_credly.models import Connection
+from flask_credly.models import Mapping
+from flask_credly.testing import CredlySimulator
+
+LIST = "/integrations/"
+WINDOW = "/integrations/credly"
+HX = {"HX-Request": "true"}
+
+HOSTILE = '"><img src=x onerror=alert(1)><a hx-get="/x">\u202e'
+
+
+class Browser:
+    """A client that fills in forms as a browser does, the token included."""
+
+    def __init__(self, app: Flask) -> None:
+        self.client: FlaskClient = app.test_client()
+
+    def get(self, path: str, **given: t.Any) -> TestResponse:
+        return self.client.get(path, buffered=True, **given)
+
+    def token(self, path: str) -> str:
+        found = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', self.get(path).text)
+        assert found, f"no form on {path}"
+        return found[1]
+
+    def post(
+        self, path: str, *, page: str = WINDOW, headers: t.Any = None, **fields: str
+    ) -> TestResponse:
+        data = {"csrf_token": self.token(page), **fields}
+        return self.client.post(path, data=data, headers=headers)
+
+    def connect(self, credly: CredlySimulator, **changes: t.Any) -> TestResponse:
+        headers = changes.pop("headers", None)
+        fields = {
+            "organization_id": credly.organization_id,
+            "client_id": credly.client_id,
+            "client_secret": credly.client_secret,
+            **changes,
+        }
+        page = f"{WINDOW}/connection"
+        return self.post(WINDOW, page=page, headers=headers, **fields)
+
+
+@pytest.fixture
+def browser(host: Host) -> Browser:
+    return Browser(host.app)
+
+
+@pytest.fixture
+def mapped(browser: Browser, connected: Connected) -> tuple[Browser, Connected, int]:
+    (mapping,) = connection.list_mappings(connected.host.db.session)
+    mapping_id = mapping.id
+    connected.host.db.session.remove()
+    return browser, connected, mapping_id
+
+
+def text_of(response: TestResponse) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", " ", response.text))
+
+
+def digest(host: Host) -> str:
+    """Everything in our tables."""
+    host.db.session.rollback()
+    return repr(
+        [
+            host.db.session.execute(sa.select(table)).all()
+            for table in Base.metadata.sorted_tables
+        ]
+    )
+
+
+class TestConnect:
+    def test_connecting_shows_the_sections(
+        self, browser: Browser, credly: CredlySimulator
+    ) -> None:
+        credly.add_template("Python Badge")
+        response = browser.connect(credly)
+        page = browser.get(response.location)
+
+        assert response.status_code == 303
+        assert "Connected to Credly. 1 badge template loaded." in page.text
+        assert "Error Log" in page.text
+
+    def test_with_htmx_the_whole_page_changes(
+        self, browser: Browser, credly: CredlySimulator
+    ) -> None:
+        response = browser.connect(credly, headers=HX)
+
+        assert (response.status_code, response.headers["HX-Redirect"]) == (200, WINDOW)
+
+    @pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
+    def test_a_refusal_keeps_what_was_typed_but_the_secret(
+        self, host: Host, browser: Browser, credly: CredlySimulator, headers: t.Any
+    ) -> None:
+        response = browser.connect(
+            credly, client_id="typed-id", client_secret="typed-secret", headers=headers
+        )
+
+        assert response.status_code == 422
+        assert response.text.count("Unable to connect to Credly.") == 1
+        assert f'value="{credly.organization_id}"' in response.text
+        assert 'value="typed-id"' in response.text
+        assert "typed-secret" not in response.text
+        assert ("<html" in response.text) == (headers is None)
+
+        with host.app.app_context():
+            assert connection.get(host.db.session) is None
+
+    def test_an_unreachable_credly_is_not_the_admins_fault(
+        self, browser: Browser, credly: CredlySimulator
+    ) -> None:
+        credly.fail("token", status=503)
+        response = browser.connect(credly)
+
+        assert response.status_code == 422
+        assert (
+            "Credly could not be reached, so your details were not checked or saved."
+            " Try again in a few minutes." in response.text
+        )
+
+    @pytest.mark.parametrize(
+        ("field", "value", "said"),
+        [
+            ("organization_id", "", "Enter your Organization ID."),
+            ("organization_id", "  \t ", "Enter your Organization ID."),
+            ("organization_id", "acme", "This is not an Organization ID"),
+            ("organization_id", "../../oauth", "This is not an Organization ID"),
+            ("organization_id", "{11111111-2222-4333-8444-555555555555}", "not an Org"),
+            ("organization_id", "1" * 5000, "This is not an Organization ID"),
+            ("client_id", "", "Enter your Client ID."),
+            ("client_id", "x" * 256, "The Client ID is too long."),
+            ("client_id", "a b", "characters that Credly does not use"),
+            ("client_id", "a\r\nb", "characters that Credly does not use"),
+            ("client_id", "<b>é</b>", "characters that Credly does not use"),
+            ("client_secret", "", "Enter your Client Secret."),
+            ("client_secret", "\x00\x00", "characters that Credly does not use"),
+            ("client_secret", "s" * 10_000, "The Client Secret is too long."),
+        ],
+    )
+    def test_a_wrong_value_is_named_and_nothing_is_asked(
+        self,
+        browser: Browser,
+        credly: CredlySimulator,
+        field: str,
+        value: str,
+        said: str,
+    ) -> None:
+        response = browser.connect(credly, **{field: value})
+
+        assert response.status_code == 422
+        assert said in text_of(response)
+        assert "There is a problem" in response.text
+        assert "<title>Error: Credly Integration</title>" in response.text
+        assert credly.received == []
+
+    def test_blanks_around_a_value_do_no_harm(
+        self, browser: Browser, credly: CredlySimulator
+    ) -> None:
+        response = browser.connect(credly, client_secret=f"  {credly.client_secret}\n")
+
+        assert response.status_code == 303
+
+    def test_missing_fields_are_like_empty_ones(self, browser: Browser) -> None:
+        response = browser.post(WINDOW)
+
+        assert response.status_code == 422
+        assert response.text.count("Enter your") == 6
+
+    def test_another_organization_needs_remove_first(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        response = browser.connect(
+            connected.credly, organization_id="11111111-2222-4333-8444-555555555555"
+        )
+
+        assert "Remove the integration first" in response.text
+        assert "Your previous connection is still in use." in response.text
+
+    def test_without_a_key_it_says_whom_to_ask(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        host = make_host(SECRET_KEY=None, WTF_CSRF_ENABLED=False)
+        response = host.app.test_client().post(
+            WINDOW,
+            data={
+                "organization_id": credly.organization_id,
+                "client_id": credly.client_id,
+                "client_secret": credly.client_secret,
+            },
+        )
+
+        assert "CREDLY_ENCRYPTION_KEYS" in response.text
+
+    def test_the_stored_secret_is_on_no_page(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, mapping_id = mapped
+        pages = [LIST, WINDOW, f"{WINDOW}/connection", f"{WINDOW}/errors"]
+        pages += [f"{WINDOW}/remove", f"{WINDOW}?mapping={mapping_id}"]
+
+        for page in pages:
+            response = browser.get(page)
+            assert response.status_code == 200
+            assert connected.credly.client_secret not in response.text
+
+    def test_the_connection_can_be_tested(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        response = browser.post(f"{WINDOW}/test")
+        assert "Connection works." in browser.get(response.location).text
+
+        connected.credly.revoke_tokens()
+        connected.credly.fail("token", status=500)
+        response = browser.post(f"{WINDOW}/test")
+        assert "could not be reached" in browser.get(response.location).text
+
+        connected.credly.revoke_client()
+        response = browser.post(f"{WINDOW}/test")
+        assert "Unable to connect to Credly." in browser.get(response.location).text
+
+    def test_the_templates_can_be_refreshed(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        connected.credly.add_template("Another Badge")
+        response = browser.post(f"{WINDOW}/templates")
+        page = browser.get(response.location)
+
+        assert "Badge templates loaded: 2." in page.text
+
+        connected.credly.fail("templates", status=500)
+        response = browser.post(f"{WINDOW}/templates")
+        assert "could not be loaded" in browser.get(response.location).text
+
+
+class TestMappings:
+    def add(
+        self, browser: Browser, course: str, template: str, **more: t.Any
+    ) -> TestResponse:
+        return browser.post(
+            f"{WINDOW}/mappings", course=course, template=template, **more
+        )
+
+    @pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
+    def test_one_is_added(
+        self, mapped: tuple[Browser, Connected, int], headers: t.Any
+    ) -> None:
+        browser, connected, _ = mapped
+        response = self.add(
+            browser, "learning_path:data", connected.template_id, headers=headers
+        )
+        page = response if headers else browser.get(response.location)
+
+        assert response.status_code == (200 if headers else 303)
+        assert "Mapping saved: Data path to Python Badge." in page.text
+        assert len(connection.list_mappings(connected.host.db.session)) == 2
+
+    @pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
+    @pytest.mark.parametrize(
+        ("course", "template", "said"),
+        [
+            ("", None, "Select a course or learning path."),
+            ("  ", None, "Select a course or learning path."),
+            ("course:sql", "", "Select a badge template."),
+            ("course:py-101", None, "is already mapped to Python Badge."),
+            ("course:gone", None, "This course or learning path is gone."),
+            ("webinar:sql", None, "This course or learning path is gone."),
+            ("sql", None, "This course or learning path is gone."),
+            (HOSTILE, None, "This course or learning path is gone."),
+            ("x" * 10_000, None, "This course or learning path is gone."),
+            ("course:sql", "x", "no longer active in Credly"),
+            ("course:sql", "x\x00" * 300, "no longer active in Credly"),
+            (
+                "course:sql",
+                "11111111-2222-4333-8444-555555555555",
+                "no longer active in Credly",
+            ),
+        ],
+    )
+    def test_a_wrong_choice_is_named_in_the_row(
+        self,
+        mapped: tuple[Browser, Connected, int],
+        headers: t.Any,
+        course: str,
+        template: str | None,
+        said: str,
+    ) -> None:
+        browser, connected, _ = mapped
+        before = digest(connected.host)
+        chosen = connected.template_id if template is None else template
+        response = self.add(browser, course, chosen, headers=headers)
+
+        assert response.status_code == 422
+        assert said in text_of(response)
+        assert "onerror" not in response.text
+        assert digest(connected.host) == before
+
+        if template is None:
+            assert re.search(
+                rf'value="{connected.template_id}"\s+selected', response.text
+            )
+
+    def test_one_is_changed(self, mapped: tuple[Browser, Connected, int]) -> None:
+        browser, connected, mapping_id = mapped
+        fields = {"course": "course:sql", "template": connected.template_id}
+        response = browser.post(f"{WINDOW}/mappings/{mapping_id}", headers=HX, **fields)
+
+        assert "Mapping saved: SQL basics to Python Badge." in response.text
+
+    @pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
+    def test_one_is_removed_and_that_is_undone(
+        self, mapped: tuple[Browser, Connected, int], headers: t.Any
+    ) -> None:
+        browser, connected, mapping_id = mapped
+        connected.host.complete()
+        response = browser.post(
+            f"{WINDOW}/mappings/{mapping_id}/remove", headers=headers
+        )
+        page = response if headers else browser.get(response.location)
+
+        assert (
+            "Mapping removed: Python 101. Badges already issued are kept." in page.text
+        )
+
+        connected.host.drain()
+        assert connected.host.row().state == "cancelled"
+
+        self.add(browser, "course:py-101", connected.template_id, undo="1")
+        assert connected.host.row().state == "pending"
+
+    def test_a_removed_one_is_gone_everywhere(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        fields = {"course": "course:sql", "template": connected.template_id}
+
+        for path in ("/mappings/999", "/mappings/999/remove"):
+            response = browser.post(f"{WINDOW}{path}", **fields)
+            page = browser.get(response.location)
+            assert "This mapping is not there any more." in page.text
+
+        for path in ("/mappings/999", "/mappings/999/row"):
+            response = browser.get(f"{WINDOW}{path}", headers=HX)
+            assert response.headers["HX-Redirect"] == WINDOW
+
+    def test_rows_open_without_javascript(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, _, mapping_id = mapped
+
+        for path in ("/mappings/new", f"/mappings/{mapping_id}"):
+            response = browser.get(f"{WINDOW}{path}", follow_redirects=True)
+            assert "Save mapping" in response.text
+            assert "<html" in response.text
+
+        assert browser.get(f"{WINDOW}?mapping=999999999999").status_code == 200
+
+    def test_rows_open_as_fragments_with_htmx(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, _, mapping_id = mapped
+
+        for path in ("new", f"{mapping_id}", f"{mapping_id}/row"):
+            response = browser.get(f"{WINDOW}/mappings/{path}", headers=HX)
+            assert response.status_code == 200
+            assert "<html" not in response.text
+
+    @pytest.mark.parametrize("header", ["HX-Boosted", "HX-History-Restore-Request"])
+    def test_a_boosted_link_and_back_get_the_whole_page(
+        self, mapped: tuple[Browser, Connected, int], header: str
+    ) -> None:
+        browser, _, _ = mapped
+        response = browser.get(f"{WINDOW}/mappings/new", headers={**HX, header: "true"})
+
+        assert response.status_code == 303
+        assert "<html" in browser.get(WINDOW, headers=HX).text
+
+    def test_a_mapped_course_is_not_offered_again(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, _, mapping_id = mapped
+        new = browser.get(f"{WINDOW}/mappings/new", headers=HX).text
+        own = browser.get(f"{WINDOW}/mappings/{mapping_id}", headers=HX).text
+
+        assert "course:py-101" not in new
+        assert "course:sql" in new
+        assert re.search(r'value="course:py-101"\s+selected', own)
+
+    def test_broken_rows_are_flagged_and_stay(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        courses = list(COURSES)
+        host = make_host(courses=lambda: courses)
+        browser = Browser(host.app)
+
+        with host.app.app_context():
+            template_id = connect(host, credly).template_id
+            courses.pop(0)
+            credly.change_template(template_id, state="archived")
+            connection.sync_templates(host.state)
+            host.db.session.remove()
+            page = browser.get(WINDOW).text
+
+        assert "Course was deleted." in page
+        assert "Python 101" in page
+        assert "Badge template no longer active in Credly." in page
+        assert "No active badge templates were found" in page
+
+    def test_a_failing_course_hook_leaves_the_page(
+        self,
+        make_host: MakeHost,
+        credly: CredlySimulator,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        def courses() -> cabc.Iterator[Course]:
+            raise RuntimeError("no catalogue")
+            yield
+
+        host = make_host(courses=courses)
+
+        with host.app.app_context():
+            connect(host, credly)
+            host.db.session.remove()
+            page = Browser(host.app).get(WINDOW)
+
+        assert page.status_code == 200
+        assert "The list of courses could not be read." in page.text
+        assert "no catalogue" in caplog.text
+
+    def test_a_form_left_open_after_remove_says_so(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        token = browser.token(WINDOW)
+        connection.remove(connected.host.state)
+        connected.host.db.session.remove()
+        response = browser.client.post(
+            f"{WINDOW}/mappings",
+            data={
+                "csrf_token": token,
+                "course": "course:sql",
+                "template": connected.template_id,
+            },
+        )
+
+        assert "not connected any more" in browser.get(response.location).text
+
+
+class TestErrorLog:
+    def fill(self, host: Host, number: int) -> None:
+        import datetime as dt
+
+        with host.state.engine.begin() as connected:
+            for each in range(number):
+                at = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
+                log.write(connected, at, log.RATE_LIMIT, f"entry {each}.")
+
+    def test_it_is_read_page_by_page(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        self.fill(connected.host, 120)
+        seen: list[str] = []
+        path: str | None = f"{WINDOW}/errors"
+
+        while path:
+            page = browser.get(path).text
+            seen += re.findall(r"entry \d+\.", page)
+            older = re.search(r'rel="next" href="([^"]+)"', page)
+            path = html.unescape(older[1]) if older else None
+
+        assert seen == [f"entry {each}." for each in reversed(range(120))]
+
+        newer = re.search(r'rel="prev" href="([^"]+)"', page)
+        assert newer
+        back = browser.get(html.unescape(newer[1])).text
+        assert re.findall(r"entry \d+\.", back) == seen[50:100]
+
+    def test_the_window_shows_the_last_ten(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        self.fill(connected.host, 12)
+        page = browser.get(WINDOW).text
+
+        assert len(re.findall(r"entry \d+\.", page)) == 10
+        assert f"{WINDOW}/errors" in page
+
+    @pytest.mark.parametrize("query", ["?before=x", "?after=-1", "?before=" + "9" * 99])
+    def test_a_strange_address_is_the_first_page(
+        self, mapped: tuple[Browser, Connected, int], query: str
+    ) -> None:
+        browser, _, _ = mapped
+
+        assert browser.get(f"{WINDOW}/errors{query}").status_code == 200
+
+    def test_without_a_connection_there_is_none(self, browser: Browser) -> None:
+        assert browser.get(f"{WINDOW}/errors").status_code == 303
+
+
+class TestRemove:
+    def test_it_asks_and_removes(self, mapped: tuple[Browser, Connected, int]) -> None:
+        browser, connected, _ = mapped
+        connected.host.complete()
+        asked = browser.get(f"{WINDOW}/remove")
+        assert "1 badge is waiting and will not be issued." in asked.text
+
+        response = browser.post(f"{WINDOW}/remove", page=f"{WINDOW}/remove")
+        page = browser.get(response.location)
+
+        assert "Credly was removed." in page.text
+        assert "Not connected" in page.text
+
+    def test_a_second_time_does_no_harm(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, _, _ = mapped
+        token = browser.token(f"{WINDOW}/remove")
+
+        for _ in range(2):
+            response = browser.client.post(
+                f"{WINDOW}/remove", data={"csrf_token": token}
+            )
+            assert "Credly was removed." in browser.get(response.location).text
+
+        assert browser.get(f"{WINDOW}/remove").status_code == 303
+
+
+class TestState:
+    @pytest.mark.parametrize(
+        ("values", "card", "window"),
+        [
+            ({}, "Connected", "Credly Integration"),
+            ({"expired": True}, "Connection expired", "Please reconnect."),
+            (
+                {"paused_until": True, "pause_reason": "rate limit"},
+                "Issuance paused until",
+                "Credly's API rate limit was reached.",
+            ),
+            (
+                {"paused_until": True, "pause_reason": "unavailable"},
+                "Issuance paused until",
+                "Credly cannot be reached.",
+            ),
+        ],
+    )
+    def test_it_is_said_in_words(
+        self,
+        mapped: tuple[Browser, Connected, int],
+        values: dict[str, t.Any],
+        card: str,
+        window: str,
+    ) -> None:
+        import datetime as dt
+
+        browser, connected, _ = mapped
+
+        if "paused_until" in values:
+            later = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=5)
+            values = {**values, "paused_until": later}
+
+        if values:
+            connected.host.db.session.execute(sa.update(Connection).values(**values))
+            connected.host.db.session.commit()
+
+        assert card in text_of(browser.get(LIST))
+        assert window in text_of(browser.get(WINDOW))
+
+    def test_a_queue_out_of_reach_is_said(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, _, _ = mapped
+
+        assert "The queue cannot be reached" in browser.get(WINDOW).text
+
+    def test_no_worker_is_said(
+        self,
+        mapped: tuple[Browser, Connected, int],
+        redis_url: str,
+    ) -> None:
+        from flask_credly.issuing import bell
+
+        browser, connected, _ = mapped
+        import redis
+
+        state = connected.host.state
+        with redis.Redis.from_url(redis_url) as client:
+            state.web_queue.queue = bell.make_queue(state.app, state.settings, client)
+            page = browser.get(WINDOW).text
+
+        assert "No worker is running" in page
+
+    def test_test_lost_key_page_is_200(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        connected.host.app.config["CREDLY_ENCRYPTION_KEYS"] = [
+            "MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA="
+        ]
+
+        assert browser.get(WINDOW).status_code == 200
+        response = browser.post(f"{WINDOW}/test")
+        assert "Unable to connect" in browser.get(response.location).text
+
+    def test_missing_tables_leave_the_list(
+        self, host: Host, browser: Browser, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with host.app.app_context():
+            host.db.drop_all()
+
+        response = browser.get(LIST)
+
+        assert response.status_code == 200
+        assert "Status unavailable" in response.text
+
+
+def rules(app: Flask) -> list[tuple[str, str]]:
+    """Every rule and method below the prefix: a new one cannot be forgotten."""
+    adapter = app.url_map.bind("localhost")
+    return [
+        (
+            method,
+            adapter.build(
+                rule.endpoint,
+                {
+                    name: "credly.css" if name == "filename" else 1
+                    for name in rule.arguments
+                },
+                method=method,
+            ),
+        )
+        for rule in app.url_map.iter_rules()
+        if rule.rule.startswith("/integrations")
+        for method in (rule.methods or set()) - {"OPTIONS", "HEAD"}
+    ]
+
+
+class TestGuard:
+    @pytest.mark.parametrize(
+        "answer",
+        [False, None, 0, 1, "True", "yes", [True], {True: True}, (True,)],
+        ids=repr,
+    )
+    def test_only_true_lets_in(
+        self, make_host: MakeHost, credly: CredlySimulator, answer: object
+    ) -> None:
+        allowed = [True]
+        host = make_host(is_admin=lambda: True if allowed else answer)
+        client = host.app.test_client()
+
+        with host.app.app_context():
+            connect(host, credly)
+            before, asked = digest(host), len(credly.received)
+            host.db.session.remove()
+            allowed.clear()
+            found = {
+                (method, path): client.open(
+                    path, method=method, buffered=True
+                ).status_code
+                for method, path in rules(host.app)
+            }
+
+            assert set(found.values()) == {403}
+            assert len(found) >= 16
+            assert (digest(host), len(credly.received)) == (before, asked)
+
+    def test_the_refusal_is_a_page(self, make_host: MakeHost) -> None:
+        client = make_host(is_admin=lambda: False).app.test_client()
+
+        assert "You do not have access to this page." in client.get(WINDOW).text
+        assert "<html" not in client.get(WINDOW, headers=HX).text
+
+    def test_a_failing_hook_lets_nobody_in(
+        self, make_host: MakeHost, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def is_admin() -> bool:
+            raise RuntimeError("directory is down")
+
+        client = make_host(is_admin=is_admin).app.test_client()
+
+        assert client.get(WINDOW).status_code == 403
+        assert "directory is down" in caplog.text
+
+    def test_a_coroutine_is_not_true(self, make_host: MakeHost) -> None:
+        async def is_admin() -> bool:
+            return True
+
+        made: list[t.Any] = []
+
+        def hook() -> t.Any:
+            made.append(is_admin())
+            return made[-1]
+
+        client = make_host(is_admin=hook).app.test_client()
+
+        assert client.get(WINDOW).status_code == 403
+        made[0].close()
+
+    def test_a_response_is_the_refusal(self, make_host: MakeHost) -> None:
+        host = make_host(is_admin=lambda: redirect("/login"))
+        client = host.app.test_client()
+
+        assert client.get(WINDOW).location == "/login"
+
+        with_htmx = client.get(WINDOW, headers=HX)
+        assert (with_htmx.status_code, with_htmx.headers["HX-Redirect"]) == (
+            401,
+            "/login",
+        )
+
+    def test_a_login_of_the_whole_site_reaches_htmx_too(
+        self, make_host: MakeHost
+    ) -> None:
+        def setup(app: Flask, db: SQLAlchemy) -> None:
+            @app.before_request
+            def login() -> t.Any:
+                return redirect("/login")
+
+        client = make_host(setup=setup).app.test_client()
+
+        assert client.get(WINDOW, headers=HX).headers["HX-Redirect"] == "/login"
+
+
+class TestTokens:
+    @pytest.fixture(params=["alone", "protected", "exempt"])
+    def guarded(
+        self, request: pytest.FixtureRequest, make_host: MakeHost
+    ) -> cabc.Iterator[Host]:
+        def setup(app: Flask, db: SQLAlchemy) -> None:
+            if request.param != "alone":
+                CSRFProtect(app)
+
+        host = make_host(setup=setup)
+
+        if request.param == "exempt":
+            host.app.extensions["csrf"].exempt(host.app.blueprints["credly"])
+
+        yield host
+
+    @pytest.mark.parametrize("token", [None, "", "wrong"], ids=repr)
+    @pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
+    def test_csrf_without_host_protection(
+        self,
+        guarded: Host,
+        credly: CredlySimulator,
+        token: str | None,
+        headers: t.Any,
+    ) -> None:
+        """And with it: no POST does anything without its token."""
+        client = guarded.app.test_client()
+
+        with guarded.app.app_context():
+            template_id = connect(guarded, credly).template_id
+            (mapping,) = connection.list_mappings(guarded.db.session)
+            before, asked = digest(guarded), len(credly.received)
+            guarded.db.session.remove()
+            data = {
+                "organization_id": credly.organization_id,
+                "client_id": credly.client_id,
+                "client_secret": credly.client_secret,
+                "course": "course:sql",
+                "template": template_id,
+            }
+
+            if token is not None:
+                data["csrf_token"] = token
+
+            for method, path in rules(guarded.app):
+                if method == "POST":
+                    client.post(path, data=data, headers=headers)
+
+            assert (digest(guarded), len(credly.received)) == (before, asked)
+
+    def test_a_right_token_works(self, guarded: Host, credly: CredlySimulator) -> None:
+        assert Browser(guarded.app).connect(credly).status_code == 303
+
+    @pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
+    def test_secret_key_rotation_open_page(
+        self, guarded: Host, credly: CredlySimulator, headers: t.Any
+    ) -> None:
+        """An outdated token loses nothing that was typed, but the secret."""
+        response = guarded.app.test_client().post(
+            WINDOW,
+            data={
+                "csrf_token": "old",
+                "organization_id": "typed-organization",
+                "client_id": "typed-client",
+                "client_secret": "typed-secret",
+            },
+            headers=headers,
+        )
+
+        assert response.status_code == 422
+        assert "This page was open too long. Please submit again." in response.text
+        assert 'value="typed-organization"' in response.text
+        assert 'value="typed-client"' in response.text
+        assert "typed-secret" not in response.text
+
+    @pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
+    def test_a_row_keeps_its_choices(
+        self, guarded: Host, credly: CredlySimulator, headers: t.Any
+    ) -> None:
+        with guarded.app.app_context():
+            template_id = connect(guarded, credly).template_id
+            guarded.db.session.remove()
+            response = guarded.app.test_client().post(
+                f"{WINDOW}/mappings",
+                data={"course": "course:sql", "template": template_id},
+                headers=headers,
+            )
+
+        assert response.status_code == 422
+        assert "This page was open too long." in response.text
+        assert re.search(r'value="course:sql"\s+selected', response.text)
+
+    def test_a_button_says_so_on_the_page(
+        self, guarded: Host, credly: CredlySimulator
+    ) -> None:
+        with guarded.app.app_context():
+            connect(guarded, credly)
+            guarded.db.session.remove()
+            client = guarded.app.test_client()
+            response = client.post(f"{WINDOW}/test")
+
+            assert "open too long" in client.get(response.location).text
+
+
+def test_reading_changes_nothing(mapped: tuple[Browser, Connected, int]) -> None:
+    browser, connected, _ = mapped
+    before, asked = digest(connected.host), len(connected.credly.received)
+    connected.host.db.session.remove()
+
+    for method, path in rules(connected.host.app):
+        if method == "GET":
+            browser.get(path)
+            browser.get(path, headers=HX)
+
+    assert (digest(connected.host), len(connected.credly.received)) == (before, asked)
+
+
+def test_headers_are_on_every_answer(mapped: tuple[Browser, Connected, int]) -> None:
+    browser, connected, _ = mapped
+
+    for method, path in rules(connected.host.app):
+        headers = browser.client.open(path, method=method, buffered=True).headers
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+        if "/static/" not in path:
+            assert headers["Cache-Control"] == "no-store, private"
+            assert headers["X-Frame-Options"] == "SAMEORIGIN"
+            assert "HX-Request" in headers["Vary"]
+
+
+def test_static_files_are_kept_for_a_year_under_their_version(browser: Browser) -> None:
+    page = browser.get(LIST).text
+    (url,) = re.findall(r'href="([^"]+credly\.css[^"]*)"', page)
+
+    assert re.search(r"\?v=[0-9a-f]{8}$", url)
+    assert "max-age=31536000" in browser.get(url).headers["Cache-Control"]
+    assert "max-age" not in browser.get(url.partition("?")[0]).headers["Cache-Control"]
+
+
+def test_our_own_layout_has_a_strict_policy(browser: Browser) -> None:
+    response = browser.get(LIST)
+
+    assert "script-src 'self'" in response.headers["Content-Security-Policy"]
+    assert not re.search(r"<script(?! src=)|<style| style=| on\w+=", response.text)
+
+
+HOST_LAYOUT = (
+    "<body>Mine {% block title %}{% endblock %}{% block content %}{% endblock %}"
+)
+
+
+@pytest.mark.parametrize("shadowed", [False, True], ids=["setting", "shadow"])
+def test_pages_stand_in_the_hosts_layout(
+    make_host: MakeHost, shadowed: bool, tmp_path: t.Any
+) -> None:
+    from jinja2 import DictLoader
+
+    name = "credly/base.html" if shadowed else "host.html"
+
+    def setup(app: Flask, db: SQLAlchemy) -> None:
+        app.jinja_loader = DictLoader({name: HOST_LAYOUT})
+
+    config = {} if shadowed else {"CREDLY_LAYOUT": name}
+    response = make_host(setup=setup, **config).app.test_client().get(LIST)
+
+    assert "Mine Integrations" in response.text
+    assert "Content-Security-Policy" not in response.headers
+    assert "htmx" not in re.sub(r"hx-\w+", "", response.text).lower()
+
+
+class Skeleton(html.parser.HTMLParser):
+    """The tags of a page and the names of their attributes."""
+
+    @classmethod
+    def of(cls, page: str) -> list[str]:
+        parser = cls()
+        parser.found = []
+        parser.feed(page)
+        return parser.found
+
+    found: list[str]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append(f"{tag} {[name for name, _ in attrs]}")
+
+
+def test_foreign_text_is_only_text(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    """The tags of every page are the same whatever the names are."""
+
+    def skeleton(name: str) -> list[list[str]]:
+        host = make_host(
+            courses=lambda: [Course(id=name, title=name)], CREDLY_PLATFORM_NAME=name
+        )
+        template_id = credly.add_template(name)
+
+        with host.app.app_context():
+            host.db.drop_all()
+            host.db.create_all()
+            connection.connect(
+                host.state,
+                organization_id=credly.organization_id,
+                client_id=credly.client_id,
+                client_secret=credly.client_secret,
+            )
+            connection.add_mapping(host.state, Course(id=name, title=name), template_id)
+
+            with host.state.engine.begin() as connected:
+                import datetime as dt
+
+                log.write(connected, dt.datetime.now(dt.UTC), name, name)
+
+            host.db.session.remove()
+            client = host.app.test_client()
+            pages = [
+                client.get(path, headers=headers).text
+                for path in (LIST, WINDOW, f"{WINDOW}?mapping=1", f"{WINDOW}/errors")
+                for headers in ({}, HX)
+            ]
+            host.db.session.execute(sa.delete(Mapping))
+            host.db.session.commit()
+            credly.delete_template(template_id)
+            return [
+                re.findall(r"<\s*/?\s*[a-zA-Z]+|\s(?:on|hx-)\w+=", page)
+                for page in pages
+            ]
+
+    assert skeleton("plain") == skeleton(HOSTILE)
+
+
+def test_every_template_is_escaped() -> None:
+    """Jinja escapes by the file's ending, and what is not marked safe."""
+    from flask_credly import assets
+
+    files = [path for path in assets.TEMPLATES.rglob("*") if path.is_file()]
+
+    assert {path.suffix for path in files} == {".html"}
+    assert not [path for path in files if "|safe" in path.read_text().replace(" ", "")]
+
+
+def test_a_refusal_is_a_page_in_a_hosts_layout(make_host: MakeHost) -> None:
+    response: t.Any = make_host(is_admin=lambda: Response("no", 401)).app
+    assert response.test_client().get(LIST).status_code == 401
