@@ -77,5 +77,5 @@ def create_example_data() -> None:
         Course(id="data", title="Data path", kind="learning_path"),
         Course(id="web", title="Web path", kind="learning_path"),
     ]
-    db.session.add_all(people + courses)
+    db.session.add_all([*people, *courses])
     db.session.commit()

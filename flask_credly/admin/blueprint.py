@@ -112,7 +112,7 @@ def _guard() -> ResponseReturnValue | None:
         return None
 
     if isinstance(allowed, BaseResponse):
-        return t.cast(Response, allowed)
+        return allowed
 
     template = "credly/_denied.html" if wants_fragment() else "credly/denied.html"
     return render_template(template), 403
@@ -159,10 +159,13 @@ def _tell_htmx_of_redirects(response: Response) -> Response:
 
 
 def _expired(error: CSRFError) -> ResponseReturnValue:
-    forms = {
-        "credly.connect": window.expired,
-        "credly.add": mappings.add_expired,
-        "credly.change": mappings.change_expired,
-    }
-    view = forms.get(request.endpoint or "", window.button_expired)
-    return view(**(request.view_args or {}))
+    if request.endpoint == "credly.connect":
+        return window.expired()
+
+    if request.endpoint == "credly.add":
+        return mappings.add_expired()
+
+    if request.endpoint == "credly.change":
+        return mappings.change_expired(**(request.view_args or {}))
+
+    return window.button_expired()

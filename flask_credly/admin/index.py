@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import typing as t
 
 from flask.typing import ResponseReturnValue
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,15 +20,16 @@ logger = logging.getLogger("flask_credly")
 def index() -> ResponseReturnValue:
     """Show the card."""
     session = get_state().session
+    known: dict[str, t.Any] = {"overview": None, "connection": None}
 
     try:
-        found, connected = overview.read(session), connection.get(session)
+        known = {
+            "overview": overview.read(session),
+            "connection": connection.get(session),
+        }
     except SQLAlchemyError:
         # The list is also there for other integrations.
         logger.exception("The state of the integration could not be read.")
         session.rollback()
-        found = connected = None
 
-    return page(
-        "credly/index.html", overview=found, connection=connected, button=Button()
-    )
+    return page("credly/index.html", button=Button(), **known)

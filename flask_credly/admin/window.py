@@ -112,7 +112,7 @@ def expired() -> ResponseReturnValue:
     return _again(ConnectForm(), EXPIRED)
 
 
-def button_expired(**_: t.Any) -> ResponseReturnValue:
+def button_expired() -> ResponseReturnValue:
     """Show the page again, for a form that has nothing typed into it."""
     say(EXPIRED)
     return go_to("credly.show")
