@@ -1,0 +1,238 @@
+"""The parts that a host installs: the wheel, its files, the order of its modules."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "flask_credly"
+
+ROOMS = (
+    ("catalog", "errors", "signals", "assets"),
+    ("settings", "models", "keys"),
+    ("credly",),
+    ("ledger",),
+    ("issuing",),
+    ("connection",),
+    ("jobs", "admin", "cli"),
+    ("extension",),
+    ("__init__",),
+)
+"""From the bottom up: a room knows its own and those before it."""
+
+
+def room_of(path: pathlib.Path) -> str:
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return parts[0]
+
+
+def imported_rooms(path: pathlib.Path) -> set[str]:
+    """The rooms that a module imports from, in functions too."""
+    package = ["flask_credly", *path.relative_to(PACKAGE).parent.parts]
+    found: set[str] = set()
+
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+
+        base = package[: len(package) - node.level + 1]
+        base += (node.module or "").split(".") if node.module else []
+        names = [alias.name for alias in node.names]
+        found |= {base[1]} if len(base) > 1 else set(names)
+
+    return found
+
+
+def test_modules_know_only_those_below_them() -> None:
+    rank = {room: number for number, rooms in enumerate(ROOMS) for room in rooms}
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {other}"
+        for path in PACKAGE.rglob("*.py")
+        if (room := room_of(path)) != "testing"
+        for other in imported_rooms(path) - {room}
+        if rank[other] > rank[room]
+    ]
+
+    assert wrong == []
+
+
+def test_the_simulator_knows_nothing_of_the_extension() -> None:
+    for path in (PACKAGE / "testing").rglob("*.py"):
+        assert imported_rooms(path) <= {"testing"}, path
+
+
+def test_only_one_room_speaks_http_and_one_encrypts() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        text = path.read_text()
+        room = room_of(path)
+        assert room in ("credly", "testing") or not re.search(
+            r"^\s*import requests", text, re.M
+        )
+        assert room == "keys" or "from cryptography" not in text
+        assert "pickle" not in text
+
+
+def test_the_vendored_htmx_is_the_published_one() -> None:
+    found = PACKAGE.parent / "static/vendor/htmx-4.0.1.min.js"
+
+    assert hashlib.sha256(found.read_bytes()).hexdigest() == (
+        "a0abb04f2f45a1f89d1d4844023245537e5e6014c87b144553e0607b4cc32130"
+    )
+
+
+FORBIDDEN = (
+    r"hx-on|hx-vars|hx-prompt|hx-confirm|hx-ext\b|hx-delete|hx-put|hx-patch|hx-boost",
+    r"hx-headers|hx-disabled-elt|<hx-partial|\bjs:",
+    r"\son\w+=|\sstyle=|<style|<script(?!\s+src=)|javascript:",
+)
+
+
+def test_markup_works_with_htmx_2_and_4_and_a_strict_policy() -> None:
+    """One kind of markup for every host: what only one of the versions knows, or
+    needs an inline script, is not used.
+    """
+    for path in (ROOT / "templates").rglob("*.html"):
+        for pattern in FORBIDDEN:
+            assert not (found := re.search(pattern, path.read_text())), (path, found)
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with an sdist, and a wheel made from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir"]
+    subprocess.run(
+        [*command, str(folder), str(ROOT)], check=True, capture_output=True, text=True
+    )
+    return folder
+
+
+def files_below(*folders: str) -> set[str]:
+    return {
+        str(path.relative_to(ROOT))
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def wheel_of(built: pathlib.Path) -> pathlib.Path:
+    (wheel,) = built.glob("*.whl")
+    return wheel
+
+
+def test_the_wheel_holds_the_package_its_templates_and_static_files_only(
+    built: pathlib.Path,
+) -> None:
+    expected = files_below("flask_credly") | {
+        f"flask_credly/{name}" for name in files_below("templates", "static")
+    }
+
+    with zipfile.ZipFile(wheel_of(built)) as wheel:
+        found = {name for name in wheel.namelist() if ".dist-info/" not in name}
+
+    assert found == expected
+
+
+def test_the_sdist_can_be_developed_from(built: pathlib.Path) -> None:
+    (path,) = built.glob("*.tar.gz")
+
+    with tarfile.open(path) as sdist:
+        found = {name.partition("/")[2] for name in sdist.getnames()}
+
+    assert found >= files_below("flask_credly", "templates", "static", "tests")
+    assert found >= files_below("example_app")
+    assert found >= {"pyproject.toml", "README.md", "LICENSE", "CHANGES.md", "Makefile"}
+
+
+USE = """
+import importlib.util
+import re
+import sys
+
+sys.path[:0] = sys.argv[1:]
+
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from flask_credly import Credly
+
+app = Flask("host")
+app.config.update(SECRET_KEY="k", SQLALCHEMY_DATABASE_URI="sqlite://")
+db, credly = SQLAlchemy(app), Credly()
+credly.courses(lambda: [])
+credly.is_admin(lambda: True)
+credly.init_app(app)
+
+with app.app_context():
+    db.create_all()
+
+page = app.test_client().get("/integrations/")
+assert "Set Up" in page.text, page.text
+urls = re.findall(r'(?:src|href)="(/integrations/static/[^"]+)"', page.text)
+assert any("vendor/htmx" in url for url in urls) and len(urls) == 3, urls
+
+for url in urls:
+    assert app.test_client().get(url, buffered=True).status_code == 200, url
+
+print(sys.modules["flask_credly"].__file__)
+print([name for name in ("templates", "static", "tests", "example_app", "docs")
+       if importlib.util.find_spec(name)])
+"""
+
+
+def use(*path: pathlib.Path | str) -> list[str]:
+    """Use the extension from these folders, without this environment's own checkout."""
+    libraries = sysconfig.get_path("purelib")
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", USE, *map(str, path), libraries],
+        cwd=os.sep,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_an_installed_wheel_finds_its_files(
+    built: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index"]
+    subprocess.run(
+        [*install, "--quiet", "--target", str(tmp_path), str(wheel_of(built))],
+        check=True,
+    )
+    where, stray = use(tmp_path)
+
+    assert where == str(tmp_path / "flask_credly/__init__.py")
+    assert stray == "[]"
+
+
+def test_a_bare_checkout_finds_its_files() -> None:
+    where, _ = use(ROOT)
+
+    assert where == str(PACKAGE / "__init__.py")
+
+
+def test_the_version_is_written_once_and_has_its_changes() -> None:
+    (version,) = re.findall(
+        r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.M
+    )
+
+    assert f"## {version}\n" in (ROOT / "CHANGES.md").read_text()
+
+
+def test_no_file_of_the_project_names_a_package_index() -> None:
+    for name in ("pyproject.toml", "requirements-dev.txt", "Makefile", ".ci/run"):
+        text = (ROOT / name).read_text()
+        assert not re.search(r"index-url|https?://[^ ]*simple", text), name
