@@ -128,6 +128,13 @@ class Credly:
         with app.app_context():
             record.watch_writes(state.engine)
 
+        if not app.config.get("CREDLY_ENCRYPTION_KEYS"):
+            logger.warning(
+                "CREDLY_ENCRYPTION_KEYS is not set. The Client Secret is encrypted with"
+                " a key derived from SECRET_KEY, and has to be entered again when that"
+                " changes without SECRET_KEY_FALLBACKS."
+            )
+
         app.extensions["credly"] = state
         app.register_blueprint(make_blueprint(state.settings))
         app.cli.add_command(make_group())

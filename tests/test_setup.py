@@ -333,3 +333,15 @@ def test_a_worker_without_redis_says_so(host: Host) -> None:
 
     assert failed.exit_code == 1
     assert "CREDLY_REDIS_URL" in failed.output
+
+
+def test_a_derived_key_is_warned_of_once(
+    make_host: MakeHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_host(CREDLY_ENCRYPTION_KEYS=["MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA="])
+    assert caplog.messages == []
+
+    make_host()
+    assert [message[:35] for message in caplog.messages] == [
+        "CREDLY_ENCRYPTION_KEYS is not set. "
+    ]

@@ -1,0 +1,94 @@
+"""The README holds what it says: its code runs as written, its lists are complete."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import typing as t
+
+import blinker
+import pytest
+from conftest import Connected
+from conftest import DEAD_REDIS
+from conftest import Host
+from flask import Flask
+from flask.cli import AppGroup
+
+from flask_credly.models import Base
+
+README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
+APP, ADAPTER, TEST = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def run(code: str, **names: t.Any) -> dict[str, t.Any]:
+    names["__name__"] = "readme"
+    exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def app(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> t.Iterator[Flask]:
+    values = {
+        "SECRET_KEY": "a key for tests",
+        "SQLALCHEMY_DATABASE_URI": f"sqlite:///{tmp_path / 'school.db'}",
+        "CREDLY_REDIS_URL": DEAD_REDIS,
+        "WTF_CSRF_ENABLED": "false",
+    }
+
+    for key, value in values.items():
+        monkeypatch.setenv(f"FLASK_{key}", value)
+
+    names = run(APP)
+    app = names["create_app"]()
+    yield app
+
+    with app.app_context():
+        names["db"].session.remove()
+        names["db"].engine.dispose()
+
+
+def test_the_application_and_its_test_work_as_written(app: Flask) -> None:
+    run(TEST)["test_a_completion_becomes_a_badge"](app)
+
+
+def test_the_adapter_works_as_written(connected: Connected) -> None:
+    class User:
+        id, email, first_name, last_name = 42, "ada@example.org", "Ada", "Example"
+
+    class Lesson:
+        slug = "py-101"
+
+    import datetime as dt
+
+    finished_at = dt.datetime(2026, 11, 1, 12, tzinfo=dt.UTC)
+    signal = blinker.Signal()
+    names = run(ADAPTER, lesson_finished=signal)
+    signal.send(None, user=User, course=Lesson, finished_at=finished_at)
+    row = connected.host.row()
+
+    assert callable(names["issue_badge"])
+    assert (row.member_id, row.completed_at) == ("42", finished_at)
+
+
+def test_every_setting_is_named() -> None:
+    source = pathlib.Path(__file__).parent.parent / "flask_credly/settings.py"
+    settings = set(re.findall(r'"(CREDLY_[A-Z_]+)"', source.read_text()))
+
+    assert settings == set(re.findall(r"CREDLY_[A-Z_]+", README))
+
+
+def test_every_table_is_named() -> None:
+    assert set(re.findall(r"`(credly_[a-z_]+)`", README)) == set(Base.metadata.tables)
+
+
+def test_every_command_is_named(host: Host) -> None:
+    group = t.cast(AppGroup, host.app.cli.commands["credly"])
+
+    assert set(group.commands) == set(re.findall(r"`flask credly (\w+)", README))
+
+
+def test_every_hook_is_named() -> None:
+    source = pathlib.Path(__file__).parent.parent / "flask_credly/extension.py"
+    hooks = re.findall(r"def (\w+)\(self, hook: HookT\)", source.read_text())
+
+    assert set(re.findall(r"`@credly\.(\w+)`", README)) == set(hooks)
