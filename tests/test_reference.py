@@ -321,7 +321,8 @@ def test_a20_a_rate_limit_is_worded_and_pauses(
     assert credly.count("issue") == 1
     assert log_rows(browser)[1][1:] == [
         "API Rate Limit",
-        "Hit Credly API rate limit; badge issuance paused. Too Many Requests (HTTP 429)",
+        "Hit Credly API rate limit; badge issuance paused. Too Many Requests"
+        " (HTTP 429)",
     ]
 
 
