@@ -18,6 +18,7 @@ def create_app() -> Flask:
 
     app = Flask(__name__)
     app.config.update(
+        CREDLY_LAYOUT="example/base.html",
         CREDLY_PLATFORM_NAME="Gradual",
         CREDLY_RETRY_DELAY=10,
         SECRET_KEY=os.environ["EXAMPLE_SECRET_KEY"],

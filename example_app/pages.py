@@ -57,22 +57,22 @@ FAULTS: dict[str, tuple[str, str, dict[str, t.Any]]] = {
 }
 
 
-class Button(FlaskForm):  # type: ignore[misc]
-    """A form without fields."""
+class TokenForm(FlaskForm):  # type: ignore[misc]
+    """A form without fields but its token."""
 
 
-@pages.context_processor
+@pages.app_context_processor
 def add_person() -> dict[str, t.Any]:
     return {
         "person": current_person(),
         "people": db.session.query(models.Person).all(),
-        "button": Button(),
+        "token_form": TokenForm(),
     }
 
 
 @pages.before_request
 def check_form() -> None:
-    if request.method == "POST" and not Button().validate():
+    if request.method == "POST" and not TokenForm().validate():
         abort(400, "The form has expired. Go back and reload the page.")
 
 
