@@ -215,9 +215,9 @@ class Attempt(Base):
     lease: orm.Mapped[str] = orm.mapped_column(_id(32))
     started_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
     finished_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
-    """Null: the worker died before it could write down an answer."""
+    """Null: on its way, or the worker died before it could write down an answer."""
     answer: orm.Mapped[str | None] = orm.mapped_column(sa.String(20))
-    """One of :data:`flask_credly.ledger.decide.Answer`."""
+    """One of :data:`flask_credly.ledger.decide.Answer`, or ``"died"``."""
     status: orm.Mapped[int | None]
     detail: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import logging
 import typing as t
@@ -564,6 +565,55 @@ class TestLeases:
 
         assert host.row().state == "issued"
         assert (len(credly.badges), credly.count("issue")) == (1, 1)
+
+    def test_deaths_before_the_request_do_not_use_up_the_retry(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, credly, _ = connected
+        host.complete()
+
+        for _ in range(3):
+            self.die_in(host, monkeypatch, "flask_credly.credly.client.Client.issue")
+            let_leases_end(host)
+
+        credly.fail("issue", status=500)
+        host.drain(2)
+
+        assert host.row().state == "issued"
+        assert (len(credly.badges), credly.count("issue")) == (1, 2)
+        assert [each.answer for each in host.attempts()] == [
+            "died",
+            "died",
+            "died",
+            "unknown",
+            "issued",
+        ]
+
+    def test_a_row_that_kills_every_worker_ends_as_a_failure(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, credly, _ = connected
+        host.complete()
+
+        for _ in range(10):
+            self.die_in(host, monkeypatch, "flask_credly.credly.client.Client.issue")
+            let_leases_end(host)
+
+        host.drain(2)
+
+        assert host.row().state == "failed"
+        assert credly.count("issue") == 0
+        assert len(host.log()) == 1
+
+    def die_in(self, host: Host, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+        def die(*_: object) -> None:
+            raise SystemExit
+
+        with monkeypatch.context() as patched:
+            patched.setattr(where, die)
+
+            with contextlib.suppress(SystemExit):
+                host.drain()
 
     def test_a_lost_lease_changes_nothing(self, connected: Connected) -> None:
         host, credly, _ = connected

@@ -21,6 +21,13 @@ from . import clock
 from . import gates
 
 
+DIED = "died"
+"""What an attempt is said to have come to whose worker did not come back."""
+
+MAX_DEATHS = 5
+"""Attempts that may end so before they count."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A claimed row.
@@ -93,25 +100,32 @@ def claim(
     with engine.connect() as connection:
         now = clock.now(connection)
         due = _due(organization_id, now)
-        ids = connection.scalars(
-            sa.select(Issuance.id).where(*due).order_by(Issuance.due_at).limit(limit)
+        found = connection.execute(
+            sa.select(Issuance.id, Issuance.state)
+            .where(*due)
+            .order_by(Issuance.due_at)
+            .limit(limit)
         ).all()
         # A read that turned into a write would fail on SQLite if another worker wrote
         # in between.
         connection.rollback()
 
-        if not ids:
+        if not found:
             return []
 
         connection.execute(
             sa.update(Issuance)
-            .where(Issuance.id.in_(ids), *due)
+            .where(Issuance.id.in_([row.id for row in found]), *due)
             .values(
                 state="sending",
                 lease=lease,
                 due_at=now + dt.timedelta(seconds=lease_seconds),
             )
         )
+
+        if any(row.state == "sending" for row in found):
+            _write_down_deaths(connection, lease, now)
+
         connection.commit()
         rows = connection.execute(
             sa.select(
@@ -135,6 +149,40 @@ def claim(
         ).all()
 
     return [Row(**row._mapping) for row in rows]
+
+
+def _write_down_deaths(connection: sa.Connection, lease: str, now: dt.datetime) -> None:
+    """End the attempts of a worker that died over rows that were now taken over.
+
+    They do not use up the retry: the badge is looked up first, and where it is not
+    there, nothing has reached Credly. A row that kills its worker each time still
+    ends.
+    """
+    ours = sa.select(Issuance.id).where(Issuance.lease == lease)
+    dead = connection.scalars(
+        sa.select(Attempt.issuance_id).where(
+            Attempt.issuance_id.in_(ours), Attempt.finished_at.is_(None)
+        )
+    ).all()
+
+    if not dead:
+        return
+
+    connection.execute(
+        sa.update(Attempt)
+        .where(Attempt.issuance_id.in_(dead), Attempt.finished_at.is_(None))
+        .values(finished_at=now, answer=DIED)
+    )
+    deaths = (
+        sa.select(sa.func.count())
+        .where(Attempt.issuance_id == Issuance.id, Attempt.answer == DIED)
+        .scalar_subquery()
+    )
+    connection.execute(
+        sa.update(Issuance)
+        .where(Issuance.id.in_(dead), deaths <= MAX_DEATHS)
+        .values(attempts=Issuance.attempts - 1)
+    )
 
 
 def begin(
