@@ -63,9 +63,9 @@
     }
   });
 
-  // htmx 2 does not show an answer of 422 by itself.
+  // htmx 2 does not show a form with errors, or a refusal, by itself.
   document.addEventListener("htmx:beforeSwap", (event) => {
-    if (event.detail.xhr && event.detail.xhr.status === 422 && inside(event.detail.elt)) {
+    if ([403, 422].includes(event.detail.xhr?.status) && inside(event.detail.elt)) {
       event.detail.shouldSwap = true;
       event.detail.isError = false;
     }
