@@ -1,0 +1,1152 @@
+"""The product in a real browser, as an admin uses it."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import contextlib
+import datetime as dt
+import os
+import pathlib
+import re
+import threading
+import typing as t
+import uuid
+
+import pytest
+import redis
+import rq
+from axe_playwright_python.sync_playwright import Axe
+from conftest import COURSES
+from conftest import Host
+from conftest import MakeHost
+from flask import Flask
+from flask import redirect
+from flask import Response
+from flask import send_file
+from flask_sqlalchemy import SQLAlchemy
+from jinja2 import DictLoader
+from playwright.sync_api import Browser
+from playwright.sync_api import ConsoleMessage
+from playwright.sync_api import Dialog
+from playwright.sync_api import expect
+from playwright.sync_api import Locator
+from playwright.sync_api import Page
+from playwright.sync_api import Request
+from playwright.sync_api import Response as BrowserResponse
+from playwright.sync_api import sync_playwright
+from werkzeug.serving import make_server
+from werkzeug.serving import WSGIRequestHandler
+
+from flask_credly import connection
+from flask_credly import Course
+from flask_credly import Member
+from flask_credly.credly.answers import clean
+from flask_credly.testing import CredlySimulator
+
+ROOT = pathlib.Path(__file__).parent.parent
+HTMX_2 = ROOT / "tests/vendor/htmx-2.0.11.min.js"
+HTMX_4 = ROOT / "static/vendor/htmx-4.0.1.min.js"
+
+AXE = Axe().axe_script
+
+LIST = "/integrations/"
+WINDOW = "/integrations/credly"
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+REFUSED = (
+    "Unable to connect to Credly. Please check your Organization ID and OAuth"
+    " credentials."
+)
+
+# A careless one: what it sets for htmx must not reach our part of the page.
+HOST_LAYOUT = """<!doctype html>
+<html lang="en">
+  <head>
+    <meta charset="utf-8" />
+    <meta name="viewport" content="width=device-width, initial-scale=1" />
+    <meta name="htmx-config" content='{"includeIndicatorStyles": false}' />
+    <link rel="icon" href="data:," />
+    <title>{% block title %}{% endblock %}</title>
+    SCRIPT
+  </head>
+  <body hx-boost="true" hx-target="#host" hx-confirm="Sure?">
+    <p id="host">The host</p>
+    <main>{% block content %}{% endblock %}</main>
+  </body>
+</html>"""
+
+HOST_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
+    " img-src 'self' data:; form-action 'self'"
+)
+
+
+class QuietHandler(WSGIRequestHandler):
+    # A connection that the browser opened ahead of time and never used.
+    timeout = 5
+
+    def log(self, type: str, message: str, *args: t.Any) -> None:
+        pass
+
+
+class Site:
+    """A served host application and the Credly it talks to."""
+
+    def __init__(self, host: Host, credly: CredlySimulator, address: str) -> None:
+        self.host = host
+        self.credly = credly
+        self.address = address
+        self.template_id = credly.add_template("Python Badge")
+
+    @contextlib.contextmanager
+    def context(self) -> cabc.Iterator[None]:
+        """Give the test's side an application context and a fresh session."""
+        with self.host.app.app_context():
+            yield
+
+    def connect(self) -> None:
+        """Connect without the browser."""
+        with self.context():
+            connection.connect(
+                self.host.state,
+                organization_id=self.credly.organization_id,
+                client_id=self.credly.client_id,
+                client_secret=self.credly.client_secret,
+            )
+
+    def map(self, course: Course = COURSES[0], template_id: str | None = None) -> int:
+        """Map a course without the browser."""
+        with self.context():
+            return connection.add_mapping(
+                self.host.state, course, template_id or self.template_id
+            ).id
+
+    def mappings(self) -> list[tuple[str, str]]:
+        with self.context():
+            found = connection.list_mappings(self.host.db.session)
+            return [(each.course_title, each.template.name) for each in found]
+
+    def is_connected(self) -> bool:
+        with self.context():
+            return connection.get(self.host.db.session) is not None
+
+    def complete(self, member_id: str, drains: int = 1, **given: t.Any) -> None:
+        """Complete "Python 101" and let the worker's job run."""
+        with self.context():
+            self.host.complete(member_id, **given)
+            self.host.drain(drains)
+
+    def fail(self, member_id: str = "7") -> None:
+        """Have a badge refused, and refused again."""
+        body = {"data": {"message": "Example refusal"}, "metadata": None}
+        self.credly.fail("issue", times=2, status=422, body=body)
+        self.complete(member_id, drains=2)
+
+    def fill(self) -> None:
+        """Connect, and have something of everything to see."""
+        gone = Course(id="gone", title="A course that was deleted")
+        old = self.credly.add_template("Badge of last year")
+        self.credly.add_template("Data Badge")
+        self.connect()
+        self.map()
+        self.map(COURSES[2], old)
+        self.map(gone)
+        self.credly.change_template(old, state="archived")
+
+        with self.context():
+            connection.sync_templates(self.host.state)
+
+        self.fail()
+
+    def pause(self) -> None:
+        """Run into the rate limit."""
+        headers = {"Retry-After": "600"}
+        self.credly.fail("issue", status=429, headers=headers)
+        self.complete("8")
+
+    def expire(self) -> None:
+        """Revoke the credentials, and let that be noticed."""
+        self.credly.revoke_client()
+        self.complete("9")
+
+
+MakeSite = cabc.Callable[..., Site]
+OpenPage = cabc.Callable[..., Page]
+
+
+@pytest.fixture
+def make_site(make_host: MakeHost, redis_url: str) -> cabc.Iterator[MakeSite]:
+    """Serve a host application and a Credly over HTTP."""
+    with contextlib.ExitStack() as stack:
+
+        def make(
+            layout: str | None = None,
+            script: pathlib.Path | None = None,
+            **given: t.Any,
+        ) -> Site:
+            def setup(app: Flask, db: SQLAlchemy) -> None:
+                if layout is not None:
+                    stand_in(app, layout, script)
+
+                @app.get("/login")
+                def login() -> str:
+                    return "<title>Log in</title><link rel=icon href=data:,>Log in"
+
+            credly = CredlySimulator()
+            service = stack.enter_context(credly.serve())
+            config = {
+                "CREDLY_API_URL": service.api_url,
+                "CREDLY_PLATFORM_NAME": "Gradual",
+                "CREDLY_QUEUE": f"browser-{uuid.uuid4().hex}",
+                "CREDLY_REDIS_URL": redis_url,
+                "CREDLY_TOKEN_URL": service.token_url,
+                **({"CREDLY_LAYOUT": "host.html"} if layout else {}),
+            }
+            host = make_host(setup=setup, **{**config, **given})
+            address = stack.enter_context(served(host.app))
+            stack.enter_context(worker(host, redis_url))
+            site = Site(host, credly, address)
+            stack.callback(lambda: check(credly))
+            return site
+
+        def check(credly: CredlySimulator) -> None:
+            assert credly.problems == []
+
+        yield make
+
+
+@contextlib.contextmanager
+def served(app: Flask) -> cabc.Iterator[str]:
+    server = make_server(
+        "127.0.0.1", 0, app, threaded=True, request_handler=QuietHandler
+    )
+    # So that closing waits for the requests that are under way.
+    t.cast(t.Any, server).daemon_threads = False
+    thread = threading.Thread(target=server.serve_forever, args=[0.02])
+    thread.start()
+
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def worker(host: Host, redis_url: str) -> cabc.Iterator[None]:
+    """Register a worker, that the pages see one. The tests run the job in place."""
+    with redis.Redis.from_url(redis_url) as connected:
+        queue = rq.Queue(host.app.config["CREDLY_QUEUE"], connection=connected)
+        registered = rq.Worker([queue], connection=connected)
+        registered.register_birth()
+
+        try:
+            yield
+        finally:
+            registered.register_death()
+            queue.delete()
+
+
+def stand_in(app: Flask, layout: str, script: pathlib.Path | None) -> None:
+    """Give the host a layout of its own, with its own htmx and a strict policy."""
+    tag = '<script src="/htmx.js" defer></script>' if script else ""
+    app.jinja_loader = DictLoader({"host.html": layout.replace("SCRIPT", tag)})
+
+    @app.get("/htmx.js")
+    def htmx() -> Response:
+        assert script is not None
+        return send_file(script)
+
+    @app.after_request
+    def add_policy(response: Response) -> Response:
+        response.headers["Content-Security-Policy"] = HOST_POLICY
+        return response
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> cabc.Iterator[Browser]:
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield launched
+        launched.close()
+
+
+class Watch:
+    """Notes what must not happen on any page.
+
+    :ivar statuses: What may be answered to a request. Chromium writes an error to the
+        console for 400 and above; a form that is shown again is a 422.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.statuses = {422}
+        self.problems: list[str] = []
+
+    def observe(self, page: Page) -> None:
+        page.on("console", self._console)
+        page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
+        page.on("dialog", self._dialog)
+        page.on("request", self._request)
+        page.on("response", self._response)
+
+    def _console(self, message: ConsoleMessage) -> None:
+        failed = re.match(
+            r"Failed to load resource: the server responded with a status of (\d+)",
+            message.text,
+        )
+
+        if failed and int(failed[1]) in self.statuses:
+            return
+
+        if message.type == "error" or "Content Security Policy" in message.text:
+            self.problems.append(f"console: {message.text} at {message.location}")
+
+    def _dialog(self, dialog: Dialog) -> None:
+        self.problems.append(f"{dialog.type}: {dialog.message}")
+        dialog.dismiss()
+
+    def _request(self, request: Request) -> None:
+        if not request.url.startswith((self.address, "data:")):
+            self.problems.append(f"request to {request.url}")
+
+    def _response(self, response: BrowserResponse) -> None:
+        if response.status >= 400 and response.status not in self.statuses:
+            self.problems.append(f"{response.status} from {response.url}")
+
+
+@pytest.fixture
+def watches() -> list[Watch]:
+    return []
+
+
+@pytest.fixture
+def open_page(
+    browser: Browser, make_site: MakeSite, watches: list[Watch]
+) -> cabc.Iterator[OpenPage]:
+    """Open a page in a fresh browser context. What must not happen fails the test at
+    its end.
+    """
+    contexts = []
+
+    def open_(site: Site, path: str = LIST, **options: t.Any) -> Page:
+        context = browser.new_context(
+            base_url=site.address,
+            **{
+                "viewport": {"width": 1200, "height": 800},
+                "locale": "en-GB",
+                **options,
+            },
+        )
+        contexts.append(context)
+        context.set_default_timeout(10_000)
+        page = context.new_page()
+        watch = Watch(site.address)
+        watch.observe(page)
+        watches.append(watch)
+        page.goto(path)
+        return page
+
+    yield open_
+
+    for context in contexts:
+        context.close()
+
+    assert [each for watch in watches for each in watch.problems] == []
+
+
+Shoot = cabc.Callable[[Page, str], None]
+
+
+@pytest.fixture
+def shoot(tmp_path: pathlib.Path) -> Shoot:
+    """Keep a picture of a page, in the folder that ``CREDLY_TEST_SCREENSHOTS`` names
+    if it is set.
+    """
+    folder = pathlib.Path(os.environ.get("CREDLY_TEST_SCREENSHOTS") or tmp_path)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def shoot(page: Page, name: str) -> None:
+        # To hide the caret, Playwright would leave a style attribute behind.
+        page.screenshot(
+            path=folder / f"{name}.png",
+            full_page="dialog" not in name,
+            caret="initial",
+        )
+
+    return shoot
+
+
+# What an admin does
+
+
+def fill_in(page: Page, credly: CredlySimulator, **changes: str) -> None:
+    fields = {
+        "Organization ID": credly.organization_id,
+        "Client ID": credly.client_id,
+        "Client Secret": credly.client_secret,
+        **changes,
+    }
+
+    for label, value in fields.items():
+        page.get_by_label(label, exact=True).fill(value)
+
+
+def click(page: Page, name: str, role: t.Literal["button", "link"] = "button") -> None:
+    page.get_by_role(role, name=name, exact=True).click()
+
+
+def rows(page: Page) -> Locator:
+    """Find the saved mappings."""
+    return page.locator("#credly-rows > li:not(.credly-editing, .credly-removed)")
+
+
+def choose(page: Page, course: str, template: str) -> None:
+    """Choose in the row that is open."""
+    row = page.locator(".credly-editing").last
+    row.get_by_label("Course or learning path").select_option(label=course)
+    row.get_by_label("Credly badge template").select_option(label=template)
+
+
+def expect_said(page: Page, text: str) -> None:
+    expect(page.locator("#credly-flash")).to_contain_text(text)
+
+
+def focused(page: Page) -> str:
+    """Name the element that has the focus, as its tag and its id or text."""
+    return t.cast(
+        str,
+        page.evaluate(
+            "() => { const e = document.activeElement;"
+            " return e.tagName + (e.id ? '#' + e.id : ' ' + e.textContent.trim()) }"
+        ),
+    )
+
+
+def expect_title(page: Page, title: str) -> None:
+    expect(page.get_by_role("heading", level=1)).to_have_text(title)
+
+
+def test_an_admin_connects_maps_watches_and_removes(
+    make_site: MakeSite, open_page: OpenPage, shoot: Shoot
+) -> None:
+    site = make_site()
+    credly = site.credly
+    page = open_page(site)
+    expect(page).to_have_title("Integrations")
+    expect_title(page, "Integrations")
+    expect(page.get_by_text("Not connected")).to_be_visible()
+    shoot(page, "1-list")
+
+    # Connect: once refused, once not
+    click(page, "Set Up Credly", "link")
+    expect_title(page, "Credly Integration")
+    expect(page.get_by_role("heading", name="Error Log")).to_have_count(0)
+    shoot(page, "2-connect")
+    fill_in(page, credly, **{"Client Secret": "not-the-secret"})
+    click(page, "Connect")
+    summary = page.get_by_role("alert")
+    expect(summary.get_by_text(REFUSED, exact=True)).to_be_visible()
+    expect(summary).to_be_focused()
+    expect(page.get_by_label("Organization ID")).to_have_value(credly.organization_id)
+    expect(page.get_by_label("Client ID")).to_have_value(credly.client_id)
+    expect(page.get_by_label("Client Secret")).to_have_value("")
+    assert not site.is_connected()
+    shoot(page, "3-refused")
+    page.get_by_label("Client Secret").fill(credly.client_secret)
+    click(page, "Connect")
+    expect_said(page, "Connected to Credly. 1 badge template loaded.")
+    expect(
+        page.get_by_role("heading", name="Gradual Courses → Credly Badges", exact=True)
+    ).to_be_visible()
+    expect(page.get_by_role("heading", name="Error Log")).to_be_visible()
+    assert credly.client_secret not in page.content()
+    shoot(page, "4-connected")
+
+    # Map: a row is open already, and one more on demand
+    choose(page, "Python 101", "Python Badge")
+    shoot(page, "5-row")
+    click(page, "Save mapping")
+    expect_said(page, "Mapping saved: Python 101 to Python Badge.")
+    expect(rows(page)).to_have_count(1)
+    click(page, "Add a mapping", "link")
+    expect(page.locator(".credly-editing select").first).to_be_focused()
+    expect(page.get_by_role("option", name="Python 101")).to_have_count(0)
+    choose(page, "Data path", "Python Badge")
+    click(page, "Save mapping")
+    expect(rows(page)).to_have_count(2)
+    shoot(page, "6-mapped")
+    assert site.mappings() == [
+        ("Data path", "Python Badge"),
+        ("Python 101", "Python Badge"),
+    ]
+
+    # A member completes
+    completed_at = dt.datetime(2026, 3, 1, 9, 30, tzinfo=dt.UTC)
+    member = Member("42", "ada@example.org", "Ada", "Example")
+    site.complete("42", member=member, completed_at=completed_at)
+    (badge,) = credly.badges
+    assert badge["badge_template"]["id"] == site.template_id
+    assert badge["recipient_email"] == "ada@example.org"
+    assert badge["issued_to_first_name"] == "Ada"
+    assert badge["issued_to_last_name"] == "Example"
+    assert badge["issued_at"].startswith("2026-03-01T09:30:00")
+
+    # Another one does, and it fails
+    site.fail("7")
+    page.reload()
+    table = page.get_by_role("region", name="Error Log").get_by_role("table")
+    expect(table.get_by_role("columnheader")).to_have_text(
+        ["Timestamp", "Error", "Details"]
+    )
+    expect(table.get_by_role("cell").nth(1)).to_have_text("Badge issuance failed")
+    expect(table.get_by_role("cell").nth(2)).to_contain_text(
+        "Failed to issue badge “Python Badge” to “member-7@example.org”."
+    )
+    shoot(page, "7-failed")
+
+    # Remove, on second thoughts not, and then after all
+    page.goto(LIST)
+    shoot(page, "8-list-connected")
+    opener = page.locator("#credly-remove-opener")
+    dialog = page.get_by_role("dialog")
+    opener.click()
+    expect(dialog).to_contain_text(
+        "Are you sure you want to remove this integration? The configuration will be"
+        " cleared and it is irreversible."
+    )
+    expect(dialog.get_by_text("Cancel")).to_be_focused()
+    shoot(page, "9-dialog")
+    dialog.get_by_text("Cancel").click()
+    expect(dialog).to_be_hidden()
+    assert site.is_connected()
+    opener.click()
+    expect(dialog).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    expect(opener).to_be_focused()
+    assert site.is_connected()
+    opener.click()
+    dialog.get_by_role("button", name="Remove").click()
+    expect_said(page, "Credly was removed.")
+    expect(page.get_by_text("Not connected")).to_be_visible()
+    shoot(page, "10-removed")
+    assert not site.is_connected()
+    assert site.mappings() == []
+    assert len(credly.badges) == 1
+
+
+WAYS: dict[str, dict[str, t.Any]] = {
+    "bundled": {},
+    "no-javascript": {},
+    "host-htmx-2": {"layout": HOST_LAYOUT, "script": HTMX_2},
+    "host-htmx-4": {"layout": HOST_LAYOUT, "script": HTMX_4},
+    "host-without": {"layout": HOST_LAYOUT},
+}
+
+WITH_HTMX = ("bundled", "host-htmx-2", "host-htmx-4")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_main_way_works_with_every_htmx_and_without(
+    make_site: MakeSite, open_page: OpenPage, way: str
+) -> None:
+    site = make_site(**WAYS[way])
+    page = open_page(site, java_script_enabled=way != "no-javascript")
+    loads: list[str] = []
+
+    def swapped() -> None:
+        """Check that htmx, if there is one, has spared a page."""
+        if way in WITH_HTMX:
+            assert loads == []
+            expect(page.locator("body")).not_to_be_focused()
+        else:
+            assert len(loads) > 0
+
+        loads.clear()
+
+    # Connect
+    click(page, "Set Up Credly", "link")
+    expect_title(page, "Credly Integration")
+    page.on("domcontentloaded", lambda page: loads.append(page.url))
+    fill_in(page, site.credly, **{"Client ID": "another"})
+    click(page, "Connect")
+    expect(page.get_by_text(REFUSED, exact=True)).to_be_visible()
+    swapped()
+    fill_in(page, site.credly)
+    click(page, "Connect")
+    expect_said(page, "Connected to Credly.")
+    loads.clear()
+
+    # Map: an error, then not
+    click(page, "Save mapping")
+    expect(page.get_by_text("Select a badge template.")).to_be_visible()
+    swapped()
+    choose(page, "Python 101", "Python Badge")
+    click(page, "Save mapping")
+    expect_said(page, "Mapping saved: Python 101 to Python Badge.")
+    expect(rows(page)).to_have_count(1)
+    swapped()
+
+    # Change
+    click(page, "Change mapping for Python 101", "link")
+    expect(page.get_by_label("Course or learning path")).to_have_value("course:py-101")
+    swapped()
+    page.get_by_label("Course or learning path").select_option(label="SQL basics")
+    click(page, "Save mapping")
+    expect_said(page, "Mapping saved: SQL basics to Python Badge.")
+    swapped()
+
+    # Open one more, and close it
+    click(page, "Add a mapping", "link")
+    expect(page.get_by_role("button", name="Save mapping")).to_be_visible()
+    swapped()
+    click(page, "Cancel", "link")
+    expect(page.get_by_role("button", name="Save mapping")).to_have_count(0)
+    swapped()
+
+    # Remove the mapping, and take that back
+    click(page, "Remove mapping for SQL basics")
+    expect_said(page, "Mapping removed: SQL basics. Badges already issued are kept.")
+    assert site.mappings() == []
+    swapped()
+
+    if way in WITH_HTMX:
+        click(page, "Undo removing the mapping for SQL basics")
+    else:
+        choose(page, "SQL basics", "Python Badge")
+        click(page, "Save mapping")
+
+    expect_said(page, "Mapping saved: SQL basics to Python Badge.")
+    expect(rows(page)).to_have_count(1)
+    assert site.mappings() == [("SQL basics", "Python Badge")]
+    swapped()
+
+    # Remove all
+    click(page, "Remove Credly", "link")
+
+    if way == "no-javascript":
+        expect(page).to_have_title("Remove Credly")
+    else:
+        expect(page.get_by_role("dialog")).to_be_visible()
+        assert loads == []
+
+    click(page, "Remove")
+    expect_said(page, "Credly was removed.")
+    assert not site.is_connected()
+
+
+# Accessibility
+
+
+def with_errors(page: Page) -> None:
+    click(page, "Connect")
+    expect(page.get_by_role("alert")).to_be_visible()
+
+
+def with_a_refusal(page: Page) -> None:
+    page.get_by_label("Client Secret").fill("not-the-secret")
+    click(page, "Connect")
+    expect(page.get_by_text(REFUSED)).to_be_visible()
+
+
+def with_open_rows(page: Page) -> None:
+    click(page, "Change mapping for Data path", "link")
+    expect(page.locator(".credly-editing")).to_have_count(1)
+    click(page, "Add a mapping", "link")
+    expect(page.locator(".credly-editing")).to_have_count(2)
+    page.get_by_role("button", name="Save mapping").last.click()
+    expect(page.get_by_text("Select a badge template.")).to_be_visible()
+    click(page, "Remove mapping for Python 101")
+    expect(page.locator(".credly-removed")).to_be_visible()
+
+
+def with_the_dialog(page: Page) -> None:
+    click(page, "Remove Credly", "link")
+    expect(page.get_by_role("dialog")).to_be_visible()
+
+
+Steps = cabc.Callable[[t.Any], None]
+
+SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
+    "list": (None, LIST, None),
+    "list-connected": (Site.fill, LIST, None),
+    "list-expired": (lambda site: (site.fill(), site.expire()), LIST, None),
+    "connect": (None, WINDOW, None),
+    "connect-errors": (None, WINDOW, with_errors),
+    "reconnect": (Site.fill, f"{WINDOW}/connection", with_a_refusal),
+    "window-empty": (Site.connect, WINDOW, None),
+    "window": (Site.fill, WINDOW, None),
+    "window-open-rows": (Site.fill, WINDOW, with_open_rows),
+    "window-paused": (lambda site: (site.fill(), site.pause()), WINDOW, None),
+    "window-expired": (lambda site: (site.fill(), site.expire()), WINDOW, None),
+    "errors": (Site.fill, f"{WINDOW}/errors", None),
+    "remove": (Site.fill, f"{WINDOW}/remove", None),
+    "dialog": (Site.fill, WINDOW, with_the_dialog),
+}
+
+LOOKS: dict[str, dict[str, t.Any]] = {
+    "light": {},
+    "dark": {"color_scheme": "dark"},
+    "forced": {"forced_colors": "active"},
+    "narrow": {"width": 320},
+    "rtl": {"dir": "rtl"},
+}
+
+MORE_LOOKS: dict[str, dict[str, t.Any]] = {
+    "narrow-dark": {"width": 360, "color_scheme": "dark"},
+    "narrow-rtl": {"width": 320, "dir": "rtl"},
+    "medium": {"width": 760},
+}
+
+
+def set_look(
+    page: Page,
+    width: int = 1200,
+    dir: str = "ltr",
+    color_scheme: t.Any = "light",
+    forced_colors: t.Any = "none",
+) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    page.emulate_media(color_scheme=color_scheme, forced_colors=forced_colors)
+    page.evaluate("dir => { document.documentElement.dir = dir }", dir)
+
+
+def complaints(page: Page) -> list[str]:
+    """Ask axe."""
+    tags = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+    options = {
+        "runOnly": {"type": "tag", "values": tags},
+        "resultTypes": ["violations"],
+    }
+
+    if not page.evaluate("() => 'axe' in window"):
+        page.evaluate(AXE)
+
+    found = page.evaluate("options => axe.run(options)", options)["violations"]
+    return [
+        f"{violation['id']}: {node['html'][:200]} {node['failureSummary']}"
+        for violation in found
+        for node in violation["nodes"]
+    ]
+
+
+def overhang(page: Page) -> list[str]:
+    """Name what is wider than the page, or stands outside of it."""
+    return t.cast(
+        list[str],
+        page.evaluate(
+            """() => {
+                const width = document.documentElement.clientWidth;
+                const hidden = (e) => e.closest(".credly-hidden, thead");
+                const out = (e) => {
+                    const box = e.getBoundingClientRect();
+                    return box.width && (box.right > width + 0.5 || box.left < -0.5);
+                };
+                const found = [...document.body.querySelectorAll("*")]
+                    .filter((e) => out(e) && !hidden(e)).map((e) => e.outerHTML);
+                if (document.documentElement.scrollWidth > width) {
+                    found.push(`page of ${document.documentElement.scrollWidth}`);
+                }
+                return found;
+            }"""
+        ),
+    )
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_screen_is_accessible_in_every_look(
+    make_site: MakeSite, open_page: OpenPage, shoot: Shoot, screen: str
+) -> None:
+    prepare, path, act = SCREENS[screen]
+    site = make_site()
+
+    if prepare is not None:
+        prepare(site)
+
+    page = open_page(site, path)
+
+    if act is not None:
+        act(page)
+
+    found: dict[str, list[str]] = {}
+
+    for name, look in {**LOOKS, **MORE_LOOKS}.items():
+        set_look(page, **look)
+
+        if "CREDLY_TEST_SCREENSHOTS" in os.environ:
+            shoot(page, f"{screen}-{name}")
+
+        found[name] = overhang(page) + (complaints(page) if name in LOOKS else [])
+
+    assert {name: each for name, each in found.items() if each} == {}
+
+
+# Keyboard
+
+
+def tab_to(page: Page, target: Locator) -> None:
+    """Press Tab until the target has the focus."""
+    for _ in range(60):
+        page.keyboard.press("Tab")
+
+        if target.evaluate("e => e === document.activeElement"):
+            return
+
+    raise AssertionError(f"{target} is not reached by Tab")
+
+
+@pytest.mark.parametrize("way", WITH_HTMX)
+def test_the_keyboard_is_enough(
+    make_site: MakeSite, open_page: OpenPage, way: str
+) -> None:
+    site = make_site(**WAYS[way])
+    page = open_page(site)
+    press, type_ = page.keyboard.press, page.keyboard.type
+
+    # Connect: a refused try, and a right one
+    tab_to(page, page.get_by_role("link", name="Set Up Credly"))
+    press("Enter")
+    tab_to(page, page.get_by_label("Organization ID"))
+    type_(site.credly.organization_id)
+    tab_to(page, page.get_by_label("Client ID"))
+    type_(site.credly.client_id)
+    tab_to(page, page.get_by_label("Client Secret"))
+    type_("not-the-secret")
+    press("Enter")
+    expect(page.get_by_role("alert")).to_be_focused()
+    tab_to(page, page.get_by_label("Client Secret"))
+    type_(site.credly.client_secret)
+    press("Enter")
+    expect_said(page, "Connected to Credly.")
+
+    # Add a mapping
+    tab_to(page, page.get_by_label("Course or learning path"))
+    type_("Python 101")
+    press("Tab")
+    type_("Python Badge")
+    press("Tab")
+    press("Enter")
+    change = page.get_by_role("link", name="Change mapping for Python 101")
+    expect(change).to_be_focused()
+    assert site.mappings() == [("Python 101", "Python Badge")]
+
+    # Open a row and close it
+    add = page.get_by_role("link", name="Add a mapping")
+    tab_to(page, add)
+    press("Enter")
+    expect(page.get_by_label("Course or learning path")).to_be_focused()
+    tab_to(page, page.get_by_role("link", name="Cancel"))
+    press("Enter")
+    expect(add).to_be_focused()
+
+    # Open the mapping and close it
+    press("Shift+Tab")
+    press("Shift+Tab")
+    expect(change).to_be_focused()
+    press("Enter")
+    expect(page.get_by_label("Course or learning path")).to_be_focused()
+    tab_to(page, page.get_by_role("link", name="Cancel"))
+    press("Enter")
+    expect(change).to_be_focused()
+
+    # Remove it and take that back
+    press("Tab")
+    press("Enter")
+    expect(page.get_by_role("button", name="Undo")).to_be_focused()
+    press("Enter")
+    expect(change).to_be_focused()
+    assert site.mappings() == [("Python 101", "Python Badge")]
+
+    # The dialog
+    opener = page.locator("#credly-remove-opener")
+    dialog = page.get_by_role("dialog")
+    tab_to(page, opener)
+    press("Enter")
+    expect(dialog.get_by_text("Cancel")).to_be_focused()
+    press("Enter")
+    expect(dialog).to_be_hidden()
+    expect(opener).to_be_focused()
+    press("Enter")
+    expect(dialog).to_be_visible()
+    press("Escape")
+    expect(opener).to_be_focused()
+    assert site.is_connected()
+    press("Enter")
+    expect(dialog.get_by_text("Cancel")).to_be_focused()
+    press("Tab")
+    press("Enter")
+    expect_said(page, "Credly was removed.")
+
+
+def test_tab_stays_in_the_dialog(make_site: MakeSite, open_page: OpenPage) -> None:
+    site = make_site()
+    site.connect()
+    page = open_page(site)
+    with_the_dialog(page)
+    reached = set()
+
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        reached.add(focused(page))
+
+    # Once around it passes the browser's own buttons, which is BODY to a page.
+    assert {each for each in reached if not each.startswith("BODY")} == {
+        "A Cancel",
+        "BUTTON Remove",
+    }
+
+
+def test_the_secret_can_be_shown(make_site: MakeSite, open_page: OpenPage) -> None:
+    page = open_page(make_site(), WINDOW)
+    secret = page.get_by_label("Client Secret")
+    secret.fill("typed")
+    click(page, "Show")
+
+    expect(secret).to_have_attribute("type", "text")
+    expect(page.get_by_role("button", name="Show", pressed=True)).to_be_visible()
+
+    click(page, "Show")
+
+    expect(secret).to_have_attribute("type", "password")
+    expect(secret).to_have_value("typed")
+
+
+def test_times_are_the_readers(make_site: MakeSite, open_page: OpenPage) -> None:
+    site = make_site()
+    site.connect()
+    page = open_page(site, WINDOW, timezone_id="Asia/Kathmandu")
+    at = page.locator(".credly-facts time")
+    saved = dt.datetime.fromisoformat(at.get_attribute("datetime") or "")
+    there = saved.astimezone(dt.timezone(dt.timedelta(hours=5, minutes=45)))
+
+    expect(at).to_contain_text(f"{there:%-I:%M}")
+    expect(at).to_have_attribute("title", f"{saved:%-d %b %Y, %H:%M} UTC")
+
+
+# Two clicks, and ways back
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_double_click_acts_once(
+    make_site: MakeSite, open_page: OpenPage, way: str
+) -> None:
+    site = make_site(**WAYS[way])
+    page = open_page(site, WINDOW, java_script_enabled=way != "no-javascript")
+    posts: list[str] = []
+    page.on("request", lambda each: each.method == "POST" and posts.append(each.url))
+
+    fill_in(page, site.credly)
+    page.get_by_role("button", name="Connect").dblclick()
+    expect_said(page, "Connected to Credly.")
+    choose(page, "Python 101", "Python Badge")
+    page.get_by_role("button", name="Save mapping").dblclick()
+    expect(rows(page)).to_have_count(1)
+    assert site.mappings() == [("Python 101", "Python Badge")]
+
+    if way in WITH_HTMX:
+        assert len(posts) == 2
+
+    page.get_by_role("button", name="Remove mapping for Python 101").dblclick()
+    expect(rows(page)).to_have_count(0)
+    assert site.mappings() == []
+
+    click(page, "Remove Credly", "link")
+    page.get_by_role("button", name="Remove", exact=True).dblclick()
+    expect_said(page, "Credly was removed.")
+    assert not site.is_connected()
+
+
+def test_every_url_is_a_whole_page(make_site: MakeSite, open_page: OpenPage) -> None:
+    site = make_site()
+    site.connect()
+    number = site.map()
+    page = open_page(site)
+    paths = [
+        WINDOW,
+        f"{WINDOW}?mapping=new",
+        f"{WINDOW}?mapping={number}",
+        f"{WINDOW}/connection",
+        f"{WINDOW}/mappings/new",
+        f"{WINDOW}/mappings/{number}/row",
+        f"{WINDOW}/errors",
+        f"{WINDOW}/remove",
+    ]
+
+    def whole() -> None:
+        expect(page.locator("head > link[rel=stylesheet]")).to_have_count(1)
+        expect(page.locator("h1")).to_have_count(1)
+
+    for path in paths:
+        page.goto(path)
+        whole()
+
+    page.reload()
+    whole()
+
+    for _ in paths[1:]:
+        page.go_back()
+        whole()
+
+    for _ in paths[1:]:
+        page.go_forward()
+        whole()
+
+
+@pytest.mark.parametrize("way", WITH_HTMX)
+def test_back_after_a_swap_is_a_whole_page(
+    make_site: MakeSite, open_page: OpenPage, way: str
+) -> None:
+    site = make_site(**WAYS[way])
+    site.connect()
+    page = open_page(site, WINDOW)
+    choose(page, "Python 101", "Python Badge")
+    click(page, "Save mapping")
+    expect(rows(page)).to_have_count(1)
+    click(page, "Integrations", "link")
+    expect_title(page, "Integrations")
+    page.go_back()
+    expect_title(page, "Credly Integration")
+    expect(rows(page)).to_have_count(1)
+    page.go_forward()
+    expect_title(page, "Integrations")
+    page.go_back()
+    page.reload()
+    expect(rows(page)).to_have_count(1)
+    click(page, "Add a mapping", "link")
+    expect(page.locator(".credly-editing")).to_have_count(1)
+
+
+@pytest.mark.parametrize("way", WITH_HTMX)
+@pytest.mark.parametrize("name", ["Add a mapping", "Save mapping"])
+def test_an_expired_session_leads_to_the_login(
+    make_site: MakeSite,
+    open_page: OpenPage,
+    watches: list[Watch],
+    way: str,
+    name: str,
+) -> None:
+    signed_in = [True]
+    site = make_site(
+        **WAYS[way], is_admin=lambda: bool(signed_in) or redirect("/login")
+    )
+    site.connect()
+    page = open_page(site, WINDOW)
+    watches[0].statuses.add(401)
+    signed_in.clear()
+    page.get_by_text(name, exact=True).click()
+
+    expect(page).to_have_title("Log in")
+    expect(page).to_have_url(f"{site.address}/login")
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("name", ["Add a mapping", "Save mapping"])
+def test_a_lost_permission_is_said(
+    make_site: MakeSite,
+    open_page: OpenPage,
+    watches: list[Watch],
+    way: str,
+    name: str,
+) -> None:
+    allowed = [True]
+    site = make_site(**WAYS[way], is_admin=lambda: bool(allowed))
+    site.connect()
+    page = open_page(site, WINDOW, java_script_enabled=way != "no-javascript")
+    watches[0].statuses.add(403)
+    allowed.clear()
+    page.get_by_text(name, exact=True).click()
+
+    expect(page.get_by_text("You do not have access to this page.")).to_be_visible()
+
+
+def test_an_outdated_page_keeps_what_was_chosen(
+    make_site: MakeSite, open_page: OpenPage
+) -> None:
+    site = make_site()
+    site.connect()
+    page = open_page(site, WINDOW)
+    choose(page, "SQL basics", "Python Badge")
+    page.context.clear_cookies()
+    click(page, "Save mapping")
+
+    said = page.get_by_text("This page was open too long. Please submit again.")
+    expect(said).to_be_visible()
+    click(page, "Save mapping")
+    expect(rows(page)).to_have_count(1)
+    assert site.mappings() == [("SQL basics", "Python Badge")]
+
+
+def test_what_was_removed_elsewhere_is_said(
+    make_site: MakeSite, open_page: OpenPage
+) -> None:
+    site = make_site()
+    site.connect()
+    site.map()
+    page = open_page(site, WINDOW)
+
+    with site.context():
+        connection.remove(site.host.state)
+
+    click(page, "Change mapping for Python 101", "link")
+    expect_said(page, "Credly is not connected any more.")
+    expect(page.get_by_role("button", name="Connect")).to_be_visible()
+
+
+# Foreign text
+
+HOSTILE = {
+    "tags": '<img src=x onerror=alert(1)>"><a hx-get="/x">',
+    "direction": "\u202egnihtyna\u202e and \u2067more",
+    "length": "x" * 300,
+    "words": "A very long name of a course" + " and of its badge" * 16,
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
+@pytest.mark.parametrize("width", [320, 1200])
+def test_foreign_names_are_shown_as_text(
+    make_site: MakeSite, open_page: OpenPage, name: str, width: int
+) -> None:
+    kinds: list[t.Any] = ["course", "learning_path"]
+    courses = [Course(id=kind, title=name, kind=kind) for kind in kinds]
+    site = make_site(courses=lambda: courses, CREDLY_PLATFORM_NAME=name)
+    template_id = site.credly.add_template(name)
+    site.connect()
+    site.map(courses[0], template_id)
+    member = Member("7", "x" * 240 + "@example.org", name[:100], name[:100])
+    site.credly.fail("issue", times=2, status=422, body={"data": {"message": name}})
+    site.complete("7", 2, member=member, course_id="course")
+    page = open_page(site, WINDOW, viewport={"width": width, "height": 800})
+
+    def check(row: Locator) -> None:
+        expect(row.locator("bdi")).to_have_text([name, clean(name, 255)])
+        assert page.locator("img, [hx-get='/x']").count() == 0
+        assert overhang(page) == []
+
+    check(rows(page).first)
+    click(page, "Add a mapping", "link")
+    row = page.locator(".credly-editing")
+    row.get_by_label("Course or learning path").select_option(
+        "learning_path:learning_path"
+    )
+    row.get_by_label("Credly badge template").select_option(template_id)
+    click(page, "Save mapping")
+    expect(rows(page)).to_have_count(2)
+    expect_said(page, "Mapping saved: ")
+    check(rows(page).last)
+    rows(page).last.get_by_role("link").click()
+    expect(page.locator(".credly-editing")).to_have_count(1)
+    rows(page).first.get_by_role("button").click()
+    expect(page.locator(".credly-removed")).to_contain_text(name)
+    assert overhang(page) == []
