@@ -16,6 +16,7 @@ from ..models import Connection
 from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
+from . import clock
 
 _WROTE = "credly_wrote"
 _DML = re.compile(r"\s*(insert|update|delete|replace|merge|call|with)\b", re.I)
@@ -98,7 +99,11 @@ def _statement(dialect: str) -> sa.Insert:
     def given(column: str) -> sa.ColumnElement[t.Any]:
         return sa.bindparam(f"p_{column}", type_=table.c[column].type).label(column)
 
-    now = sa.bindparam("p_now", type_=table.c.recorded_at.type)
+    now = clock.server_now(dialect)
+
+    if now is None:
+        now = sa.bindparam("p_now", type_=table.c.recorded_at.type)
+
     source = {
         "member_id": given("member_id"),
         "kind": given("kind"),
