@@ -2,7 +2,7 @@
 (function () {
   "use strict";
 
-  const inside = (element) => element.closest("[data-credly]");
+  const inside = (element) => element.closest?.("[data-credly]");
 
   // Times in the reader's zone. UTC stays as the tooltip.
   function showTimes(root) {
@@ -63,11 +63,46 @@
     }
   });
 
-  // htmx 2 does not show a form with errors, or a refusal, by itself.
+  // What comes back from htmx: the names of version 2, then those of 4.
+  const SHOWN = [403, 422];
+  const LOGIN = 401;
+  const WRONG = "Something went wrong. Reload the page and try again.";
+  const SILENT = "No connection to the server. Try again.";
+
+  const isError = (status) => status >= 400 && status !== LOGIN && !SHOWN.includes(status);
+
+  function say(event, text) {
+    if (inside(event.target)) {
+      const flash = document.getElementById("credly-flash");
+      const said = document.createElement("p");
+      said.textContent = text;
+      flash.replaceChildren(said);
+      flash.scrollIntoView({ block: "nearest" });
+    }
+  }
+
+  // 2 does not show a form with errors, or a refusal, by itself.
   document.addEventListener("htmx:beforeSwap", (event) => {
-    if ([403, 422].includes(event.detail.xhr?.status) && inside(event.detail.elt)) {
+    if (SHOWN.includes(event.detail.xhr?.status) && inside(event.detail.elt)) {
       event.detail.shouldSwap = true;
       event.detail.isError = false;
+    }
+  });
+
+  document.addEventListener("htmx:responseError", (event) => say(event, WRONG));
+  document.addEventListener("htmx:sendError", (event) => say(event, SILENT));
+
+  // 4 shows whatever comes, the error page of a server included.
+  document.addEventListener("htmx:before:swap", (event) => {
+    if (isError(event.detail.ctx?.response?.status) && inside(event.target)) {
+      event.preventDefault();
+      say(event, WRONG);
+    }
+  });
+
+  document.addEventListener("htmx:error", (event) => {
+    if (event.detail.ctx && !event.detail.ctx.response) {
+      say(event, SILENT);
     }
   });
 

@@ -1070,6 +1070,46 @@ def test_a_lost_permission_is_said(
     expect(page.get_by_text("You do not have access to this page.")).to_be_visible()
 
 
+@pytest.mark.parametrize("way", WITH_HTMX)
+@pytest.mark.parametrize("name", ["Add a mapping", "Save mapping"])
+def test_a_failing_server_leaves_the_page_as_it_was(
+    make_site: MakeSite,
+    open_page: OpenPage,
+    watches: list[Watch],
+    way: str,
+    name: str,
+) -> None:
+    site = make_site(**WAYS[way])
+    site.connect()
+    page = open_page(site, WINDOW)
+    (watch,) = watches
+    watch.statuses.add(500)
+    choose(page, "SQL basics", "Python Badge")
+    answer = "<h1>Internal Server Error</h1>"
+    path = "**/credly/mappings*"
+    page.route(f"{path}/**", lambda route: route.fulfill(status=500, body=answer))
+    page.route(path, lambda route: route.fulfill(status=500, body=answer))
+    page.get_by_text(name, exact=True).click()
+
+    expect_said(page, "Something went wrong. Reload the page and try again.")
+    expect(page.get_by_text("Internal Server Error")).to_have_count(0)
+    expect(page.get_by_label("Course or learning path")).to_have_value("course:sql")
+
+    page.unroute_all()
+    page.route(f"{path}/**", lambda route: route.abort())
+    page.route(path, lambda route: route.abort())
+    page.get_by_text(name, exact=True).click()
+
+    expect_said(page, "No connection to the server. Try again.")
+    assert watch.problems != []
+    assert all("ERR_FAILED" in each or "htmx" in each for each in watch.problems)
+    watch.problems.clear()
+
+    page.unroute_all()
+    click(page, "Save mapping")
+    expect(rows(page)).to_have_count(1)
+
+
 def test_an_outdated_page_keeps_what_was_chosen(
     make_site: MakeSite, open_page: OpenPage
 ) -> None:
