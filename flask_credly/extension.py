@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import logging
 import typing as t
@@ -34,7 +35,7 @@ logger = logging.getLogger("flask_credly")
 FUTURE = dt.timedelta(minutes=5)
 """How far ahead a completion's time may be: another machine's clock, not a mistake."""
 
-_RING = "credly_ring"
+_NOTES = "credly_notes"
 
 HookT = t.TypeVar("HookT", bound=t.Callable[..., t.Any])
 
@@ -148,16 +149,27 @@ def _on_course_completed(sender: t.Any, **given: t.Any) -> None:
         if (app := _app_of(sender)) is not None:
             _record(app, **given)
     except Exception:
-        # The host's request goes on. Here is all that is needed to do it again, but
-        # for the member's name and address.
-        logger.exception(
-            "A completion was not recorded: member %r, %s %r, completed at %s. Send it"
-            " again once the cause is mended.",
+        _log_lost(
             getattr(given.get("member"), "id", None),
             given.get("kind", "course"),
             given.get("course_id"),
             given.get("completed_at", "now"),
         )
+
+
+def _log_lost(
+    member_id: object, kind: object, course_id: object, completed_at: object
+) -> None:
+    # The host's request goes on. Here is all that is needed to do it again, but for
+    # the member's name and address.
+    logger.exception(
+        "A completion was not recorded: member %r, %s %r, completed at %s. Send it"
+        " again once the cause is mended.",
+        member_id,
+        kind,
+        course_id,
+        completed_at,
+    )
 
 
 def _app_of(sender: t.Any) -> Flask | None:
@@ -190,32 +202,67 @@ def _record_in_context(
 ) -> None:
     host = session if session is not None else state.session
     host = host() if isinstance(host, orm.scoped_session) else host
-    written, waits = record.record(
-        state.engine, host, completion, join=session is not None
-    )
+    recorded = record.record(state.engine, host, completion, join=session is not None)
 
-    if not written:
-        return
-
-    if waits:
-        host.info.setdefault(_RING, set()).add(state.app)
-    else:
+    if recorded == "yes":
         bell.ring(state)
+    elif recorded != "no":
+        host.info.setdefault(_NOTES, []).append(_Note(state, completion, recorded))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Note:
+    """What a session's transaction has still to bring about when it ends."""
+
+    state: State
+    completion: Completion
+    recorded: record.Recorded
 
 
 @event.listens_for(orm.Session, "after_commit")
 def _ring_after_commit(session: orm.Session) -> None:
-    # Also called when a savepoint is released. A rollback leaves the note behind: a
-    # false alarm does no harm.
-    if _RING not in session.info or session.in_nested_transaction():
+    # Also called when a savepoint is released.
+    if _NOTES not in session.info or session.in_nested_transaction():
         return
 
-    for app in session.info.pop(_RING):
+    notes: list[_Note] = session.info[_NOTES]
+    joined = [note for note in notes if note.recorded == "joined"]
+    session.info[_NOTES] = [note for note in notes if note not in joined]
+
+    for state in {note.state.app: note.state for note in joined}.values():
         # An exception here would spoil the host's session after its commit.
         try:
-            bell.ring(app.extensions["credly"])
+            bell.ring(state)
         except Exception:
             logger.exception("No worker could be rung. The next sweep finds the row.")
+
+
+@event.listens_for(orm.Session, "after_transaction_end")
+def _finish_notes(session: orm.Session, transaction: orm.SessionTransaction) -> None:
+    if _NOTES not in session.info or transaction.parent is not None:
+        return
+
+    for note in session.info.pop(_NOTES):
+        if note.recorded == "later":
+            _record_later(note)
+        else:
+            logger.warning(
+                "A completion was taken back with the transaction that it was sent in:"
+                " member %r, %s %r.",
+                note.completion.member.id,
+                note.completion.kind,
+                note.completion.course_id,
+            )
+
+
+def _record_later(note: _Note) -> None:
+    try:
+        with note.state.app.app_context():
+            if record.record_alone(note.state.engine, note.completion):
+                bell.ring(note.state)
+    except Exception:
+        done = note.completion
+        _log_lost(done.member.id, done.kind, done.course_id, done.completed_at)
 
 
 def read_completion(

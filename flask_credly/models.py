@@ -28,6 +28,12 @@ class Base(orm.DeclarativeBase):
 
     metadata = sa.MetaData(naming_convention=NAMING)
 
+    # Whatever the database's default is: names are in any script.
+    __table_args__: t.Any = {
+        "mysql_charset": "utf8mb4",
+        "mariadb_charset": "utf8mb4",
+    }
+
 
 class UTCDateTime(sa.types.TypeDecorator[dt.datetime]):
     """An aware time in UTC on every database, also where the column knows no zone.
@@ -140,7 +146,10 @@ class Mapping(Base):
     """One course or learning path and the badge its members get."""
 
     __tablename__ = "credly_mapping"
-    __table_args__ = (sa.UniqueConstraint("kind", "course_id"),)
+    __table_args__ = (
+        sa.UniqueConstraint("kind", "course_id"),
+        Base.__table_args__,
+    )
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
     connection_id: orm.Mapped[int] = orm.mapped_column(
@@ -168,7 +177,10 @@ class Issuance(Base):
     """
 
     __tablename__ = "credly_issuance"
-    __table_args__ = (sa.UniqueConstraint("member_id", "kind", "course_id"),)
+    __table_args__ = (
+        sa.UniqueConstraint("member_id", "kind", "course_id"),
+        Base.__table_args__,
+    )
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
     member_id: orm.Mapped[str] = orm.mapped_column(_id(191))
@@ -197,6 +209,10 @@ class Issuance(Base):
     """Requests to issue that count: at most two."""
     maybe_issued: orm.Mapped[bool] = orm.mapped_column(default=False)
     """A request went out and its outcome is not known: look before the next."""
+    deaths: orm.Mapped[int] = orm.mapped_column(default=0)
+    """Workers that have died while they held the row."""
+    look_ups: orm.Mapped[int] = orm.mapped_column(default=0)
+    """Look-ups that had no clear answer."""
     settled_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     badge_id: orm.Mapped[str | None] = orm.mapped_column(sa.String(36))
     """Credly's id of the issued badge."""

@@ -29,6 +29,8 @@ TABLE: list[tuple[Phase, Answer, int, str, bool, bool | None, bool, str | None]]
     ("look-up", "unavailable", 2, "at once", False, None, False, "unavailable"),
     ("look-up", "not sent", 1, "at once", False, None, False, None),
     ("look-up", "not sent", 2, "at once", False, None, False, None),
+    ("look-up", "no word", 1, "failed", False, None, True, None),
+    ("look-up", "no word", 2, "failed", False, None, True, None),
     ("issue", "issued", 1, "issued", True, False, False, None),
     ("issue", "issued", 2, "issued", True, False, False, None),
     ("issue", "found", 1, "issued", True, False, False, None),

@@ -21,6 +21,8 @@ from ..issuing.token import seal_secret
 from ..issuing.token import seal_token
 from ..ledger import clock
 from ..ledger import gates
+from ..ledger.transaction import in_transaction
+from ..models import Attempt
 from ..models import Connection
 from ..models import CONNECTION_ID
 from ..models import Installation
@@ -99,7 +101,13 @@ def connect(
 
     with templates.open_client(state, organization_id) as client:
         token, first = _verify(state, client, client_id, client_secret)
-        _save(state, organization_id, client_id, client_secret, token)
+        values = {
+            "organization_id": organization_id,
+            "client_id": client_id,
+            "client_secret": seal_secret(state, organization_id, client_secret),
+            "token": seal_token(state, organization_id, token.value),
+        }
+        _save(state.engine, values, token.expires_in)
         complete = _load_templates(state, client, token, first)
 
     bell.ring(state)
@@ -125,14 +133,17 @@ def check(state: State) -> None:
         except CredlyError as e:
             raise CouldNotVerify(e.detail, status=e.status) from None
 
-    with state.engine.begin() as connection:
-        connection.execute(
-            sa.update(Connection)
-            .where(Connection.generation == gate.generation)
-            .values(expired=False)
-        )
-
+    _revive(state.engine, gate.generation)
     bell.ring(state)
+
+
+@in_transaction
+def _revive(connection: sa.Connection, generation: str) -> None:
+    connection.execute(
+        sa.update(Connection)
+        .where(Connection.generation == generation)
+        .values(expired=False)
+    )
 
 
 def remove(state: State) -> bool:
@@ -144,34 +155,45 @@ def remove(state: State) -> bool:
 
     :return: Whether there was a connection.
     """
-    with state.engine.begin() as connection:
-        # In bulk, and not left to cascades: SQLite has them switched off by default.
-        for table in (LogEntry, Mapping, Template):
-            connection.execute(sa.delete(table))
+    return _remove(state.engine)
 
-        removed = connection.execute(sa.delete(Connection)).rowcount
-        never_sent = sa.and_(
-            Issuance.state.in_(("pending", "failed", "cancelled")),
-            Issuance.attempts == 0,
-        )
-        connection.execute(sa.delete(Issuance).where(never_sent))
-        connection.execute(
-            sa.update(Issuance)
-            .where(Issuance.state == "pending")
-            .values(
-                state="failed",
-                due_at=None,
-                settled_at=clock.now(connection),
-                error="The integration was removed.",
-            )
-        )
-        connection.execute(
-            sa.update(Issuance)
-            .where(Issuance.email != "")
-            .values(email="", first_name="", last_name="")
-        )
 
-    return bool(removed)
+@in_transaction
+def _remove(connection: sa.Connection) -> bool:
+    _end_issuances(connection)
+
+    # In bulk, and not left to cascades: SQLite has them switched off by default.
+    for table in (LogEntry, Mapping, Template):
+        connection.execute(sa.delete(table))
+
+    return bool(connection.execute(sa.delete(Connection)).rowcount)
+
+
+def _end_issuances(connection: sa.Connection) -> None:
+    never_sent = sa.and_(
+        Issuance.state.in_(("pending", "sending", "failed", "cancelled")),
+        Issuance.attempts == 0,
+    )
+    ids = sa.select(Issuance.id).where(never_sent)
+    connection.execute(sa.delete(Attempt).where(Attempt.issuance_id.in_(ids)))
+    connection.execute(sa.delete(Issuance).where(never_sent))
+    # The others may have been issued. Those on their way keep their lease, so that
+    # the worker can write down what came of it.
+    connection.execute(
+        sa.update(Issuance)
+        .where(Issuance.state.in_(("pending", "sending")))
+        .values(
+            state="failed",
+            due_at=None,
+            settled_at=clock.now(connection),
+            error="The integration was removed.",
+        )
+    )
+    connection.execute(
+        sa.update(Issuance)
+        .where(Issuance.email != "")
+        .values(email="", first_name="", last_name="")
+    )
 
 
 def _refuse_other(state: State, organization_id: str) -> None:
@@ -215,42 +237,33 @@ def _list_first(state: State, client: Client, generation: str) -> None:
         client.templates(token.value, 1)
 
 
-def _save(
-    state: State,
-    organization_id: str,
-    client_id: str,
-    client_secret: str,
-    token: Token,
-) -> None:
-    with state.engine.begin() as connection:
-        now = clock.now(connection)
-        values = {
-            "organization_id": organization_id,
-            "client_id": client_id,
-            "client_secret": seal_secret(state, organization_id, client_secret),
-            "generation": secrets.token_hex(16),
-            "connected_at": now,
-            "expired": False,
-            "paused_until": None,
-            "pause_reason": None,
-            "token": seal_token(state, organization_id, token.value),
-            "token_version": 1,
-            "token_expires_at": now + dt.timedelta(seconds=token.expires_in),
-            "token_fetch_until": None,
-        }
-        replaced = connection.execute(
-            sa.update(Connection)
-            .where(Connection.organization_id == organization_id)
-            .values(**values)
-        ).rowcount
+@in_transaction
+def _save(connection: sa.Connection, values: dict[str, t.Any], lifetime: int) -> None:
+    now = clock.now(connection)
+    values = {
+        **values,
+        "generation": secrets.token_hex(16),
+        "connected_at": now,
+        "expired": False,
+        "paused_until": None,
+        "pause_reason": None,
+        "token_version": 1,
+        "token_expires_at": now + dt.timedelta(seconds=lifetime),
+        "token_fetch_until": None,
+    }
+    replaced = connection.execute(
+        sa.update(Connection)
+        .where(Connection.organization_id == values["organization_id"])
+        .values(**values)
+    ).rowcount
 
-        if not replaced:
-            _refuse_second(connection, values)
+    if not replaced:
+        _refuse_second(connection, values)
 
-        if connection.scalar(sa.select(Installation.key)) is None:
-            connection.execute(
-                sa.insert(Installation).values(id=1, key=secrets.token_hex(16))
-            )
+    if connection.scalar(sa.select(Installation.key)) is None:
+        connection.execute(
+            sa.insert(Installation).values(id=1, key=secrets.token_hex(16))
+        )
 
 
 def _refuse_second(connection: sa.Connection, values: dict[str, t.Any]) -> None:

@@ -12,6 +12,7 @@ from ..errors import Unauthorized
 from ..issuing.token import get_token
 from ..ledger import clock
 from ..ledger import gates
+from ..ledger.transaction import in_transaction
 from ..models import Connection
 from ..models import CONNECTION_ID
 from ..models import Template
@@ -104,11 +105,11 @@ def load(
     page = first or client.templates(token, 1)
 
     for number in range(2, pages + 2):
-        _save(state, page)
+        _save(state.engine, page)
         seen.update(row.id for row in page.rows)
 
         if page.is_last:
-            _mark_missing(state, seen)
+            _mark_missing(state.engine, seen)
             return True
 
         if number <= pages:
@@ -117,62 +118,57 @@ def load(
     return False
 
 
-def _save(state: State, page: TemplatePage) -> None:
+@in_transaction
+def _save(connection: sa.Connection, page: TemplatePage) -> None:
     """Save one page. Writes only what changed."""
-    with state.engine.begin() as connection:
-        # Takes the row's lock: two syncs at once would insert the same templates.
-        if not connection.execute(
-            sa.update(Connection).values(id=CONNECTION_ID)
-        ).rowcount:
-            return  # removed in the meantime
+    # Takes the row's lock: two syncs at once would insert the same templates.
+    if not connection.execute(sa.update(Connection).values(id=CONNECTION_ID)).rowcount:
+        return  # removed in the meantime
 
-        known = {
-            row.id: row
-            for row in connection.execute(
-                sa.select(_TABLE).where(Template.id.in_([row.id for row in page.rows]))
-            )
-        }
-        new, changed = [], []
-
-        for row in page.rows:
-            values = {
-                "name": row.name,
-                "image_url": row.image_url,
-                "allows_duplicates": row.allows_duplicates,
-                "active": True,
-            }
-            old = known.get(row.id)
-
-            if old is None:
-                new.append({"id": row.id, "connection_id": CONNECTION_ID, **values})
-            elif any(old._mapping[name] != value for name, value in values.items()):
-                changed.append({"p_id": row.id, **values})
-
-        if new:
-            connection.execute(sa.insert(Template), new)
-
-        if changed:
-            connection.execute(
-                sa.update(_TABLE).where(Template.id == sa.bindparam("p_id")),
-                changed,
-            )
-
-
-def _mark_missing(state: State, seen: set[str]) -> None:
-    with state.engine.begin() as connection:
-        stored = connection.scalars(
-            sa.select(Template.id).where(Template.active.is_(True))
+    known = {
+        row.id: row
+        for row in connection.execute(
+            sa.select(_TABLE).where(Template.id.in_([row.id for row in page.rows]))
         )
-        gone = [{"p_id": id_} for id_ in set(stored) - seen]
+    }
+    new, changed = [], []
 
-        if gone:
-            connection.execute(
-                sa.update(_TABLE)
-                .where(Template.id == sa.bindparam("p_id"))
-                .values(active=False),
-                gone,
-            )
+    for row in page.rows:
+        values = {
+            "name": row.name,
+            "image_url": row.image_url,
+            "allows_duplicates": row.allows_duplicates,
+            "active": True,
+        }
+        old = known.get(row.id)
 
+        if old is None:
+            new.append({"id": row.id, "connection_id": CONNECTION_ID, **values})
+        elif any(old._mapping[name] != value for name, value in values.items()):
+            changed.append({"p_id": row.id, **values})
+
+    if new:
+        connection.execute(sa.insert(Template), new)
+
+    if changed:
         connection.execute(
-            sa.update(Connection).values(templates_synced_at=clock.now(connection))
+            sa.update(_TABLE).where(Template.id == sa.bindparam("p_id")), changed
+        )
+
+
+@in_transaction
+def _mark_missing(connection: sa.Connection, seen: set[str]) -> None:
+    # First, for the lock.
+    connection.execute(
+        sa.update(Connection).values(templates_synced_at=clock.now(connection))
+    )
+    stored = connection.scalars(sa.select(Template.id).where(Template.active.is_(True)))
+    gone = [{"p_id": id_} for id_ in set(stored) - seen]
+
+    if gone:
+        connection.execute(
+            sa.update(_TABLE)
+            .where(Template.id == sa.bindparam("p_id"))
+            .values(active=False),
+            gone,
         )

@@ -108,13 +108,13 @@ def retry_after(response: requests.Response) -> float:
     else:
         try:
             until = email.utils.parsedate_to_datetime(value)
-        except ValueError:
+
+            if until.tzinfo is None:
+                until = until.replace(tzinfo=dt.UTC)
+
+            seconds = (until - dt.datetime.now(dt.UTC)).total_seconds()
+        except (ValueError, OverflowError):
             return DEFAULT_RETRY_AFTER
-
-        if until.tzinfo is None:
-            until = until.replace(tzinfo=dt.UTC)
-
-        seconds = (until - dt.datetime.now(dt.UTC)).total_seconds()
 
     return min(max(seconds, 1.0), 3600.0)
 

@@ -117,21 +117,38 @@ class Client:
 
         return Badge(data["id"])
 
-    def find(self, token: str, badge: BadgeRequest) -> Badge | None:
+    def find(
+        self,
+        token: str,
+        badge: BadgeRequest,
+        *,
+        other_than: cabc.Collection[str] = (),
+    ) -> Badge | None:
         """Look whether the badge is there already, by our name of the member first,
         then by e-mail address.
+
+        :param other_than: Ids of badges that are known not to be this one.
         """
-        if found := self._find(token, badge, "issuer_earner_id", badge.earner_id):
+        known = other_than
+
+        if found := self._find(
+            token, badge, "issuer_earner_id", badge.earner_id, known
+        ):
             return found
 
         # There is no known way to write these inside a filter's value.
         if not badge.email or any(mark in badge.email for mark in ("|", ",", "::")):
             return None
 
-        return self._find(token, badge, "recipient_email_all", badge.email)
+        return self._find(token, badge, "recipient_email_all", badge.email, known)
 
     def _find(
-        self, token: str, badge: BadgeRequest, key: str, value: str
+        self,
+        token: str,
+        badge: BadgeRequest,
+        key: str,
+        value: str,
+        known: cabc.Collection[str],
     ) -> Badge | None:
         found = f"{key}::{value}|badge_template_id::{badge.template_id}"
         found += "|state::pending,accepted"
@@ -140,7 +157,7 @@ class Client:
         # strangers' badges.
         for page in self._pages(token, "badges", {"filter": found}):
             for row in page:
-                if _is_badge_of(row, badge):
+                if _is_badge_of(row, badge) and row["id"] not in known:
                     return Badge(row["id"])
 
         return None
@@ -197,6 +214,8 @@ class Client:
             )
         except requests.RequestException as e:
             failure = e
+        except ValueError:  # of a header, while requests prepares what is not followed
+            raise OutcomeUnknown("Credly's answer could not be read.") from None
         else:
             answers.raise_for_status(response)
             return answers.read_json(response)

@@ -71,6 +71,10 @@ def fetch_token(
             failure = Unavailable(transport.translate(e).detail)
         except CredlyError as e:
             failure = e
+        except Exception as e:  # of Authlib, or of a header that cannot be read
+            failure = Unavailable(
+                f"The token endpoint's answer could not be read ({type(e).__name__})."
+            )
 
     # The server's words may repeat what was sent. Raised here, without the chain:
     # the frames below hold the secret.

@@ -44,6 +44,7 @@ class Step:
     :param knew_maybe: Whether the badge was maybe issued before it.
     :param send_before: Monotonic time after which it may not go out any more: the
         lease is then too old.
+    :param others: Badges that are known to be those of other courses.
     """
 
     row: Row
@@ -51,6 +52,7 @@ class Step:
     knew_maybe: bool
     send_before: float
     token: SharedToken
+    others: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +102,17 @@ class Asker:
             return self._issue(step)
         except CredlyError as e:
             return Outcome(answer_to(e), error=e)
+        except Exception as e:
+            # Whatever it was, it must not keep other badges from being issued. Its
+            # text may name the member.
+            logger.error("A request to Credly failed: %s", type(e).__name__)
+            unknown = OutcomeUnknown("Credly's answer could not be read.")
+            return Outcome("unknown", error=unknown)
 
     def _look_up(self, step: Step) -> Outcome:
-        found = self._client.find(step.token.value, self._request(step.row))
+        found = self._client.find(
+            step.token.value, self._request(step.row), other_than=step.others
+        )
         return Outcome("found", found.id) if found else Outcome("absent")
 
     def _issue(self, step: Step) -> Outcome:

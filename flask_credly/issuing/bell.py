@@ -30,8 +30,8 @@ WEB_TIMEOUT = 0.25
 SILENCE = 30.0
 """Seconds without a further try after Redis did not answer."""
 
-JOB_TIMEOUT = 300
-"""Seconds after which RQ ends a job."""
+JOB_TIMEOUT = 600
+"""Seconds after which RQ ends a job. A drain ends by itself long before."""
 
 _RUNG_FOR = 60
 

@@ -46,12 +46,37 @@ logger = logging.getLogger("flask_credly")
 BUDGET = 60.0
 """Seconds after which a drain takes no more rows and leaves them to the next."""
 
+MIN_LEASE = 60.0
+"""Seconds for which a worker holds a row at least."""
+
 UNAVAILABLE_PAUSE = 30.0
 """Seconds to pause when Credly cannot be reached."""
 
 DUPLICATES_WAIT = 60.0
 """Seconds to wait at least after a lost answer where Credly would issue twice: its
 lists may lag, and nothing but the look-up keeps a second badge out.
+"""
+
+LOOK_UP_WAIT = 30.0
+"""Seconds until Credly is asked again whether the badge is there, where it did not
+say. Doubled each time.
+"""
+
+MAX_LOOK_UPS = 8
+"""Look-ups without a clear answer, over an hour, after which a person has to look."""
+
+DIED = (
+    "The worker died each time it handled this badge. The developer of this site finds"
+    " the reason in its log."
+)
+NO_WORD = (
+    "Credly did not say whether the badge was issued. Look there before you issue it by"
+    " hand."
+)
+
+stopping = threading.Event()
+"""Set where the process was told to end: what is on its way is finished, and nothing
+more is begun.
 """
 
 
@@ -78,11 +103,12 @@ class _Drain:
         self._gate = gate
         # A request takes at most the time-out; it may go out in the lease's first
         # half, and comes back well before its end.
-        self._lease = max(60.0, 6 * state.settings.timeout)
+        self._lease = max(MIN_LEASE, 6 * state.settings.timeout)
         self._width = 1 if gate.probing else state.settings.concurrency
         self._paused = gate.probing
         self._token: SharedToken | None = None
         self._rejected: int | None = None
+        self._suspect = False
         self._doubtful: collections.deque[Row] = collections.deque()
         self._cleared: collections.deque[Row] = collections.deque()
         self._in_flight: dict[cf.Future[Outcome], Step] = {}
@@ -90,27 +116,35 @@ class _Drain:
         self._asker = Asker(client, _installation_key(state.engine), self._stop)
 
     def run(self) -> bool:
+        try:
+            with cf.ThreadPoolExecutor(self._state.settings.concurrency) as pool:
+                try:
+                    return self._loop(pool)
+                finally:
+                    self._stop.set()
+        finally:
+            # The pool has waited for every answer: also where something went wrong,
+            # what is known by now is written down.
+            self._settle(_answered(self._in_flight))
+            claim.release(self._engine, [*self._doubtful, *self._cleared])
+
+    def _loop(self, pool: cf.ThreadPoolExecutor) -> bool:
         until = time.monotonic() + BUDGET
-        out_of_time = False
 
-        with cf.ThreadPoolExecutor(self._state.settings.concurrency) as pool:
-            try:
-                while True:
-                    out_of_time = time.monotonic() > until
+        while True:
+            out_of_time = time.monotonic() > until or stopping.is_set()
 
-                    if not self._stop.is_set():
-                        self._fill(pool, take_more=not out_of_time)
+            if not self._stop.is_set():
+                self._fill(pool, take_more=not out_of_time)
 
-                    if not self._in_flight:
-                        break
+            if not self._in_flight:
+                return out_of_time
 
-                    done, _ = cf.wait(self._in_flight, return_when=cf.FIRST_COMPLETED)
-                    self._settle([(self._in_flight.pop(f), f.result()) for f in done])
-            finally:
-                self._stop.set()
+            done, _ = cf.wait(self._in_flight, return_when=cf.FIRST_COMPLETED)
+            self._settle([(self._in_flight[each], each.result()) for each in done])
 
-        claim.release(self._engine, [*self._doubtful, *self._cleared])
-        return out_of_time
+            for each in done:
+                del self._in_flight[each]
 
     # Filling: claim, look at each row, write the intent, send.
 
@@ -124,8 +158,14 @@ class _Drain:
         if room <= 0:
             return
 
-        if take_more and len(self._doubtful) + len(self._cleared) < room:
-            self._claim(8 * self._width)
+        held = len(self._doubtful) + len(self._cleared)
+        alone = not held and not self._in_flight
+
+        if alone:
+            self._suspect = False
+
+        if take_more and held < room and not self._suspect:
+            self._claim(8 * self._width, alone=alone)
 
         if not self._doubtful and not self._cleared:
             return
@@ -141,15 +181,26 @@ class _Drain:
             self._submit(pool, self._doubtful.popleft(), "look-up", knew_maybe=True)
             room -= 1
 
-    def _claim(self, limit: int) -> None:
+    def _claim(self, limit: int, *, alone: bool) -> None:
         rows = claim.claim(
             self._engine,
-            self._gate.organization_id,
+            self._gate,
             limit=limit,
             lease_seconds=self._lease,
+            alone=alone,
         )
-        for row in rows:
-            if row.maybe_issued:
+        self._suspect = any(row.deaths >= claim.SUSPECT for row in rows)
+        # A host's hook may be slow. What is not looked at in time is given back.
+        until = time.monotonic() + self._lease / 4
+
+        for number, row in enumerate(rows):
+            if time.monotonic() > until:
+                claim.release(self._engine, rows[number:])
+                return
+
+            if row.deaths > claim.MAX_DEATHS:
+                self._fail(row, DIED)
+            elif row.maybe_issued:
                 self._doubtful.append(row)
             else:
                 self._clear(row)
@@ -166,12 +217,14 @@ class _Drain:
             row = profile.refresh(self._state, row)
 
         if missing := profile.missing(row):
-            if settle.fail(self._engine, row, missing):
-                self._send_failed(row, missing)
-
+            self._fail(row, missing)
             return
 
         self._cleared.append(row)
+
+    def _fail(self, row: Row, detail: str) -> None:
+        if settle.fail(self._engine, row, detail):
+            self._send_failed(row, detail)
 
     def _begin(self, room: int) -> list[tuple[Row, bool]]:
         rows = [self._cleared.popleft() for _ in range(min(room, len(self._cleared)))]
@@ -207,7 +260,13 @@ class _Drain:
     ) -> None:
         assert self._token is not None
         send_before = time.monotonic() + self._lease / 2
-        step = Step(row, phase, knew_maybe, send_before, self._token)
+        others: frozenset[str] = frozenset()
+
+        if phase == "look-up" and row.allows_duplicates:
+            # There, each course may have a badge of its own.
+            others = claim.badges_of_others(self._engine, row)
+
+        step = Step(row, phase, knew_maybe, send_before, self._token, others)
         self._in_flight[pool.submit(self._asker.ask, step)] = step
 
     def _ensure_token(self) -> bool:
@@ -228,13 +287,10 @@ class _Drain:
 
     def _settle(self, done: list[tuple[Step, Outcome]]) -> None:
         settlements = []
+        closing: list[tuple[Answer, CredlyError | None]] = []
 
         for step, outcome in done:
             answer = self._consider(step, outcome)
-
-            if answer == "refused" and step.phase == "look-up":
-                answer = "unknown" if step.row.allows_duplicates else "refused"
-
             rule = decide(step.phase, answer, step.row.attempts)
 
             if rule.then == "issue":
@@ -243,7 +299,8 @@ class _Drain:
                 continue
 
             if rule.close:
-                self._close_gate(answer, outcome.error)
+                self._stop.set()
+                closing.append((answer, outcome.error))
 
             settlements.append(
                 Settlement(
@@ -252,25 +309,44 @@ class _Drain:
                     answer=answer,
                     rule=rule,
                     knew_maybe=step.knew_maybe,
-                    wait=self._wait(step.row, answer) if rule.then == "wait" else 0,
+                    wait=self._wait(step, answer) if rule.then == "wait" else 0,
                     badge_id=outcome.badge_id,
-                    detail=_detail(step.row, outcome),
+                    detail=_detail(step.row, answer, outcome),
                     status=outcome.error.status if outcome.error else None,
                 )
             )
 
-        saved = settle.settle(self._engine, settlements)
+        saved = self._save(settlements)
+
+        for answer, error in closing:
+            self._close_gate(answer, error)
+
         self._learn([outcome.answer for _, outcome in done])
 
         for each in saved:
             self._announce(each)
+
+    def _save(self, settlements: list[Settlement]) -> list[Settlement]:
+        try:
+            return settle.settle(self._engine, settlements)
+        except sa.exc.SQLAlchemyError:
+            saved = []
+
+        # One that cannot be saved shall not take the others along.
+        for each in settlements:
+            try:
+                saved += settle.settle(self._engine, [each])
+            except sa.exc.SQLAlchemyError:
+                logger.exception("What became of row %d was not saved.", each.row.id)
+
+        return saved
 
     def _consider(self, step: Step, outcome: Outcome) -> Answer:
         """Take a refused token for what it is: an old one is replaced and the request
         repeated; the credentials have expired if a fresh one is refused as well.
         """
         if not isinstance(outcome.error, Unauthorized):
-            return outcome.answer
+            return self._consider_look_up(step, outcome.answer)
 
         version = step.token.version
 
@@ -284,16 +360,28 @@ class _Drain:
 
         return "not sent" if version <= self._rejected else "unauthorized"
 
-    def _wait(self, row: Row, answer: Answer) -> float:
+    def _consider_look_up(self, step: Step, answer: Answer) -> Answer:
+        if step.phase != "look-up" or answer not in ("refused", "unknown"):
+            return answer
+
+        # Where Credly refuses duplicates itself, the request is safe.
+        if answer == "refused" and not step.row.allows_duplicates:
+            return answer
+
+        return "no word" if step.row.look_ups + 1 >= MAX_LOOK_UPS else "unknown"
+
+    def _wait(self, step: Step, answer: Answer) -> float:
         delay = self._state.settings.retry_delay
 
-        if answer == "unknown" and row.allows_duplicates:
+        if step.phase == "look-up":
+            return max(delay, LOOK_UP_WAIT * 2.0**step.row.look_ups)
+
+        if answer == "unknown" and step.row.allows_duplicates:
             return max(delay, DUPLICATES_WAIT)
 
         return delay
 
     def _close_gate(self, answer: Answer, error: CredlyError | None) -> None:
-        self._stop.set()
         detail = error.detail if error else ""
         generation = self._gate.generation
 
@@ -313,7 +401,7 @@ class _Drain:
 
         if until is not None:
             logger.warning("Issuing is paused until %s: %s", until.isoformat(), detail)
-            signals.issuance_paused.send(self._state.app, until=until, reason=reason)
+            _send(signals.issuance_paused, self._state, until=until, reason=reason)
 
     def _learn(self, answers: list[Answer]) -> None:
         """Widen gently after a pause."""
@@ -331,12 +419,15 @@ class _Drain:
         self._width = min(self._width + good, self._state.settings.concurrency)
 
     def _announce(self, each: Settlement) -> None:
-        row = each.row
-
         if each.rule.then == "failed":
-            self._send_failed(row, each.detail or "")
+            self._send_failed(each.row, each.detail or "")
         elif each.rule.then == "issued":
-            _send(signals.badge_issued, self._state, row, badge_id=each.badge_id)
+            _send(
+                signals.badge_issued,
+                self._state,
+                **_names(each.row),
+                badge_id=each.badge_id,
+            )
 
     def _send_failed(self, row: Row, error: str) -> None:
         logger.warning(
@@ -345,28 +436,43 @@ class _Drain:
             row.kind,
             row.course_id,
         )
-        _send(signals.badge_failed, self._state, row, error=error)
+        _send(signals.badge_failed, self._state, **_names(row), error=error)
 
 
-def _send(signal: blinker.Signal, state: State, row: Row, **extra: t.Any) -> None:
+def _answered(
+    in_flight: dict[cf.Future[Outcome], Step],
+) -> list[tuple[Step, Outcome]]:
+    return [
+        (step, each.result())
+        for each, step in in_flight.items()
+        if each.done() and not each.cancelled() and not each.exception()
+    ]
+
+
+def _names(row: Row) -> dict[str, str]:
+    return {
+        "member_id": row.member_id,
+        "course_id": row.course_id,
+        "kind": row.kind,
+        "template_id": row.template_id,
+    }
+
+
+def _send(signal: blinker.Signal, state: State, **payload: t.Any) -> None:
     try:
-        signal.send(
-            state.app,
-            member_id=row.member_id,
-            course_id=row.course_id,
-            kind=row.kind,
-            template_id=row.template_id,
-            **extra,
-        )
+        signal.send(state.app, **payload)
     except Exception:
         logger.exception("A receiver of %r failed.", signal)
 
 
-def _detail(row: Row, outcome: Outcome) -> str | None:
+def _detail(row: Row, answer: Answer, outcome: Outcome) -> str | None:
+    if answer == "no word" and outcome.error:
+        return f"{NO_WORD} {outcome.error.detail}"
+
     if outcome.error:
         return outcome.error.detail
 
-    if outcome.answer == "absent":  # what is wrong is what went wrong before
+    if answer == "absent":  # what is wrong is what went wrong before
         return row.error or "No answer of Credly was received."
 
     return None

@@ -49,7 +49,7 @@ def _load(state: State, member_id: str) -> Member | None:
 
     try:
         member = state.load_member(member_id)
-    except Exception:
+    except (Exception, SystemExit):
         logger.exception("The @credly.member hook failed for %r.", member_id)
         return None
     finally:

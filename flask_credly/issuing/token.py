@@ -13,6 +13,7 @@ from .. import keys
 from ..errors import CredlyError
 from ..errors import Unavailable
 from ..ledger import clock
+from ..ledger.transaction import in_transaction
 from ..models import Connection
 from ..settings import State
 
@@ -54,7 +55,7 @@ def get_token(state: State, generation: str, *, rejected: int = 0) -> SharedToke
                     _unseal(state, row, row.token, "token"), row.token_version
                 )
 
-        if _take_fetch(state, row, now):
+        if _take_fetch(state.engine, row, now, state.settings.timeout + 5):
             return _fetch(state, row)
 
         if time.monotonic() > patience:
@@ -114,22 +115,38 @@ def _this(row: Connection) -> sa.Update:
     )
 
 
-def _take_fetch(state: State, row: Connection, now: dt.datetime) -> bool:
-    seconds = state.settings.timeout + 5
-
-    with state.engine.begin() as connection:
-        taken = connection.execute(
-            _this(row)
-            .where(
-                sa.or_(
-                    Connection.token_fetch_until.is_(None),
-                    Connection.token_fetch_until < now,
-                )
-            )
-            .values(token_fetch_until=now + dt.timedelta(seconds=seconds))
+@in_transaction
+def _take_fetch(
+    connection: sa.Connection, row: Connection, now: dt.datetime, seconds: float
+) -> bool:
+    free = sa.or_(
+        Connection.token_fetch_until.is_(None), Connection.token_fetch_until < now
+    )
+    until = now + dt.timedelta(seconds=seconds)
+    return bool(
+        connection.execute(
+            _this(row).where(free).values(token_fetch_until=until)
         ).rowcount
+    )
 
-    return bool(taken)
+
+@in_transaction
+def _leave_fetch(connection: sa.Connection, row: Connection) -> None:
+    connection.execute(_this(row).values(token_fetch_until=None))
+
+
+@in_transaction
+def _save(
+    connection: sa.Connection, row: Connection, sealed: str, seconds: int
+) -> None:
+    connection.execute(
+        _this(row).values(
+            token=sealed,
+            token_version=row.token_version + 1,
+            token_expires_at=clock.now(connection) + dt.timedelta(seconds=seconds),
+            token_fetch_until=None,
+        )
+    )
 
 
 def _fetch(state: State, row: Connection) -> SharedToken:
@@ -144,20 +161,9 @@ def _fetch(state: State, row: Connection) -> SharedToken:
             timeout=state.settings.timeout,
         )
     except CredlyError:
-        with state.engine.begin() as connection:
-            connection.execute(_this(row).values(token_fetch_until=None))
-
+        _leave_fetch(state.engine, row)
         raise
 
-    with state.engine.begin() as connection:
-        now = clock.now(connection)
-        connection.execute(
-            _this(row).values(
-                token=seal_token(state, row.organization_id, token.value),
-                token_version=row.token_version + 1,
-                token_expires_at=now + dt.timedelta(seconds=token.expires_in),
-                token_fetch_until=None,
-            )
-        )
-
+    sealed = seal_token(state, row.organization_id, token.value)
+    _save(state.engine, row, sealed, token.expires_in)
     return SharedToken(token.value, row.token_version + 1)

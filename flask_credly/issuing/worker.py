@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import signal
+import time
 import typing as t
 
 import redis
 import rq
 from flask import Flask
+from rq.exceptions import StopRequested
 from rq.worker import Worker
 
 from ..ledger import claim
 from ..settings import get_state
 from ..settings import State
 from . import bell
+from .drain import stopping
 
 logger = logging.getLogger("flask_credly")
 
@@ -56,6 +60,11 @@ class CredlyWorker(Worker):
         )
         self._app = app
         self._failed = False
+        self.told_to_stop = False
+
+    def request_stop(self, signum: t.Any, frame: t.Any) -> None:
+        self.told_to_stop = True
+        super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
@@ -86,6 +95,12 @@ class CredlyWorker(Worker):
             _forget_connections(get_state())
             super().main_work_horse(*args)
 
+    def setup_work_horse_signals(self) -> None:
+        super().setup_work_horse_signals()  # type: ignore[no-untyped-call]
+        # A supervisor may tell every process to end. By default this one would do so
+        # in the midst of a request.
+        signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+
     def _sweep(self) -> None:
         # An exception here would end the worker.
         try:
@@ -100,6 +115,8 @@ class CredlyWorker(Worker):
                     # Nothing may be open when the work horse is forked.
                     for engine in state.db.engines.values():
                         engine.dispose()
+        except StopRequested:
+            raise
         except redis.RedisError as e:
             logger.warning("The sweep could not ring: %s", type(e).__name__)
         except Exception:
@@ -115,8 +132,46 @@ def work(state: State, *, burst: bool) -> None:
     """Run a worker until it is told to stop.
 
     :param burst: Stop when nothing is due.
+    :raises redis.RedisError: If Redis cannot be reached at the start. Later on, the
+        worker waits until it is back.
     """
     queue = bell.make_queue(
         state.app, state.settings, redis.Redis.from_url(state.settings.redis_url)
     )
-    CredlyWorker(state.app, queue).work(burst=burst, logging_level="WARNING")
+    queue.connection.ping()
+
+    while not _work_once(state.app, queue, burst=burst):
+        # RQ's handlers, which are still in force, only talk to its own loop.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _wait_for(queue.connection)
+
+
+def _work_once(app: Flask, queue: rq.Queue, *, burst: bool) -> bool:
+    """Work until told to stop, or until Redis goes away in the midst of a job.
+
+    :return: Whether it was told to stop.
+    """
+    worker = CredlyWorker(app, queue)
+
+    try:
+        worker.work(burst=burst, logging_level="WARNING")
+    except redis.RedisError:
+        if burst:
+            raise
+
+    return burst or worker.told_to_stop
+
+
+def _wait_for(connection: redis.Redis) -> None:
+    logger.warning("Redis is away. The worker goes on when it is back.")
+
+    while True:
+        time.sleep(1)
+
+        try:
+            connection.ping()
+        except redis.RedisError:
+            continue
+
+        return

@@ -19,19 +19,26 @@ from ..models import Mapping
 from ..models import Template
 from . import clock
 from . import gates
-
+from .transaction import in_transaction
 
 DIED = "died"
 """What an attempt is said to have come to whose worker did not come back."""
 
+SUSPECT = 2
+"""Workers that may die over a row before it is handled alone: if it is the cause, it
+shall not take others along.
+"""
+
 MAX_DEATHS = 5
-"""Attempts that may end so before they count."""
+"""Workers that may die over a row before it is given up."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A claimed row.
 
+    :param deaths: Workers that have died while they held it.
+    :param look_ups: Questions whether the badge is there that had no clear answer.
     :param mapped: Whether its course is still mapped.
     :param allows_duplicates: Whether Credly would issue the template twice.
     """
@@ -49,6 +56,8 @@ class Row:
     completed_at: dt.datetime
     attempts: int
     maybe_issued: bool
+    deaths: int
+    look_ups: int
     error: str | None
     mapped: bool
     allows_duplicates: bool
@@ -68,6 +77,8 @@ _COLUMNS = (
     Issuance.completed_at,
     Issuance.attempts,
     Issuance.maybe_issued,
+    Issuance.deaths,
+    Issuance.look_ups,
     Issuance.error,
 )
 
@@ -90,79 +101,102 @@ def any_due(engine: sa.Engine) -> bool:
 
 
 def claim(
-    engine: sa.Engine, organization_id: str, *, limit: int, lease_seconds: float
+    engine: sa.Engine,
+    gate: gates.Gate,
+    *,
+    limit: int,
+    lease_seconds: float,
+    alone: bool = True,
 ) -> list[Row]:
     """Take up to ``limit`` rows that are due: waiting ones, and those whose worker's
     lease ran out.
-    """
-    lease = secrets.token_hex(16)
 
+    :param alone: Whether the worker holds nothing else: only then it may get a row
+        that others have died over, and gets nothing beside it.
+    """
+    ids = _find(engine, gate, limit, alone)
+    return _take(engine, gate, ids, lease_seconds) if ids else []
+
+
+def _find(engine: sa.Engine, gate: gates.Gate, limit: int, alone: bool) -> list[int]:
+    # Not in the transaction that takes them: a read that turned into a write would
+    # fail on SQLite if another worker wrote in between.
     with engine.connect() as connection:
-        now = clock.now(connection)
-        due = _due(organization_id, now)
+        due = _due(gate.organization_id, clock.now(connection))
         found = connection.execute(
-            sa.select(Issuance.id, Issuance.state)
+            sa.select(Issuance.id, Issuance.deaths)
             .where(*due)
-            .order_by(Issuance.due_at)
+            .order_by(Issuance.due_at, Issuance.id)
             .limit(limit)
         ).all()
-        # A read that turned into a write would fail on SQLite if another worker wrote
-        # in between.
-        connection.rollback()
 
-        if not found:
-            return []
+    if alone and found and found[0].deaths >= SUSPECT:
+        return [found[0].id]
 
-        connection.execute(
-            sa.update(Issuance)
-            .where(Issuance.id.in_([row.id for row in found]), *due)
-            .values(
-                state="sending",
-                lease=lease,
-                due_at=now + dt.timedelta(seconds=lease_seconds),
-            )
+    return [row.id for row in found if row.deaths < SUSPECT]
+
+
+@in_transaction
+def _take(
+    connection: sa.Connection, gate: gates.Gate, ids: list[int], lease_seconds: float
+) -> list[Row]:
+    lease = secrets.token_hex(16)
+    now = clock.now(connection)
+    taken = connection.execute(
+        sa.update(Issuance)
+        .where(
+            Issuance.id.in_(ids),
+            *_due(gate.organization_id, now),
+            gates.is_open(gate.generation, now),
         )
+        # In this order: MariaDB would look at the new state.
+        .ordered_values(
+            (
+                Issuance.deaths,
+                Issuance.deaths + sa.case((Issuance.state == "sending", 1), else_=0),
+            ),
+            (Issuance.state, "sending"),
+            (Issuance.lease, lease),
+            (Issuance.due_at, now + dt.timedelta(seconds=lease_seconds)),
+        )
+    ).rowcount
 
-        if any(row.state == "sending" for row in found):
-            _write_down_deaths(connection, lease, now)
+    if not taken:
+        return []
 
-        connection.commit()
-        rows = connection.execute(
-            sa.select(
-                *_COLUMNS,
-                Mapping.id.is_not(None).label("mapped"),
-                # A template that we do not know may allow them.
-                sa.func.coalesce(Template.allows_duplicates, sa.true()).label(
-                    "allows_duplicates"
-                ),
-            )
-            .outerjoin(
-                Mapping,
-                sa.and_(
-                    Mapping.kind == Issuance.kind,
-                    Mapping.course_id == Issuance.course_id,
-                ),
-            )
-            .outerjoin(Template, Template.id == Issuance.template_id)
-            .where(Issuance.lease == lease)
-            .order_by(Issuance.id)
-        ).all()
-
+    _write_down_deaths(connection, lease, now)
+    rows = connection.execute(
+        sa.select(
+            *_COLUMNS,
+            Mapping.id.is_not(None).label("mapped"),
+            # A template that we do not know may allow them.
+            sa.func.coalesce(Template.allows_duplicates, sa.true()).label(
+                "allows_duplicates"
+            ),
+        )
+        .outerjoin(
+            Mapping,
+            sa.and_(
+                Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id
+            ),
+        )
+        .outerjoin(Template, Template.id == Issuance.template_id)
+        .where(Issuance.lease == lease)
+        .order_by(Issuance.id)
+    ).all()
     return [Row(**row._mapping) for row in rows]
 
 
 def _write_down_deaths(connection: sa.Connection, lease: str, now: dt.datetime) -> None:
-    """End the attempts of a worker that died over rows that were now taken over.
+    """End the attempts of workers that died over rows that were now taken over.
 
     They do not use up the retry: the badge is looked up first, and where it is not
-    there, nothing has reached Credly. A row that kills its worker each time still
-    ends.
+    there, nothing has reached Credly.
     """
-    ours = sa.select(Issuance.id).where(Issuance.lease == lease)
     dead = connection.scalars(
-        sa.select(Attempt.issuance_id).where(
-            Attempt.issuance_id.in_(ours), Attempt.finished_at.is_(None)
-        )
+        sa.select(Attempt.issuance_id)
+        .join(Issuance, Issuance.id == Attempt.issuance_id)
+        .where(Issuance.lease == lease, Attempt.finished_at.is_(None))
     ).all()
 
     if not dead:
@@ -173,20 +207,16 @@ def _write_down_deaths(connection: sa.Connection, lease: str, now: dt.datetime) 
         .where(Attempt.issuance_id.in_(dead), Attempt.finished_at.is_(None))
         .values(finished_at=now, answer=DIED)
     )
-    deaths = (
-        sa.select(sa.func.count())
-        .where(Attempt.issuance_id == Issuance.id, Attempt.answer == DIED)
-        .scalar_subquery()
-    )
     connection.execute(
         sa.update(Issuance)
-        .where(Issuance.id.in_(dead), deaths <= MAX_DEATHS)
+        .where(Issuance.id.in_(dead))
         .values(attempts=Issuance.attempts - 1)
     )
 
 
+@in_transaction
 def begin(
-    engine: sa.Engine,
+    connection: sa.Connection,
     rows: cabc.Sequence[Row],
     generation: str,
     *,
@@ -207,40 +237,44 @@ def begin(
     mapped = sa.exists().where(
         Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id
     )
+    now = clock.now(connection)
+    changed = connection.execute(
+        sa.update(Issuance)
+        .where(
+            Issuance.id.in_([row.id for row in rows]),
+            *_held(lease),
+            gates.is_open(generation, now),
+            mapped,
+        )
+        .values(
+            attempts=Issuance.attempts + 1,
+            maybe_issued=True,
+            due_at=now + dt.timedelta(seconds=lease_seconds),
+        )
+    ).rowcount
 
-    with engine.begin() as connection:
-        now = clock.now(connection)
-        changed = connection.execute(
-            sa.update(Issuance)
-            .where(
-                Issuance.id.in_([row.id for row in rows]),
-                Issuance.lease == lease,
-                gates.is_open(generation, now),
-                mapped,
-            )
-            .values(
-                attempts=Issuance.attempts + 1,
-                maybe_issued=True,
-                due_at=now + dt.timedelta(seconds=lease_seconds),
-            )
-        ).rowcount
+    if changed != len(rows):
+        rows = _begun(connection, rows) if changed else []
 
-        if changed != len(rows):
-            rows = _begun(connection, rows) if changed else []
-
-        if rows:
-            connection.execute(
-                sa.insert(Attempt),
-                [
-                    {"issuance_id": row.id, "lease": lease, "started_at": now}
-                    for row in rows
-                ],
-            )
+    if rows:
+        connection.execute(
+            sa.insert(Attempt),
+            [
+                {"issuance_id": row.id, "lease": lease, "started_at": now}
+                for row in rows
+            ],
+        )
 
     return [
         dataclasses.replace(row, attempts=row.attempts + 1, maybe_issued=True)
         for row in rows
     ]
+
+
+def _held(lease: str) -> tuple[sa.ColumnElement[bool], ...]:
+    # After Remove a row keeps its lease, so that its worker can still write down that
+    # the badge was issued, but is no longer sent.
+    return (Issuance.lease == lease, Issuance.state == "sending")
 
 
 def _begun(connection: sa.Connection, rows: cabc.Sequence[Row]) -> list[Row]:
@@ -255,32 +289,42 @@ def _begun(connection: sa.Connection, rows: cabc.Sequence[Row]) -> list[Row]:
     return [row for row in rows if attempts.get(row.id) == row.attempts + 1]
 
 
-def update_member(engine: sa.Engine, row: Row) -> None:
+@in_transaction
+def update_member(connection: sa.Connection, row: Row) -> None:
     """Save the member's address and names as they are now."""
-    with engine.begin() as connection:
-        connection.execute(
-            sa.update(Issuance)
-            .where(Issuance.id == row.id, Issuance.lease == row.lease)
-            .values(email=row.email, first_name=row.first_name, last_name=row.last_name)
-        )
+    connection.execute(
+        sa.update(Issuance)
+        .where(Issuance.id == row.id, *_held(row.lease))
+        .values(email=row.email, first_name=row.first_name, last_name=row.last_name)
+    )
 
 
-def release(engine: sa.Engine, rows: cabc.Iterable[Row]) -> None:
+@in_transaction
+def release(connection: sa.Connection, rows: cabc.Sequence[Row]) -> None:
     """Give back rows for which nothing was sent: they are due at once."""
     by_lease: dict[str, list[int]] = {}
 
     for row in rows:
         by_lease.setdefault(row.lease, []).append(row.id)
 
-    if not by_lease:
-        return
+    now = clock.now(connection) if rows else None
 
-    with engine.begin() as connection:
-        now = clock.now(connection)
+    for lease, ids in by_lease.items():
+        connection.execute(
+            sa.update(Issuance)
+            .where(Issuance.id.in_(ids), *_held(lease))
+            .values(state="pending", lease=None, due_at=now)
+        )
 
-        for lease, ids in by_lease.items():
-            connection.execute(
-                sa.update(Issuance)
-                .where(Issuance.id.in_(ids), Issuance.lease == lease)
-                .values(state="pending", lease=None, due_at=now)
+
+def badges_of_others(engine: sa.Engine, row: Row) -> frozenset[str]:
+    """Get Credly's ids of the badges that the member has by other courses."""
+    with engine.connect() as connection:
+        found = connection.scalars(
+            sa.select(Issuance.badge_id).where(
+                Issuance.member_id == row.member_id,
+                Issuance.id != row.id,
+                Issuance.badge_id.is_not(None),
             )
+        )
+        return frozenset(id_ for id_ in found if id_)

@@ -1,10 +1,12 @@
-"""One clock for all workers: the database's."""
+"""One clock for all: the database's."""
 
 from __future__ import annotations
 
 import datetime as dt
 
 import sqlalchemy as sa
+
+from ..models import UTCDateTime
 
 # A worker whose clock is wrong must not take rows that another one holds, and a web
 # server's must not put off a badge. SQLite's database is on the same machine.
@@ -22,7 +24,7 @@ def server_now(dialect: str) -> sa.ColumnElement[dt.datetime] | None:
     if (name := _SERVER_NOW.get(dialect)) is None:
         return None
 
-    return sa.literal_column(name)
+    return sa.literal_column(name, UTCDateTime())
 
 
 def now(connection: sa.Connection) -> dt.datetime:
@@ -30,5 +32,4 @@ def now(connection: sa.Connection) -> dt.datetime:
     if (expression := server_now(connection.dialect.name)) is None:
         return dt.datetime.now(dt.UTC)
 
-    value: dt.datetime = connection.execute(sa.select(expression)).scalar_one()
-    return value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value
+    return connection.execute(sa.select(expression)).scalar_one()

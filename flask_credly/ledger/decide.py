@@ -24,7 +24,11 @@ Answer = t.Literal[
     "unauthorized",
     "unavailable",
     "not sent",
+    "no word",
 ]
+"""``no word``: Credly was asked often enough whether the badge is there, and did not
+say.
+"""
 
 Then = t.Literal["issued", "held", "failed", "wait", "at once", "issue"]
 """What becomes of the row. ``wait``: pending, due after the retry delay. ``at once``:
@@ -65,6 +69,7 @@ RULES: tuple[Rule, ...] = (
     Rule("look-up", "refused", False, "issue"),
     Rule("look-up", "refused", True, "failed", logged=True),
     Rule("look-up", "unknown", None, "wait"),
+    Rule("look-up", "no word", None, "failed", logged=True),
     Rule("look-up", "rate limited", None, "at once", close="rate limit"),
     Rule("look-up", "unauthorized", None, "at once", close="expired"),
     Rule("look-up", "unavailable", None, "at once", close="unavailable"),

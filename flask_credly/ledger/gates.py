@@ -16,6 +16,7 @@ import sqlalchemy as sa
 from ..models import Connection
 from . import clock
 from . import log
+from .transaction import in_transaction
 
 Reason = t.Literal["rate limit", "unavailable"]
 
@@ -72,8 +73,13 @@ def is_open(generation: str, now: dt.datetime) -> sa.ColumnElement[bool]:
     )
 
 
+@in_transaction
 def pause(
-    engine: sa.Engine, generation: str, reason: Reason, seconds: float, error: str
+    connection: sa.Connection,
+    generation: str,
+    reason: Reason,
+    seconds: float,
+    error: str,
 ) -> dt.datetime | None:
     """Close the gate for a while.
 
@@ -81,62 +87,62 @@ def pause(
 
     :return: Until when, or ``None`` if another worker had closed it already.
     """
-    with engine.begin() as connection:
-        now = clock.now(connection)
-        until = now + dt.timedelta(seconds=seconds)
-        this = sa.update(Connection).where(Connection.generation == generation)
-        before = connection.execute(
-            sa.select(Connection.pause_reason).where(
-                Connection.generation == generation
-            )
-        ).scalar_one_or_none()
-        closed = connection.execute(
-            this.where(
-                sa.or_(
-                    Connection.paused_until.is_(None), Connection.paused_until <= now
-                )
-            ).values(paused_until=until, pause_reason=reason)
-        ).rowcount
+    now = clock.now(connection)
+    until = now + dt.timedelta(seconds=seconds)
+    this = sa.update(Connection).where(Connection.generation == generation)
+    is_open = this.where(
+        sa.or_(Connection.paused_until.is_(None), Connection.paused_until <= now)
+    )
+    values = {"paused_until": until, "pause_reason": reason}
 
-        if not closed:
-            connection.execute(
-                this.where(Connection.paused_until < until).values(paused_until=until)
-            )
-            return None
+    if reason == "unavailable":
+        # The outage that is in the log already goes on.
+        known = is_open.where(Connection.pause_reason == reason)
 
+        if connection.execute(known.values(**values)).rowcount:
+            return until
+
+    if connection.execute(is_open.values(**values)).rowcount:
         if reason == "rate limit":
             log.write(connection, now, log.RATE_LIMIT, log.rate_limit_details(error))
-        elif before != "unavailable":
+        else:
             log.write(connection, now, log.UNREACHABLE, log.unreachable_details(error))
 
-    return until
+        return until
+
+    connection.execute(
+        this.where(Connection.paused_until < until).values(paused_until=until)
+    )
+    return None
 
 
-def resume(engine: sa.Engine, generation: str) -> None:
+@in_transaction
+def resume(connection: sa.Connection, generation: str) -> None:
     """Note that a request succeeded after a pause."""
-    with engine.begin() as connection:
-        now = clock.now(connection)
-        connection.execute(
-            sa.update(Connection)
-            .where(Connection.generation == generation, Connection.paused_until <= now)
-            .values(paused_until=None, pause_reason=None)
+    connection.execute(
+        sa.update(Connection)
+        .where(
+            Connection.generation == generation,
+            Connection.paused_until <= clock.now(connection),
         )
+        .values(paused_until=None, pause_reason=None)
+    )
 
 
-def expire(engine: sa.Engine, generation: str) -> bool:
+@in_transaction
+def expire(connection: sa.Connection, generation: str) -> bool:
     """Close the gate until the admin reconnects. Writes one log entry an outage.
 
     :return: Whether this call closed it.
     """
-    with engine.begin() as connection:
-        closed = connection.execute(
-            sa.update(Connection)
-            .where(Connection.generation == generation, Connection.expired.is_(False))
-            .values(expired=True, token=None, token_fetch_until=None)
-        ).rowcount
+    closed = connection.execute(
+        sa.update(Connection)
+        .where(Connection.generation == generation, Connection.expired.is_(False))
+        .values(expired=True, token=None, token_fetch_until=None)
+    ).rowcount
 
-        if closed:
-            now = clock.now(connection)
-            log.write(connection, now, log.CONNECTION_EXPIRED, log.EXPIRED_DETAILS)
+    if closed:
+        now = clock.now(connection)
+        log.write(connection, now, log.CONNECTION_EXPIRED, log.EXPIRED_DETAILS)
 
     return bool(closed)

@@ -17,9 +17,22 @@ from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
 from . import clock
+from .transaction import hide_parameters
+from .transaction import in_transaction
 
 _WROTE = "credly_wrote"
-_DML = re.compile(r"\s*(insert|update|delete|replace|merge|call|with)\b", re.I)
+_SAVEPOINTS = "credly_savepoints"
+_WRITES = re.compile(
+    r"\s*(insert|update|delete|replace|merge|call)\b"
+    r"|\s*with\b.*\b(insert\s+into|update\b.+\bset|delete\s+from|merge\s+into)\b",
+    re.I | re.S,
+)
+
+Recorded = t.Literal["no", "yes", "joined", "later"]
+"""``no``: the course is not mapped, or the row was there. ``yes``: it is durable.
+``joined``: it waits for the host's commit. ``later``: no transaction was to be had
+beside the host's; call :func:`record_alone` once that has ended.
+"""
 
 
 def record(
@@ -28,9 +41,9 @@ def record(
     completion: Completion,
     *,
     join: bool = False,
-) -> tuple[bool, bool]:
-    """Write the completion's row, by one statement, unless it is there already or the
-    course is not mapped.
+) -> Recorded:
+    """Write the completion's row, unless it is there already or the course is not
+    mapped.
 
     The row joins the session's transaction if that has written something, so that
     both are kept or neither; otherwise it has a transaction of its own and is durable
@@ -38,122 +51,191 @@ def record(
 
     :param session: The host's session on the current context.
     :param join: Join in any case.
-    :return: Whether a row may have been written, and whether it waits for the host's
-        commit.
+    """
+    if join or has_writes(session, engine):
+        return "joined" if _join(session, completion) else "no"
+
+    # The session may hold a connection because it has read something.
+    reads = session.in_transaction()
+
+    if reads and _is_exhausted(engine.pool):
+        return "later"
+
+    try:
+        return "yes" if record_alone(engine, completion) else "no"
+    except (sa.exc.OperationalError, sa.exc.TimeoutError):
+        # To join would be to lose the row where the host only reads.
+        if reads:
+            return "later"
+
+        raise
+
+
+def record_alone(engine: sa.Engine, completion: Completion) -> bool:
+    """Write the row in a transaction of its own.
+
+    :return: Whether a row may have been written.
     """
     parameters = _parameters(completion)
 
-    if join or has_writes(session, engine):
-        return _join(session, parameters), True
+    if engine.dialect.name != "sqlite":
+        return _insert_alone(engine, parameters)
 
-    try:
-        with engine.begin() as connection:
-            return connection.execute(
-                _statement(engine.dialect.name), parameters
-            ).rowcount != 0, False
-    except sa.exc.OperationalError:
-        # SQLite: somebody holds the write lock. If it is the host itself, in a way
-        # that was not seen, waiting would not help and joining does.
-        if not session.in_transaction():
-            raise
-
-        return _join(session, parameters), True
+    # SQLite has waited for the lock already: the host's request is not held up again.
+    with hide_parameters(), engine.begin() as connection:
+        return _insert(connection, parameters)
 
 
-def _join(session: orm.Session, parameters: dict[str, t.Any]) -> bool:
+def _join(session: orm.Session, completion: Completion) -> bool:
     connection = session.connection()
-    name = connection.dialect.name
-    statement = _statement(name)
+    parameters = _parameters(completion)
 
-    # There, a failed statement spoils the whole transaction, the host's included.
-    # Elsewhere it does not, and on SQLite releasing a savepoint may even commit.
-    if name not in ("sqlite", "mysql", "mariadb"):
-        with connection.begin_nested():
-            return connection.execute(statement, parameters).rowcount != 0
+    with hide_parameters():
+        # A failed statement spoils the whole transaction there, the host's included.
+        # Elsewhere it does not, and on SQLite releasing a savepoint may even commit.
+        if connection.dialect.name == "postgresql" and not _is_autocommit(connection):
+            with connection.begin_nested():
+                return _insert(connection, parameters)
 
-    return connection.execute(statement, parameters).rowcount != 0
+        return _insert(connection, parameters)
+
+
+def _is_autocommit(connection: sa.Connection) -> bool:
+    raw = connection.connection.dbapi_connection
+    return raw is not None and connection.dialect.detect_autocommit_setting(raw)
+
+
+def _is_exhausted(pool: sa.Pool) -> bool:
+    # Requests that each hold one connection and wait for a second would wait for each
+    # other, as long as the pool lets them.
+    limit: int | None = getattr(pool, "_max_overflow", None)
+    return (
+        isinstance(pool, sa.QueuePool)
+        and limit is not None
+        and 0 <= limit <= pool.overflow()
+        and pool.checkedin() == 0
+    )
 
 
 def _parameters(completion: Completion) -> dict[str, t.Any]:
     member = completion.member
     return {
-        "p_member_id": member.id,
-        "p_kind": completion.kind,
-        "p_course_id": completion.course_id,
-        "p_email": member.email,
-        "p_first_name": member.first_name,
-        "p_last_name": member.last_name,
-        "p_completed_at": completion.completed_at,
-        "p_now": dt.datetime.now(dt.UTC),
+        "member_id": member.id,
+        "kind": completion.kind,
+        "course_id": completion.course_id,
+        "email": member.email,
+        "first_name": member.first_name,
+        "last_name": member.last_name,
+        "completed_at": completion.completed_at,
+        "recorded_at": dt.datetime.now(dt.UTC),
     }
+
+
+_TABLE = t.cast(sa.Table, Issuance.__table__)
+
+_NEW = {
+    "state": "pending",
+    "attempts": 0,
+    "maybe_issued": False,
+    "deaths": 0,
+    "look_ups": 0,
+}
+
+
+def _insert(connection: sa.Connection, parameters: dict[str, t.Any]) -> bool:
+    """Look up the mapping, take the snapshot and keep "one badge per member and
+    course", by a constant number of statements.
+    """
+    name = connection.dialect.name
+    # Not named as the columns are: those would be set and not selected.
+    given = {f"p_{column}": value for column, value in parameters.items()}
+
+    if name not in ("mysql", "mariadb"):
+        return connection.execute(_statement(name), given).rowcount != 0
+
+    # INSERT … SELECT would lock what it reads until the host's commit, and so would a
+    # duplicate key: no worker could touch the row or close the gate meanwhile.
+    there = sa.exists().where(*(_given(column) == _TABLE.c[column] for column in _KEY))
+    found = connection.execute(
+        _look_up(_from_mapping(name)).where(~there), given
+    ).one_or_none()
+
+    if found is None:
+        return False
+
+    from sqlalchemy.dialects import mysql
+
+    # Not IGNORE: that would hide every other error too.
+    statement = mysql.insert(_TABLE).values(parameters | _NEW | dict(found._mapping))
+    statement = statement.on_duplicate_key_update(id=_TABLE.c.id)
+    return connection.execute(statement).rowcount != 0
+
+
+_insert_alone = in_transaction(_insert)
+
+_KEY = ("member_id", "kind", "course_id")
+
+
+def _given(column: str) -> sa.BindParameter[t.Any]:
+    return sa.bindparam(f"p_{column}", type_=_TABLE.c[column].type)
+
+
+def _from_mapping(dialect: str) -> dict[str, sa.ColumnElement[t.Any]]:
+    """What is not given by the host, where the course is mapped."""
+    now = clock.server_now(dialect)
+
+    if now is None:
+        now = _given("recorded_at")
+
+    return {
+        "organization_id": Connection.organization_id.expression,
+        "template_id": Template.id.expression,
+        "badge_name": Template.name.expression,
+        "recorded_at": now,
+        "due_at": now,
+    }
+
+
+def _look_up(columns: dict[str, sa.ColumnElement[t.Any]]) -> sa.Select[t.Any]:
+    labelled: list[t.Any] = [value.label(name) for name, value in columns.items()]
+    select: sa.Select[t.Any] = sa.select(*labelled)
+    return (
+        select.select_from(Mapping)
+        .join(Template, Template.id == Mapping.template_id)
+        .join(Connection, Connection.id == Mapping.connection_id)
+        .where(Mapping.kind == _given("kind"), Mapping.course_id == _given("course_id"))
+    )
 
 
 @functools.cache
 def _statement(dialect: str) -> sa.Insert:
-    """``INSERT … SELECT … FROM mapping … ON CONFLICT DO NOTHING``: looks up the
-    mapping, takes the snapshot and keeps "one badge per member and course" in one
-    round trip, however many mappings there are.
-    """
-    table = t.cast(sa.Table, Issuance.__table__)
-
-    def given(column: str) -> sa.ColumnElement[t.Any]:
-        return sa.bindparam(f"p_{column}", type_=table.c[column].type).label(column)
-
-    now = clock.server_now(dialect)
-
-    if now is None:
-        now = sa.bindparam("p_now", type_=table.c.recorded_at.type)
-
-    source = {
-        "member_id": given("member_id"),
-        "kind": given("kind"),
-        "course_id": given("course_id"),
-        "organization_id": Connection.organization_id,
-        "template_id": Template.id,
-        "badge_name": Template.name,
-        "email": given("email"),
-        "first_name": given("first_name"),
-        "last_name": given("last_name"),
-        "completed_at": given("completed_at"),
-        "recorded_at": now.label("recorded_at"),
-        "state": sa.literal("pending", table.c.state.type).label("state"),
-        "due_at": now.label("due_at"),
-        "attempts": sa.literal(0).label("attempts"),
-        "maybe_issued": sa.literal(False).label("maybe_issued"),
+    """``INSERT … SELECT … FROM mapping … ON CONFLICT DO NOTHING``."""
+    columns: dict[str, sa.ColumnElement[t.Any]] = {
+        **{
+            name: _given(name)
+            for name in (*_KEY, "email", "first_name", "last_name", "completed_at")
+        },
+        **{
+            name: sa.literal(value, _TABLE.c[name].type) for name, value in _NEW.items()
+        },
+        **_from_mapping(dialect),
     }
-    select = (
-        sa.select(*source.values())
-        .select_from(Mapping)
-        .join(Template, Template.id == Mapping.template_id)
-        .join(Connection, Connection.id == Mapping.connection_id)
-        .where(
-            Mapping.kind == sa.bindparam("p_kind", type_=table.c.kind.type),
-            Mapping.course_id
-            == sa.bindparam("p_course_id", type_=table.c.course_id.type),
-        )
-    )
+    select = _look_up(columns)
 
     if dialect == "sqlite":
         from sqlalchemy.dialects import sqlite
 
         return (
-            sqlite.insert(table)
-            .from_select(list(source), select)
+            sqlite.insert(_TABLE)
+            .from_select(list(columns), select)
             .on_conflict_do_nothing()
         )
-
-    if dialect in ("mysql", "mariadb"):
-        from sqlalchemy.dialects import mysql
-
-        # Not IGNORE: that would hide every other error too.
-        statement = mysql.insert(table).from_select(list(source), select)
-        return statement.on_duplicate_key_update(id=table.c.id)
 
     from sqlalchemy.dialects import postgresql
 
     return (
-        postgresql.insert(table)
-        .from_select(list(source), select)
+        postgresql.insert(_TABLE)
+        .from_select(list(columns), select)
         .on_conflict_do_nothing()
     )
 
@@ -169,7 +251,12 @@ def has_writes(session: orm.Session, engine: sa.Engine) -> bool:
     if not session.in_transaction():
         return False
 
-    connection = session.connection()
+    try:
+        connection = session.connection()
+    except sa.exc.InvalidRequestError:
+        # In the midst of its commit: what it wrote is durable by now.
+        return False
+
     return connection.engine is engine and _WROTE in connection.info
 
 
@@ -181,8 +268,11 @@ def watch_writes(engine: sa.Engine) -> None:
         return
 
     event.listen(engine, "after_cursor_execute", _note_write)
-    event.listen(engine, "commit", _forget_writes)
-    event.listen(engine, "rollback", _forget_writes)
+    event.listen(engine, "savepoint", _note_savepoint)
+    event.listen(engine, "rollback_savepoint", _roll_back_savepoint)
+
+    for name in ("commit", "rollback", "commit_twophase", "rollback_twophase"):
+        event.listen(engine, name, _forget_writes)
 
 
 def _note_write(
@@ -197,10 +287,27 @@ def _note_write(
         context.isinsert
         or context.isupdate
         or context.isdelete
-        or _DML.match(statement)
+        or _WRITES.match(statement)
     ):
         connection.info[_WROTE] = True
 
 
-def _forget_writes(connection: sa.Connection) -> None:
-    connection.info.pop(_WROTE, None)
+def _note_savepoint(connection: sa.Connection, name: str) -> None:
+    saved = connection.info.setdefault(_SAVEPOINTS, {})
+    saved[name] = _WROTE in connection.info
+
+
+def _roll_back_savepoint(connection: sa.Connection, name: str, _: object) -> None:
+    if connection.invalidated:
+        return
+
+    if not connection.info.get(_SAVEPOINTS, {}).get(name, True):
+        connection.info.pop(_WROTE, None)
+
+
+def _forget_writes(connection: sa.Connection, *_: object) -> None:
+    # A lost connection has no info any more, and asking for it would raise into the
+    # host's rollback.
+    if not connection.invalidated:
+        connection.info.pop(_WROTE, None)
+        connection.info.pop(_SAVEPOINTS, None)

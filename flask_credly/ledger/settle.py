@@ -17,6 +17,7 @@ from .claim import Row
 from .decide import Answer
 from .decide import Phase
 from .decide import Rule
+from .transaction import in_transaction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,37 +41,34 @@ class Settlement:
     status: int | None = None
 
 
+@in_transaction
 def settle(
-    engine: sa.Engine, settlements: cabc.Sequence[Settlement]
+    connection: sa.Connection, settlements: cabc.Sequence[Settlement]
 ) -> list[Settlement]:
     """Save them all in one transaction.
 
     :return: Those that were saved: without those whose lease was lost.
     """
-    if not settlements:
-        return []
-
-    with engine.begin() as connection:
-        now = clock.now(connection)
-        return [each for each in settlements if _save(connection, each, now)]
+    now = clock.now(connection) if settlements else None
+    return [each for each in settlements if now and _save(connection, each, now)]
 
 
-def cancel(engine: sa.Engine, row: Row, reason: str) -> None:
+@in_transaction
+def cancel(connection: sa.Connection, row: Row, reason: str) -> None:
     """End a row without a request, as its course is not mapped any more."""
-    with engine.begin() as connection:
-        _end(connection, row, "cancelled", reason)
+    _end(connection, row, "cancelled", reason)
 
 
-def fail(engine: sa.Engine, row: Row, detail: str) -> bool:
+@in_transaction
+def fail(connection: sa.Connection, row: Row, detail: str) -> bool:
     """End a row without a request, as it cannot be sent as it is.
 
     :return: Whether it was saved: not if the lease was lost.
     """
-    with engine.begin() as connection:
-        saved = _end(connection, row, "failed", detail)
+    saved = _end(connection, row, "failed", detail)
 
-        if saved:
-            _log_failure(connection, row, clock.now(connection), detail)
+    if saved:
+        _log_failure(connection, row, clock.now(connection), detail)
 
     return saved
 
@@ -79,24 +77,31 @@ def _end(connection: sa.Connection, row: Row, state: State, error: str) -> bool:
     values = {"state": state, "lease": None, "due_at": None, "error": error[:500]}
     now = clock.now(connection)
     return bool(
-        connection.execute(_held(row).values(**values, settled_at=now)).rowcount
+        connection.execute(
+            _of(row).where(_IS_SENT).values(**values, settled_at=now)
+        ).rowcount
     )
 
 
-def _held(row: Row) -> sa.Update:
-    return sa.update(Issuance).where(
-        Issuance.id == row.id, Issuance.lease == row.lease, Issuance.state == "sending"
-    )
+def _of(row: Row) -> sa.Update:
+    return sa.update(Issuance).where(Issuance.id == row.id, Issuance.lease == row.lease)
+
+
+# Remove ends a row that is being sent, but leaves it its lease: that the badge was
+# issued all the same is written down, but nothing brings it back.
+_IS_SENT = Issuance.state == "sending"
 
 
 def _save(connection: sa.Connection, each: Settlement, now: dt.datetime) -> bool:
     row, rule = each.row, each.rule
+    this = _of(row)
     values: dict[str, object] = {
         "lease": None,
         "error": (each.detail or "")[:500] or None,
     }
 
     if rule.then in ("wait", "at once"):
+        this = this.where(_IS_SENT)
         values["state"] = "pending"
         values["due_at"] = now + dt.timedelta(seconds=each.wait)
     else:
@@ -106,6 +111,9 @@ def _save(connection: sa.Connection, each: Settlement, now: dt.datetime) -> bool
 
     if each.badge_id:
         values["badge_id"] = each.badge_id
+
+    if each.phase == "look-up" and rule.then == "wait":
+        values["look_ups"] = row.look_ups + 1
 
     if each.phase == "issue":
         if not rule.counts:
@@ -117,7 +125,7 @@ def _save(connection: sa.Connection, each: Settlement, now: dt.datetime) -> bool
     if rule.maybe_issued is not None:
         values["maybe_issued"] = rule.maybe_issued
 
-    if not connection.execute(_held(row).values(**values)).rowcount:
+    if not connection.execute(this.values(**values)).rowcount:
         return False
 
     if each.phase == "issue":
