@@ -208,7 +208,7 @@ class TestTransactions:
         assert "member '42', course 'py-101'" in caplog.text
         host.db.create_all()
 
-    def test_a_completion_is_one_statement_whatever_the_number_of_mappings(
+    def test_a_completion_takes_few_statements_whatever_the_number_of_mappings(
         self, enrolled: tuple[Host, t.Any]
     ) -> None:
         host, _ = enrolled
@@ -222,7 +222,7 @@ class TestTransactions:
         host.complete()
         event.remove(host.state.engine, "before_cursor_execute", note)
 
-        assert len(seen) == 1
+        assert len(seen) == (2 if host.state.engine.dialect.name == "mysql" else 1)
 
     def test_ids_that_differ_in_case_are_different_members(
         self, enrolled: tuple[Host, t.Any]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import typing as t
 
 import sqlalchemy as sa
@@ -17,6 +18,9 @@ from ..models import Template
 from ..settings import State
 from .connecting import get
 from .connecting import NotConnected
+
+UNDO_TIME = dt.timedelta(hours=1)
+"""For how long what a removal has cancelled comes back with an undo."""
 
 
 class AlreadyMapped(Exception):
@@ -76,7 +80,9 @@ def add_mapping(
 
     if undo:
         session.execute(
-            _issuances(course, "cancelled").values(
+            _issuances(course, "cancelled")
+            .where(Issuance.settled_at > clock.now(session.connection()) - UNDO_TIME)
+            .values(
                 state="pending",
                 settled_at=None,
                 error=None,

@@ -269,6 +269,7 @@ def watch_writes(engine: sa.Engine) -> None:
 
     event.listen(engine, "after_cursor_execute", _note_write)
     event.listen(engine, "savepoint", _note_savepoint)
+    event.listen(engine, "release_savepoint", _release_savepoint)
     event.listen(engine, "rollback_savepoint", _roll_back_savepoint)
 
     for name in ("commit", "rollback", "commit_twophase", "rollback_twophase"):
@@ -292,17 +293,21 @@ def _note_write(
         connection.info[_WROTE] = True
 
 
-def _note_savepoint(connection: sa.Connection, name: str) -> None:
-    saved = connection.info.setdefault(_SAVEPOINTS, {})
-    saved[name] = _WROTE in connection.info
+def _note_savepoint(connection: sa.Connection, _: object) -> None:
+    # By order and not by name: that is only given after this.
+    before = connection.info.setdefault(_SAVEPOINTS, [])
+    before.append(_WROTE in connection.info)
 
 
-def _roll_back_savepoint(connection: sa.Connection, name: str, _: object) -> None:
-    if connection.invalidated:
-        return
+def _release_savepoint(connection: sa.Connection, *_: object) -> None:
+    if not connection.invalidated and connection.info.get(_SAVEPOINTS):
+        connection.info[_SAVEPOINTS].pop()
 
-    if not connection.info.get(_SAVEPOINTS, {}).get(name, True):
-        connection.info.pop(_WROTE, None)
+
+def _roll_back_savepoint(connection: sa.Connection, *_: object) -> None:
+    if not connection.invalidated and connection.info.get(_SAVEPOINTS):
+        if not connection.info[_SAVEPOINTS].pop():
+            connection.info.pop(_WROTE, None)
 
 
 def _forget_writes(connection: sa.Connection, *_: object) -> None:

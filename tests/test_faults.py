@@ -1,0 +1,663 @@
+"""The database in trouble, the host in a strange state, Credly with odd answers: what
+was completed is kept, and what was answered is written down.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc as cabc
+import contextlib
+import datetime as dt
+import threading
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+from conftest import a_member
+from conftest import connect
+from conftest import Connected
+from conftest import COURSES
+from conftest import every_database
+from conftest import Host
+from conftest import MakeHost
+from sqlalchemy import event
+
+from flask_credly import connection
+from flask_credly import Member
+from flask_credly import signals
+from flask_credly.ledger import claim
+from flask_credly.ledger import gates
+from flask_credly.ledger import overview
+from flask_credly.ledger import settle
+from flask_credly.models import Attempt
+from flask_credly.models import Base
+from flask_credly.models import Connection
+from flask_credly.models import Issuance
+from flask_credly.models import LogEntry
+from flask_credly.testing import CredlySimulator
+
+servers = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+mariadb = pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+
+
+def backend(connected: sa.Connection) -> int:
+    """Get the server's number of a connection."""
+    number: int = connected.scalar(
+        sa.text(
+            "SELECT pg_backend_pid()"
+            if connected.dialect.name == "postgresql"
+            else "SELECT connection_id()"
+        )
+    )
+    return number
+
+
+def kill(engine: sa.Engine, number: int) -> None:
+    """End a connection from the server's side."""
+    other = sa.create_engine(engine.url, isolation_level="AUTOCOMMIT")
+
+    with other.connect() as connected:
+        if engine.dialect.name == "postgresql":
+            connected.execute(sa.text(f"SELECT pg_terminate_backend({number}, 5000)"))
+        else:
+            connected.execute(sa.text(f"KILL {number}"))
+
+    other.dispose()
+
+
+def host_writes(host: Host) -> None:
+    """Leave a transaction open that has written something."""
+    host.db.session.execute(sa.text("UPDATE host_thing SET id = 2"))
+
+
+@pytest.fixture
+def with_table(
+    make_host: MakeHost, credly: CredlySimulator
+) -> cabc.Iterator[cabc.Callable[..., Host]]:
+    """Make connected hosts that have a table of their own."""
+    made: list[Host] = []
+
+    with contextlib.ExitStack() as stack:
+
+        def make(**config: t.Any) -> Host:
+            host = make_host(**config)
+            stack.enter_context(host.app.app_context())
+            connect(host, credly)
+            host.db.session.execute(sa.text("CREATE TABLE host_thing (id INT)"))
+            host.db.session.execute(sa.text("INSERT INTO host_thing VALUES (1)"))
+            host.db.session.commit()
+            host.db.session.remove()
+            made.append(host)
+            return host
+
+        yield make
+
+        for host in made:
+            host.db.session.remove()
+            host.db.session.execute(sa.text("DROP TABLE host_thing"))
+            host.db.session.commit()
+
+
+class TestTheHostIsNotHarmed:
+    @servers
+    def test_a_rollback_after_a_lost_connection(
+        self, with_table: cabc.Callable[..., Host]
+    ) -> None:
+        host = with_table()
+        kill(host.state.engine, backend(host.db.session.connection()))
+
+        with pytest.raises(sa.exc.OperationalError):
+            host.db.session.execute(sa.text("SELECT 1"))
+
+        host.db.session.rollback()
+        assert host.db.session.scalar(sa.text("SELECT 1")) == 1
+
+    @mariadb
+    def test_an_open_transaction_of_the_host_keeps_no_gate_open(
+        self, with_table: cabc.Callable[..., Host]
+    ) -> None:
+        impatient = {"init_command": "SET innodb_lock_wait_timeout = 2"}
+        host = with_table(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": impatient})
+        host_writes(host)
+        host.complete()
+        gate = gates.read(host.state.engine)
+        assert gate is not None
+
+        until = gates.pause(host.state.engine, gate.generation, "rate limit", 5, "x")
+
+        assert until is not None
+
+    @mariadb
+    def test_a_completion_sent_twice_keeps_no_worker_waiting(
+        self, with_table: cabc.Callable[..., Host], credly: CredlySimulator
+    ) -> None:
+        impatient = {"init_command": "SET innodb_lock_wait_timeout = 2"}
+        host = with_table(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": impatient})
+        host.complete()
+        host_writes(host)
+        host.complete()
+
+        def drain() -> None:
+            with host.app.app_context():
+                host.drain()
+
+        in_other_thread(drain)
+
+        assert len(credly.badges) == 1
+
+    @postgresql
+    def test_an_engine_that_commits_by_itself(
+        self, with_table: cabc.Callable[..., Host]
+    ) -> None:
+        host = with_table(SQLALCHEMY_ENGINE_OPTIONS={"isolation_level": "AUTOCOMMIT"})
+        host_writes(host)
+        host.complete()
+        host.db.session.remove()
+
+        assert len(host.rows()) == 1
+
+    def test_an_error_of_the_database_names_nobody(
+        self, connected: Connected, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        connected.host.db.session.execute(sa.text("DROP TABLE credly_attempt"))
+        connected.host.db.session.execute(sa.text("DROP TABLE credly_issuance"))
+        connected.host.db.session.commit()
+        connected.host.complete(completed_at=dt.datetime.now(dt.UTC))
+
+        assert "was not recorded" in caplog.text
+        assert "SQL parameters hidden" in caplog.text
+        assert "member-42@" not in caplog.text
+        assert "Ada" not in caplog.text
+
+
+def in_other_thread(*work: cabc.Callable[[], object]) -> None:
+    """Run them at once, and raise what they raise."""
+    errors: list[BaseException] = []
+
+    def run(each: cabc.Callable[[], object]) -> None:
+        try:
+            each()
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=run, args=(each,)) for each in work]
+
+    for thread in threads:
+        thread.start()
+
+    for thread in threads:
+        thread.join()
+
+    if errors:
+        raise errors[0]
+
+
+class TestReadingIsNotWriting:
+    """What the host only read, it may never commit."""
+
+    @every_database
+    def test_a_common_table_expression(
+        self, with_table: cabc.Callable[..., Host]
+    ) -> None:
+        host = with_table()
+        host.db.session.execute(
+            sa.text("WITH found AS (SELECT id FROM host_thing) SELECT id FROM found")
+        )
+        host.complete()
+        host.db.session.remove()
+
+        assert len(host.rows()) == 1
+
+    @every_database
+    def test_a_savepoint_that_was_taken_back(
+        self, with_table: cabc.Callable[..., Host]
+    ) -> None:
+        host = with_table()
+        nested = host.db.session.begin_nested()
+        host_writes(host)
+        nested.rollback()
+        host.complete()
+        host.db.session.remove()
+
+        assert len(host.rows()) == 1
+
+    @every_database
+    def test_a_write_before_a_savepoint_still_counts(
+        self, with_table: cabc.Callable[..., Host]
+    ) -> None:
+        host = with_table()
+        host_writes(host)
+        nested = host.db.session.begin_nested()
+        host_writes(host)
+        nested.rollback()
+        host.complete()
+        host.db.session.rollback()
+
+        assert host.rows() == []
+
+    @mariadb
+    def test_a_transaction_in_two_phases_that_is_over(
+        self, with_table: cabc.Callable[..., Host]
+    ) -> None:
+        host = with_table()
+
+        with host.state.engine.connect() as connected:
+            prepared = connected.begin_twophase()
+            connected.execute(sa.text("UPDATE host_thing SET id = 3"))
+            prepared.prepare()
+            prepared.commit()
+
+        host.db.session.execute(sa.text("SELECT 1"))
+        host.complete()
+        host.db.session.remove()
+
+        assert len(host.rows()) == 1
+
+    def test_a_hook_after_the_hosts_commit(self, connected: Connected) -> None:
+        host = connected.host
+        session = host.db.session()
+        event.listen(session, "after_commit", lambda _: host.complete(), once=True)
+        session.execute(sa.update(Connection).values(client_id="changed"))
+        session.commit()
+        host.db.session.remove()
+
+        assert len(host.rows()) == 1
+
+    def test_a_completion_that_goes_with_a_rollback_is_said(
+        self, connected: Connected, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        host = connected.host
+        host.db.session.execute(sa.update(Connection).values(client_id="changed"))
+        host.complete()
+        host.db.session.remove()
+
+        assert host.rows() == []
+        assert "taken back with the transaction" in caplog.text
+        assert "'42', course 'py-101'" in caplog.text
+
+
+class TestNoConnectionToSpare:
+    @servers
+    def test_more_requests_at_once_than_the_pool_has_connections(
+        self, with_table: cabc.Callable[..., Host]
+    ) -> None:
+        small = {"pool_size": 5, "max_overflow": 0, "pool_timeout": 20}
+        host = with_table(SQLALCHEMY_ENGINE_OPTIONS=small)
+        start = threading.Barrier(5)
+
+        def request(number: int) -> None:
+            with host.app.app_context():
+                host.db.session.execute(sa.text("SELECT 1"))
+                start.wait(30)
+                host.complete(str(number))
+
+        in_other_thread(
+            *((lambda number=number: request(number)) for number in range(5))
+        )
+
+        assert len(host.rows()) == 5
+
+    @postgresql
+    def test_a_connection_of_the_pool_that_has_gone(
+        self, with_table: cabc.Callable[..., Host]
+    ) -> None:
+        host = with_table()
+        engine = host.state.engine
+        engine.dispose()
+
+        with engine.connect() as one, engine.connect() as two:
+            numbers = {backend(one), backend(two)}
+
+        mine = backend(host.db.session.connection())
+        (other,) = numbers - {mine}
+        kill(engine, other)
+        host.complete()
+        host.db.session.remove()
+
+        assert len(host.rows()) == 1
+
+
+class TestDrainUnderFaults:
+    @every_database
+    def test_a_lock_that_passes_is_waited_for(
+        self, host: Host, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A deadlock's victim does its transaction again."""
+        with host.app.app_context():
+            connect(host, credly)
+            host.complete()
+            failing = [2]
+
+            def in_the_way(connected: sa.Connection, *_: object) -> None:
+                if failing[0]:
+                    failing[0] -= 1
+                    raise sa.exc.OperationalError(
+                        "", {}, Exception("database is locked")
+                    )
+
+            event.listen(host.state.engine, "commit", in_the_way)
+            host.drain()
+            event.remove(host.state.engine, "commit", in_the_way)
+
+            assert (host.row().state, failing) == ("issued", [0])
+
+    def test_answers_are_kept_when_the_drain_ends_early(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, credly, _ = connected
+
+        for number in range(6):
+            host.complete(str(number))
+
+        real, failing = claim.begin, [None]
+
+        def begin(*args: t.Any, **given: t.Any) -> t.Any:
+            if len(credly.badges) and failing:
+                failing.pop()
+                raise sa.exc.InternalError("", {}, Exception("disk full"))
+
+            return real(*args, **given)
+
+        monkeypatch.setattr(claim, "begin", begin)
+
+        with contextlib.suppress(sa.exc.InternalError):
+            host.drain()
+
+        states = collections.Counter(row.state for row in host.rows())
+        assert states["issued"] == len(credly.badges) > 0
+        assert states["sending"] == 0
+
+        host.drain()
+        assert (len(credly.badges), credly.count("issue")) == (6, 6)
+
+    def test_one_that_cannot_be_saved_takes_no_other_along(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, credly, _ = connected
+
+        for number in range(4):
+            host.complete(str(number))
+
+        real = settle._save
+
+        def save(connected: sa.Connection, each: settle.Settlement, now: t.Any) -> bool:
+            if each.row.member_id == "2":
+                raise sa.exc.DataError("", {}, Exception("bad value"))
+
+            return real(connected, each, now)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(settle, "_save", save)
+            host.drain()
+
+        assert {row.member_id: row.state for row in host.rows()} == {
+            "0": "issued",
+            "1": "issued",
+            "2": "sending",
+            "3": "issued",
+        }
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            {"status": 302, "headers": {"Location": "http://[/"}},
+            {"status": 302, "headers": {"Location": "http://host:999999/"}},
+            {
+                "status": 429,
+                "headers": {"Retry-After": "Thu, 01 Jan 99999999999 00:00:00 GMT"},
+            },
+            {
+                "status": 429,
+                "headers": {"Retry-After": "Thu, 01 Jan 2026 00:00:00 +9999999999"},
+            },
+        ],
+        ids=["location", "port", "year", "zone"],
+    )
+    @pytest.mark.parametrize("kind", ["issue", "look-up", "token"])
+    def test_an_odd_answer_ends_no_drain(
+        self, connected: Connected, answer: dict[str, t.Any], kind: t.Any
+    ) -> None:
+        host, credly, _ = connected
+
+        if kind == "look-up":
+            credly.fail("issue", status=500)
+        elif kind == "token":
+            credly.revoke_tokens()
+
+        credly.fail(kind, **answer)
+
+        for number in range(3):
+            host.complete(str(number))
+
+        for _ in range(4):
+            host.drain()
+            open_again(host)
+
+        assert {row.state for row in host.rows()} == {"issued"}
+
+    def test_a_failing_receiver_of_the_pause_loses_no_answer(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", status=429, times=9)
+        host.complete()
+
+        def receive(sender: object, **_: object) -> None:
+            raise RuntimeError("of the host")
+
+        with signals.issuance_paused.connected_to(receive):
+            for _ in range(9):
+                host.drain()
+                open_again(host)
+
+        host.drain()
+        assert (host.row().state, host.row().attempts) == ("issued", 1)
+
+    def test_a_row_that_kills_its_worker_takes_no_other_along(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        class Killed(BaseException):
+            pass
+
+        def load(member_id: str) -> Member:
+            if member_id == "3":
+                raise Killed
+
+            return a_member(member_id)
+
+        host = make_host(member=load)
+
+        with host.app.app_context():
+            connect(host, credly)
+
+            for number in range(10):
+                host.complete(member=Member(str(number), "", "", ""))
+
+            for _ in range(12):
+                with contextlib.suppress(Killed):
+                    host.drain()
+
+                host.make_due()
+
+            states = {row.member_id: row.state for row in host.rows()}
+            assert states.pop("3") == "failed"
+            assert set(states.values()) == {"issued"}
+            assert "The worker died each time" in host.log()[0][1]
+
+    def test_a_look_up_that_is_refused_for_ever_ends_with_a_word(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly, allow_duplicate_badges=True)
+            credly.fail("issue", how="reset", after=True)
+            credly.fail("look-up", status=403, times=99)
+            host.complete()
+
+            for _ in range(20):
+                host.drain()
+                host.make_due()
+
+            assert host.row().state == "failed"
+            assert (credly.count("issue"), len(credly.badges)) == (1, 1)
+            assert "Look there before you issue it by hand." in host.log()[0][1]
+
+    def test_second_course_same_template(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        """Where Credly issues a template twice, each course has its own badge; a
+        look-up does not take the other course's for it.
+        """
+        with host.app.app_context():
+            template_id = connect(host, credly, allow_duplicate_badges=True).template_id
+            credly.posts_allowed = 3
+            connection.add_mapping(host.state, COURSES[1], template_id)
+            host.complete(course_id="py-101")
+            host.drain()
+            credly.fail("issue", status=500)
+            host.complete(course_id="sql")
+
+            for _ in range(3):
+                host.drain()
+                host.make_due()
+
+            one, two = host.rows()
+            assert (one.state, two.state) == ("issued", "issued")
+            assert one.badge_id != two.badge_id
+
+        # The simulator takes it for a mistake.
+        assert len(credly.problems) == 1
+        credly.problems.clear()
+
+    def test_second_course_same_template_that_allows_one(
+        self, connected: Connected
+    ) -> None:
+        host, credly, template_id = connected
+        connection.add_mapping(host.state, COURSES[1], template_id)
+        host.complete(course_id="py-101")
+        host.complete(course_id="sql")
+        host.drain(2)
+
+        assert {row.state for row in host.rows()} <= {"issued", "held"}
+        assert len(credly.badges) == 1
+        assert host.log() == []
+
+
+def open_again(host: Host) -> None:
+    """Let the time pass until no pause is left and everything is due."""
+    past = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    host.db.session.rollback()
+    host.db.session.execute(
+        sa.update(Connection)
+        .where(Connection.paused_until.is_not(None))
+        .values(paused_until=past)
+    )
+    host.db.session.commit()
+    host.make_due()
+
+
+class TestRemoveInFlight:
+    def test_what_a_worker_holds_is_dropped_too(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        host.complete("1")
+        gate = gates.read(host.state.engine)
+        assert gate is not None
+        rows = claim.claim(host.state.engine, gate, limit=8, lease_seconds=60)
+        connection.remove(host.state)
+        claim.release(host.state.engine, rows)
+
+        assert host.rows() == []
+        assert overview.read(host.db.session).pending == 0
+
+        host.db.session.rollback()
+        connect(host, credly)
+        host.complete("1")
+        host.drain()
+        assert host.row().state == "issued"
+
+    @pytest.mark.parametrize("status", [429, 500])
+    def test_no_answer_brings_a_row_back(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch, status: int
+    ) -> None:
+        host, credly, _ = connected
+        host.complete()
+        credly.fail("issue", status=status)
+        real = settle.settle
+
+        def remove_first(*args: t.Any) -> t.Any:
+            monkeypatch.undo()
+            connection.remove(host.state)
+            return real(*args)
+
+        monkeypatch.setattr(settle, "settle", remove_first)
+        host.drain()
+
+        assert host.row().state == "failed"
+        assert (host.row().email, host.row().due_at) == ("", None)
+
+    def test_attempts_of_dropped_rows_go_too(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", status=429)
+        host.complete()
+        host.drain()
+        assert len(host.attempts()) == 1
+
+        connection.remove(host.state)
+        assert host.attempts() == []
+
+    @servers
+    def test_a_failure_that_is_saved_meanwhile(
+        self, host: Host, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The two transactions want the same rows in different orders."""
+        with host.app.app_context():
+            connect(host, credly)
+            host.complete()
+            gate = gates.read(host.state.engine)
+            assert gate is not None
+            (row,) = claim.claim(host.state.engine, gate, limit=8, lease_seconds=60)
+            host.db.session.remove()
+            in_the_midst = threading.Event()
+            real = settle._log_failure
+
+            def slowly(*args: t.Any) -> None:
+                in_the_midst.set()
+                in_the_midst.wait(0.3)
+                real(*args)
+
+            monkeypatch.setattr(settle, "_log_failure", slowly)
+
+            def fail() -> None:
+                with host.app.app_context():
+                    settle.fail(host.state.engine, row, "refused")
+
+            def remove() -> None:
+                in_the_midst.wait(10)
+
+                with host.app.app_context():
+                    connection.remove(host.state)
+
+            in_other_thread(fail, remove)
+
+            for model in (Connection, LogEntry, Attempt):
+                assert host.db.session.scalars(sa.select(model)).all() == []
+
+
+def test_undo_issues_only_what_that_removal_cancelled(connected: Connected) -> None:
+    host, credly, template_id = connected
+    host.complete("1")
+    (mapping,) = connection.list_mappings(host.db.session)
+    connection.remove_mapping(host.state, mapping.id)
+    host.drain()
+    long_ago = dt.datetime.now(dt.UTC) - dt.timedelta(days=2)
+    host.db.session.execute(sa.update(Issuance).values(settled_at=long_ago))
+    host.db.session.commit()
+    connection.add_mapping(host.state, COURSES[0], template_id, undo=True)
+
+    assert host.row().state == "cancelled"
+
+
+def test_names_of_every_script_fit_into_every_table() -> None:
+    for table in Base.metadata.tables.values():
+        assert table.dialect_options["mysql"]["charset"] == "utf8mb4"
+        assert table.dialect_options["mariadb"]["charset"] == "utf8mb4"
