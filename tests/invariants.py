@@ -1,0 +1,320 @@
+"""What must hold whatever happened, judged by Credly's book and not by our tables
+alone.
+
+Each function takes what it needs and returns the violations in words. The storm, the
+crash points and the state machine share them.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc as cabc
+import dataclasses
+import datetime as dt
+import itertools
+import typing as t
+
+from flask_credly.ledger.log import CONNECTION_EXPIRED
+from flask_credly.ledger.log import ISSUANCE_FAILED
+from flask_credly.ledger.log import RATE_LIMIT
+from flask_credly.models import Attempt
+from flask_credly.models import Issuance
+from flask_credly.models import LogEntry
+
+Badge = tuple[str, str]
+"""A member's id and a template's id: what there may be one of."""
+
+Rows = cabc.Sequence[Issuance]
+Violations = list[str]
+
+MADE = ("issued", "held")
+SHOWN = ("failed", "cancelled")
+FINAL = MADE + SHOWN
+
+COUNTED = ("issued", "found", "held", "refused", "unknown")
+"""Answers that use up one of the two attempts."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Booked:
+    """A badge in Credly's book."""
+
+    member_id: str
+    template_id: str
+    at: dt.datetime
+
+    @property
+    def badge(self) -> Badge:
+        return self.member_id, self.template_id
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A completion that the host could not commit.
+
+    :param excused: Whether the host's own database was away.
+    """
+
+    member_id: str
+    error: str
+    excused: bool
+
+
+def read_book(
+    badges: cabc.Iterable[dict[str, t.Any]], member_of: cabc.Callable[[str], str]
+) -> list[Booked]:
+    """Read the simulator's badges.
+
+    :param member_of: Finds the member's id by the address on the badge.
+    """
+    return [
+        Booked(
+            member_id=member_of(badge["recipient_email"]),
+            template_id=badge["badge_template"]["id"],
+            at=dt.datetime.fromisoformat(badge["created_at"]),
+        )
+        for badge in badges
+    ]
+
+
+def badge_of(row: Issuance) -> Badge:
+    """Get what the row is about."""
+    return row.member_id, row.template_id
+
+
+def lost(
+    rows: Rows, book: cabc.Iterable[Booked], acknowledged: cabc.Iterable[Badge]
+) -> Violations:
+    """I1: what was committed is in the book, or is shown with a reason."""
+    booked = {entry.badge for entry in book}
+    by_badge = {badge_of(row): row for row in rows}
+    found = []
+
+    for badge in acknowledged:
+        row = by_badge.get(badge)
+
+        if badge in booked or (row and row.state in SHOWN and row.error):
+            continue
+
+        state = f"is {row.state!r} ({row.error})" if row else "has no row"
+        found.append(f"{_name(badge)} was committed, is not in the book and {state}")
+
+    return found
+
+
+def duplicated(book: cabc.Iterable[Booked]) -> Violations:
+    """I2: a member has a badge once."""
+    count = collections.Counter(entry.badge for entry in book)
+    return [
+        f"{_name(badge)} is in the book {n} times"
+        for badge, n in count.items()
+        if n > 1
+    ]
+
+
+def false_issued(rows: Rows, book: cabc.Iterable[Booked]) -> Violations:
+    """I3: what is said to be issued is in the book."""
+    booked = {entry.badge for entry in book}
+    return [
+        f"{_name(badge_of(row))} is {row.state!r} and not in the book"
+        for row in rows
+        if row.state in MADE and badge_of(row) not in booked
+    ]
+
+
+def false_failed(rows: Rows, book: cabc.Iterable[Booked]) -> Violations:
+    """I4: what is said to have failed is not in the book."""
+    booked = {entry.badge for entry in book}
+    return [
+        f"{_name(badge_of(row))} is {row.state!r} ({row.error}) and in the book"
+        for row in rows
+        if row.state in SHOWN and badge_of(row) in booked
+    ]
+
+
+def unexpected(
+    book: cabc.Iterable[Booked], attempted: cabc.Container[Badge]
+) -> Violations:
+    """I5: nothing is in the book that nobody completed."""
+    return [
+        f"{_name(entry.badge)} is in the book and was never completed"
+        for entry in book
+        if entry.badge not in attempted
+    ]
+
+
+def sent_unmapped(
+    rows: Rows,
+    attempts: cabc.Iterable[Attempt],
+    removed_at: cabc.Mapping[tuple[str, str], dt.datetime],
+) -> Violations:
+    """I5: no request was begun after the course's mapping was gone.
+
+    :param removed_at: Database's times by kind and course.
+    """
+    by_id = {row.id: row for row in rows}
+    found = []
+
+    for attempt in attempts:
+        row = by_id[attempt.issuance_id]
+        removed = removed_at.get((row.kind, row.course_id))
+
+        if removed is not None and attempt.started_at > removed:
+            found.append(
+                f"{_name(badge_of(row))} was sent after its mapping was removed"
+            )
+
+    return found
+
+
+def too_many_posts(
+    rows: Rows,
+    attempts: cabc.Iterable[Attempt],
+    posts: cabc.Mapping[Badge, int],
+) -> Violations:
+    """I6: every request was written down before it went out, and two count at most.
+
+    :param posts: Requests to issue that the simulator received.
+    """
+    by_row: dict[int, list[Attempt]] = collections.defaultdict(list)
+
+    for attempt in attempts:
+        by_row[attempt.issuance_id].append(attempt)
+
+    found = []
+    written: collections.Counter[Badge] = collections.Counter()
+
+    for row in rows:
+        answers = [attempt.answer for attempt in by_row[row.id]]
+        written[badge_of(row)] += len(answers)
+        counted = sum(answer in COUNTED for answer in answers)
+
+        if counted > 2:
+            found.append(f"{_name(badge_of(row))} had {counted} attempts: {answers}")
+
+    for badge, number in posts.items():
+        if number > written[badge]:
+            found.append(
+                f"{_name(badge)} was sent {number} times, and {written[badge]} were"
+                " written down"
+            )
+
+    return found
+
+
+def sent_while_closed(
+    sent: cabc.Iterable[float], closed: cabc.Iterable[tuple[float, float]]
+) -> Violations:
+    """I6: nothing was sent while the gate was closed.
+
+    :param sent: Times of requests to issue.
+    :param closed: Spans in which nothing could be on its way any more.
+    """
+    sent = list(sent)
+    found = []
+
+    for begin, end in closed:
+        if number := sum(begin < at < end for at in sent):
+            found.append(f"{number} requests in {end - begin:.1f} s of a closed gate")
+
+    return found
+
+
+def too_many_tokens(fetched: int, allowed: int) -> Violations:
+    """I7: a token is fetched once, and once more for each that ended.
+
+    :param fetched: Tokens that Credly gave.
+    :param allowed: Connects, tokens that ended, and workers that died.
+    """
+    return [f"{fetched} tokens instead of {allowed}"] if fetched > allowed else []
+
+
+def wrong_log(
+    rows: Rows,
+    log: cabc.Sequence[LogEntry],
+    *,
+    expiries: int,
+    rate_limits: int,
+    pause: float = 1.0,
+) -> Violations:
+    """I8: one entry for a final failure, one for a pause and one for an expiry.
+
+    :param rate_limits: Answers 429 that Credly gave.
+    :param pause: Seconds of the shortest pause that they asked for.
+    """
+    failures = collections.Counter(
+        entry.issuance_id for entry in log if entry.error == ISSUANCE_FAILED
+    )
+    found = [
+        f"{_name(badge_of(row))} is {row.state!r} and has {failures[row.id]} entries"
+        for row in rows
+        if failures[row.id] != (row.state == "failed")
+    ]
+    expired = sum(entry.error == CONNECTION_EXPIRED for entry in log)
+
+    if expired != expiries:
+        found.append(f"{expired} entries for {expiries} expiries")
+
+    paused = [entry.at for entry in log if entry.error == RATE_LIMIT]
+
+    if len(paused) > rate_limits:
+        found.append(f"{len(paused)} pauses after {rate_limits} answers 429")
+
+    for one, next_ in itertools.pairwise(sorted(paused)):
+        if (gap := (next_ - one).total_seconds()) < pause:
+            found.append(f"two entries for one pause, {gap:.3f} s apart")
+
+    return found
+
+
+def leaked(
+    canaries: cabc.Mapping[str, str], places: cabc.Iterable[tuple[str, bytes]]
+) -> Violations:
+    """I9: no address, name, secret or token is where it does not belong.
+
+    :param canaries: What must not be found, by what it is.
+    :param places: What was searched, by where it is.
+    """
+    found: dict[str, None] = {}
+
+    for where, content in places:
+        for what, canary in canaries.items():
+            if canary and canary.encode() in content:
+                found.setdefault(f"{what} in {where}")
+
+    return list(found)
+
+
+def host_broken(
+    broken: cabc.Iterable[str], refused: cabc.Iterable[Refusal]
+) -> Violations:
+    """I10: no completion of the host's failed because of us.
+
+    :param broken: Errors that the signal raised.
+    """
+    return [f"the signal raised: {error}" for error in broken] + [
+        f"the host's commit for {refusal.member_id} failed: {refusal.error}"
+        for refusal in refused
+        if not refusal.excused
+    ]
+
+
+def unsettled(rows: Rows, attempts: cabc.Iterable[Attempt] = ()) -> Violations:
+    """I11: in the end every row is in a final state, and every attempt has one."""
+    final = {row.id for row in rows if row.state in FINAL}
+    names = {row.id: _name(badge_of(row)) for row in rows}
+    found = [
+        f"{names[row.id]} is still {row.state!r} ({row.error})"
+        for row in rows
+        if row.id not in final
+    ]
+    return found + [
+        f"{names[attempt.issuance_id]} is settled, and one of its attempts is open"
+        for attempt in attempts
+        if attempt.finished_at is None and attempt.issuance_id in final
+    ]
+
+
+def _name(badge: Badge) -> str:
+    member_id, template_id = badge
+    return f"{member_id}/{template_id[:8]}"

@@ -1,0 +1,168 @@
+"""``python -m tests.storm``"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import itertools
+import json
+import logging
+import pathlib
+import platform
+import sys
+import typing as t
+
+from .judge import Verdict
+from .run import Options
+from .run import run
+
+SYSTEMS = ("flask-credly", "naive-rq")
+DUPLICATES = ("refused", "allowed")
+
+_COLUMNS = {
+    "attempted": "tried",
+    "acknowledged": "acked",
+    "ok": "ok",
+    "lost": "lost",
+    "failed, shown": "shown",
+    "duplicated": "dup",
+    "unexpected": "unexp",
+    "false issued": "f.iss",
+    "false failed": "f.fail",
+    "not recorded": "unrec",
+    "recovered": "recov",
+    "parents killed": "par",
+    "horses killed": "hrs",
+    "both killed": "both",
+    "webs killed": "web",
+    "flushes": "flsh",
+    "Redis restarts": "rds",
+    "database stops": "db",
+    "posts": "posts",
+    "look-ups": "looks",
+    "token calls": "toks",
+    "quiet": "quiet",
+    "p50": "p50",
+    "p99": "p99",
+    "max": "max",
+    "seconds": "secs",
+}
+
+_LEGEND = """\
+tried: completions begun. acked: committed by the host. ok: of these in the book.
+lost: of these in nobody's book and shown to nobody. shown: not made, and shown so.
+dup: badges too many. unexp: badges nobody asked for. f.iss, f.fail: said to be issued
+or failed, and not so. unrec: badges made that are not recorded as made. recov: made
+though the host was killed before it knew. par, hrs, both, web: processes killed.
+flsh, rds, db: flushes, restarts of Redis, stops of the database. quiet: seconds from
+the last fault until nothing waits. p50, p99, max: seconds from commit to badge.
+What plain RQ shows as failed counts as shown. Jobs of killed workers that it would
+bring back by itself, after 7 to 14 minutes, count as lost; the JSON says how many."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the storms. Get the exit status: 1 if an invariant was broken."""
+    parser = argparse.ArgumentParser("python -m tests.storm", description=__doc__)
+    add = parser.add_argument
+    add("--completions", type=int, default=400, metavar="N")
+    add("--seed", type=int, default=1, help="the first one")
+    add("--seeds", type=int, default=1, metavar="N", help="how many runs of each kind")
+    add(
+        "--database",
+        default="sqlite",
+        help="sqlite, postgresql, or the address of a PostgreSQL server; several with"
+        " commas between",
+    )
+    add(
+        "--duplicates", default="refused", help="refused, allowed, or both with a comma"
+    )
+    add("--system", default="flask-credly", choices=(*SYSTEMS, "both"))
+    add("--stop-database", action="store_true", help="stop a PostgreSQL of our own")
+    add("--json", type=pathlib.Path, metavar="FILE", help="write the figures there")
+    add("--keep", type=pathlib.Path, metavar="FOLDER", help="keep logs and journals")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.ERROR)
+    duplicates = given.duplicates.split(",")
+
+    if not set(duplicates) <= set(DUPLICATES):
+        parser.error("--duplicates is refused, allowed, or both with a comma.")
+
+    kinds = itertools.product(
+        given.database.split(","),
+        duplicates,
+        SYSTEMS if given.system == "both" else (given.system,),
+        range(given.seed, given.seed + given.seeds),
+    )
+    broken = False
+    results = []
+    print(_header())
+
+    for database, duplicate, system, seed in kinds:
+        options = Options(
+            system=system,
+            database=database,
+            duplicates=duplicate,
+            completions=given.completions,
+            seed=seed,
+            stop_database=given.stop_database,
+            keep=given.keep and given.keep / f"{system}-{duplicate}-{seed}",
+        )
+        verdict = run(options)
+        broken = broken or bool(verdict.violations)
+        results.append(_result(options, verdict))
+        print(_line(options, verdict), flush=True)
+
+        for name, words in verdict.violations.items():
+            for text in words[:10]:
+                print(f"    {name}: {text}", flush=True)
+
+        if given.json:
+            given.json.write_text(json.dumps(_report(results), indent=1) + "\n")
+
+    print(_LEGEND)
+    return int(broken)
+
+
+def _name(database: str) -> str:
+    return database.partition("+")[0].partition(":")[0]
+
+
+def _header() -> str:
+    names = " ".join(f"{name:>5}" for name in _COLUMNS.values())
+    return f"{'system':12} {'database':10} {'duplicates':10} seed {names}"
+
+
+def _line(options: Options, verdict: Verdict) -> str:
+    values = " ".join(f"{verdict.figures[name]:>5}" for name in _COLUMNS)
+    said = f"{sum(map(len, verdict.violations.values()))} VIOLATIONS"
+    return (
+        f"{options.system:12} {_name(options.database):10} {options.duplicates:10}"
+        f" {options.seed:4} {values} {said if verdict.violations else ''}"
+    ).rstrip()
+
+
+def _result(options: Options, verdict: Verdict) -> dict[str, t.Any]:
+    return {
+        "system": options.system,
+        "database": _name(options.database),
+        "duplicates": options.duplicates,
+        "completions": options.completions,
+        "seed": options.seed,
+        "stop_database": options.stop_database,
+        **verdict.figures,
+        "violations": verdict.violations,
+        "notes": verdict.notes,
+    }
+
+
+def _report(results: list[dict[str, t.Any]]) -> dict[str, t.Any]:
+    packages = ("flask-credly", "flask", "sqlalchemy", "rq", "redis")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+        "runs": results,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

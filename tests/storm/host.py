@@ -1,0 +1,125 @@
+"""The host application: members who complete courses."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+import typing as t
+from collections import abc as cabc
+
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import orm
+
+from flask_credly import Course
+from flask_credly import Credly
+from flask_credly import Member
+from flask_credly.settings import State
+
+COURSE = Course(id="py-101", title="Python 101")
+GONE = Course(id="gone", title="A course whose mapping is removed")
+
+MAIL = "canarymail"
+FIRST_NAME = "Canaryfirst"
+LAST_NAME = "Canarylast"
+_DOMAIN = "storm.example.org"
+
+
+class Base(orm.DeclarativeBase):
+    """The host's own base."""
+
+
+class Completed(Base):
+    """A course that a member has completed."""
+
+    __tablename__ = "completed"
+
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    member_id: orm.Mapped[str] = orm.mapped_column(unique=True)
+    status: orm.Mapped[str] = orm.mapped_column(default="done")
+    """Only the plain RQ job uses it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Host:
+    """The application and what belongs to it."""
+
+    app: Flask
+    db: SQLAlchemy
+
+    @property
+    def state(self) -> State:
+        return t.cast(State, self.app.extensions["credly"])
+
+
+def make_host(config: cabc.Mapping[str, t.Any]) -> Host:
+    """Make the application."""
+    app = Flask("storm_host")
+    app.config.update(config)
+    db = SQLAlchemy(model_class=Base)
+    credly = Credly()
+    credly.courses(lambda: [COURSE, GONE])
+    credly.is_admin(lambda: True)
+    db.init_app(app)
+    credly.init_app(app)
+    return Host(app, db)
+
+
+def member(member_id: str) -> Member:
+    """Make a member whose data would be noticed where they do not belong."""
+    return Member(
+        id=member_id,
+        email=f"{MAIL}-{member_id}@{_DOMAIN}",
+        first_name=FIRST_NAME,
+        last_name=LAST_NAME,
+    )
+
+
+def member_of(email: str) -> str:
+    """Find the member's id by the address."""
+    return email.removeprefix(f"{MAIL}-").removesuffix(f"@{_DOMAIN}")
+
+
+class Journal:
+    """What a process tried and what it was told, on disk before it goes on."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def write(self, what: str, member_id: str, course_id: str, extra: str = "") -> None:
+        extra = " ".join(extra.split())[:300]
+        line = f"{what}\t{member_id}\t{course_id}\t{time.time():.6f}\t{extra}\n"
+        os.write(self._file, line.encode())
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A line of a journal."""
+
+    what: str
+    member_id: str
+    course_id: str
+    at: float
+    extra: str
+
+
+def read_journal(path: str) -> list[Entry]:
+    """Read a journal, without a line that was cut."""
+    try:
+        with open(path) as file:
+            lines = file.read().split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+
+    entries = []
+
+    for line in lines:
+        what, member_id, course_id, at, extra = line.split("\t")
+        entries.append(Entry(what, member_id, course_id, float(at), extra))
+
+    return entries

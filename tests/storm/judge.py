@@ -1,0 +1,312 @@
+"""The verdict: figures in Jepsen's words, and what was violated."""
+
+from __future__ import annotations
+
+import collections
+import collections.abc as cabc
+import dataclasses
+import datetime as dt
+import typing as t
+
+from flask_credly.models import Attempt
+from flask_credly.models import Issuance
+from flask_credly.models import LogEntry
+from flask_credly.testing import Received
+
+from .. import invariants
+from ..invariants import Badge
+from ..invariants import Booked
+from ..invariants import Refusal
+from .host import Entry
+from .host import member_of
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """What is left after a storm.
+
+    :param journals: What each web process tried and was told.
+    :param database_away: Spans in which the database was stopped.
+    :param closed: Spans in which nothing may have been sent.
+    :param must_cancel: Members whose course was unmapped before a worker could begin.
+    :param canaries: What must not be in Redis or a log.
+    :param secrets: What must not be in the database either.
+    """
+
+    ours: bool
+    journals: dict[str, list[Entry]]
+    template_of: dict[str, str]
+    rows: list[Issuance]
+    attempts: list[Attempt]
+    log: list[LogEntry]
+    badges: list[dict[str, t.Any]]
+    received: list[Received]
+    problems: list[str]
+    done: collections.Counter[str]
+    notes: list[str]
+    database_away: list[tuple[float, float]]
+    closed: list[tuple[float, float]]
+    removed_at: dict[tuple[str, str], dt.datetime]
+    must_cancel: list[str]
+    canaries: dict[str, str]
+    secrets: dict[str, str]
+    redis: list[bytes]
+    logs: list[tuple[str, bytes]]
+    raw: bytes
+    naive_rows: dict[str, str]
+    naive_failed: set[str]
+    naive_started: set[str]
+    quiet: bool
+    to_quiet: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What came of a storm.
+
+    :param figures: By their names.
+    :param violations: In words, by the invariant.
+    """
+
+    figures: dict[str, float]
+    violations: dict[str, list[str]]
+    notes: list[str]
+
+
+def judge(evidence: Evidence) -> Verdict:
+    """Judge by the simulator's book."""
+    book = invariants.read_book(evidence.badges, member_of)
+    figures = _count(evidence, book)
+
+    if not evidence.ours:
+        return Verdict(figures, {}, evidence.notes)
+
+    found = _find_violations(evidence, book)
+    return Verdict(
+        figures, {name: words for name, words in found.items() if words}, evidence.notes
+    )
+
+
+def _badges(evidence: Evidence, what: str) -> dict[Badge, float]:
+    """The time of each completion of which the journals say this."""
+    return {
+        (entry.member_id, evidence.template_of[entry.course_id]): entry.at
+        for journal in evidence.journals.values()
+        for entry in journal
+        if entry.what == what
+    }
+
+
+def _acknowledged(evidence: Evidence) -> dict[Badge, float]:
+    """Those that had a mapping when they were committed."""
+    removed = {
+        evidence.template_of[course_id]: at.timestamp()
+        for (_, course_id), at in evidence.removed_at.items()
+    }
+    return {
+        badge: at
+        for badge, at in _badges(evidence, "acknowledged").items()
+        if at <= removed.get(badge[1], at)
+    }
+
+
+def _find_violations(evidence: Evidence, book: list[Booked]) -> dict[str, list[str]]:
+    rows, attempts = evidence.rows, evidence.attempts
+    statuses = _statuses(evidence)
+    posts = [one for one in evidence.received if one.kind == "issue"]
+    done = evidence.done
+    killed = done["parent"] + done["horse"] + done["both"]
+    redis = [("Redis", content) for content in evidence.redis]
+    return {
+        "I1 lost": invariants.lost(rows, book, _acknowledged(evidence)),
+        "I2 duplicated": invariants.duplicated(book),
+        "I3 false issued": invariants.false_issued(rows, book),
+        "I4 false failed": invariants.false_failed(rows, book),
+        "I5 unexpected": [
+            *invariants.unexpected(book, _badges(evidence, "attempted")),
+            *invariants.sent_unmapped(rows, attempts, evidence.removed_at),
+            *_not_cancelled(evidence, book),
+        ],
+        "I6 requests": [
+            *invariants.too_many_posts(rows, attempts, _count_posts(posts)),
+            *invariants.sent_while_closed([one.at for one in posts], evidence.closed),
+        ],
+        "I7 tokens": invariants.too_many_tokens(
+            statuses["token", 200],
+            done["connects"]
+            + done["token revocations"]
+            + done["database stops"]  # a token that could not be saved
+            + killed,
+        ),
+        "I8 log": invariants.wrong_log(
+            rows,
+            evidence.log,
+            expiries=done["expiries"],
+            rate_limits=sum(
+                number for (_, status), number in statuses.items() if status == 429
+            ),
+        ),
+        "I9 leaked": invariants.leaked(
+            evidence.canaries | evidence.secrets, [*redis, *evidence.logs]
+        )
+        + invariants.leaked(evidence.secrets, [("the database", evidence.raw)]),
+        "I10 host": invariants.host_broken(
+            _said(evidence, "broken"), _refusals(evidence)
+        ),
+        "I11 unsettled": invariants.unsettled(rows, attempts),
+        "manners": sorted(
+            {text for text in evidence.problems if not text.startswith("second badge")}
+        ),
+    }
+
+
+def _not_cancelled(evidence: Evidence, book: list[Booked]) -> list[str]:
+    states = {row.member_id: row.state for row in evidence.rows}
+    booked = {entry.member_id for entry in book}
+    return [
+        f"{member_id} waited when its mapping was removed, and is"
+        f" {states.get(member_id)!r}, in the book: {member_id in booked}"
+        for member_id in evidence.must_cancel
+        if states.get(member_id) != "cancelled" or member_id in booked
+    ]
+
+
+def _statuses(evidence: Evidence) -> collections.Counter[tuple[str, int | None]]:
+    return collections.Counter((one.kind, one.status) for one in evidence.received)
+
+
+def _count_posts(posts: cabc.Iterable[Received]) -> dict[Badge, int]:
+    bodies = [one.json for one in posts if isinstance(one.json, dict)]
+    return collections.Counter(
+        (member_of(body["recipient_email"]), body["badge_template_id"])
+        for body in bodies
+    )
+
+
+def _said(evidence: Evidence, what: str) -> list[str]:
+    return [
+        f"{entry.member_id}: {entry.extra}"
+        for journal in evidence.journals.values()
+        for entry in journal
+        if entry.what == what
+    ]
+
+
+def _refusals(evidence: Evidence) -> list[Refusal]:
+    """The completions that were not committed. The database's own absence excuses: it
+    was away, or this is the first use of a connection that it broke.
+    """
+    found = []
+
+    for journal in evidence.journals.values():
+        began: dict[str, float] = {}
+        succeeded: list[float] = []
+
+        for entry in journal:
+            if entry.what == "attempted":
+                began[entry.member_id] = entry.at
+            elif entry.what == "acknowledged":
+                succeeded.append(entry.at)
+            elif entry.what == "refused":
+                excused = any(
+                    away <= entry.at
+                    and (
+                        began[entry.member_id] <= back
+                        or not any(at > back for at in succeeded)
+                    )
+                    for away, back in evidence.database_away
+                )
+                found.append(Refusal(entry.member_id, entry.extra, excused))
+
+    return found
+
+
+def _count(evidence: Evidence, book: list[Booked]) -> dict[str, float]:
+    attempted = _badges(evidence, "attempted")
+    acknowledged = _acknowledged(evidence)
+    booked = collections.Counter(entry.badge for entry in book)
+    first: dict[Badge, float] = {}
+
+    for entry in book:
+        first.setdefault(entry.badge, entry.at.timestamp())
+
+    latency = sorted(
+        max(0.0, first[badge] - at)
+        for badge, at in acknowledged.items()
+        if badge in first
+    )
+    made, shown = _claims(evidence)
+    kinds = collections.Counter(one.kind for one in evidence.received)
+    done = evidence.done
+    missing = [badge for badge in acknowledged if badge not in booked]
+    return {
+        "attempted": len(attempted),
+        "acknowledged": len(acknowledged),
+        "ok": len(acknowledged) - len(missing),
+        "lost": sum(badge not in shown for badge in missing),
+        "may come back": len(
+            {badge[0] for badge in missing if badge not in shown}
+            & evidence.naive_started
+        ),
+        "failed, shown": sum(badge in shown for badge in missing),
+        "duplicated": sum(number - 1 for number in booked.values()),
+        "unexpected": sum(badge not in attempted for badge in booked),
+        "false issued": sum(badge not in booked for badge in made),
+        "false failed": sum(badge in booked for badge in shown - made),
+        "not recorded": sum(badge not in made for badge in booked),
+        "recovered": sum(
+            badge in booked for badge in attempted if badge not in acknowledged
+        ),
+        "parents killed": done["parent"],
+        "horses killed": done["horse"],
+        "both killed": done["both"],
+        "webs killed": done["web"],
+        "flushes": done["flushes"],
+        "Redis restarts": done["restarts"],
+        "database stops": done["database stops"],
+        "posts": kinds["issue"],
+        "look-ups": kinds["look-up"],
+        "token calls": kinds["token"],
+        "host refused": len(_refusals(evidence)),
+        "quiet": round(evidence.to_quiet, 1),
+        "p50": _quantile(latency, 0.5),
+        "p99": _quantile(latency, 0.99),
+        "max": _quantile(latency, 1),
+        "seconds": round(evidence.seconds, 1),
+    }
+
+
+def _claims(evidence: Evidence) -> tuple[set[Badge], set[Badge]]:
+    """What is said to be made, and what is shown not to be, with a reason."""
+    if evidence.ours:
+        return (
+            {
+                invariants.badge_of(row)
+                for row in evidence.rows
+                if row.state in invariants.MADE
+            },
+            {
+                invariants.badge_of(row)
+                for row in evidence.rows
+                if row.state in invariants.SHOWN and row.error
+            },
+        )
+
+    (template_id,) = {
+        template_id
+        for course_id, template_id in evidence.template_of.items()
+        if course_id == "py-101"
+    }
+    rows = evidence.naive_rows.items()
+    return (
+        {(member_id, template_id) for member_id, status in rows if status == "issued"},
+        {(member_id, template_id) for member_id in evidence.naive_failed},
+    )
+
+
+def _quantile(values: list[float], share: float) -> float:
+    if not values:
+        return 0.0
+
+    return round(values[min(len(values) - 1, int(share * len(values)))], 2)

@@ -1,0 +1,649 @@
+"""One storm: everything is started, killed, stopped, flushed and revoked as the seed
+says; then the weather clears, and what is left is judged.
+"""
+
+from __future__ import annotations
+
+import base64
+import collections
+import collections.abc as cabc
+import contextlib
+import dataclasses
+import datetime as dt
+import json
+import logging
+import os
+import pathlib
+import random
+import shutil
+import threading
+import time
+import typing as t
+
+import redis
+import rq
+import sqlalchemy as sa
+from rq.registry import FailedJobRegistry
+from rq.registry import StartedJobRegistry
+
+from flask_credly import connection
+from flask_credly.errors import CredlyError
+from flask_credly.issuing import drain
+from flask_credly.ledger import clock
+from flask_credly.models import Attempt
+from flask_credly.models import Connection
+from flask_credly.models import Issuance
+from flask_credly.models import LogEntry
+from flask_credly.testing import CredlySimulator
+from flask_credly.testing import SimulatorServer
+
+from . import host as host_
+from . import naive
+from . import servers
+from . import weather
+from . import web
+from .child import CONFIG
+from .child import SHORT
+from .child import split_log
+from .host import Completed
+from .host import COURSE
+from .host import GONE
+from .host import Journal
+from .host import make_host
+from .host import read_journal
+from .judge import Evidence
+from .judge import judge
+from .judge import Verdict
+from .processes import Family
+from .processes import Kill
+from .processes import KILLS
+from .processes import ROOT
+
+logger = logging.getLogger("tests.storm")
+
+System = t.Literal["flask-credly", "naive-rq"]
+Duplicates = t.Literal["refused", "allowed"]
+
+TIMEOUT = 1.0
+QUIET = 90.0
+"""Seconds within which every row must be settled once the weather has cleared."""
+
+WORKERS = 2
+WEBS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What to run.
+
+    :param database: See :func:`.servers.open_database`.
+    :param pace: Mean seconds between two completions of a web process.
+    """
+
+    system: System = "flask-credly"
+    database: str = "sqlite"
+    duplicates: Duplicates = "refused"
+    completions: int = 400
+    seed: int = 1
+    pace: float = 0.2
+    stop_database: bool = False
+    keep: pathlib.Path | None = None
+    """Where to keep the logs, the journals and, of SQLite, the database."""
+
+
+def run(options: Options) -> Verdict:
+    """Run one storm and judge it.
+
+    :raises servers.NotFound: If a server that it needs cannot be had.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = pathlib.Path(stack.enter_context(servers.make_folder()))
+        database = stack.enter_context(
+            servers.open_database(
+                options.database, folder, private=options.stop_database
+            )
+        )
+        redis_ = servers.Redis(folder)
+        stack.callback(redis_.kill)
+        redis_.start()
+        storm = _Storm(options, folder, database, redis_)
+
+        if options.keep is not None:
+            stack.callback(shutil.copytree, folder, options.keep, dirs_exist_ok=True)
+
+        stack.callback(storm.end)
+        stack.enter_context(storm.context())
+        return storm.run()
+
+
+class _Storm:
+    def __init__(
+        self,
+        options: Options,
+        folder: pathlib.Path,
+        database: servers.Database,
+        redis_: servers.Redis,
+    ) -> None:
+        self._options = options
+        self._ours = options.system == "flask-credly"
+        self._folder = folder
+        self._database = database
+        self._redis = redis_
+        self._rng = random.Random(options.seed)
+        self._simulator = CredlySimulator()
+        self._simulator.posts_allowed = 10**6  # counted per row instead
+        self._tapped = weather.Tapped(self._simulator)
+        self._server = SimulatorServer(self._tapped, "127.0.0.1", 0)
+        self._template_id = self._simulator.add_template(
+            "Python Badge", allow_duplicate_badges=options.duplicates == "allowed"
+        )
+        self._gone_id = self._simulator.add_template("Gone Badge")
+        self._config = self._make_config()
+        self._host = make_host(self._config)
+        self._journal = Journal(str(self._path("controller")))
+        self._completed_by_us = 0
+        self._done = collections.Counter[str]()
+        self._notes: list[str] = []
+        self._trouble: list[BaseException] = []
+        self._database_away: list[tuple[float, float]] = []
+        self._closed: list[tuple[float, float]] = []
+        self._removed_at: dict[tuple[str, str], dt.datetime] = {}
+        self._must_cancel: list[str] = []
+        self._in_redis: list[bytes] = []
+        self._over = threading.Event()
+        environment = {
+            **os.environ,
+            CONFIG: json.dumps(self._config),
+            "FLASK_APP": "tests.storm.child:create_app",
+            "PYTHONPATH": str(ROOT),
+            "PYTHONUNBUFFERED": "1",
+        }
+        command = (
+            ["-m", "flask", "credly", "worker"]
+            if self._ours
+            else ["-m", "tests.storm.naive"]
+        )
+        self._workers = [
+            Family(f"worker-{number}", command, environment, folder)
+            for number in range(WORKERS)
+        ]
+        self._webs = [
+            Family(name, self._web_command(name), environment, folder)
+            for name in self._web_names
+        ]
+
+    @property
+    def _web_names(self) -> list[str]:
+        return [f"web-{number}" for number in range(WEBS)]
+
+    def _web_command(self, name: str) -> list[str]:
+        quota = self._options.completions // WEBS
+        return [
+            *("-m", "tests.storm.web", self._options.system, str(self._path(name))),
+            *(name, str(quota), str(self._options.pace)),
+        ]
+
+    def _path(self, name: str) -> pathlib.Path:
+        return self._folder / f"{name}.journal"
+
+    def _make_config(self) -> dict[str, t.Any]:
+        key = base64.urlsafe_b64encode(self._rng.randbytes(32)).decode()
+        return {
+            "SECRET_KEY": "a key for the storm",
+            "SQLALCHEMY_DATABASE_URI": self._database.url,
+            "CREDLY_ENCRYPTION_KEYS": [key],
+            "CREDLY_REDIS_URL": self._redis.url,
+            "CREDLY_API_URL": self._server.api_url,
+            "CREDLY_TOKEN_URL": self._server.token_url,
+            "CREDLY_TIMEOUT": TIMEOUT,
+            "CREDLY_RETRY_DELAY": 1,
+            "CREDLY_CONCURRENCY": 4,
+            # Only the plain RQ job reads these.
+            "STORM_CLIENT_ID": self._simulator.client_id,
+            "STORM_CLIENT_SECRET": self._simulator.client_secret,
+            "STORM_ORGANIZATION_ID": self._simulator.organization_id,
+            "STORM_TEMPLATE_ID": self._template_id,
+        }
+
+    # The course of it.
+
+    def context(self) -> t.ContextManager[object]:
+        """An application context, for this thread."""
+        return self._host.app.app_context()
+
+    def run(self) -> Verdict:
+        """Start everything, let the storm pass, and judge."""
+        started = time.monotonic()
+        self._host.db.create_all()
+
+        if self._ours:
+            self._connect()
+            state = self._host.state
+            connection.add_mapping(state, COURSE, self._template_id)
+            self._gone = connection.add_mapping(state, GONE, self._gone_id).id
+
+        self._host.db.session.remove()
+
+        weather.break_out(
+            self._simulator,
+            self._options.seed,
+            lateness=weather.LATENESS[self._options.duplicates],
+        )
+
+        for family in [*self._workers, *self._webs]:
+            family.start()
+
+        director = threading.Thread(target=self._guard, args=(self._direct,))
+        sampler = threading.Thread(target=self._guard, args=(self._sample,))
+        director.start()
+        sampler.start()
+
+        try:
+            self._rage(director)
+            cleared = time.monotonic()
+            self._clear_up()
+            quiet = self._wait_until_quiet()
+            to_quiet = time.monotonic() - cleared
+        finally:
+            self._over.set()
+            director.join()
+            sampler.join()
+
+        if self._trouble:
+            raise self._trouble[0]
+
+        # An orphan may still be at it.
+        time.sleep(TIMEOUT)
+        self._end_processes()
+        self._simulator.advance(60)  # what is late is in the book now
+        seconds = time.monotonic() - started
+
+        return judge(self._evidence(quiet, to_quiet, seconds))
+
+    def _guard(self, work: cabc.Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as e:
+            logger.exception("The storm itself failed.")
+            self._trouble.append(e)
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        self._over.set()
+        self._end_processes()
+        self._server.close()
+        self._journal.close()
+
+        with self.context():
+            self._host.db.session.remove()
+
+            for engine in self._host.db.engines.values():
+                engine.dispose()
+
+            if (queue := self._host.state.web_queue.queue) is not None:
+                queue.connection.close()
+
+    def _end_processes(self) -> None:
+        for family in [*self._webs, *self._workers]:
+            family.end()
+
+    # Killing, in the main thread.
+
+    def _rage(self, director: threading.Thread) -> None:
+        """Kill and start again until every course is completed and every other fault
+        has happened.
+        """
+        turn = self._kills()
+        next_web = time.monotonic() + self._rng.uniform(2, 4)
+        next_worker, (kill, victim) = next(turn)
+
+        while not self._trouble:
+            working = [web for web in self._webs if web.exit_code != 0]
+
+            if not working and not director.is_alive():
+                return
+
+            for family in [*self._workers, *working]:
+                family.supervise(self._rng)
+
+            now = time.monotonic()
+
+            if now >= next_worker and self._kill_worker(
+                kill, victim, late=now > next_worker + 2
+            ):
+                next_worker, (kill, victim) = next(turn)
+
+            if now >= next_web and working:
+                self._kill_web(self._rng.choice(working))
+                next_web = now + self._rng.uniform(2, 4)
+
+            time.sleep(0.05)
+
+    def _kills(self) -> cabc.Iterator[tuple[float, tuple[Kill, Family]]]:
+        while True:
+            for kill in self._rng.sample(KILLS, len(KILLS)):
+                victim = self._rng.choice(self._workers)
+                yield time.monotonic() + self._rng.uniform(2, 3.5), (kill, victim)
+
+    def _kill_worker(self, kill: Kill, victim: Family, *, late: bool) -> bool:
+        """Kill while there is a horse, or, after a while, without one."""
+        if victim.exit_code is not None:
+            return False
+
+        has_horse = bool(victim.horses())
+
+        if not has_horse and not late:
+            return False
+
+        if has_horse or kill != "horse":
+            victim.kill(kill)
+            self._done[kill if has_horse else "parent"] += 1
+
+        return True
+
+    def _kill_web(self, web: Family) -> None:
+        if web.exit_code is None:
+            web.kill("parent")
+            self._done["web"] += 1
+
+    # Everything else that goes wrong, one after the other, in a thread.
+
+    def _direct(self) -> None:
+        acts = [self._revoke_tokens, self._stop_database, self._kill_redis]
+        acts.append(self._revoke_client)
+
+        if self._ours:
+            acts.append(self._pause_and_unmap)
+
+        self._rng_acts = random.Random(self._options.seed)
+        self._rng_acts.shuffle(acts)
+        shares = [0.1 + 0.75 * number / len(acts) for number in range(len(acts))]
+        script = [
+            *zip(shares, acts, strict=True),
+            (0.4, self._flush),
+            (0.9, self._flush),
+        ]
+
+        for share, act in sorted(script, key=lambda item: item[0]):
+            self._wait_for_progress(share)
+
+            if self._over.is_set():
+                return
+
+            with self.context():
+                act()
+
+    def _wait_for_progress(self, share: float) -> None:
+        while not self._over.is_set():
+            tried = sum(
+                entry.what == "attempted"
+                for name in self._web_names
+                for entry in read_journal(str(self._path(name)))
+            )
+
+            if tried >= share * self._options.completions:
+                return
+
+            time.sleep(0.1)
+
+    def _revoke_tokens(self) -> None:
+        self._simulator.revoke_tokens()
+        self._done["token revocations"] += 1
+
+    def _flush(self) -> None:
+        self._redis.flush()
+        self._done["flushes"] += 1
+
+    def _kill_redis(self) -> None:
+        self._redis.kill()
+        time.sleep(1.5)
+        self._redis.start()
+        self._done["restarts"] += 1
+
+    def _stop_database(self) -> None:
+        began = time.time()
+        self._database.stop()
+        self._database_away.append((began, time.time()))
+        # What was open is broken now.
+        self._host.db.session.remove()
+        self._host.db.engine.dispose()
+        self._done["database stops"] += 1
+
+    def _revoke_client(self) -> None:
+        self._simulator.revoke_client()
+        self._done["client revocations"] += 1
+
+        if not self._ours:
+            time.sleep(3)
+            self._simulator.restore_client()
+            return
+
+        if self._poke_until(lambda found: found.expired):
+            self._done["expiries"] += 1
+            self._keep_closed(time.time() + self._sent_within + 2)
+        else:
+            self._notes.append("The expiry was not noticed in time.")
+
+        self._simulator.restore_client()
+        self._connect()
+
+    def _pause_and_unmap(self) -> None:
+        for _ in range(3):
+            self._complete(GONE.id)
+
+        weather.pause_long(self._simulator)
+
+        def paused(found: Connection) -> bool:
+            until = found.paused_until
+            left = until and (until - self._now()).total_seconds()
+            return bool(left and left > weather.SHORT_PAUSE + 2)
+
+        if not self._poke_until(paused):
+            self._notes.append("The long pause was not noticed in time.")
+            return
+
+        self._done["long pauses"] += 1
+        mine = [self._complete(GONE.id) for _ in range(4)]
+        self._persist(lambda: connection.remove_mapping(self._host.state, self._gone))
+        self._removed_at[GONE.kind, GONE.id] = removed_at = self._now()
+        until = self._read_connection().paused_until
+
+        if until is not None and until > removed_at:
+            # No worker can have begun these.
+            self._must_cancel += mine
+            self._keep_closed(until.timestamp() - 0.1)
+
+    def _keep_closed(self, until: float) -> None:
+        """Note that the gate is closed until then, and wait. What was begun before may
+        still go out for a while.
+        """
+        begin = time.time() + self._sent_within
+        time.sleep(max(0, until - time.time()))
+
+        if begin < until:
+            self._closed.append((begin, until))
+
+    @property
+    def _sent_within(self) -> float:
+        """Seconds within which a request goes out that was begun, and a second for a
+        busy machine.
+        """
+        assert drain.MIN_LEASE
+        return max(SHORT["MIN_LEASE"], 6 * TIMEOUT) / 2 + 1
+
+    def _poke_until(self, seen: cabc.Callable[[Connection], bool]) -> bool:
+        """Complete courses, so that there is something to send, until it is seen."""
+        until = time.monotonic() + 20
+
+        while time.monotonic() < until and not self._over.is_set():
+            self._complete(COURSE.id)
+            time.sleep(0.3)
+
+            if seen(self._read_connection()):
+                return True
+
+        return False
+
+    def _complete(self, course_id: str) -> str:
+        self._completed_by_us += 1
+        member_id = f"controller-{self._completed_by_us}"
+        web.complete(self._host, self._journal, self._rng_acts, member_id, course_id)
+        return member_id
+
+    def _connect(self) -> None:
+        def connect() -> None:
+            self._done["connects"] += 1
+            connection.connect(
+                self._host.state,
+                organization_id=self._simulator.organization_id,
+                client_id=self._simulator.client_id,
+                client_secret=self._simulator.client_secret,
+            )
+
+        self._persist(connect)
+
+    def _persist(self, act: cabc.Callable[[], object]) -> None:
+        """Do it as an admin would: again, if it did not work."""
+        for _ in range(20):
+            try:
+                act()
+                return
+            except (CredlyError, sa.exc.OperationalError) as e:
+                self._notes.append(f"Tried again: {type(e).__name__}")
+                self._host.db.session.rollback()
+                time.sleep(0.5)
+
+        raise RuntimeError("It did not work in twenty tries.")
+
+    def _now(self) -> dt.datetime:
+        with self._host.db.engine.connect() as connected:
+            return clock.now(connected)
+
+    def _read_connection(self) -> Connection:
+        session = self._host.db.session
+        session.rollback()
+        return session.scalars(sa.select(Connection)).one()
+
+    # Looking for what does not belong into Redis.
+
+    def _sample(self) -> None:
+        while not self._over.wait(1):
+            with contextlib.suppress(redis.RedisError, OSError):
+                self._in_redis.append(self._redis.read_all())
+
+    # Clearing up.
+
+    def _clear_up(self) -> None:
+        self._simulator.clear_faults()
+        self._simulator.restore_client()
+
+    def _wait_until_quiet(self) -> bool:
+        until = time.monotonic() + QUIET
+        before: object = None
+        since = time.monotonic()
+
+        while time.monotonic() < until and not self._trouble:
+            for worker in self._workers:
+                worker.supervise(self._rng)
+
+            if self._ours:
+                if not self._count_waiting():
+                    return True
+            elif (now := self._look_at_naive()) != before:
+                before, since = now, time.monotonic()
+            elif not now[0] and time.monotonic() - since > 8:
+                return True
+
+            time.sleep(0.2)
+
+        return False
+
+    def _count_waiting(self) -> int:
+        with self._host.db.engine.connect() as connected:
+            return connected.scalar(
+                sa.select(sa.func.count()).where(
+                    Issuance.state.in_(("pending", "sending"))
+                )
+            )
+
+    def _look_at_naive(self) -> tuple[int, int]:
+        with contextlib.closing(redis.Redis.from_url(self._redis.url)) as client:
+            return client.llen(f"rq:queue:{naive.QUEUE}"), len(self._simulator.badges)
+
+    # Evidence.
+
+    def _evidence(self, quiet: bool, to_quiet: float, seconds: float) -> Evidence:
+        session = self._host.db.session
+        session.rollback()
+        journals = {
+            name: read_journal(str(self._path(name)))
+            for name in (*self._web_names, "controller")
+        }
+        logs = [
+            place
+            for family in [*self._workers, *self._webs]
+            if family.log.exists()
+            for place in split_log(family.log)
+        ]
+        naive_rows = session.execute(sa.select(Completed.member_id, Completed.status))
+        failed, started = self._naive_jobs()
+        return Evidence(
+            ours=self._ours,
+            journals=journals,
+            template_of={COURSE.id: self._template_id, GONE.id: self._gone_id},
+            rows=list(session.scalars(sa.select(Issuance))),
+            attempts=list(session.scalars(sa.select(Attempt))),
+            log=list(session.scalars(sa.select(LogEntry))),
+            badges=self._simulator.badges,
+            received=self._simulator.received,
+            problems=self._simulator.problems,
+            done=self._done,
+            notes=self._notes,
+            database_away=self._database_away,
+            closed=self._closed,
+            removed_at=self._removed_at,
+            must_cancel=self._must_cancel,
+            canaries={
+                "a member's address": host_.MAIL,
+                "a member's first name": host_.FIRST_NAME,
+                "a member's last name": host_.LAST_NAME,
+            },
+            secrets={
+                "the client secret": self._simulator.client_secret,
+                **{f"token {n}": token for n, token in enumerate(self._tapped.tokens)},
+            },
+            redis=self._in_redis,
+            logs=logs,
+            raw=self._database.read_raw(),
+            naive_rows={member_id: status for member_id, status in naive_rows},
+            naive_failed=failed,
+            naive_started=started,
+            quiet=quiet,
+            to_quiet=to_quiet,
+            seconds=seconds,
+        )
+
+    def _naive_jobs(self) -> tuple[set[str], set[str]]:
+        """Members whose job RQ shows as failed, and those it thinks still run."""
+        if self._ours:
+            return set(), set()
+
+        session = self._host.db.session
+
+        def members(ids: list[str], queue: rq.Queue) -> set[str]:
+            jobs = rq.job.Job.fetch_many(ids, connection=queue.connection)
+            done = [session.get(Completed, job.args[0]) for job in jobs if job]
+            return {each.member_id for each in done if each}
+
+        queue = naive.make_queue(self._redis.url)
+
+        with contextlib.closing(queue.connection):
+            # With its clean-up, reading would bring back what RQ itself had not.
+            return (
+                members(
+                    FailedJobRegistry(queue=queue).get_job_ids(cleanup=False), queue
+                ),
+                members(
+                    StartedJobRegistry(queue=queue).get_job_ids(cleanup=False), queue
+                ),
+            )

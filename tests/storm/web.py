@@ -1,0 +1,130 @@
+"""A web process: completes courses at a random pace until it is done or killed.
+
+What it tried is in its journal before it is tried; what was committed, right after.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+
+import redis
+import rq
+import sqlalchemy as sa
+
+from flask_credly import course_completed
+
+from . import naive
+from .child import CONFIG
+from .child import log_everything
+from .host import Completed
+from .host import COURSE
+from .host import Host
+from .host import Journal
+from .host import make_host
+from .host import member
+from .host import read_journal
+
+AGAIN = 0.05
+"""Share of completions that are signalled a second time."""
+
+
+def complete(
+    host: Host,
+    journal: Journal,
+    rng: random.Random,
+    member_id: str,
+    course_id: str = COURSE.id,
+) -> None:
+    """Complete a course as a view does: the host's row, the signal, the commit."""
+    session = host.db.session
+    journal.write("attempted", member_id, course_id)
+
+    try:
+        way = rng.choice(["added", "flushed", "core"])
+
+        if way == "core":
+            session.execute(sa.insert(Completed).values(member_id=member_id))
+        else:
+            session.add(Completed(member_id=member_id))
+
+        if way == "flushed":
+            session.flush()
+
+        try:
+            course_completed.send(
+                host.app, member=member(member_id), course_id=course_id
+            )
+        except Exception as e:
+            journal.write("broken", member_id, course_id, repr(e))
+
+        session.commit()
+    except Exception as e:
+        journal.write("refused", member_id, course_id, repr(e))
+    else:
+        journal.write("acknowledged", member_id, course_id)
+    finally:
+        session.remove()
+
+
+def complete_plainly(
+    host: Host, queue: rq.Queue, journal: Journal, member_id: str
+) -> None:
+    """The same for the plain RQ job: the host's row, the commit, the job."""
+    session = host.db.session
+    journal.write("attempted", member_id, COURSE.id)
+
+    try:
+        done = Completed(member_id=member_id)
+        session.add(done)
+        session.commit()
+        journal.write("acknowledged", member_id, COURSE.id)
+
+        try:
+            naive.enqueue(queue, done.id)
+        except redis.RedisError as e:
+            journal.write("not queued", member_id, COURSE.id, repr(e))
+    except Exception as e:
+        journal.write("refused", member_id, COURSE.id, repr(e))
+    finally:
+        session.remove()
+
+
+def _signal_again(host: Host, journal: Journal, member_id: str) -> None:
+    try:
+        course_completed.send(host.app, member=member(member_id), course_id=COURSE.id)
+    except Exception as e:
+        journal.write("broken", member_id, COURSE.id, repr(e))
+
+
+def main(system: str, path: str, name: str, quota: int, pace: float) -> None:
+    """Complete courses for members ``name``-0 to ``name``-``quota``, going on where
+    the process before this one was killed.
+    """
+    log_everything()
+    tried = [entry for entry in read_journal(path) if entry.what == "attempted"]
+    rng = random.Random(f"{name} {len(tried)}")
+    journal = Journal(path)
+    host = make_host(json.loads(os.environ[CONFIG]))
+    queue = naive.make_queue(host.app.config["CREDLY_REDIS_URL"])
+
+    with host.app.app_context():
+        for number in range(len(tried), quota):
+            member_id = f"{name}-{number}"
+
+            if system == "naive-rq":
+                complete_plainly(host, queue, journal, member_id)
+            else:
+                complete(host, journal, rng, member_id)
+
+                if rng.random() < AGAIN:
+                    _signal_again(host, journal, member_id)
+
+            time.sleep(rng.uniform(0, 2 * pace))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:4], int(sys.argv[4]), float(sys.argv[5]))
