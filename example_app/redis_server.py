@@ -33,7 +33,16 @@ def running_redis() -> cabc.Iterator[str]:
         yield url
         return
 
-    port = free_port()
+    with own_redis(free_port()) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def own_redis(port: int) -> cabc.Iterator[str]:
+    """Start a Redis that keeps nothing, and stop it at the end.
+
+    :raises NoRedis: If none can be had.
+    """
     command = [
         *(_program(), "--bind", "127.0.0.1", "--port", str(port)),
         *("--save", "", "--appendonly", "no", "--loglevel", "warning"),

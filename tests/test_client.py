@@ -224,7 +224,7 @@ class TestIssue:
             client.issue("t", REQUEST)
 
     @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-    def test_a_redirect_is_neither_followed_nor_success(
+    def test_302_on_post_is_not_success(
         self, mock: responses.RequestsMock, client: Client, status: int
     ) -> None:
         mock.post(BADGES, status=status, headers={"Location": "https://other.example"})
@@ -504,7 +504,6 @@ class TestToken:
             (200, "", Unavailable),
             (200, {}, Unavailable),
             (200, [], Unavailable),
-            (200, {"access_token": None}, Unavailable),
             (200, {"access_token": ""}, Unavailable),
             (200, {"access_token": "a b"}, Unavailable),
             (200, {"access_token": "a\r\nX: y"}, Unavailable),
@@ -528,6 +527,12 @@ class TestToken:
 
         assert kind is type(caught.value)
         assert len(mock.calls) == 1
+
+    def test_null_access_token(self, mock: responses.RequestsMock) -> None:
+        mock.post(TOKEN_URL, json={"access_token": None, "token_type": "Bearer"})
+
+        with pytest.raises(Unavailable, match="no access token"):
+            self.fetch()
 
     @pytest.mark.parametrize(
         "error", [requests.ReadTimeout("x"), requests.ConnectionError("x")]
@@ -720,3 +725,20 @@ class TestOnTheWire:
                 (only,) = [pool[key] for key in pool.keys()]
 
                 assert only.num_connections == 1
+
+    def test_urllib3_debug_has_no_email(self, caplog: pytest.LogCaptureFixture) -> None:
+        credly = CredlySimulator()
+        caplog.set_level("DEBUG")
+
+        with credly.serve() as server:
+            token = fetch_token(
+                server.token_url, credly.client_id, credly.client_secret, timeout=5
+            )
+
+            with Client(server.api_url, credly.organization_id, timeout=5) as client:
+                assert client.find(token.value, REQUEST) is None
+
+        assert credly.received[-1].query["filter"].startswith("recipient_email_all::")
+        assert "GET /v1/organizations/" in caplog.text
+        assert "example.org" not in caplog.text
+        assert credly.client_secret not in caplog.text

@@ -157,7 +157,7 @@ class TestTheHostIsNotHarmed:
 
         assert len(host.rows()) == 1
 
-    def test_an_error_of_the_database_names_nobody(
+    def test_integrity_error_has_no_params(
         self, connected: Connected, caplog: pytest.LogCaptureFixture
     ) -> None:
         connected.host.db.session.execute(sa.text("DROP TABLE credly_attempt"))

@@ -250,7 +250,7 @@ class TestTheOneRetry:
         assert host.row().state == "issued"
         assert (credly.count("issue"), host.row().attempts) == (2, 2)
 
-    def test_a_second_lost_answer_is_looked_up_before_it_is_called_a_failure(
+    def test_settle_before_failed(
         self, connected: Connected
     ) -> None:
         host, credly, _ = connected

@@ -974,7 +974,7 @@ def test_foreign_text_is_only_text(
     assert skeletons("plain") == skeletons(HOSTILE)
 
 
-def test_every_template_is_escaped() -> None:
+def test_template_suffix_autoescape() -> None:
     """Jinja escapes by the file's ending, and what is not marked safe."""
     from flask_credly import assets
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import collections.abc as cabc
+import contextlib
+import datetime as dt
 import json
 import os
 import pathlib
@@ -22,10 +25,13 @@ from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 
+from example_app.redis_server import free_port
+from example_app.redis_server import own_redis
 from flask_credly import connection
 from flask_credly.issuing import bell
 from flask_credly.issuing import workers
 from flask_credly.issuing.worker import OwnJob
+from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
 
 APP = """
@@ -111,13 +117,28 @@ class Farm:
     def redis(self) -> redis.Redis:
         return bell.web_queue(self.host.state).connection
 
-    def wait_for_badges(self, number: int, seconds: float = 40) -> None:
-        until = time.monotonic() + seconds
-
-        while len(self.credly.badges) < number and time.monotonic() < until:
-            time.sleep(0.05)
-
+    def wait_for_badges(self, number: int) -> None:
+        wait_for(lambda: len(self.credly.badges) >= number)
         assert len(self.credly.badges) == number
+
+    def states(self) -> dict[str, int]:
+        return dict(collections.Counter(row.state for row in self.host.rows()))
+
+
+def wait_for(condition: cabc.Callable[[], object], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+
+    while not condition():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
+def children(pid: int) -> list[int]:
+    """A worker's horse has a process group of its own."""
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
+    )
+    return [int(child) for child in found.stdout.split()]
 
 
 @pytest.fixture
@@ -133,6 +154,7 @@ def farm(
             CREDLY_API_URL=server.api_url,
             CREDLY_TOKEN_URL=server.token_url,
             CREDLY_RETRY_DELAY=1,
+            CREDLY_ENCRYPTION_KEYS="MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA=",
         )
 
         # A busy machine may keep Redis longer than a web request would wait for it.
@@ -244,15 +266,174 @@ def test_a_killed_worker_loses_nothing(farm: Farm) -> None:
     assert (len(farm.credly.badges), farm.credly.count("issue")) == (1, 1)
 
 
-def kill_family(pid: int) -> None:
-    """Kill a worker and its horse, which has a process group of its own."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
-    )
-    os.kill(pid, signal.SIGKILL)
+def is_alive(pid: int) -> bool:
+    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True)
+    return found.stdout.strip()[:1] not in (b"", b"Z")
 
-    for child in found.stdout.split():
-        os.kill(int(child), signal.SIGKILL)
+
+def kill_family(pid: int) -> None:
+    """Kill a worker and its horse."""
+    for each in (pid, *children(pid)):
+        os.kill(each, signal.SIGKILL)
+
+
+def test_orphan_horse_fenced(farm: Farm) -> None:
+    """A worker dies and its horse lives on: what it does after its lease has ended
+    changes nothing.
+    """
+    farm.credly.fail("issue", delay=4, after=True)
+    farm.host.complete()
+    worker = farm.start(*WORKER)
+    wait_for(lambda: farm.credly.count("issue"))
+    (horse,) = children(worker.pid)
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+
+    farm.host.make_due()
+    farm.host.drain()
+    row = farm.host.row()
+    assert row.state == "issued"
+
+    settled_at = row.settled_at
+    wait_for(lambda: not is_alive(horse))
+    assert farm.host.row().settled_at == settled_at
+    assert len(farm.credly.badges) == 1
+    assert [each.answer for each in farm.host.attempts()] == ["died"]
+
+
+def test_a_worker_told_to_stop_finishes_what_is_on_its_way(farm: Farm) -> None:
+    """A supervisor may tell all processes at once."""
+    for number in range(60):
+        farm.host.complete(str(number))
+
+    worker = farm.start(*WORKER)
+    wait_for(lambda: farm.credly.count("issue"))
+
+    for each in (worker.pid, *children(worker.pid)):
+        os.kill(each, signal.SIGTERM)
+
+    worker.wait(timeout=30)
+    states = farm.states()
+
+    assert set(states) <= {"issued", "pending"}
+    assert states["issued"] == len(farm.credly.badges)
+    assert {each.answer for each in farm.host.attempts()} == {"issued"}
+
+    farm.run(*WORKER, "--burst")
+    assert farm.states() == {"issued": 60}
+    assert farm.credly.count("issue") == 60
+
+
+def test_a_worker_told_to_stop_while_it_sweeps_stops(farm: Farm) -> None:
+    with farm.host.state.engine.connect() as other:
+        other.execute(sa.text("SELECT 1"))
+        worker = farm.start(*WORKER)
+        wait_for(lambda: workers.count(farm.host.state))
+
+        for _ in range(20):
+            os.kill(worker.pid, signal.SIGTERM)
+            time.sleep(0.02)
+
+            if worker.poll() is not None:
+                break
+
+        worker.wait(timeout=20)
+
+
+def test_a_worker_outlives_its_redis(
+    make_host: MakeHost, tmp_path: pathlib.Path
+) -> None:
+    credly = CredlySimulator()
+    port = free_port()
+    url = f"redis://127.0.0.1:{port}/0"
+
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(credly.serve())
+        host = make_host(
+            CREDLY_REDIS_URL=url,
+            CREDLY_API_URL=server.api_url,
+            CREDLY_TOKEN_URL=server.token_url,
+            CREDLY_ENCRYPTION_KEYS="MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA=",
+        )
+        stack.enter_context(host.app.app_context())
+        redis_server = stack.enter_context(contextlib.ExitStack())
+        redis_server.enter_context(own_redis(port))
+        connect(host, credly)
+        farm = Farm(host, credly, tmp_path)
+        stack.callback(farm.stop)
+        credly.fail("issue", delay=3, after=True)
+        host.complete("1")
+        worker = farm.start(*WORKER)
+        wait_for(lambda: credly.count("issue"))
+        redis_server.close()
+        wait_for(lambda: host.row().state == "issued")
+
+        host.complete("2")
+        redis_server.enter_context(own_redis(port))
+        farm.wait_for_badges(2)
+        assert worker.poll() is None
+
+
+@every_database
+def test_four_workers_at_once_issue_each_badge_once(farm: Farm) -> None:
+    for number in range(100):
+        farm.host.complete(str(number))
+
+    for _ in range(4):
+        farm.start(*WORKER, "--burst")
+        bell.ring(farm.host.state, insist=True)
+
+    farm.wait_for_badges(100)
+    wait_for(lambda: farm.states() == {"issued": 100})
+
+    assert farm.credly.count("issue") == 100
+    assert farm.credly.count("token") <= 2
+
+
+def test_failed_registry_empty_after_failures(farm: Farm) -> None:
+    farm.credly.fail("issue", status=422, times=None)
+    farm.host.complete()
+    farm.run(*WORKER, "--burst")
+    farm.host.make_due()
+    farm.run(*WORKER, "--burst")
+    farm.credly.clear_faults()
+
+    assert farm.host.row().state == "failed"
+    assert bell.web_queue(farm.host.state).failed_job_registry.count == 0
+
+
+def test_json_job_on_pickle_worker_is_visible(farm: Farm) -> None:
+    """RQ's worker without the serializer cannot read the job: nothing is lost, and
+    the admin sees that badges wait.
+    """
+    from test_pages import Browser
+    from test_pages import WINDOW
+
+    farm.host.complete()
+    settings = farm.host.state.settings
+    command = ("rq.cli", "worker", "--burst", "--url", settings.redis_url)
+    farm.run(*command, str(settings.queue))
+    assert farm.host.row().state == "pending"
+
+    early = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=10)
+    farm.host.db.session.execute(sa.update(Issuance).values(due_at=early))
+    farm.host.db.session.commit()
+    assert "1 badge is waiting" in Browser(farm.host.app).get(WINDOW).text
+
+    farm.run(*WORKER, "--burst")
+    assert farm.host.row().state == "issued"
+
+
+def test_redis_readonly_is_caught(farm: Farm, redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as admin:
+        admin.replicaof("127.0.0.1", 1)
+
+        try:
+            farm.host.complete()
+        finally:
+            admin.replicaof("NO", "ONE")
+
+    assert farm.host.row().state == "pending"
 
 
 def test_rqs_own_worker_can_run_the_job(farm: Farm) -> None:
@@ -310,7 +491,7 @@ def test_status_counts_the_workers(farm: Farm) -> None:
     assert found["workers"] == 1
 
 
-def test_redis_holds_nothing_of_a_member_nor_a_secret(farm: Farm) -> None:
+def test_description_has_no_args_and_redis_nothing_of_a_member(farm: Farm) -> None:
     farm.host.complete()
     dump = b""
 
@@ -358,7 +539,7 @@ def test_a_drain_that_always_fails_does_not_spin(farm: Farm) -> None:
     assert farm.host.row().state == "pending"
 
 
-def test_redis_hanging_holds_a_request_up_only_once(
+def test_enqueue_blackhole_under_1s(
     make_host: MakeHost, credly: CredlySimulator
 ) -> None:
     """A port that takes connections and never answers."""
@@ -379,11 +560,11 @@ def test_redis_hanging_holds_a_request_up_only_once(
 
             assert len(host.rows()) == 2
 
-    assert first < 1.5
+    assert first < 1
     assert second < first
 
 
-def test_redis_out_of_memory_is_caught(farm: Farm, redis_url: str) -> None:
+def test_redis_oom_is_caught(farm: Farm, redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as admin:
         before = admin.config_get("maxmemory")["maxmemory"]
         policy = admin.config_get("maxmemory-policy")["maxmemory-policy"]

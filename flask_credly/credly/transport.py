@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import logging
 import socket
 import ssl
 import time
@@ -21,6 +22,26 @@ from ..errors import Unavailable
 
 MAX_BYTES = 1024 * 1024
 """The largest answer that is read, decoded. A page of 50 templates has 200 kB."""
+
+
+class _NoAddresses(logging.Filter):
+    """Keeps a look-up's query out of the debug log of urllib3: it may hold an e-mail
+    address.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(
+                arg.partition("?")[0]
+                if isinstance(arg, str) and "recipient_email" in arg
+                else arg
+                for arg in record.args
+            )
+
+        return True
+
+
+logging.getLogger("urllib3.connectionpool").addFilter(_NoAddresses())
 
 
 class _BoundedAdapter(HTTPAdapter):

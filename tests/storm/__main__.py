@@ -9,6 +9,7 @@ import json
 import logging
 import pathlib
 import platform
+import signal
 import sys
 import typing as t
 
@@ -24,7 +25,8 @@ _COLUMNS = {
     "acknowledged": "acked",
     "ok": "ok",
     "lost": "lost",
-    "failed, shown": "shown",
+    "failed, shown": "fail",
+    "cancelled": "canc",
     "duplicated": "dup",
     "unexpected": "unexp",
     "false issued": "f.iss",
@@ -49,15 +51,22 @@ _COLUMNS = {
 }
 
 _LEGEND = """\
-tried: completions begun. acked: committed by the host. ok: of these in the book.
-lost: of these in nobody's book and shown to nobody. shown: not made, and shown so.
-dup: badges too many. unexp: badges nobody asked for. f.iss, f.fail: said to be issued
-or failed, and not so. unrec: badges made that are not recorded as made. recov: made
-though the host was killed before it knew. par, hrs, both, web: processes killed.
-flsh, rds, db: flushes, restarts of Redis, stops of the database. quiet: seconds from
-the last fault until nothing waits. p50, p99, max: seconds from commit to badge.
+tried    completions begun            acked  of these committed by the host
+ok       acked and in Credly's book   lost   acked, not made, and shown to nobody
+fail     not made, and shown so       canc   not made, as its mapping was removed
+dup      badges too many              unexp  badges that nobody asked for
+f.iss    said to be made, and not so  f.fail said to have failed, and not so
+unrec    made, and not recorded so    recov  made; the host died before it knew
+par hrs both web   processes killed   flsh rds db  Redis flushed, killed; database away
+quiet    seconds from the last fault until nothing waits
+p50 p99 max        seconds from the host's commit to the badge
 What plain RQ shows as failed counts as shown. Jobs of killed workers that it would
-bring back by itself, after 7 to 14 minutes, count as lost; the JSON says how many."""
+bring back by itself, many minutes later, count as lost; the JSON says how many."""
+
+
+def _stop(number: int, frame: object) -> t.NoReturn:
+    # So that what was started is ended.
+    sys.exit(128 + number)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -82,6 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--keep", type=pathlib.Path, metavar="FOLDER", help="keep logs and journals")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.ERROR)
+    signal.signal(signal.SIGTERM, _stop)
     duplicates = given.duplicates.split(",")
 
     if not set(duplicates) <= set(DUPLICATES):

@@ -17,6 +17,7 @@ from .. import invariants
 from ..invariants import Badge
 from ..invariants import Booked
 from ..invariants import Refusal
+from .host import COURSE
 from .host import Entry
 from .host import member_of
 
@@ -236,7 +237,8 @@ def _count(evidence: Evidence, book: list[Booked]) -> dict[str, float]:
         for badge, at in acknowledged.items()
         if badge in first
     )
-    made, shown = _claims(evidence)
+    made, failed, cancelled = _claims(evidence)
+    shown = failed | cancelled
     kinds = collections.Counter(one.kind for one in evidence.received)
     done = evidence.done
     missing = [badge for badge in acknowledged if badge not in booked]
@@ -249,7 +251,8 @@ def _count(evidence: Evidence, book: list[Booked]) -> dict[str, float]:
             {badge[0] for badge in missing if badge not in shown}
             & evidence.naive_started
         ),
-        "failed, shown": sum(badge in shown for badge in missing),
+        "failed, shown": sum(badge in failed for badge in missing),
+        "cancelled": sum(badge in cancelled for badge in missing),
         "duplicated": sum(number - 1 for number in booked.values()),
         "unexpected": sum(badge not in attempted for badge in booked),
         "false issued": sum(badge not in booked for badge in made),
@@ -277,31 +280,24 @@ def _count(evidence: Evidence, book: list[Booked]) -> dict[str, float]:
     }
 
 
-def _claims(evidence: Evidence) -> tuple[set[Badge], set[Badge]]:
-    """What is said to be made, and what is shown not to be, with a reason."""
+def _claims(evidence: Evidence) -> tuple[set[Badge], set[Badge], set[Badge]]:
+    """What is said to be made, and what is shown to have failed or to be cancelled."""
     if evidence.ours:
-        return (
-            {
-                invariants.badge_of(row)
-                for row in evidence.rows
-                if row.state in invariants.MADE
-            },
-            {
-                invariants.badge_of(row)
-                for row in evidence.rows
-                if row.state in invariants.SHOWN and row.error
-            },
-        )
+        by_state: dict[str, set[Badge]] = collections.defaultdict(set)
 
-    (template_id,) = {
-        template_id
-        for course_id, template_id in evidence.template_of.items()
-        if course_id == "py-101"
-    }
+        for row in evidence.rows:
+            if row.state in invariants.MADE or row.error:
+                by_state[row.state].add(invariants.badge_of(row))
+
+        made = set().union(*(by_state[state] for state in invariants.MADE))
+        return made, by_state["failed"], by_state["cancelled"]
+
+    template_id = evidence.template_of[COURSE.id]
     rows = evidence.naive_rows.items()
     return (
         {(member_id, template_id) for member_id, status in rows if status == "issued"},
         {(member_id, template_id) for member_id in evidence.naive_failed},
+        set(),
     )
 
 

@@ -85,7 +85,7 @@ class Options:
     duplicates: Duplicates = "refused"
     completions: int = 400
     seed: int = 1
-    pace: float = 0.2
+    pace: float = 0.25
     stop_database: bool = False
     keep: pathlib.Path | None = None
     """Where to keep the logs, the journals and, of SQLite, the database."""
