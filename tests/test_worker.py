@@ -418,7 +418,9 @@ def test_json_job_on_pickle_worker_is_visible(farm: Farm) -> None:
     early = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=10)
     farm.host.db.session.execute(sa.update(Issuance).values(due_at=early))
     farm.host.db.session.commit()
-    assert "1 badge is waiting" in Browser(farm.host.app).get(WINDOW).text
+    assert "1 badge is waiting, the first since" in (
+        Browser(farm.host.app).get(WINDOW).text
+    )
 
     farm.run(*WORKER, "--burst")
     assert farm.host.row().state == "issued"

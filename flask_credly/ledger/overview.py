@@ -17,11 +17,17 @@ from . import clock
 ConnectionState = t.Literal["none", "connected", "expired", "paused"]
 
 
+OVERDUE = dt.timedelta(minutes=2)
+"""A worker that runs takes what is due within seconds."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Overview:
     """The state of the integration in numbers.
 
     :param oldest_pending_seconds: Since when the longest waiting badge waits.
+    :param overdue_since: When a badge was due that no worker has taken, though
+        nothing is in the way. ``None``: all is well.
     """
 
     connection: ConnectionState
@@ -32,6 +38,7 @@ class Overview:
     failed: int
     held: int
     oldest_pending_seconds: int | None
+    overdue_since: dt.datetime | None
     last_issued_at: dt.datetime | None
     mappings: int
 
@@ -42,20 +49,23 @@ def read(session: orm.Session | orm.scoped_session[t.Any]) -> Overview:
     states = session.execute(
         sa.select(
             Issuance.state,
-            sa.func.count(),
-            sa.func.min(Issuance.recorded_at),
-            sa.func.max(Issuance.settled_at),
+            sa.func.count().label("number"),
+            sa.func.min(Issuance.recorded_at).label("recorded_at"),
+            sa.func.max(Issuance.settled_at).label("settled_at"),
+            sa.func.min(Issuance.due_at).label("due_at"),
         ).group_by(Issuance.state)
     ).all()
-    count = {state: number for state, number, _, _ in states}
-    waiting = [
-        first for state, _, first, _ in states if state in ("pending", "sending")
-    ]
-    last = [last for state, _, _, last in states if state == "issued"]
+    count = {row.state: row.number for row in states}
+    open_states = [row for row in states if row.state in ("pending", "sending")]
+    waiting = [row.recorded_at for row in open_states]
+    due = [row.due_at for row in open_states if row.due_at]
+    last = [row.settled_at for row in states if row.state == "issued"]
     connection = session.scalars(sa.select(Connection)).one_or_none()
     paused = _paused_until(connection, now)
+    state = _state(connection, paused)
+    overdue = state == "connected" and due and min(due) < now - OVERDUE
     return Overview(
-        connection=_state(connection, paused),
+        connection=state,
         paused_until=paused,
         pause_reason=connection.pause_reason if connection and paused else None,
         pending=count.get("pending", 0) + count.get("sending", 0),
@@ -65,6 +75,7 @@ def read(session: orm.Session | orm.scoped_session[t.Any]) -> Overview:
         oldest_pending_seconds=(
             max(0, int((now - min(waiting)).total_seconds())) if waiting else None
         ),
+        overdue_since=min(due) if overdue else None,
         last_issued_at=last[0] if last else None,
         mappings=session.scalar(sa.select(sa.func.count()).select_from(Mapping)) or 0,
     )
