@@ -76,7 +76,8 @@ BOOK = [Booked("42", "python", NOW)]
 FAILED = a_row(state="failed", error="No answer.")
 CLOSED = [(10.0, 12.0)]
 REMOVED = {("course", "py-101"): NOW}
-LATER = NOW + dt.timedelta(seconds=1)
+LATER = an_attempt(started_at=NOW + dt.timedelta(seconds=1))
+UNKNOWN = an_attempt(answer="unknown")
 
 
 def log_of(*entries: LogEntry, rows: cabc.Sequence[Issuance] = ()) -> list[str]:
@@ -102,9 +103,7 @@ def log_of(*entries: LogEntry, rows: cabc.Sequence[Issuance] = ()) -> list[str]:
         ),
         (invariants.unexpected(BOOK, []), invariants.unexpected(BOOK, [BADGE])),
         (
-            invariants.sent_unmapped(
-                [a_row()], [an_attempt(started_at=LATER)], REMOVED
-            ),
+            invariants.sent_unmapped([a_row()], [LATER], REMOVED),
             invariants.sent_unmapped([a_row()], [an_attempt()], REMOVED),
         ),
         (
@@ -112,9 +111,7 @@ def log_of(*entries: LogEntry, rows: cabc.Sequence[Issuance] = ()) -> list[str]:
             invariants.too_many_posts([a_row()], [an_attempt()], {BADGE: 1}),
         ),
         (
-            invariants.too_many_posts(
-                [a_row()], [an_attempt(answer="unknown")] * 3, {}
-            ),
+            invariants.too_many_posts([a_row()], [UNKNOWN] * 3, {}),
             invariants.too_many_posts([a_row()], [an_attempt(answer="died")] * 3, {}),
         ),
         (
@@ -168,11 +165,11 @@ def test_what_a_killed_process_left_behind_is_ended(tmp_path: pathlib.Path) -> N
     try:
         horse = _wait_for(lambda: family.log.read_text().strip())
         family.kill("parent")
-        os.kill(int(horse), 0)
+        assert [pid for pid, _ in family.members()] == [int(horse)]
     finally:
         family.end()
 
-    _wait_for(lambda: not family.horses())
+    _wait_for(lambda: not family.members())
 
 
 def _wait_for(found: cabc.Callable[[], t.Any]) -> t.Any:

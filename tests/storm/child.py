@@ -1,8 +1,9 @@
 """The application as the workers load it: the same code on shorter clocks.
 
-The lease, the pause while Credly cannot be reached, and the wait where Credly would
-issue twice are made for real networks, and are a minute or half of one. A storm of a
-minute would see none of them end. They are shortened here, and nothing else.
+The lease, the pause while Credly cannot be reached, the wait where Credly would issue
+twice and the one after a look-up without an answer are made for real networks, and are
+a minute or half of one. A storm of a minute would see none of them end. They are
+shortened here, and nothing else.
 """
 
 from __future__ import annotations
@@ -22,7 +23,12 @@ from .host import make_host
 
 CONFIG = "STORM_CONFIG"
 
-SHORT = {"MIN_LEASE": 4.0, "UNAVAILABLE_PAUSE": 2.0, "DUPLICATES_WAIT": 3.0}
+SHORT = {
+    "MIN_LEASE": 4.0,
+    "UNAVAILABLE_PAUSE": 2.0,
+    "DUPLICATES_WAIT": 3.0,
+    "LOOK_UP_WAIT": 1.0,
+}
 
 
 def create_app() -> Flask:

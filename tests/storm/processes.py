@@ -76,7 +76,7 @@ class Family:
     def horses(self) -> list[int]:
         """The children of the process that runs now."""
         assert self._process is not None
-        return [pid for pid, parent in self._members() if parent == self._process.pid]
+        return [pid for pid, parent in self.members() if parent == self._process.pid]
 
     def kill(self, kill: Kill) -> None:
         """Kill with SIGKILL."""
@@ -97,10 +97,10 @@ class Family:
             self._process.kill()
             self._process.wait()
 
-        for pid, _ in self._members():
+        for pid, _ in self.members():
             _kill(pid)
 
-    def _members(self) -> list[tuple[int, int]]:
+    def members(self) -> list[tuple[int, int]]:
         """Process and parent ids of all that live in its sessions."""
         found = subprocess.run(
             ["ps", "-A", "-o", "pid=,ppid=,stat="],
