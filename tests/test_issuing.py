@@ -250,9 +250,7 @@ class TestTheOneRetry:
         assert host.row().state == "issued"
         assert (credly.count("issue"), host.row().attempts) == (2, 2)
 
-    def test_settle_before_failed(
-        self, connected: Connected
-    ) -> None:
+    def test_settle_before_failed(self, connected: Connected) -> None:
         host, credly, _ = connected
         credly.fail("issue", status=500)
         credly.fail("issue", how="reset", after=True)

@@ -1,0 +1,173 @@
+"""A process dies at each point of a badge's way, under each way in which Credly can
+answer. Then another goes on, and the invariants hold.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import contextlib
+import multiprocessing
+import os
+import typing as t
+
+import invariants
+import pytest
+import sqlalchemy as sa
+from conftest import a_member
+from conftest import connect
+from conftest import Host
+from conftest import MakeHost
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import orm
+from test_faults import open_again
+
+from flask_credly import Course
+from flask_credly import course_completed
+from flask_credly import Credly
+from flask_credly import jobs
+from flask_credly.credly import Client
+from flask_credly.issuing import bell
+from flask_credly.ledger import claim
+from flask_credly.ledger import settle
+from flask_credly.models import Connection
+from flask_credly.testing import CredlySimulator
+
+DIED = 137
+
+# Where the process dies: what is replaced, and whether the true one is called first.
+POINTS: dict[str, tuple[object, str, bool]] = {
+    "before the commit": (orm.Session, "commit", False),
+    "after the commit": (bell, "ring", False),
+    "after the bell": (bell, "ring", True),
+    "after the claim": (claim, "claim", True),
+    "after the look-up": (Client, "find", True),
+    "before the request": (Client, "issue", False),
+    "after the request": (Client, "issue", True),
+    "before it is saved": (settle, "settle", False),
+    "after it was saved": (settle, "settle", True),
+}
+AT_COMPLETION = list(POINTS)[:3]
+
+MODES: dict[str, dict[str, t.Any] | None] = {
+    "issues": None,
+    "refuses a second": None,
+    "fails": {"status": 500},
+    "fails but books": {"status": 500, "after": True},
+    "hangs and books": {"how": "hang", "delay": 0.05, "after": True},
+    "books late": {"how": "late", "delay": 5},
+    "answers in pieces": {"how": "truncate"},
+    "asks to wait": {"status": 429, "headers": {"Retry-After": "1"}},
+}
+
+
+def child(config: dict[str, t.Any], point: str) -> None:
+    """Make the application, set the trap, and go the way of a completion or a drain."""
+    app = Flask("host")
+    app.config.update(config)
+    db, credly = SQLAlchemy(), Credly()
+    credly.courses(lambda: [Course(id="py-101", title="Python 101")])
+    credly.is_admin(lambda: True)
+    db.init_app(app)
+    credly.init_app(app)
+    owner, name, after = POINTS[point]
+    true = getattr(owner, name)
+
+    def die(*args: t.Any, **given: t.Any) -> t.NoReturn:
+        if after:
+            with contextlib.suppress(Exception):
+                true(*args, **given)
+
+        os._exit(DIED)
+
+    setattr(owner, name, die)
+
+    with app.app_context():
+        if point in AT_COMPLETION:
+            db.session.execute(sa.update(Connection).values(client_id="changed"))
+            course_completed.send(app, member=a_member(), course_id="py-101")
+            db.session.commit()
+        else:
+            jobs.drain()
+
+
+def die_at(host: Host, point: str) -> None:
+    config = {
+        key: value
+        for key, value in host.app.config.items()
+        if key.startswith(("CREDLY_", "SECRET_KEY", "SQLALCHEMY_DATABASE"))
+    }
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    process = context.Process(target=child, args=(config, point))
+    process.start()
+    process.join(60)
+    assert process.exitcode == DIED, f"it did not get to the point {point!r}"
+
+
+@pytest.fixture
+def served(
+    make_host: MakeHost,
+) -> cabc.Iterator[tuple[Host, CredlySimulator, str]]:
+    credly = CredlySimulator()
+
+    with credly.serve() as server:
+        host = make_host(
+            CREDLY_API_URL=server.api_url,
+            CREDLY_TOKEN_URL=server.token_url,
+            CREDLY_TIMEOUT=2,
+        )
+
+        with host.app.app_context():
+            yield host, credly, connect(host, credly).template_id
+
+    assert credly.problems == []
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("point", POINTS)
+def test_death(
+    served: tuple[Host, CredlySimulator, str], point: str, mode: str
+) -> None:
+    host, credly, template_id = served
+    badge = ("42", template_id)
+    acknowledged = [badge] if point != "before the commit" else []
+
+    if point not in AT_COMPLETION:
+        host.complete()
+
+    if point == "after the look-up":
+        die_at(host, "before the request")
+        host.make_due()
+
+    if mode == "refuses a second":
+        credly.award(template_id, "member-42@example.org")
+
+    if fault := MODES[mode]:
+        credly.fail("issue", **fault)
+
+    die_at(host, point)
+    credly.advance(10)
+
+    for _ in range(8):
+        open_again(host)
+        host.drain()
+
+    rows, attempts = host.rows(), host.attempts()
+    book = invariants.read_book(credly.badges, lambda address: "42")
+    posts = {badge: credly.count("issue")} if rows else {}
+    by_hand = {badge} if mode == "refuses a second" else set()
+
+    assert [row.state for row in rows] in (
+        [["issued"], ["held"]] if acknowledged else [[]]
+    )
+    assert not [
+        *invariants.lost(rows, book, acknowledged),
+        *invariants.duplicated(book),
+        *invariants.false_issued(rows, book),
+        *invariants.false_failed(rows, book),
+        *invariants.unexpected(book, {*acknowledged, *by_hand}),
+        *invariants.too_many_posts(rows, attempts, posts),
+        *invariants.unsettled(rows, attempts),
+    ]
+    assert host.log() == [] or mode == "asks to wait"
