@@ -202,13 +202,13 @@ def _refusals(evidence: Evidence) -> list[Refusal]:
 
     for journal in evidence.journals.values():
         began: dict[str, float] = {}
-        succeeded: list[float] = []
+        succeeded: list[float] = []  # when those began that were committed
 
         for entry in journal:
             if entry.what == "attempted":
                 began[entry.member_id] = entry.at
             elif entry.what == "acknowledged":
-                succeeded.append(entry.at)
+                succeeded.append(began[entry.member_id])
             elif entry.what == "refused":
                 excused = any(
                     away <= entry.at

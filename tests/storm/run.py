@@ -71,6 +71,10 @@ QUIET = 90.0
 WORKERS = 2
 WEBS = 2
 
+WORKER_KILLS = (8, 16)
+WEB_KILLS = (10, 20)
+"""Between how many completions one is killed."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -292,10 +296,13 @@ class _Storm:
     def _rage(self, director: threading.Thread) -> None:
         """Kill and start again until every course is completed and every other fault
         has happened.
+
+        By progress and not by time: on a slow machine there are as many kills.
         """
-        turn = self._kills()
-        next_web = time.monotonic() + self._rng.uniform(2, 4)
-        next_worker, (kill, victim) = next(turn)
+        worker_kills = self._worker_kills()
+        next_web = self._rng.randint(*WEB_KILLS)
+        next_worker, kill, victim = next(worker_kills)
+        due_since: float | None = None
 
         while not self._trouble:
             working = [web for web in self._webs if web.exit_code != 0]
@@ -306,24 +313,36 @@ class _Storm:
             for family in [*self._workers, *working]:
                 family.supervise(self._rng)
 
-            now = time.monotonic()
+            tried = self._count_tried()
 
-            if now >= next_worker and self._kill_worker(
-                kill, victim, late=now > next_worker + 2
-            ):
-                next_worker, (kill, victim) = next(turn)
+            if tried >= next_worker:
+                due_since = due_since or time.monotonic()
+                late = time.monotonic() - due_since > 2
 
-            if now >= next_web and working:
+                if self._kill_worker(kill, victim, late=late):
+                    next_worker, kill, victim = next(worker_kills)
+                    due_since = None
+
+            if tried >= next_web and working:
                 self._kill_web(self._rng.choice(working))
-                next_web = now + self._rng.uniform(2, 4)
+                next_web = tried + self._rng.randint(*WEB_KILLS)
 
             time.sleep(0.05)
 
-    def _kills(self) -> cabc.Iterator[tuple[float, tuple[Kill, Family]]]:
+    def _worker_kills(self) -> cabc.Iterator[tuple[int, Kill, Family]]:
+        """After how many completions whom to kill."""
+        at = 0
+
         while True:
             for kill in self._rng.sample(KILLS, len(KILLS)):
-                victim = self._rng.choice(self._workers)
-                yield time.monotonic() + self._rng.uniform(2, 3.5), (kill, victim)
+                at += self._rng.randint(*WORKER_KILLS)
+                yield at, kill, self._rng.choice(self._workers)
+
+    def _count_tried(self) -> int:
+        return sum(
+            path.read_bytes().count(b"attempted\t")
+            for path in self._folder.glob("*.journal")
+        )
 
     def _kill_worker(self, kill: Kill, victim: Family, *, late: bool) -> bool:
         """Kill while there is a horse, or, after a while, without one."""
@@ -375,13 +394,7 @@ class _Storm:
 
     def _wait_for_progress(self, share: float) -> None:
         while not self._over.is_set():
-            tried = sum(
-                entry.what == "attempted"
-                for name in self._web_names
-                for entry in read_journal(str(self._path(name)))
-            )
-
-            if tried >= share * self._options.completions:
+            if self._count_tried() >= share * self._options.completions:
                 return
 
             time.sleep(0.1)

@@ -169,7 +169,7 @@ class PostgreSQL:
 
     def stop(self) -> None:
         self._run(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
             f" WHERE datname = '{self.name}'"
         )
 
