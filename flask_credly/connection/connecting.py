@@ -173,6 +173,7 @@ def _end_issuances(connection: sa.Connection) -> None:
     never_sent = sa.and_(
         Issuance.state.in_(("pending", "sending", "failed", "cancelled")),
         Issuance.attempts == 0,
+        Issuance.maybe_issued.is_(False),
     )
     ids = sa.select(Issuance.id).where(never_sent)
     connection.execute(sa.delete(Attempt).where(Attempt.issuance_id.in_(ids)))

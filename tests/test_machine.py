@@ -1,0 +1,409 @@
+"""The ledger under any sequence of what can happen to it, found by Hypothesis: the
+invariants hold after each step, and everything comes to an end.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc as cabc
+import datetime as dt
+import os
+import typing as t
+
+import hypothesis
+import invariants
+import pytest
+import responses
+import sqlalchemy as sa
+from conftest import COURSES
+from conftest import Host
+from conftest import MakeHost
+from hypothesis import stateful
+from hypothesis import strategies as st
+
+from flask_credly import connection
+from flask_credly.credly import Client
+from flask_credly.errors import CredlyError
+from flask_credly.issuing import token as token_module
+from flask_credly.ledger import claim
+from flask_credly.ledger import clock
+from flask_credly.ledger import settle
+from flask_credly.models import Base
+from flask_credly.testing import CredlySimulator
+from flask_credly.testing import serving
+
+EXAMPLES = int(os.environ.get("CREDLY_TEST_EXAMPLES", "25"))
+STEPS = 30
+KEYS = [char * 43 + "=" for char in "AEIMQU"]
+
+MOODS: dict[str, dict[str, t.Any]] = {
+    "fails": {"status": 500},
+    "fails but books": {"status": 502, "after": True, "body": "<html>"},
+    "loses the answer": {"how": "reset", "after": True},
+    "does not answer": {"how": "hang"},
+    "books late": {"how": "late", "delay": 20},
+    "answers in pieces": {"how": "truncate"},
+    "refuses": {"status": 422},
+    "forbids": {"status": 403},
+    "asks to wait": {"status": 429, "headers": {"Retry-After": "30"}},
+    "is silent about how long": {"status": 429},
+}
+
+# Where a worker dies: what is replaced, and whether the true one is called first.
+POINTS: tuple[tuple[object, str, bool], ...] = (
+    (claim, "claim", True),
+    (claim, "begin", False),
+    (claim, "begin", True),
+    (Client, "find", True),
+    (Client, "issue", False),
+    (Client, "issue", True),
+    (settle, "settle", False),
+    (settle, "settle", True),
+)
+
+members = st.sampled_from(["1", "2", "3"])
+courses = st.sampled_from(COURSES)
+numbers = st.integers(0, 2)
+
+
+class Died(BaseException):
+    """A worker's end, which no code of ours may catch."""
+
+
+class World:
+    """What stays between the examples: an application and the network."""
+
+    def __init__(self, host: Host, patch: pytest.MonkeyPatch) -> None:
+        self.host = host
+        self.offset = dt.timedelta()
+        self.credly = CredlySimulator()
+        self._patch = patch
+        patch.setattr(clock, "now", lambda _: dt.datetime.now(dt.UTC) + self.offset)
+        patch.setattr(token_module.time, "sleep", self.advance)
+
+    def advance(self, seconds: float) -> None:
+        self.offset += dt.timedelta(seconds=seconds)
+        self.credly.advance(seconds)
+
+    def answer(self, call: serving.Call) -> serving.Reply:
+        return self.credly._handle(call)
+
+    def begin_anew(self) -> None:
+        self.credly = CredlySimulator()
+        self.offset = dt.timedelta()
+        self.host.app.config["CREDLY_ENCRYPTION_KEYS"] = KEYS[:1]
+        self.host.db.session.remove()
+
+        with self.host.state.engine.begin() as connected:
+            for table in reversed(Base.metadata.sorted_tables):
+                connected.execute(sa.delete(table))
+
+
+class Ledger(stateful.RuleBasedStateMachine):
+    """A host, its members, its admin, its workers, and Credly."""
+
+    world: World
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world.begin_anew()
+        self.host = self.world.host
+        self.credly = self.world.credly
+        self.credly.posts_allowed = 99
+        self.templates = [
+            self.credly.add_template("One"),
+            self.credly.add_template("Two"),
+            self.credly.add_template("Three", allow_duplicate_badges=True),
+        ]
+        self.completed: collections.Counter[tuple[str, str]] = collections.Counter()
+        self.lost_key = False
+
+    @property
+    def connected(self) -> bool:
+        return connection.get(self.host.db.session) is not None
+
+    # The admin.
+
+    @stateful.initialize()
+    def set_up(self) -> None:
+        self.connect()
+
+        for number, course in enumerate(COURSES):
+            self.map(course, number)
+
+    def connect(self) -> None:
+        self.credly.restore_client()
+        self.credly.clear_faults()
+        connection.connect(
+            self.host.state,
+            organization_id=self.credly.organization_id,
+            client_id=self.credly.client_id,
+            client_secret=self.credly.client_secret,
+        )
+        self.lost_key = False
+
+    def connect_another_organization(self) -> None:
+        if not self.connected:
+            return
+
+        with pytest.raises(connection.OtherOrganization):
+            connection.connect(
+                self.host.state,
+                organization_id="11111111-2222-4333-8444-555555555555",
+                client_id=self.credly.client_id,
+                client_secret=self.credly.client_secret,
+            )
+
+    def remove(self) -> None:
+        connection.remove(self.host.state)
+
+    def map(self, course: t.Any, number: int) -> None:
+        try:
+            connection.add_mapping(self.host.state, course, self.templates[number])
+        except (
+            connection.AlreadyMapped,
+            connection.NotConnected,
+            connection.UnknownTemplate,
+        ):
+            self.host.db.session.rollback()
+
+    def change(self, number: int, template: int) -> None:
+        for mapping in connection.list_mappings(self.host.db.session)[number:][:1]:
+            course = next(each for each in COURSES if each.id == mapping.course_id)
+            connection.change_mapping(
+                self.host.state, mapping.id, course, self.templates[template]
+            )
+
+    def unmap(self, number: int) -> None:
+        for mapping in connection.list_mappings(self.host.db.session)[number:][:1]:
+            connection.remove_mapping(self.host.state, mapping.id)
+
+    def sync(self) -> None:
+        if self.connected and not self.lost_key:
+            try:
+                connection.sync_templates(self.host.state)
+            except CredlyError:
+                pass
+
+    @stateful.rule(data=st.data())
+    def administer(self, data: st.DataObject) -> None:
+        """One rule for all, so that it does not come too often."""
+        if not self.connected:
+            self.set_up()
+            return
+
+        what = data.draw(
+            st.sampled_from(
+                ["map", "change", "unmap", "connect", "other", "sync", "remove"]
+            )
+        )
+
+        if what == "map":
+            self.map(data.draw(courses), data.draw(numbers))
+        elif what == "change":
+            self.change(data.draw(numbers), data.draw(numbers))
+        elif what == "unmap":
+            self.unmap(data.draw(numbers))
+        elif what == "connect":
+            self.connect()
+        elif what == "other":
+            self.connect_another_organization()
+        elif what == "sync":
+            self.sync()
+        else:
+            self.remove()
+
+    # The members.
+
+    @stateful.rule(member=members, course=courses, times=st.integers(1, 2))
+    def complete(self, member: str, course: t.Any, times: int) -> None:
+        mappings = connection.list_mappings(self.host.db.session)
+        mapped = {each.course_id: each.template_id for each in mappings}
+        self.host.db.session.remove()
+
+        for _ in range(times):
+            self.host.complete(member, course.id, kind=course.kind)
+
+        mine = [
+            row
+            for row in self.host.rows()
+            if (row.member_id, row.course_id) == (member, course.id)
+        ]
+        assert len(mine) == 1 or (not mine and course.id not in mapped)
+
+    # The workers.
+
+    @stateful.rule(seconds=st.sampled_from([0, 0, 61, 61, 601, 7201]))
+    def drain(self, seconds: int) -> None:
+        self.world.advance(seconds)
+        self.host.drain()
+
+    @stateful.rule(point=st.sampled_from(POINTS))
+    def die_in_a_drain(self, point: tuple[object, str, bool]) -> None:
+        owner, name, after = point
+        true = getattr(owner, name)
+
+        def die(*args: t.Any, **given: t.Any) -> t.NoReturn:
+            if after:
+                try:
+                    true(*args, **given)
+                except CredlyError:
+                    pass
+
+            raise Died
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(owner, name, die)
+
+            try:
+                self.host.drain()
+            except Died:
+                self.host.db.session.remove()
+
+    # Time, Credly, and the keys.
+
+    @stateful.rule(
+        mood=st.sampled_from(sorted(MOODS)),
+        kind=st.sampled_from(["issue", "issue", "look-up"]),
+        times=st.integers(1, 3),
+    )
+    def change_mood(self, mood: str, kind: t.Any, times: int) -> None:
+        if kind == "look-up" and "late" in mood:
+            return
+
+        self.credly.fail(kind, times=times, **MOODS[mood])
+
+    def trouble_the_token_endpoint(self, status: int) -> None:
+        self.credly.fail("token", status=status)
+
+    def calm_down(self) -> None:
+        self.credly.clear_faults()
+
+    def revoke_tokens(self) -> None:
+        self.credly.revoke_tokens()
+
+    def revoke_client(self) -> None:
+        self.credly.revoke_client()
+
+    def rotate_key(self, number: int) -> None:
+        keys = self.host.app.config["CREDLY_ENCRYPTION_KEYS"]
+        self.host.app.config["CREDLY_ENCRYPTION_KEYS"] = [KEYS[number], *keys]
+
+    def lose_keys(self) -> None:
+        self.host.app.config["CREDLY_ENCRYPTION_KEYS"] = [KEYS[0]]
+        self.lost_key = True
+
+    @stateful.rule(data=st.data())
+    def trouble(self, data: st.DataObject) -> None:
+        what = data.draw(
+            st.sampled_from(["tokens", "endpoint", "rotate", "calm", "client", "keys"])
+        )
+
+        if what == "tokens":
+            self.revoke_tokens()
+        elif what == "endpoint":
+            self.trouble_the_token_endpoint(data.draw(st.sampled_from([429, 500])))
+        elif what == "rotate":
+            self.rotate_key(data.draw(st.integers(1, 5)))
+        elif what == "calm":
+            self.calm_down()
+        elif what == "client":
+            self.revoke_client()
+        else:
+            self.lose_keys()
+
+    # What must hold.
+
+    def violations(self) -> list[str]:
+        rows, attempts = self.host.rows(), self.host.attempts()
+        book = invariants.read_book(self.credly.badges, lambda address: address[7:-12])
+        return [
+            *invariants.duplicated(
+                each for each in book if each.template_id != self.templates[2]
+            ),
+            *self.too_many_of_the_third(rows, book),
+            *invariants.false_issued(rows, book),
+            *invariants.too_many_posts(rows, attempts, {}),
+        ]
+
+    def too_many_of_the_third(
+        self, rows: invariants.Rows, book: list[invariants.Booked]
+    ) -> list[str]:
+        """Where Credly allows it, each course has its own badge, and no more."""
+        third = self.templates[2]
+        held = collections.Counter(
+            each.member_id for each in book if each.template_id == third
+        )
+        due = collections.Counter(
+            row.member_id for row in rows if row.template_id == third
+        )
+        return [
+            f"{member} has {number} badges for {due[member]} courses"
+            for member, number in held.items()
+            if number > due[member]
+        ]
+
+    @stateful.invariant()
+    def nothing_is_broken(self) -> None:
+        if hasattr(self, "credly"):
+            assert self.violations() == []
+
+    def teardown(self) -> None:
+        """Everything is well again: then all that waits comes to an end."""
+        if self.connected:
+            self.connect()
+
+            for _ in range(60):
+                self.world.advance(4000)
+                self.host.drain()
+
+                if not invariants.unsettled(self.host.rows(), self.host.attempts()):
+                    break
+
+            rows, attempts = self.host.rows(), self.host.attempts()
+            assert invariants.unsettled(rows, attempts) == []
+
+            failed = {row.id for row in rows if row.state == "failed"}
+            told = [entry for entry in self.host.log() if "failed" in entry[0]]
+            assert len(told) <= len(failed)
+
+        assert self.violations() == []
+
+
+@pytest.fixture
+def world(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> cabc.Iterator[World]:
+    host = make_host(CREDLY_RETRY_DELAY=60, CREDLY_CONCURRENCY=2)
+
+    with (
+        host.app.app_context(),
+        responses.RequestsMock(assert_all_requests_are_fired=False) as mock,
+    ):
+        world = World(host, monkeypatch)
+        serving.register(
+            world.answer,
+            mock,
+            "https://api.credly.com/v1",
+            "https://www.credly.com/oauth/token",
+        )
+
+        with host.state.engine.connect() as connected:
+            connected.execute(sa.text("PRAGMA synchronous = OFF"))
+
+        yield world
+
+
+def test_any_sequence_of_events(world: World) -> None:
+    class Machine(Ledger):
+        pass
+
+    Machine.world = world
+    stateful.run_state_machine_as_test(
+        Machine,
+        settings=hypothesis.settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        ),
+    )
