@@ -8,6 +8,7 @@ import typing as t
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from ..catalog import clean
 from ..catalog import Course
 from ..issuing import bell
 from ..ledger import clock
@@ -73,7 +74,7 @@ def add_mapping(
         connection_id=CONNECTION_ID,
         kind=course.kind,
         course_id=course.id,
-        course_title=course.title[:500],
+        course_title=clean(course.title, 500),
         template_id=template.id,
     )
     session.add(mapping)
@@ -117,7 +118,7 @@ def change_mapping(
     template = _active_template(session, template_id)
     mapping.kind = course.kind
     mapping.course_id = course.id
-    mapping.course_title = course.title[:500]
+    mapping.course_title = clean(course.title, 500)
     mapping.template = template
     session.execute(
         _issuances(course, "pending")

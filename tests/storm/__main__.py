@@ -7,6 +7,7 @@ import importlib.metadata
 import itertools
 import json
 import logging
+import os
 import pathlib
 import platform
 import signal
@@ -169,6 +170,7 @@ def _report(results: list[dict[str, t.Any]]) -> dict[str, t.Any]:
     packages = ("flask-credly", "flask", "sqlalchemy", "rq", "redis")
     return {
         "python": platform.python_version(),
+        "cores": os.cpu_count(),
         "packages": {name: importlib.metadata.version(name) for name in packages},
         "runs": results,
     }

@@ -68,6 +68,9 @@ TIMEOUT = 1.0
 QUIET = 90.0
 """Seconds within which every row must be settled once the weather has cleared."""
 
+PATIENCE = 60.0
+"""Seconds within which a closed gate is seen to be closed, on a slow machine."""
+
 WORKERS = 2
 WEBS = 2
 
@@ -486,7 +489,7 @@ class _Storm:
 
     def _poke_until(self, seen: cabc.Callable[[Connection], bool]) -> bool:
         """Complete courses, so that there is something to send, until it is seen."""
-        until = time.monotonic() + 20
+        until = time.monotonic() + PATIENCE
 
         while time.monotonic() < until and not self._over.is_set():
             self._complete(COURSE.id)
