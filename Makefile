@@ -1,10 +1,12 @@
 # make demo    start the example application
 # make test    check and test everything
+# make storm   the long storm: real processes killed at random, ten seeds, two databases
+# make docs    write the pages that are made from the code
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist worksteal
 
-.PHONY: demo test check format clean
+.PHONY: demo test check storm docs format clean
 
 demo: .venv/ready
 	@exec $(BIN)/python -m example_app $(DEMO_ARGS)
@@ -17,6 +19,12 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/djlint --lint --quiet templates example_app/templates
 	$(BIN)/mypy
+
+storm: .venv/ready
+	$(BIN)/python -m tests.storm --system both --database sqlite,postgresql --seeds 10 $(STORM_ARGS)
+
+docs: .venv/ready
+	$(BIN)/python -m tests.decisions > docs/decisions.md
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import itertools
+import pathlib
 import typing as t
 
+import decisions
 import pytest
 
 from flask_credly.ledger.decide import Answer
@@ -100,3 +102,9 @@ def test_a_lost_answer_never_ends_a_row() -> None:
 def test_an_impossible_answer_is_an_error() -> None:
     with pytest.raises(LookupError, match="No rule"):
         decide("look-up", "issued", 1)
+
+
+def test_the_documentation_is_this_table() -> None:
+    page = pathlib.Path(__file__).parent.parent / "docs/decisions.md"
+
+    assert decisions.render() == page.read_text(), "make docs writes it anew"
