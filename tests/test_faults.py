@@ -318,6 +318,44 @@ class TestNoConnectionToSpare:
         assert len(host.rows()) == 1
 
 
+@every_database
+def test_the_same_completion_from_many_requests_at_once_is_one_row(
+    with_table: cabc.Callable[..., Host],
+) -> None:
+    host = with_table()
+    start = threading.Barrier(4)
+
+    def request(writes: bool) -> None:
+        with host.app.app_context():
+            if writes and host.state.engine.dialect.name != "sqlite":
+                host.db.session.execute(sa.text("INSERT INTO host_thing VALUES (7)"))
+
+            start.wait(30)
+            host.complete()
+            host.db.session.commit()
+
+    in_other_thread(
+        *((lambda number=number: request(number % 2 == 0)) for number in range(4))
+    )
+
+    assert len(host.rows()) == 1
+
+
+@every_database
+def test_a_completion_in_a_command(with_table: cabc.Callable[..., Host]) -> None:
+    host = with_table()
+
+    @host.app.cli.command("finish")
+    def finish() -> None:
+        host.db.session.execute(sa.text("SELECT 1"))
+        host.complete()
+
+    done = host.app.test_cli_runner().invoke(args=["finish"])
+
+    assert done.exit_code == 0
+    assert len(host.rows()) == 1
+
+
 class TestDrainUnderFaults:
     @every_database
     def test_a_lock_that_passes_is_waited_for(
