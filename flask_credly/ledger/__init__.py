@@ -1,4 +1,5 @@
 """Rows and their states: record, claim, decide, settle. Knows no HTTP, no queue.
 
-A row's way is :mod:`.record` → :mod:`.claim` → :mod:`.decide` → :mod:`.settle`.
+A row's way is :mod:`.record` → :mod:`.claim` → :mod:`.decide` → :mod:`.settle`. What
+must hold whatever dies in between is written down in ``tests/invariants.py``.
 """
