@@ -116,7 +116,8 @@ def main(arguments: list[str] | None = None) -> int:
             completions=given.completions,
             seed=seed,
             stop_database=given.stop_database,
-            keep=given.keep and given.keep / f"{system}-{duplicate}-{seed}",
+            keep=given.keep
+            and given.keep / f"{system}-{_name(database)}-{duplicate}-{seed}",
         )
         verdict = run(options)
         broken = broken or bool(verdict.violations)
