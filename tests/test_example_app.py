@@ -6,7 +6,6 @@ import collections.abc as cabc
 import contextlib
 import os
 import pathlib
-import re
 import signal
 import socket
 import subprocess
@@ -14,6 +13,7 @@ import sys
 import time
 import urllib.request
 
+import psutil
 import pytest
 
 from example_app.redis_server import free_port
@@ -53,32 +53,17 @@ def wait_until_ready(process: subprocess.Popen[str]) -> str:
     return said
 
 
-def family(pid: int) -> set[int]:
+def family(pid: int) -> list[psutil.Process]:
     """All processes that descend from one."""
-    listing = subprocess.run(
-        ["ps", "-eo", "pid=,ppid="], capture_output=True, text=True
-    )
-    pairs = [tuple(map(int, line.split())) for line in listing.stdout.splitlines()]
-    found: set[int] = set()
-    new = {pid}
-
-    while new:
-        new = {child for child, parent in pairs if parent in new} - found
-        found |= new
-
-    return found
+    return psutil.Process(pid).children(recursive=True)
 
 
-def alive(pids: set[int]) -> set[int]:
-    listing = subprocess.run(
-        ["ps", "-eo", "pid=,stat="], capture_output=True, text=True
-    )
-    running = {
-        int(pid)
-        for pid, state in map(str.split, listing.stdout.splitlines())
-        if not state.startswith("Z")
-    }
-    return pids & running
+def alive(parts: list[psutil.Process]) -> list[psutil.Process]:
+    return [
+        part
+        for part in parts
+        if part.is_running() and part.status() != psutil.STATUS_ZOMBIE
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -96,7 +81,7 @@ def test_it_runs_and_ends_all_of_its_parts(number: signal.Signals) -> None:
     assert "Python 101" in page
     assert len(parts) >= 4 - ("CREDLY_REDIS_URL" in os.environ)
     assert process.returncode == 0
-    assert alive(parts) == set()
+    assert alive(parts) == []
 
 
 def test_a_taken_port_is_said() -> None:
@@ -118,20 +103,15 @@ def test_a_part_that_dies_ends_the_others_and_is_named() -> None:
     with demo(free_port()) as process:
         wait_until_ready(process)
         parts = family(process.pid)
-        listing = subprocess.run(
-            ["ps", "-eo", "pid=,args="], capture_output=True, text=True
-        )
         (simulator,) = [
-            int(match[1])
-            for match in re.finditer(r"(\d+) .*example_app\.simulator", listing.stdout)
-            if int(match[1]) in parts
+            part for part in parts if "example_app.simulator" in part.cmdline()
         ]
-        os.kill(simulator, signal.SIGKILL)
+        simulator.kill()
         _, errors = process.communicate(timeout=20)
 
     assert process.returncode == 1
     assert "The simulator ended with status -9" in errors
-    assert alive(parts) == set()
+    assert alive(parts) == []
 
 
 def test_a_redis_that_does_not_answer_is_said() -> None:

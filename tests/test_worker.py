@@ -16,6 +16,7 @@ import time
 import typing as t
 import uuid
 
+import psutil
 import pytest
 import redis
 import rq
@@ -135,10 +136,7 @@ def wait_for(condition: cabc.Callable[[], object], seconds: float = 60) -> None:
 
 def children(pid: int) -> list[int]:
     """A worker's horse has a process group of its own."""
-    found = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
-    )
-    return [int(child) for child in found.stdout.split()]
+    return [child.pid for child in psutil.Process(pid).children()]
 
 
 @pytest.fixture
@@ -267,8 +265,10 @@ def test_a_killed_worker_loses_nothing(farm: Farm) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    found = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True)
-    return found.stdout.strip()[:1] not in (b"", b"Z")
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def kill_family(pid: int) -> None:

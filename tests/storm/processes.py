@@ -12,6 +12,8 @@ import sys
 import time
 import typing as t
 
+import psutil
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 Kill = t.Literal["parent", "horse", "both"]
@@ -102,19 +104,16 @@ class Family:
 
     def members(self) -> list[tuple[int, int]]:
         """Process and parent ids of all that live in its sessions."""
-        found = subprocess.run(
-            ["ps", "-A", "-o", "pid=,ppid=,stat="],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
         members = []
 
-        for line in found.stdout.splitlines():
-            pid, parent, state = line.split()[:3]
+        for process in psutil.process_iter(["pid", "ppid", "status"]):
+            pid, parent = process.info["pid"], process.info["ppid"]
 
-            if not state.startswith("Z") and _session_of(int(pid)) in self._sessions:
-                members.append((int(pid), int(parent)))
+            if process.info["status"] == psutil.STATUS_ZOMBIE:
+                continue
+
+            if _session_of(pid) in self._sessions:
+                members.append((pid, parent))
 
         return members
 
