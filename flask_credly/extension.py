@@ -227,7 +227,12 @@ def _ring_after_commit(session: orm.Session) -> None:
 
     notes: list[_Note] = session.info[_NOTES]
     joined = [note for note in notes if note.recorded == "joined"]
-    session.info[_NOTES] = [note for note in notes if note not in joined]
+    # No statement can be sent from here.
+    session.info[_NOTES] = [
+        dataclasses.replace(note, recorded="later")
+        for note in notes
+        if note not in joined
+    ]
 
     for state in {note.state.app: note.state for note in joined}.values():
         # An exception here would spoil the host's session after its commit.

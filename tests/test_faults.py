@@ -193,6 +193,59 @@ def in_other_thread(*work: cabc.Callable[[], object]) -> None:
         raise errors[0]
 
 
+class TestALockOfAnother:
+    """SQLite: the host gets the lock that we did not get in time."""
+
+    @pytest.fixture
+    def locked(
+        self, with_table: cabc.Callable[..., Host]
+    ) -> cabc.Iterator[tuple[Host, sa.Connection]]:
+        host = with_table(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"timeout": 0.2}})
+
+        with host.state.engine.connect() as other:
+            other.exec_driver_sql("BEGIN IMMEDIATE")
+            yield host, other
+
+    def an_entry(self) -> LogEntry:
+        # A row that the host adds and has not flushed yet.
+        return LogEntry(
+            connection_id=1, at=dt.datetime.now(dt.UTC), error="host", details=""
+        )
+
+    def test_a_completion_is_kept_with_the_hosts_commit(
+        self, locked: tuple[Host, sa.Connection]
+    ) -> None:
+        host, other = locked
+        host.db.session.add(self.an_entry())
+        host.complete()
+        other.rollback()
+        host.db.session.commit()
+
+        assert len(host.rows()) == 1
+
+    def test_a_completion_goes_with_the_hosts_rollback(
+        self, locked: tuple[Host, sa.Connection]
+    ) -> None:
+        host, other = locked
+        host.db.session.add(self.an_entry())
+        host.complete()
+        other.rollback()
+        host.db.session.rollback()
+
+        assert host.rows() == []
+
+    def test_a_completion_of_a_host_that_reads_is_kept(
+        self, locked: tuple[Host, sa.Connection]
+    ) -> None:
+        host, other = locked
+        host.db.session.execute(sa.text("SELECT 1"))
+        host.complete()
+        other.rollback()
+        host.db.session.remove()
+
+        assert len(host.rows()) == 1
+
+
 class TestReadingIsNotWriting:
     """What the host only read, it may never commit."""
 

@@ -28,10 +28,11 @@ _WRITES = re.compile(
     re.I | re.S,
 )
 
-Recorded = t.Literal["no", "yes", "joined", "later"]
+Recorded = t.Literal["no", "yes", "joined", "after commit", "later"]
 """``no``: the course is not mapped, or the row was there. ``yes``: it is durable.
-``joined``: it waits for the host's commit. ``later``: no transaction was to be had
-beside the host's; call :func:`record_alone` once that has ended.
+``joined``: it waits for the host's commit. ``after commit``: call
+:func:`record_alone` once the host has committed. ``later``: the same once the host's
+transaction has ended in any way.
 """
 
 
@@ -53,7 +54,14 @@ def record(
     :param join: Join in any case.
     """
     if join or has_writes(session, engine):
-        return "joined" if _join(session, completion) else "no"
+        try:
+            return "joined" if _join(session, completion) else "no"
+        except sa.exc.OperationalError:
+            # A lock that we did not get in time, the host may still get.
+            if engine.dialect.name == "sqlite":
+                return "after commit"
+
+            raise
 
     # The session may hold a connection because it has read something.
     reads = session.in_transaction()
