@@ -231,7 +231,7 @@ def _ring_after_commit(session: orm.Session) -> None:
     session.info[_NOTES] = [
         dataclasses.replace(note, recorded="later")
         for note in notes
-        if note not in joined
+        if note.recorded != "joined"
     ]
 
     for state in {note.state.app: note.state for note in joined}.values():

@@ -163,10 +163,7 @@ def _insert(connection: sa.Connection, parameters: dict[str, t.Any]) -> bool:
 
     # INSERT … SELECT would lock what it reads until the host's commit, and so would a
     # duplicate key: no worker could touch the row or close the gate meanwhile.
-    there = sa.exists().where(*(_given(column) == _TABLE.c[column] for column in _KEY))
-    found = connection.execute(
-        _look_up(_from_mapping(name)).where(~there), given
-    ).one_or_none()
+    found = connection.execute(_new_row(name), given).one_or_none()
 
     if found is None:
         return False
@@ -213,6 +210,13 @@ def _look_up(columns: dict[str, sa.ColumnElement[t.Any]]) -> sa.Select[t.Any]:
         .join(Connection, Connection.id == Mapping.connection_id)
         .where(Mapping.kind == _given("kind"), Mapping.course_id == _given("course_id"))
     )
+
+
+@functools.cache
+def _new_row(dialect: str) -> sa.Select[t.Any]:
+    """What is looked up, unless the row is there already."""
+    there = sa.exists().where(*(_given(column) == _TABLE.c[column] for column in _KEY))
+    return _look_up(_from_mapping(dialect)).where(~there)
 
 
 @functools.cache
