@@ -623,6 +623,41 @@ class TestOnTheWire:
 
         assert time.monotonic() - started < 2
 
+    def test_drip_header_total_deadline(self, serve: t.Any) -> None:
+        def drip(handler: t.Any) -> None:
+            handler.wfile.write(b"HTTP/1.1 201 Created\r\nX-Slow: ")
+
+            for _ in range(40):
+                handler.wfile.write(b"x")
+                handler.wfile.flush()
+                time.sleep(0.1)
+
+        started = time.monotonic()
+
+        with pytest.raises(OutcomeUnknown, match="in time"):
+            issue_at(serve(drip))
+
+        assert time.monotonic() - started < 2
+
+    def test_a_slow_answer_does_not_shorten_the_next(self, serve: t.Any) -> None:
+        def answer(handler: t.Any) -> None:
+            time.sleep(0.35)
+            body = json.dumps(issued()).encode()
+            handler.send_response(201)
+            handler.send_header("Content-Length", str(len(body)))
+            handler.end_headers()
+            handler.wfile.write(body)
+
+        server = serve(answer)
+
+        with Client(
+            f"http://127.0.0.1:{server.server_port}/v1", ORGANIZATION, timeout=0.5
+        ) as client:
+            for _ in range(3):
+                client.issue("t", REQUEST)
+
+        assert len(server.asked) == 3
+
     def test_a_huge_body_is_not_read(self, serve: t.Any) -> None:
         sent = [0]
 

@@ -5,7 +5,9 @@ redirects, no retries, and errors that say whether the request went out.
 from __future__ import annotations
 
 import functools
+import http.client
 import importlib.metadata
+import io
 import logging
 import socket
 import ssl
@@ -44,25 +46,64 @@ class _NoAddresses(logging.Filter):
 logging.getLogger("urllib3.connectionpool").addFilter(_NoAddresses())
 
 
-class _BoundedAdapter(HTTPAdapter):
-    # The timeouts of requests are per read: a body that drips in byte by byte
-    # would never end.
+class _BoundedAnswer(http.client.HTTPResponse):
+    # A socket's timeout is per read: an answer that drips in byte by byte, header or
+    # body, would never end.
 
+    def __init__(self, sock: socket.socket, *args: t.Any, **kwargs: t.Any) -> None:
+        super().__init__(sock, *args, **kwargs)
+        deadline = time.monotonic() + (sock.gettimeout() or 0)
+        self.fp = io.BufferedReader(_UntilDeadline(self.fp.detach(), deadline))
+
+
+class _UntilDeadline(io.RawIOBase):
+    def __init__(self, raw: io.RawIOBase, deadline: float) -> None:
+        self._raw = raw
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: t.Any) -> int | None:
+        if time.monotonic() > self._deadline:
+            raise TimeoutError("too slow")
+
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _HTTPConnection(urllib3.connection.HTTPConnection):
+    response_class = _BoundedAnswer
+
+
+class _HTTPSConnection(urllib3.connection.HTTPSConnection):
+    response_class = _BoundedAnswer
+
+
+class _BoundedAdapter(HTTPAdapter):
     def __init__(self, timeout: float) -> None:
         super().__init__(max_retries=0)
         self._timeout = timeout
 
+    def get_connection_with_tls_context(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
+        pool: t.Any = super().get_connection_with_tls_context(*args, **kwargs)
+        secure = pool.scheme == "https"
+        pool.ConnectionCls = _HTTPSConnection if secure else _HTTPConnection
+        return pool
+
     def send(self, request: requests.PreparedRequest, **kwargs: t.Any) -> t.Any:  # type: ignore[override]
-        deadline = time.monotonic() + self._timeout
         kwargs["stream"] = True
         kwargs["timeout"] = (min(self._timeout, 5), self._timeout)
         response = super().send(request, **kwargs)
-        response._content = _read(response.raw, deadline)
+        response._content = _read(response.raw)
         response._content_consumed = True  # type: ignore[attr-defined]
         return response
 
 
-def _read(raw: urllib3.HTTPResponse, deadline: float) -> bytes:
+def _read(raw: urllib3.HTTPResponse) -> bytes:
     body = bytearray()
 
     try:
@@ -71,9 +112,6 @@ def _read(raw: urllib3.HTTPResponse, deadline: float) -> bytes:
 
             if len(body) > MAX_BYTES:
                 raise requests.exceptions.ContentDecodingError("too large")
-
-            if time.monotonic() > deadline:
-                raise requests.exceptions.ReadTimeout("too slow")
     except requests.RequestException:  # an OSError too, so it comes first
         raw.close()
         raise
