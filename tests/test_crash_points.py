@@ -8,19 +8,24 @@ import collections.abc as cabc
 import contextlib
 import multiprocessing
 import os
+import signal
+import time
 import typing as t
 
 import invariants
+import psutil
 import pytest
 import sqlalchemy as sa
 from conftest import a_member
 from conftest import connect
+from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import orm
 from test_faults import open_again
+from test_faults import servers
 
 from flask_credly import Course
 from flask_credly import course_completed
@@ -28,6 +33,7 @@ from flask_credly import Credly
 from flask_credly import jobs
 from flask_credly.credly import Client
 from flask_credly.issuing import bell
+from flask_credly.issuing import drain
 from flask_credly.ledger import claim
 from flask_credly.ledger import settle
 from flask_credly.models import Connection
@@ -61,8 +67,7 @@ MODES: dict[str, dict[str, t.Any] | None] = {
 }
 
 
-def child(config: dict[str, t.Any], point: str) -> None:
-    """Make the application, set the trap, and go the way of a completion or a drain."""
+def make_app(config: dict[str, t.Any]) -> Flask:
     app = Flask("host")
     app.config.update(config)
     db, credly = SQLAlchemy(), Credly()
@@ -70,6 +75,12 @@ def child(config: dict[str, t.Any], point: str) -> None:
     credly.is_admin(lambda: True)
     db.init_app(app)
     credly.init_app(app)
+    return app
+
+
+def child(config: dict[str, t.Any], point: str) -> None:
+    """Set the trap, and go the way of a completion or a drain."""
+    app = make_app(config)
     owner, name, after = POINTS[point]
     true = getattr(owner, name)
 
@@ -84,14 +95,17 @@ def child(config: dict[str, t.Any], point: str) -> None:
 
     with app.app_context():
         if point in AT_COMPLETION:
-            db.session.execute(sa.update(Connection).values(client_id="changed"))
+            session = app.extensions["sqlalchemy"].session
+            session.execute(sa.update(Connection).values(client_id="changed"))
             course_completed.send(app, member=a_member(), course_id="py-101")
-            db.session.commit()
+            session.commit()
         else:
             jobs.drain()
 
 
-def die_at(host: Host, point: str) -> None:
+def start(
+    host: Host, target: cabc.Callable[..., None], *args: t.Any
+) -> multiprocessing.process.BaseProcess:
     config = {
         key: value
         for key, value in host.app.config.items()
@@ -99,10 +113,72 @@ def die_at(host: Host, point: str) -> None:
     }
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    process = context.Process(target=child, args=(config, point))
+    process = context.Process(target=target, args=(config, *args))
     process.start()
+    return process
+
+
+def die_at(host: Host, point: str) -> None:
+    process = start(host, child, point)
     process.join(60)
     assert process.exitcode == DIED, f"it did not get to the point {point!r}"
+
+
+def child_that_stands_still(config: dict[str, t.Any]) -> None:
+    """Drain, and stop right after the intent was written down."""
+    app = make_app(config)
+    drain.MIN_LEASE = 2.0
+    begin = claim.begin
+
+    def begin_and_stand_still(*args: t.Any, **given: t.Any) -> list[claim.Row]:
+        begun = begin(*args, **given)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        return begun
+
+    claim.begin = begin_and_stand_still
+
+    with app.app_context():
+        jobs.drain()
+
+
+@every_database
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_process_that_stood_still_beyond_its_lease_sends_nothing(
+    make_host: MakeHost, allowed: bool
+) -> None:
+    """As a virtual machine does that is moved, or a worker under SIGSTOP."""
+    credly = CredlySimulator()
+
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(credly.serve())
+        host = make_host(
+            CREDLY_API_URL=server.api_url,
+            CREDLY_TOKEN_URL=server.token_url,
+            CREDLY_TIMEOUT=0.3,
+        )
+        stack.enter_context(host.app.app_context())
+        connect(host, credly, allow_duplicate_badges=allowed)
+        host.complete()
+        process = start(host, child_that_stands_still)
+        assert process.pid is not None
+        sleeper = psutil.Process(process.pid)
+        until = time.monotonic() + 60
+
+        while sleeper.status() != psutil.STATUS_STOPPED:
+            assert time.monotonic() < until, "it never got there"
+            time.sleep(0.05)
+
+        time.sleep(1.1)  # more than half of its lease
+        host.make_due()
+        host.drain(2)
+        sleeper.send_signal(signal.SIGCONT)
+        process.join(60)
+
+        assert process.exitcode == 0
+        assert host.row().state == "issued"
+        assert (len(credly.badges), credly.count("issue")) == (1, 1)
+
+    assert credly.problems == []
 
 
 @pytest.fixture
@@ -127,6 +203,20 @@ def served(
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("point", POINTS)
 def test_death(
+    served: tuple[Host, CredlySimulator, str], point: str, mode: str
+) -> None:
+    die_and_go_on(served, point, mode)
+
+
+@servers
+@pytest.mark.parametrize("point", POINTS)
+def test_death_with_a_database_server(
+    served: tuple[Host, CredlySimulator, str], point: str
+) -> None:
+    die_and_go_on(served, point, "hangs and books")
+
+
+def die_and_go_on(
     served: tuple[Host, CredlySimulator, str], point: str, mode: str
 ) -> None:
     host, credly, template_id = served

@@ -82,6 +82,14 @@ class _HTTPConnection(urllib3.connection.HTTPConnection):
 class _HTTPSConnection(urllib3.connection.HTTPSConnection):
     response_class = _BoundedAnswer
 
+    def connect(self) -> None:
+        try:
+            super().connect()
+        except OSError as e:
+            # Whatever goes wrong in the handshake: the request is not sent yet. Later
+            # on, the error would look the same.
+            raise urllib3.exceptions.NewConnectionError(self, str(e)) from e
+
 
 class _BoundedAdapter(HTTPAdapter):
     def __init__(self, timeout: float) -> None:

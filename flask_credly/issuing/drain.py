@@ -173,12 +173,20 @@ class _Drain:
         if not self._ensure_token():
             return
 
+        # Taken before the lease is renewed: the process may stand still at any time.
+        send_before = time.monotonic() + self._lease / 2
+
         for row, knew_maybe in self._begin(room):
-            self._submit(pool, row, "issue", knew_maybe=knew_maybe)
+            self._submit(
+                pool, row, "issue", knew_maybe=knew_maybe, send_before=send_before
+            )
             room -= 1
 
         while self._doubtful and room > 0:
-            self._submit(pool, self._doubtful.popleft(), "look-up", knew_maybe=True)
+            row = self._doubtful.popleft()
+            self._submit(
+                pool, row, "look-up", knew_maybe=True, send_before=send_before
+            )
             room -= 1
 
     def _claim(self, limit: int, *, alone: bool) -> None:
@@ -256,10 +264,15 @@ class _Drain:
             self._stop.set()
 
     def _submit(
-        self, pool: cf.ThreadPoolExecutor, row: Row, phase: Phase, *, knew_maybe: bool
+        self,
+        pool: cf.ThreadPoolExecutor,
+        row: Row,
+        phase: Phase,
+        *,
+        knew_maybe: bool,
+        send_before: float,
     ) -> None:
         assert self._token is not None
-        send_before = time.monotonic() + self._lease / 2
         others: frozenset[str] = frozenset()
 
         if phase == "look-up" and row.allows_duplicates:
