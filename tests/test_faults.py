@@ -8,11 +8,13 @@ import collections
 import collections.abc as cabc
 import contextlib
 import datetime as dt
+import pathlib
 import threading
 import typing as t
 
 import pytest
 import sqlalchemy as sa
+import time_machine
 from conftest import a_member
 from conftest import connect
 from conftest import Connected
@@ -20,11 +22,15 @@ from conftest import COURSES
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
+from conftest import missing
 from sqlalchemy import event
 
 from flask_credly import connection
 from flask_credly import Member
 from flask_credly import signals
+from flask_credly.credly import Client
+from flask_credly.issuing.drain import DUPLICATES_WAIT
+from flask_credly.issuing.token import EARLY
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import overview
@@ -35,6 +41,9 @@ from flask_credly.models import Connection
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
 from flask_credly.testing import CredlySimulator
+from tests.storm.servers import make_folder
+from tests.storm.servers import NotFound
+from tests.storm.servers import PrivatePostgreSQL
 
 servers = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
 postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
@@ -645,6 +654,175 @@ def open_again(host: Host) -> None:
     )
     host.db.session.commit()
     host.make_due()
+
+
+class TestClocks:
+    """A worker whose own clock is wrong: time is the database's."""
+
+    @pytest.mark.parametrize("minutes", [-10, 10])
+    @servers
+    def test_a_skewed_worker_takes_no_row_of_another(
+        self, connected: Connected, minutes: int
+    ) -> None:
+        host, credly, _ = connected
+        engine = host.state.engine
+        host.complete()
+        gate = gates.read(engine)
+        assert gate is not None
+        assert claim.claim(engine, gate, limit=1, lease_seconds=60)
+
+        with time_machine.travel(dt.timedelta(minutes=minutes)):
+            host.drain()
+
+        assert host.row().state == "sending"
+        assert credly.count("issue") == 0
+
+    @pytest.mark.parametrize("minutes", [-10, 10])
+    @servers
+    def test_a_skewed_worker_issues_what_is_due(
+        self, connected: Connected, minutes: int
+    ) -> None:
+        host, credly, _ = connected
+        host.complete("1")
+
+        with time_machine.travel(dt.timedelta(minutes=minutes)):
+            host.complete("2")
+            host.drain()
+
+        assert [row.state for row in host.rows()] == ["issued", "issued"]
+
+    @servers
+    def test_a_skewed_worker_keeps_to_the_pause(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", status=429, headers={"Retry-After": "300"})
+        host.complete()
+        host.drain()
+
+        with time_machine.travel(dt.timedelta(minutes=10)):
+            host.drain()
+
+        assert host.row().state == "pending"
+        assert credly.count("issue") == 1
+
+    @servers
+    def test_a_skewed_worker_fetches_no_token_early(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        host.complete()
+        host.drain()
+        fetched = credly.count("token")
+
+        # By its own clock the token ends in less than the time that is kept free.
+        with time_machine.travel(dt.timedelta(seconds=7200 - EARLY / 2)):
+            host.complete("2")
+            host.drain()
+
+        assert credly.count("token") == fetched
+
+
+class TestListsThatLag:
+    """The answer is lost and the badge is not in Credly's list yet."""
+
+    def test_where_credly_refuses_duplicates_there_is_one_badge(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        credly.look_up_lag = 30
+        credly.fail("issue", how="hang", after=True)
+        host.complete()
+        host.drain(2)
+
+        assert host.row().state == "held"
+        assert (len(credly.badges), credly.count("issue")) == (1, 2)
+
+    def test_where_it_allows_them_the_longer_wait_outlives_the_lag(
+        self, host: Host, credly: CredlySimulator, in_context: None
+    ) -> None:
+        connect(host, credly, allow_duplicate_badges=True)
+        credly.look_up_lag = DUPLICATES_WAIT - 1
+        credly.fail("issue", how="hang", after=True)
+        host.complete()
+        host.drain(2)
+        due_at = host.row().due_at
+        assert due_at is not None
+        wait = due_at - dt.datetime.now(dt.UTC)
+        assert wait > dt.timedelta(seconds=DUPLICATES_WAIT - 5)
+
+        credly.advance(DUPLICATES_WAIT)
+        host.make_due()
+        host.drain()
+
+        assert host.row().state == "issued"
+        assert (len(credly.badges), credly.count("issue")) == (1, 1)
+
+    def test_a_lag_beyond_the_longer_wait_is_the_stated_limit(
+        self, host: Host, credly: CredlySimulator, in_context: None
+    ) -> None:
+        """Credly allows duplicates, loses an answer and hides the badge for minutes:
+        nothing on earth tells us. The README says so.
+        """
+        connect(host, credly, allow_duplicate_badges=True)
+        credly.look_up_lag = 10 * DUPLICATES_WAIT
+        credly.fail("issue", how="hang", after=True)
+        host.complete()
+        host.drain()
+        credly.advance(DUPLICATES_WAIT)
+        host.make_due()
+        host.drain()
+
+        assert host.row().state == "issued"
+        assert (len(credly.badges), credly.count("issue")) == (2, 2)
+        assert "second badge" in credly.problems.pop()
+
+
+@pytest.fixture
+def private_server() -> cabc.Iterator[PrivatePostgreSQL]:
+    """A PostgreSQL of this test, which it may stop."""
+    with make_folder() as folder:
+        database = PrivatePostgreSQL(pathlib.Path(folder))
+
+        try:
+            database.create()
+        except NotFound as e:
+            missing(e.what, e.reason)
+
+        yield database
+        database.drop()
+
+
+def test_the_database_stops_while_the_answer_is_saved(
+    private_server: PrivatePostgreSQL,
+    make_host: MakeHost,
+    credly: CredlySimulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As by a power cut. The badge was made, and is found again."""
+    host = make_host(SQLALCHEMY_DATABASE_URI=private_server.url)
+    issue = Client.issue
+
+    def issue_and_cut(*args: t.Any) -> t.Any:
+        badge = issue(*args)
+        private_server.cut()
+        return badge
+
+    with host.app.app_context():
+        connect(host, credly)
+        host.complete()
+
+        with monkeypatch.context() as during:
+            during.setattr(Client, "issue", issue_and_cut)
+
+            with pytest.raises(sa.exc.OperationalError):
+                host.drain()
+
+        private_server.start()
+        open_again(host)
+        assert host.row().state == "sending"
+
+        host.make_due()
+        host.drain()
+
+        assert host.row().state == "issued"
+        assert (len(credly.badges), credly.count("issue")) == (1, 1)
 
 
 class TestRemoveInFlight:

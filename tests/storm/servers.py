@@ -218,18 +218,23 @@ class PrivatePostgreSQL(PostgreSQL):
             self._data.parent.chmod(0o755)
 
         self._call("initdb", "--auth=trust", "--username=postgres", "--no-sync")
-        self._start()
+        self.start()
         super().create()
 
     def drop(self) -> None:
-        self._call("pg_ctl", "stop", "--mode=immediate")
+        self.cut()
 
     def stop(self) -> None:
-        self._call("pg_ctl", "stop", "--mode=immediate")
+        self.cut()
         time.sleep(2)
-        self._start()
+        self.start()
 
-    def _start(self) -> None:
+    def cut(self) -> None:
+        """Stop the server, as by a power cut."""
+        self._call("pg_ctl", "stop", "--mode=immediate")
+
+    def start(self) -> None:
+        """Start it again."""
         options = f"-p {self._port} -c listen_addresses=127.0.0.1"
         options += " -c unix_socket_directories="
         self._call("pg_ctl", "start", "--wait", f"--options={options}")
