@@ -10,11 +10,13 @@ import json
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 import time
 import typing as t
 import uuid
+import zlib
 
 import psutil
 import pytest
@@ -33,10 +35,12 @@ from flask_credly.issuing import bell
 from flask_credly.issuing import workers
 from flask_credly.issuing.worker import OwnJob
 from flask_credly.models import Issuance
+from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
 
 APP = """
 import json, os
+import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from flask_credly import Course, Credly
@@ -52,11 +56,25 @@ def courses():
 def is_admin():
     return True
 
+@sa.event.listens_for(sa.Pool, "connect")
+def remember(connection, record):
+    record.info["process"] = os.getpid()
+
+@sa.event.listens_for(sa.Pool, "checkout")
+def compare(connection, record, proxy):
+    if record.info["process"] != os.getpid():
+        open("shared", "a").write("a connection of another process\\n")
+
 def create_app():
     app = Flask("host")
     app.config.update(json.loads(os.environ["HOST_CONFIG"]))
     db.init_app(app)
     credly.init_app(app)
+
+    with app.app_context():
+        # As a host may do at its start: the connection stays in the pool.
+        db.session.execute(sa.text("SELECT 1"))
+
     return app
 """
 
@@ -113,6 +131,9 @@ class Farm:
         for process in self._running:
             process.kill()
             process.wait()
+
+        # No work horse may use a connection that its parent has open.
+        assert not (self._folder / "shared").exists()
 
     @property
     def redis(self) -> redis.Redis:
@@ -340,6 +361,25 @@ def test_a_worker_told_to_stop_while_it_sweeps_stops(farm: Farm) -> None:
         worker.wait(timeout=20)
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_worker_told_to_stop_while_the_database_hangs_stops(farm: Farm) -> None:
+    farm.redis.flushdb()  # no job that would be waited for
+    worker = farm.start(*WORKER)
+    wait_for(lambda: workers.count(farm.host.state))
+
+    with farm.host.state.engine.begin() as other:
+        # Even a reader waits for that.
+        other.execute(sa.text("LOCK TABLE credly_issuance IN ACCESS EXCLUSIVE MODE"))
+        wait_for(lambda: waits_for_a_lock(other))
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(timeout=30)
+
+
+def waits_for_a_lock(connected: sa.Connection) -> bool:
+    query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+    return bool(connected.scalar(sa.text(query)))
+
+
 def test_a_worker_outlives_its_redis(
     make_host: MakeHost, tmp_path: pathlib.Path
 ) -> None:
@@ -455,6 +495,45 @@ def test_rqs_own_worker_can_run_the_job(farm: Farm) -> None:
     assert len(farm.credly.badges) == 1, output
 
 
+@pytest.mark.parametrize("function", ["drain", "sync"])
+def test_a_job_of_an_older_version_is_understood(farm: Farm, function: str) -> None:
+    """What version 0.1 put into Redis, to the letter."""
+    if function == "drain":
+        farm.host.complete()
+    else:
+        farm.host.db.session.execute(sa.delete(Template))
+        farm.host.db.session.commit()
+
+    farm.redis.flushdb()
+    job_id = uuid.uuid4().hex
+    name = f"flask_credly.jobs.{function}"
+    queue = str(farm.host.state.settings.queue)
+    payload = f'["{name}", null, [], {{}}]'
+    farm.redis.hset(
+        f"rq:job:{job_id}",
+        mapping={
+            "status": "queued",
+            "origin": queue,
+            "description": name,
+            "created_at": "2026-11-24T06:00:00.000000Z",
+            "enqueued_at": "2026-11-24T06:00:00.000000Z",
+            "data": zlib.compress(payload.encode()),
+            "timeout": "600",
+            "result_ttl": "0",
+            "failure_ttl": "86400",
+        },
+    )
+    farm.redis.sadd("rq:queues", f"rq:queue:{queue}")
+    farm.redis.rpush(f"rq:queue:{queue}", job_id)
+    command = ("rq.cli", "worker", "--burst", "--serializer", "json", "--url")
+    farm.run(*command, farm.host.state.settings.redis_url, queue)
+
+    if function == "drain":
+        assert farm.host.row().state == "issued"
+    else:
+        assert connection.list_templates(farm.host.db.session)
+
+
 def test_a_long_list_of_templates_is_synced_by_the_worker(farm: Farm) -> None:
     for number in range(320):
         farm.credly.add_template(f"Badge {number:03}")
@@ -541,11 +620,20 @@ def test_a_drain_that_always_fails_does_not_spin(farm: Farm) -> None:
     assert farm.host.row().state == "pending"
 
 
+@pytest.mark.parametrize("inside", [False, True])
 def test_enqueue_blackhole_under_1s(
-    make_host: MakeHost, credly: CredlySimulator
+    make_host: MakeHost, credly: CredlySimulator, inside: bool
 ) -> None:
-    """A port that takes connections and never answers."""
-    import socket
+    """A port that takes connections and never answers. The host signals inside of
+    its transaction, so that the bell is rung by its commit, or after it.
+    """
+
+    def complete(member_id: str) -> None:
+        if inside:
+            host.db.session.execute(sa.update(Template).values(name="by the host"))
+
+        host.complete(member_id)
+        host.db.session.commit()
 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -555,9 +643,9 @@ def test_enqueue_blackhole_under_1s(
             connect(host, credly)
             host.state.web_queue.silent_until = 0
             started = time.monotonic()
-            host.complete("1")
+            complete("1")
             first = time.monotonic() - started
-            host.complete("2")
+            complete("2")
             second = time.monotonic() - started - first
 
             assert len(host.rows()) == 2

@@ -184,9 +184,7 @@ class _Drain:
 
         while self._doubtful and room > 0:
             row = self._doubtful.popleft()
-            self._submit(
-                pool, row, "look-up", knew_maybe=True, send_before=send_before
-            )
+            self._submit(pool, row, "look-up", knew_maybe=True, send_before=send_before)
             room -= 1
 
     def _claim(self, limit: int, *, alone: bool) -> None:

@@ -115,12 +115,16 @@ class CredlyWorker(Worker):
                     # Nothing may be open when the work horse is forked.
                     for engine in state.db.engines.values():
                         engine.dispose()
-        except StopRequested:
-            raise
-        except redis.RedisError as e:
-            logger.warning("The sweep could not ring: %s", type(e).__name__)
-        except Exception:
-            logger.exception("The sweep failed and is tried again.")
+        except Exception as e:
+            # A signal in the midst of a question to the database may come out of it
+            # as an error of the driver.
+            if self.told_to_stop:
+                raise StopRequested from e
+
+            if isinstance(e, redis.RedisError):
+                logger.warning("The sweep could not ring: %s", type(e).__name__)
+            else:
+                logger.exception("The sweep failed and is tried again.")
 
 
 def _forget_connections(state: State) -> None:
