@@ -92,3 +92,18 @@ def test_every_hook_is_named() -> None:
     hooks = re.findall(r"def (\w+)\(self, hook: HookT\)", source.read_text())
 
     assert set(re.findall(r"`@credly\.(\w+)`", README)) == set(hooks)
+
+
+def test_every_fault_has_its_test() -> None:
+    folder = pathlib.Path(__file__).parent
+    page = (folder.parent / "docs/faults.md").read_text()
+    rows = [line for line in page.splitlines() if line.startswith("| ")]
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", page)
+
+    assert len(rows) > 40
+    assert [row for row in rows if "::" not in row and "| test |" not in row] == []
+    assert [
+        f"{file}::{name}"
+        for file, name in named
+        if f"def {name}(" not in (folder / file).read_text()
+    ] == []
