@@ -14,6 +14,7 @@ from .errors import CredlyError
 from .issuing import bell
 from .issuing import workers
 from .ledger import claim
+from .ledger import issuances
 from .ledger import overview
 from .settings import get_state
 
@@ -25,6 +26,7 @@ def make_group() -> AppGroup:
     group.command("status")(status)
     group.command("sweep")(sweep)
     group.command("sync")(sync)
+    group.command("retry")(retry)
     return group
 
 
@@ -105,3 +107,19 @@ def sync() -> None:
         ) from None
 
     click.echo(f"{count} active badge templates.")
+
+
+@click.argument("ids", nargs=-1, type=int, metavar="[ID…]")
+@click.option("--all", "everything", is_flag=True, help="All that failed.")
+def retry(ids: tuple[int, ...], everything: bool) -> None:
+    """Issue badges once more that failed, by their number in the ledger."""
+    if everything == bool(ids):
+        raise click.UsageError("Name the badges, or say --all.")
+
+    state = get_state()
+    wanted = [None] if everything else list(ids)
+    tried = sum(issuances.retry(state.engine, each) for each in wanted)
+    click.echo(f"{tried} to be issued once more.")
+
+    if tried and not bell.ring(state):
+        click.echo("Redis cannot be reached. A worker's sweep finds them.")

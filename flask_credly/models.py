@@ -179,6 +179,9 @@ class Issuance(Base):
     __tablename__ = "credly_issuance"
     __table_args__ = (
         sa.UniqueConstraint("member_id", "kind", "course_id"),
+        # For the pages, which go by id within a filter.
+        sa.Index(None, "state", "id"),
+        sa.Index(None, "kind", "course_id", "id"),
         Base.__table_args__,
     )
 
@@ -196,7 +199,7 @@ class Issuance(Base):
     completed_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
     recorded_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
 
-    state: orm.Mapped[str] = orm.mapped_column(_id(10), index=True)
+    state: orm.Mapped[str] = orm.mapped_column(_id(10))
     """One of :data:`State`."""
     due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime, index=True)
     """When a worker may take the row: the time of the next try while ``pending``,

@@ -27,6 +27,7 @@ from flask_credly.errors import CredlyError
 from flask_credly.issuing import token as token_module
 from flask_credly.ledger import claim
 from flask_credly.ledger import clock
+from flask_credly.ledger import issuances
 from flask_credly.ledger import settle
 from flask_credly.models import Base
 from flask_credly.testing import CredlySimulator
@@ -178,6 +179,13 @@ class Ledger(stateful.RuleBasedStateMachine):
         for mapping in connection.list_mappings(self.host.db.session)[number:][:1]:
             connection.remove_mapping(self.host.state, mapping.id)
 
+    def retry(self) -> None:
+        issuances.retry(self.host.state.engine)
+
+        for row in self.host.rows():
+            if row.state == "cancelled":
+                issuances.retry(self.host.state.engine, row.id)
+
     def sync(self) -> None:
         if self.connected and not self.lost_key:
             try:
@@ -194,7 +202,10 @@ class Ledger(stateful.RuleBasedStateMachine):
 
         what = data.draw(
             st.sampled_from(
-                ["map", "change", "unmap", "connect", "other", "sync", "remove"]
+                [
+                    *("map", "change", "unmap", "connect", "other", "sync"),
+                    *("retry", "remove"),
+                ]
             )
         )
 
@@ -210,6 +221,8 @@ class Ledger(stateful.RuleBasedStateMachine):
             self.connect_another_organization()
         elif what == "sync":
             self.sync()
+        elif what == "retry":
+            self.retry()
         else:
             self.remove()
 

@@ -18,6 +18,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from .. import assets
 from ..settings import get_state
 from ..settings import Settings
+from . import badges
 from . import index
 from . import log
 from . import mappings
@@ -57,7 +58,13 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/mappings/<int:mapping_id>", mappings.change),
     ("GET", "/credly/mappings/<int:mapping_id>/row", mappings.row),
     ("POST", "/credly/mappings/<int:mapping_id>/remove", mappings.remove_mapping),
+    ("GET", "/credly/badges", badges.badges),
+    ("GET", "/credly/badges.csv", badges.export_badges),
+    ("POST", "/credly/badges/<int:issuance_id>/retry", badges.retry),
+    ("GET", "/credly/badges/retry", badges.ask_retry),
+    ("POST", "/credly/badges/retry", badges.retry_all),
     ("GET", "/credly/errors", log.errors),
+    ("GET", "/credly/errors.csv", log.export_errors),
     ("GET", "/credly/remove", remove.ask),
     ("POST", "/credly/remove", remove.remove_integration),
 ]

@@ -1,15 +1,52 @@
-"""The whole error log, page by page."""
+"""The whole error log, page by page, with filters and an export."""
 
 from __future__ import annotations
+
+import dataclasses
 
 from flask import request
 from flask.typing import ResponseReturnValue
 
 from .. import connection
 from ..ledger import log
+from ..ledger.paging import Page
+from ..models import LogEntry
 from ..settings import get_state
 from .answer import go_to
 from .answer import page
+from .export import csv_file
+
+
+@dataclasses.dataclass
+class Fold:
+    """Entries in a row that say the same, as one.
+
+    :param entry: The newest of them.
+    :param first: The oldest.
+    """
+
+    entry: LogEntry
+    first: LogEntry
+    times: int = 1
+
+
+def fold(found: Page[LogEntry]) -> list[Fold]:
+    """Put entries that say the same together."""
+    folds: list[Fold] = []
+
+    for entry in found.rows:
+        last = folds[-1] if folds else None
+
+        if last and (last.entry.error, last.entry.details) == (
+            entry.error,
+            entry.details,
+        ):
+            last.first = entry
+            last.times += 1
+        else:
+            folds.append(Fold(entry, entry))
+
+    return folds
 
 
 def errors() -> ResponseReturnValue:
@@ -19,12 +56,41 @@ def errors() -> ResponseReturnValue:
     if connection.get(session) is None:
         return go_to("credly.show")
 
+    error, text = _filter()
+    found = log.page(
+        session,
+        error=error,
+        text=text,
+        before=number("before"),
+        after=number("after"),
+    )
     return page(
         "credly/errors.html",
-        log=log.page(session, before=_number("before"), after=_number("after")),
+        log=found,
+        folds=fold(found),
+        error=error,
+        text=text,
+        errors=log.ERRORS,
+        address={
+            name: value for name, value in (("type", error), ("q", text)) if value
+        },
     )
 
 
-def _number(name: str) -> int | None:
+def export_errors() -> ResponseReturnValue:
+    """Send what the filters show as a file."""
+    rows = log.every(get_state().session, *_filter())
+    header = ["Timestamp", "Error", "Details"]
+    cells = ([row.at.isoformat(), row.error, row.details] for row in rows)
+    return csv_file("credly-error-log", header, cells)
+
+
+def _filter() -> tuple[str, str]:
+    error = request.args.get("type", "")
+    return error if error in log.ERRORS else "", request.args.get("q", "").strip()
+
+
+def number(name: str) -> int | None:
+    """Read a row's id from the address."""
     value = request.args.get(name, "")
     return int(value) if value.isdecimal() and len(value) < 18 else None

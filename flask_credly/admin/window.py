@@ -23,6 +23,7 @@ from .answer import say
 from .answer import wants_fragment
 from .forms import Button
 from .forms import ConnectForm
+from .log import fold
 
 REFUSED = (
     "Unable to connect to Credly. Please check your Organization ID and OAuth"
@@ -60,12 +61,14 @@ def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
         return page("credly/connect.html", form=ConnectForm(), connection=None)
 
     found = overview.read(state.session)
+    latest = log.page(state.session, size=10)
     return page(
         "credly/window.html",
         status,
         button=Button(),
         connection=connected,
-        log=log.page(state.session, size=10),
+        log=latest,
+        folds=fold(latest),
         overview=found,
         workers=workers.count(state),
         **mappings.section(rows),

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
+import collections.abc as cabc
 import datetime as dt
 import typing as t
 
 import sqlalchemy as sa
-from sqlalchemy import orm
 
 from ..models import Connection
 from ..models import CONNECTION_ID
 from ..models import LogEntry
+from .paging import fetch
+from .paging import fetch_all
+from .paging import Page
+from .paging import Session
 
 CONNECTION_EXPIRED = "Connection expired"
 ISSUANCE_FAILED = "Badge issuance failed"
 RATE_LIMIT = "API Rate Limit"
 UNREACHABLE = "Credly unreachable"
+ERRORS = (CONNECTION_EXPIRED, ISSUANCE_FAILED, RATE_LIMIT, UNREACHABLE)
 
 EXPIRED_DETAILS = (
     "Your Credly OAuth credentials have expired or were revoked. Please reconnect."
@@ -63,46 +67,37 @@ def write(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Page:
-    """Some entries, newest first, and where to go on.
+def select(error: str = "", text: str = "") -> sa.Select[LogEntry]:
+    """Say which entries to show.
 
-    :param newer: Pass as ``after`` for the page before. ``None``: this is the first.
-    :param older: Pass as ``before`` for the next page. ``None``: this is the last.
+    :param error: Only these. Empty: all.
+    :param text: What the details contain. Empty: anything.
     """
+    query = sa.select(LogEntry)
 
-    entries: list[LogEntry]
-    newer: int | None
-    older: int | None
+    if error:
+        query = query.where(LogEntry.error == error)
+
+    if text:
+        query = query.where(LogEntry.details.icontains(text, autoescape=True))
+
+    return query
 
 
 def page(
-    session: orm.Session | orm.scoped_session[t.Any],
+    session: Session,
     *,
+    error: str = "",
+    text: str = "",
     before: int | None = None,
     after: int | None = None,
     size: int = 50,
-) -> Page:
-    """Get one page, by id and not by offset, so that the last page of a million
-    costs what the first does.
-    """
-    query = sa.select(LogEntry).limit(size + 1)
+) -> Page[LogEntry]:
+    """Get one page."""
+    query = select(error, text)
+    return fetch(session, query, LogEntry.id, before=before, after=after, size=size)
 
-    if after is not None:
-        found = session.scalars(query.where(LogEntry.id > after).order_by(LogEntry.id))
-        entries = list(found)
-        more_newer, more_older = len(entries) > size, True
-        entries = entries[:size][::-1]
-    else:
-        if before is not None:
-            query = query.where(LogEntry.id < before)
 
-        entries = list(session.scalars(query.order_by(LogEntry.id.desc())))
-        more_newer, more_older = before is not None, len(entries) > size
-        entries = entries[:size]
-
-    return Page(
-        entries,
-        newer=entries[0].id if entries and more_newer else None,
-        older=entries[-1].id if entries and more_older else None,
-    )
+def every(session: Session, error: str = "", text: str = "") -> cabc.Iterator[LogEntry]:
+    """Get all entries, for an export."""
+    return fetch_all(session, select(error, text), LogEntry.id)

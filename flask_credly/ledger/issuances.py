@@ -1,0 +1,156 @@
+"""The ledger as the admin reads it: every badge that was asked for, and how it went."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import typing as t
+
+import sqlalchemy as sa
+
+from ..models import Connection
+from ..models import Issuance
+from ..models import Mapping
+from ..models import Template
+from . import clock
+from .paging import fetch
+from .paging import fetch_all
+from .paging import Page
+from .paging import Session
+from .transaction import in_transaction
+
+Status = t.Literal["waiting", "issued", "held", "failed", "skipped"]
+
+STATES: dict[Status, tuple[str, ...]] = {
+    "waiting": ("pending", "sending"),
+    "issued": ("issued",),
+    "held": ("held",),
+    "failed": ("failed",),
+    "skipped": ("cancelled",),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Filter:
+    """Which rows to show. Empty: all.
+
+    :param kind: The kind of ``course_id``.
+    :param text: A member's id, or how the e-mail address or one of the names begins.
+    :param id: One row.
+    """
+
+    status: Status | None = None
+    kind: str = ""
+    course_id: str = ""
+    text: str = ""
+    id: int | None = None
+
+    def select(self) -> sa.Select[Issuance]:
+        """Put it into a query."""
+        query = sa.select(Issuance)
+
+        if self.status is not None:
+            query = query.where(Issuance.state.in_(STATES[self.status]))
+
+        if self.course_id:
+            query = query.where(
+                Issuance.kind == self.kind, Issuance.course_id == self.course_id
+            )
+
+        if self.id is not None:
+            query = query.where(Issuance.id == self.id)
+
+        if self.text:
+            columns = (Issuance.email, Issuance.first_name, Issuance.last_name)
+            begins = [
+                column.istartswith(self.text, autoescape=True) for column in columns
+            ]
+            query = query.where(sa.or_(Issuance.member_id == self.text, *begins))
+
+        return query
+
+
+def page(
+    session: Session,
+    wanted: Filter,
+    *,
+    before: int | None = None,
+    after: int | None = None,
+    size: int = 50,
+) -> Page[Issuance]:
+    """Get one page."""
+    query = wanted.select()
+    return fetch(session, query, Issuance.id, before=before, after=after, size=size)
+
+
+def every(session: Session, wanted: Filter) -> cabc.Iterator[Issuance]:
+    """Get all rows, for an export."""
+    return fetch_all(session, wanted.select(), Issuance.id)
+
+
+_MAPPED = sa.exists().where(
+    Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id
+)
+
+
+def _of_mapping(column: sa.ColumnElement[t.Any]) -> sa.ScalarSelect[t.Any]:
+    return (
+        sa.select(column)
+        .select_from(Mapping)
+        .join(Template, Template.id == Mapping.template_id)
+        .join(Connection, Connection.id == Mapping.connection_id)
+        .where(Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id)
+        .scalar_subquery()
+    )
+
+
+@in_transaction
+def retry(connection: sa.Connection, row_id: int | None = None) -> int:
+    """Make badges due once more that were not issued, each with its two attempts.
+
+    They become what their course is mapped to now. Where a request was made before,
+    Credly is asked first whether the badge is there, so that none is issued twice.
+
+    :param row_id: One that failed or was skipped. ``None``: all that failed.
+    :return: How many are due. Those whose course is not mapped any more are left alone.
+    """
+    if row_id is None:
+        these = sa.and_(Issuance.state == "failed", _MAPPED)
+    else:
+        these = sa.and_(
+            Issuance.id == row_id,
+            Issuance.state.in_(("failed", "cancelled")),
+            _MAPPED,
+        )
+
+    now = clock.now(connection)
+    # What was perhaps issued keeps its name: it is looked up by that.
+    connection.execute(
+        sa.update(Issuance)
+        .where(these, Issuance.maybe_issued.is_(False))
+        .values(
+            template_id=_of_mapping(Template.id.expression),
+            badge_name=_of_mapping(Template.name.expression),
+            organization_id=_of_mapping(Connection.organization_id.expression),
+        )
+        .execution_options(synchronize_session=False)
+    )
+    ours = sa.select(Connection.organization_id).scalar_subquery()
+    return connection.execute(
+        sa.update(Issuance)
+        .where(these, Issuance.organization_id == ours)
+        .ordered_values(
+            (
+                Issuance.maybe_issued,
+                sa.or_(Issuance.maybe_issued, Issuance.attempts > 0),
+            ),
+            (Issuance.state, "pending"),
+            (Issuance.due_at, now),
+            (Issuance.attempts, 0),
+            (Issuance.deaths, 0),
+            (Issuance.look_ups, 0),
+            (Issuance.settled_at, None),
+            (Issuance.error, None),
+        )
+        .execution_options(synchronize_session=False)
+    ).rowcount

@@ -1,0 +1,83 @@
+"""Pages by id and not by offset, so that the last page of a million rows costs what
+the first does.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import typing as t
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+SIZE = 50
+
+Session = orm.Session | orm.scoped_session[t.Any]
+T = t.TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Page(t.Generic[T]):
+    """Some rows, newest first, and where to go on.
+
+    :param newer: Pass as ``after`` for the page before. ``None``: this is the first.
+    :param older: Pass as ``before`` for the next page. ``None``: this is the last.
+    """
+
+    rows: list[T]
+    newer: int | None
+    older: int | None
+
+
+def fetch(
+    session: Session,
+    query: sa.Select[T],
+    id_: orm.InstrumentedAttribute[int],
+    *,
+    before: int | None = None,
+    after: int | None = None,
+    size: int = SIZE,
+) -> Page[T]:
+    """Get one page of what a query selects.
+
+    :param id_: The column to go by.
+    """
+    query = query.limit(size + 1)
+
+    if after is not None:
+        rows = list(session.scalars(query.where(id_ > after).order_by(id_)))
+        more_newer, more_older = len(rows) > size, True
+        rows = rows[:size][::-1]
+    else:
+        if before is not None:
+            query = query.where(id_ < before)
+
+        rows = list(session.scalars(query.order_by(id_.desc())))
+        more_newer, more_older = before is not None, len(rows) > size
+        rows = rows[:size]
+
+    return Page(
+        rows,
+        newer=getattr(rows[0], id_.key) if rows and more_newer else None,
+        older=getattr(rows[-1], id_.key) if rows and more_older else None,
+    )
+
+
+def fetch_all(
+    session: Session,
+    query: sa.Select[T],
+    id_: orm.InstrumentedAttribute[int],
+) -> cabc.Iterator[T]:
+    """Get all rows, newest first, never holding more than a few in memory."""
+    before: int | None = None
+
+    while True:
+        page = fetch(session, query, id_, before=before, size=500)
+        yield from page.rows
+        session.expunge_all()
+
+        if page.older is None:
+            return
+
+        before = page.older

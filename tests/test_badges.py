@@ -1,0 +1,380 @@
+"""The ledger and the error log as pages: filters, retries, exports."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import pytest
+from conftest import connect
+from conftest import Connected
+from conftest import COURSES
+from conftest import every_database
+from conftest import Host
+from test_faults import open_again
+from test_pages import Browser
+from test_pages import browser as browser
+from test_pages import HX
+from test_pages import mapped as mapped
+from test_pages import text_of
+
+from flask_credly import connection
+from flask_credly import Member
+from flask_credly.ledger import issuances
+from flask_credly.ledger import log
+from flask_credly.models import Issuance
+from flask_credly.testing import CredlySimulator
+
+BADGES = "/integrations/credly/badges"
+ERRORS = "/integrations/credly/errors"
+
+Mapped = tuple[Browser, Connected, int]
+
+
+def fail_one(connected: Connected, member_id: str = "42") -> Issuance:
+    host, credly, _ = connected
+    credly.posts_allowed = 9
+    credly.fail("issue", status=422, times=2)
+    host.complete(member_id)
+    host.drain(2)
+    row = host.rows()[-1]
+    assert row.state == "failed"
+    return row
+
+
+def read_csv(text: str) -> list[list[str]]:
+    assert text.startswith("\ufeff")
+    return list(csv.reader(io.StringIO(text[1:])))
+
+
+class TestRetry:
+    @every_database
+    def test_a_failed_badge_is_issued(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            row = fail_one(connect(host, credly))
+
+            assert issuances.retry(host.state.engine, row.id) == 1
+            host.drain()
+
+            row = host.row()
+            assert (row.state, row.error, row.attempts) == ("issued", None, 1)
+            assert len(credly.badges) == 1
+
+    def test_it_has_its_two_attempts_again(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        row = fail_one(connected)
+        credly.fail("issue", status=422, times=2)
+        issuances.retry(host.state.engine, row.id)
+        host.drain(2)
+
+        assert host.row().state == "failed"
+        assert credly.count("issue") == 4
+        assert len(host.log()) == 2
+
+    def test_it_makes_no_second_badge(self, connected: Connected) -> None:
+        """Somebody issued it by hand meanwhile, as the error log says."""
+        host, credly, template_id = connected
+        row = fail_one(connected)
+        credly.award(template_id, row.email)
+        issuances.retry(host.state.engine, row.id)
+        host.drain()
+
+        assert host.row().state == "issued"
+        assert (len(credly.badges), credly.count("issue")) == (1, 2)
+
+    def test_it_becomes_what_the_course_is_mapped_to_now(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        row = fail_one(connected)
+        other = credly.add_template("Another Badge")
+        connection.sync_templates(host.state)
+        (mapping,) = connection.list_mappings(host.db.session)
+        connection.change_mapping(host.state, mapping.id, COURSES[0], other)
+        issuances.retry(host.state.engine, row.id)
+        host.drain()
+
+        (badge,) = credly.badges
+        assert badge["badge_template"]["id"] == other
+        assert host.row().badge_name == "Another Badge"
+
+    @pytest.mark.parametrize("state", ["issued", "pending"])
+    def test_nothing_else_is_tried(self, connected: Connected, state: str) -> None:
+        host, credly, _ = connected
+        host.complete()
+
+        if state == "issued":
+            host.drain()
+
+        assert issuances.retry(host.state.engine, host.row().id) == 0
+        assert issuances.retry(host.state.engine) == 0
+
+    def test_an_unmapped_course_is_left_alone(self, connected: Connected) -> None:
+        host, _, _ = connected
+        row = fail_one(connected)
+        (mapping,) = connection.list_mappings(host.db.session)
+        connection.remove_mapping(host.state, mapping.id)
+
+        assert issuances.retry(host.state.engine, row.id) == 0
+
+    def test_what_was_skipped_comes_back_when_asked_for(
+        self, connected: Connected
+    ) -> None:
+        host, credly, template_id = connected
+        host.complete()
+        (mapping,) = connection.list_mappings(host.db.session)
+        connection.remove_mapping(host.state, mapping.id)
+        host.drain()
+        connection.add_mapping(host.state, COURSES[0], template_id)
+        row = host.row()
+        assert row.state == "cancelled"
+        assert issuances.retry(host.state.engine) == 0
+
+        issuances.retry(host.state.engine, row.id)
+        host.drain()
+
+        assert host.row().state == "issued"
+
+    def test_a_member_whose_badge_waited_at_remove_is_served_after_a_reconnect(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", status=422)
+        credly.fail("issue", status=429)
+        host.complete()
+        host.drain()
+        connection.remove(host.state)
+        assert host.row().state == "failed"
+
+        connect(host, credly)
+        issuances.retry(host.state.engine)
+        open_again(host)
+        host.drain(2)
+
+        # Remove cleared the address, and this host has no @credly.member hook.
+        assert "no e-mail address" in (host.row().error or "")
+
+    def test_by_command(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        row = fail_one(connected)
+        runner = host.app.test_cli_runner()
+
+        assert (
+            "1 to be issued"
+            in runner.invoke(args=["credly", "retry", str(row.id)]).output
+        )
+        host.drain()
+        assert host.row().state == "issued"
+        assert (
+            "0 to be issued" in runner.invoke(args=["credly", "retry", "--all"]).output
+        )
+        assert runner.invoke(args=["credly", "retry"]).exit_code == 2
+
+
+class TestTheLedgersPage:
+    def test_each_state_in_words(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+        host, credly, template_id = connected
+        host.complete("1")
+        host.drain()
+        credly.award(template_id, "member-2@example.org")
+        credly.email_filter_finds_accepted = False
+        host.complete("2")
+        host.drain()
+        fail_one(connected, "3")
+        host.complete("4")
+        text = text_of(browser.get(BADGES))
+
+        for word in ("Queued", "Issued", "Already issued", "Failed", "View in Credly"):
+            assert word in text
+
+        assert "Retry" in text
+
+    def test_filters(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+        host = connected.host
+        host.complete("1")
+        host.drain()
+        fail_one(connected, "3")
+        host.complete(
+            member=Member("2", "grace@example.org", "Grace", "Example_Person")
+        )
+
+        def found(query: str) -> set[str]:
+            text = browser.get(f"{BADGES}?{query}").text
+            addresses = ("member-1@", "grace@", "member-3@")
+            return {each for each in addresses if f"{each}example.org" in text}
+
+        assert found("") == {"member-1@", "grace@", "member-3@"}
+        assert found("status=issued") == {"member-1@"}
+        assert found("status=waiting") == {"grace@"}
+        assert found("status=failed") == {"member-3@"}
+        assert found("status=skipped") == set()
+        assert found("status=nonsense&q=") == {"member-1@", "grace@", "member-3@"}
+        assert found("q=GRACE") == {"grace@"}
+        assert found("q=example_p") == {"grace@"}
+        assert found("q=%25") == set()
+        assert found("q=3") == {"member-3@"}
+        assert found("course=course:py-101&q=grace") == {"grace@"}
+        assert found("course=course:sql") == set()
+        assert "No badges match these filters." in text_of(
+            browser.get(f"{BADGES}?status=skipped")
+        )
+
+    def test_it_is_read_page_by_page(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+
+        for number in range(120):
+            connected.host.complete(f"m{number:03}")
+
+        seen: list[str] = []
+        address: str | None = f"{BADGES}?status=waiting"
+
+        while address:
+            text = browser.get(address).text
+            seen += re_find(r"member-(m\d+)@", text)
+            older = re_find(r'rel="next" href="([^"]+)"', text)
+            address = older[0].replace("&amp;", "&") if older else None
+
+        assert seen == [f"m{number:03}" for number in reversed(range(120))]
+
+    def test_retry_as_a_form_keeps_the_filters(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+        row = fail_one(connected)
+        page = f"{BADGES}?status=failed"
+        (action,) = re_find(r'action="([^"]+/retry[^"]*)"', browser.get(page).text)
+        answer = browser.post(action.replace("&amp;", "&"), page=page)
+
+        assert answer.status_code == 303
+        assert answer.location == page
+        assert connected.host.row().state == "pending"
+        assert "tried once more" in text_of(browser.get(page))
+        assert row.id == connected.host.row().id
+
+    def test_retry_with_htmx_changes_the_row(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+        row = fail_one(connected)
+        path = f"{BADGES}/{row.id}/retry"
+        answer = browser.post(path, page=BADGES, headers=HX)
+
+        assert answer.status_code == 200
+        assert answer.text.strip().startswith("<tr")
+        assert "Queued" in answer.text
+        assert "tried once more" in answer.text
+
+    def test_a_row_that_is_gone(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+        fail_one(connected)
+
+        for headers in (None, HX):
+            path = f"{BADGES}/999/retry"
+            answer = browser.post(path, page=BADGES, headers=headers)
+            assert answer.status_code in (303, 200)
+            assert "cannot be tried again" in text_of(browser.get(BADGES))
+
+    def test_retry_all_asks_first(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+        fail_one(connected, "1")
+        fail_one(connected, "2")
+        page = f"{BADGES}/retry"
+
+        assert "2 badges have failed" in text_of(browser.get(page))
+        browser.post(page, page=page)
+        assert "2 badges are tried once more." in text_of(browser.get(BADGES))
+        assert {row.state for row in connected.host.rows()} == {"pending"}
+        assert "No badge has failed." in text_of(browser.get(page))
+
+    def test_the_export_holds_what_the_filters_show(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+        host = connected.host
+        host.complete(member=Member("1", "a@example.org", "=1+1", "@SUM(A1)"))
+        host.drain()
+        fail_one(connected, "2")
+        answer = browser.get(f"{BADGES}.csv?status=issued")
+        header, row = read_csv(answer.text)
+
+        assert answer.headers["Content-Type"].startswith("text/csv")
+        assert "credly-badges.csv" in answer.headers["Content-Disposition"]
+        assert row[:4] == ["1", "a@example.org", "'=1+1", "'@SUM(A1)"]
+        assert row[header.index("Status")] == "Issued"
+        assert row[header.index("Credly badge id")] == connected.credly.badges[0]["id"]
+        assert len(read_csv(browser.get(f"{BADGES}.csv").text)) == 3
+
+    def test_a_long_export_is_complete(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+
+        for number in range(1100):
+            connected.host.complete(f"m{number:04}")
+
+        rows = read_csv(browser.get(f"{BADGES}.csv").text)[1:]
+        assert [row[0] for row in rows] == [
+            f"m{number:04}" for number in reversed(range(1100))
+        ]
+
+    def test_without_a_connection_there_is_none(self, browser: Browser) -> None:
+        assert browser.get(BADGES).status_code == 303
+        assert browser.get(f"{BADGES}/retry").status_code == 303
+
+
+class TestTheErrorLogsPage:
+    def write(self, host: Host, error: str, details: str) -> None:
+        from datetime import datetime
+        from datetime import UTC
+
+        with host.state.engine.begin() as connected:
+            log.write(connected, datetime.now(UTC), error, details)
+
+    def test_a_failure_leads_to_its_badge(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+        row = fail_one(connected)
+        text = browser.get(ERRORS).text
+
+        assert f"{BADGES}?id={row.id}" in text
+        assert "member-42@example.org" in browser.get(f"{BADGES}?id={row.id}").text
+
+    def test_repeats_are_folded(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+
+        for _ in range(3):
+            self.write(connected.host, log.RATE_LIMIT, "Hit. Again.")
+
+        self.write(connected.host, log.RATE_LIMIT, "Hit. Otherwise.")
+        text = browser.get(ERRORS).text
+
+        assert text.count("Hit. Again.") == 1
+        assert "3 times, first" in text
+
+    def test_filters(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+        self.write(connected.host, log.RATE_LIMIT, "Slow down, 100%.")
+        self.write(connected.host, log.UNREACHABLE, "Nobody there.")
+
+        def found(query: str) -> set[str]:
+            text = browser.get(f"{ERRORS}?{query}").text
+            return {each for each in ("Slow", "Nobody") if f"{each} " in text}
+
+        assert found("") == {"Slow", "Nobody"}
+        assert found("type=API+Rate+Limit") == {"Slow"}
+        assert found("type=unknown") == {"Slow", "Nobody"}
+        assert found("q=nobody") == {"Nobody"}
+        assert found("q=100%25") == {"Slow"}
+        assert "No errors match these filters." in text_of(
+            browser.get(f"{ERRORS}?q=neither")
+        )
+
+    def test_the_export(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+        self.write(connected.host, log.RATE_LIMIT, "=cmd|' /C calc'!A0")
+        self.write(connected.host, log.UNREACHABLE, "Nobody there.")
+        header, row = read_csv(browser.get(f"{ERRORS}.csv?type=API+Rate+Limit").text)
+
+        assert header == ["Timestamp", "Error", "Details"]
+        assert row[1:] == ["API Rate Limit", "'=cmd|' /C calc'!A0"]
+
+
+def re_find(pattern: str, text: str) -> list[str]:
+    import re
+
+    return re.findall(pattern, text)
