@@ -111,6 +111,8 @@ class Connection(Base):
     templates_synced_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
 
     expired: orm.Mapped[bool] = orm.mapped_column(default=False)
+    switched_off: orm.Mapped[bool] = orm.mapped_column(default=False)
+    """The admin has paused issuing. Completions are still recorded."""
     paused_until: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """Until when nothing is sent. Kept after that time, until a request succeeds:
     it tells the next drain to begin with a single probe.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import datetime as dt
 import logging
@@ -22,6 +23,7 @@ from flask_credly import badge_issued
 from flask_credly import connection
 from flask_credly import issuance_paused
 from flask_credly import Member
+from flask_credly.credly import Client
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import overview
@@ -422,6 +424,59 @@ class TestPauses:
             host.drain()
 
             assert host.row().state == "issued"
+
+
+class TestTheSwitch:
+    def test_nothing_is_issued_and_nothing_is_lost(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        gates.switch(host.state.engine, on=False)
+        host.complete()
+        host.drain()
+
+        assert host.row().state == "pending"
+        assert credly.count("issue") == 0
+        assert not claim.any_due(host.state.engine)
+
+        gates.switch(host.state.engine, on=True)
+        host.drain()
+
+        assert host.row().state == "issued"
+        assert host.log() == []
+
+    def test_it_is_thrown_while_badges_are_issued(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, credly, _ = connected
+
+        for number in range(40):
+            host.complete(str(number))
+
+        issue, engine = Client.issue, host.state.engine
+
+        def issue_and_switch(*args: t.Any) -> t.Any:
+            gates.switch(engine, on=False)
+            return issue(*args)
+
+        monkeypatch.setattr(Client, "issue", issue_and_switch)
+        host.drain()
+        states = collections.Counter(row.state for row in host.rows())
+
+        assert 0 < states["issued"] == len(credly.badges) < 40
+        assert states["issued"] + states["pending"] == 40
+
+    def test_new_credentials_leave_it_off(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        gates.switch(host.state.engine, on=False)
+        connection.connect(
+            host.state,
+            organization_id=credly.organization_id,
+            client_id=credly.client_id,
+            client_secret=credly.client_secret,
+        )
+        host.complete()
+        host.drain()
+
+        assert host.row().state == "pending"
 
 
 class TestExpiry:

@@ -573,6 +573,11 @@ class TestState:
                 "Issuance paused until",
                 "Credly cannot be reached.",
             ),
+            (
+                {"switched_off": True},
+                "Issuance paused",
+                "Nothing is issued until you resume.",
+            ),
         ],
     )
     def test_it_is_said_in_words(
@@ -596,6 +601,25 @@ class TestState:
 
         assert card in text_of(browser.get(LIST))
         assert window in text_of(browser.get(WINDOW))
+
+    def test_issuing_is_paused_and_resumed(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        host = connected.host
+        browser.post(f"{WINDOW}/pause")
+        assert "Issuing is paused." in text_of(browser.get(WINDOW))
+        assert "Pause issuing" not in text_of(browser.get(WINDOW))
+
+        host.complete()
+        host.drain()
+        assert host.row().state == "pending"
+        assert "1 badge is waiting." in text_of(browser.get(WINDOW))
+
+        browser.post(f"{WINDOW}/resume")
+        assert "Issuing goes on." in text_of(browser.get(WINDOW))
+        host.drain()
+        assert host.row().state == "issued"
 
     def test_a_queue_out_of_reach_is_said(
         self, mapped: tuple[Browser, Connected, int]

@@ -51,6 +51,8 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly", window.connect),
     ("GET", "/credly/connection", window.edit),
     ("POST", "/credly/test", window.test),
+    ("POST", "/credly/pause", window.pause),
+    ("POST", "/credly/resume", window.resume),
     ("POST", "/credly/templates", window.refresh_templates),
     ("GET", "/credly/mappings/new", mappings.new),
     ("POST", "/credly/mappings", mappings.add),

@@ -10,7 +10,9 @@ from flask.typing import ResponseReturnValue
 
 from .. import connection
 from ..errors import CredlyError
+from ..issuing import bell
 from ..issuing import workers
+from ..ledger import gates
 from ..ledger import log
 from ..ledger import overview
 from ..settings import get_state
@@ -136,6 +138,24 @@ def test() -> ResponseReturnValue:
     else:
         say("Connection works.")
 
+    return go_to("credly.show")
+
+
+def pause() -> ResponseReturnValue:
+    """Stop issuing, until the admin lets it go on."""
+    Button().is_valid()
+    gates.switch(get_state().engine, on=False)
+    say("Issuing is paused. Completions are kept, and their badges wait.")
+    return go_to("credly.show")
+
+
+def resume() -> ResponseReturnValue:
+    """Let issuing go on."""
+    Button().is_valid()
+    state = get_state()
+    gates.switch(state.engine, on=True)
+    bell.ring(state)
+    say("Issuing goes on.")
     return go_to("credly.show")
 
 

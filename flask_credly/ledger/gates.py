@@ -1,4 +1,4 @@
-"""The gates that stop all issuing: a pause, and expired credentials.
+"""The gates that stop all issuing: a pause, expired credentials, the admin's switch.
 
 They stand on the connection, not in the rows: closing and opening them rewrites
 nothing. Every function takes the connection's generation: a verdict on credentials
@@ -44,6 +44,7 @@ def read(engine: sa.Engine) -> Gate | None:
                 Connection.generation,
                 Connection.organization_id,
                 Connection.expired,
+                Connection.switched_off,
                 Connection.paused_until,
             )
         ).one_or_none()
@@ -55,7 +56,7 @@ def read(engine: sa.Engine) -> Gate | None:
     return Gate(
         row.generation,
         row.organization_id,
-        is_open=not row.expired and not paused,
+        is_open=not (row.expired or row.switched_off or paused),
         probing=row.paused_until is not None,
     )
 
@@ -67,6 +68,7 @@ def is_open(generation: str, now: dt.datetime) -> sa.ColumnElement[bool]:
         .where(
             Connection.generation == generation,
             Connection.expired.is_(False),
+            Connection.switched_off.is_(False),
             sa.or_(Connection.paused_until.is_(None), Connection.paused_until <= now),
         )
         .exists()
@@ -146,3 +148,9 @@ def expire(connection: sa.Connection, generation: str) -> bool:
         log.write(connection, now, log.CONNECTION_EXPIRED, log.EXPIRED_DETAILS)
 
     return bool(closed)
+
+
+@in_transaction
+def switch(connection: sa.Connection, *, on: bool) -> None:
+    """Let the admin stop all issuing, or let it go on. What was begun is finished."""
+    connection.execute(sa.update(Connection).values(switched_off=not on))

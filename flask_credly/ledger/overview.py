@@ -25,6 +25,8 @@ OVERDUE = dt.timedelta(minutes=2)
 class Overview:
     """The state of the integration in numbers.
 
+    :param switched_off: The admin has paused issuing: ``connection`` is "paused" then,
+        and ``paused_until`` is ``None`` unless Credly has asked for a pause too.
     :param oldest_pending_seconds: Since when the longest waiting badge waits.
     :param overdue_since: When a badge was due that no worker has taken, though
         nothing is in the way. ``None``: all is well.
@@ -33,6 +35,7 @@ class Overview:
     connection: ConnectionState
     paused_until: dt.datetime | None
     pause_reason: str | None
+    switched_off: bool
     pending: int
     issued: int
     failed: int
@@ -68,6 +71,7 @@ def read(session: orm.Session | orm.scoped_session[t.Any]) -> Overview:
         connection=state,
         paused_until=paused,
         pause_reason=connection.pause_reason if connection and paused else None,
+        switched_off=connection is not None and connection.switched_off,
         pending=count.get("pending", 0) + count.get("sending", 0),
         issued=count.get("issued", 0),
         failed=count.get("failed", 0),
@@ -97,4 +101,4 @@ def _state(
     if connection.expired:
         return "expired"
 
-    return "paused" if paused_until else "connected"
+    return "paused" if paused_until or connection.switched_off else "connected"
