@@ -29,6 +29,7 @@ from flask_credly.ledger import log
 from flask_credly.models import Base
 from flask_credly.models import Connection
 from flask_credly.models import Mapping
+from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
 
 LIST = "/integrations/"
@@ -555,6 +556,135 @@ class TestRemove:
             assert "Credly was removed." in browser.get(response.location).text
 
         assert browser.get(f"{WINDOW}/remove").status_code == 303
+
+
+MANY_COURSES = [
+    Course(id=f"c{number:05}", title=f"Course {number:05}") for number in range(10_000)
+]
+
+
+@pytest.fixture
+def many(make_host: MakeHost, credly: CredlySimulator) -> cabc.Iterator[Connected]:
+    """10,000 courses, 5,000 badge templates, 200 mappings."""
+    host = make_host(courses=lambda: MANY_COURSES)
+
+    with host.app.app_context():
+        connected = connect(host, credly)
+        host.db.session.execute(sa.delete(Mapping))
+        host.db.session.execute(
+            sa.insert(Template),
+            [
+                {
+                    "id": f"{number:08}-0000-4000-8000-000000000000",
+                    "connection_id": 1,
+                    "name": f"Badge {number:05}",
+                    "active": True,
+                }
+                for number in range(5_000)
+            ],
+        )
+        host.db.session.execute(
+            sa.insert(Mapping),
+            [
+                {
+                    "connection_id": 1,
+                    "kind": "course",
+                    "course_id": each.id,
+                    "course_title": each.title,
+                    "template_id": connected.template_id,
+                }
+                for each in MANY_COURSES[:200]
+            ],
+        )
+        host.db.session.commit()
+        yield connected
+
+
+def options(text: str) -> list[str]:
+    return re.findall(r'<option value="([^"]+)"', text)
+
+
+class TestManyChoices:
+    NEW = f"{WINDOW}?mapping=new"
+    ADD = f"{WINDOW}/mappings"
+
+    def test_the_page_stays_small(self, many: Connected) -> None:
+        browser = Browser(many.host.app)
+        page = browser.get(self.NEW)
+
+        assert len(page.data) < 60_000
+        assert "Showing 50 of 9,800. Type more to narrow the list." in text_of(page)
+        assert "Showing 50 of 5,001." in text_of(page)
+        assert len(options(page.text)) == 100
+
+    def test_mappings_are_read_page_by_page(self, many: Connected) -> None:
+        browser = Browser(many.host.app)
+        found = [
+            re.findall(r"<bdi>Course (\d+)</bdi>", browser.get(f"{WINDOW}?{page}").text)
+            for page in ("", *(f"page={number}" for number in range(2, 10)), "page=x")
+        ]
+
+        assert [len(each) for each in found] == [*[25] * 8, 0, 25]
+        assert len({title for each in found for title in each}) == 200
+
+    @pytest.mark.parametrize("headers", [None, HX])
+    def test_both_lists_are_searched_and_nothing_is_saved(
+        self, many: Connected, headers: t.Any
+    ) -> None:
+        browser = Browser(many.host.app)
+        answer = browser.post(
+            self.ADD,
+            page=self.NEW,
+            headers=headers,
+            key="abc",
+            search="template",
+            course_text="course 0999",
+            template_text="BADGE 0123",
+            course="course:c05000",
+        )
+        found = options(answer.text)
+
+        assert answer.status_code == 200
+        assert [each for each in found if each.startswith("course:")] == [
+            "course:c05000",
+            *(f"course:c0999{digit}" for digit in range(10)),
+        ]
+        assert len(found) == 11 + 10
+        assert '<option value="course:c05000" selected>' in answer.text
+        assert 'id="credly-edit-abc"' in answer.text
+        assert re.search(r'id="credly-edit-abc-template"\s+autofocus', answer.text)
+        assert len(connection.list_mappings(many.host.db.session)) == 200
+
+    def test_nothing_found_is_said(self, many: Connected) -> None:
+        browser = Browser(many.host.app)
+        answer = browser.post(
+            self.ADD, page=self.NEW, search="typing", course_text=HOSTILE
+        )
+
+        assert "Nothing matches" in text_of(answer)
+        assert "<img" not in answer.text
+
+    def test_what_was_found_is_saved(self, many: Connected) -> None:
+        browser = Browser(many.host.app)
+        template = "00001234-0000-4000-8000-000000000000"
+        fields = {"course": "course:c09999", "template": template}
+        answer = browser.post(self.ADD, page=self.NEW, **fields)
+        session = many.host.db.session
+
+        assert answer.status_code == 303
+        assert ("course", "c09999") in connection.mapped_courses(session)
+
+    def test_an_error_keeps_what_was_searched_and_chosen(self, many: Connected) -> None:
+        browser = Browser(many.host.app)
+        template = "00001234-0000-4000-8000-000000000000"
+        answer = browser.post(
+            self.ADD, page=self.NEW, template=template, template_text="badge 00001"
+        )
+
+        assert answer.status_code == 422
+        assert f'<option value="{template}" selected>' in answer.text
+        assert 'value="badge 00001"' in answer.text
+        assert "Select a course or learning path." in text_of(answer)
 
 
 class TestState:

@@ -93,6 +93,12 @@ class MappingForm(Form):
     course = StringField("Course or learning path", filters=[_strip])
     template = StringField("Credly badge template", filters=[_strip])
     undo = StringField()
+    key = StringField()
+    """Keeps the ids of an open row the same when it is shown again."""
+    search = StringField()
+    """Which of the two lists is searched, where the form is sent for that."""
+    course_text = StringField(filters=[_strip])
+    template_text = StringField(filters=[_strip])
 
     def validate_course(self, field: t.Any) -> None:
         if not field.data:

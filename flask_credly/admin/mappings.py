@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import dataclasses
 import logging
+import re
 import secrets
 import typing as t
 
+from flask import request
 from flask import Response
 from flask.typing import ResponseReturnValue
 
@@ -28,6 +31,16 @@ logger = logging.getLogger("flask_credly")
 KIND_NAMES = {"course": "Course", "learning_path": "Learning path"}
 
 
+MANY = 200
+"""So many choices are searched, and not shown all at once."""
+
+SHOWN = 50
+"""So many of what was found are shown."""
+
+A_PAGE = 25
+"""So many mappings stand on a page."""
+
+
 @dataclasses.dataclass(frozen=True)
 class EditRow:
     """A row that is being added or changed.
@@ -35,6 +48,8 @@ class EditRow:
     :param key: Makes the ids of several open rows different.
     :param mapping_id: The mapping that is changed. ``None``: a new one.
     :param course: The chosen course, as ``kind:id``.
+    :param course_text: What was searched for.
+    :param focus: Which of the two lists gets the focus.
     """
 
     key: str
@@ -42,6 +57,9 @@ class EditRow:
     course: str = ""
     template: str = ""
     errors: tuple[str, ...] = ()
+    course_text: str = ""
+    template_text: str = ""
+    focus: str = ""
 
     @classmethod
     def of(cls, wanted: str) -> EditRow:
@@ -62,6 +80,41 @@ class EditRow:
             template=mapping.template_id,
         )
 
+    @classmethod
+    def sent(
+        cls,
+        form: MappingForm,
+        mapping_id: int | None,
+        *,
+        errors: cabc.Sequence[str] = (),
+    ) -> EditRow:
+        """Open the row again as it was sent."""
+        key = form.key.data or ""
+        return cls(
+            key=key if re.fullmatch("[0-9a-f]{1,16}", key) else secrets.token_hex(4),
+            mapping_id=mapping_id,
+            course=form.course.data or "",
+            template=form.template.data or "",
+            errors=tuple(errors),
+            course_text=form.course_text.data or "",
+            template_text=form.template_text.data or "",
+            focus=form.search.data or "",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What one of the two lists of a row offers.
+
+    :param shown: Some of what was found, and what is chosen.
+    :param found: How many were found.
+    :param searched: Whether there are so many that they can be searched.
+    """
+
+    shown: list[t.Any]
+    found: int
+    searched: bool
+
 
 def section(rows: list[EditRow]) -> dict[str, t.Any]:
     """Gather what the section shows.
@@ -69,30 +122,74 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
     :param rows: The rows that stand open.
     """
     session = get_state().session
-    mappings = connection.list_mappings(session)
+    mapped = connection.mapped_courses(session)
+    courses = _courses()
+    number = _page()
+    start = (number - 1) * A_PAGE
+    mappings = connection.list_mappings(session, start=start, limit=A_PAGE)
 
-    if not mappings and not rows:
+    if not mapped and not rows:
         rows = [EditRow(secrets.token_hex(4))]
 
-    return {
-        **_choices(mappings),
-        "mappings": mappings,
-        "changing": {row.mapping_id: row for row in rows if row.mapping_id},
-        "new_rows": [row for row in rows if row.mapping_id is None],
-        "mapping_form": MappingForm(formdata=None),
-    }
-
-
-def _choices(mappings: list[Mapping]) -> dict[str, t.Any]:
-    courses = _courses()
     return {
         "courses": courses,
         "course_keys": None if courses is None else {key(each) for each in courses},
         "kinds": KINDS,
         "kind_names": KIND_NAMES,
-        "mapped": {f"{each.kind}:{each.course_id}" for each in mappings},
-        "templates": connection.list_templates(get_state().session),
+        "templates": connection.count_templates(session),
+        "mappings": mappings,
+        "mapped": len(mapped),
+        "mapping_page": number,
+        "mapping_pages": -(-len(mapped) // A_PAGE),
+        "changing": {row.mapping_id: row for row in rows if row.mapping_id},
+        "new_rows": [row for row in rows if row.mapping_id is None],
+        "course_choices": {
+            row.key: _course_choices(row, courses, mapped) for row in rows
+        },
+        "template_choices": {row.key: _template_choices(row) for row in rows},
+        "mapping_form": MappingForm(formdata=None),
     }
+
+
+def _page() -> int:
+    wanted = request.args.get("page", "")
+    return max(1, int(wanted)) if wanted.isdecimal() and len(wanted) < 7 else 1
+
+
+def _course_choices(
+    row: EditRow, courses: list[Course] | None, mapped: set[tuple[str, str]]
+) -> Choices:
+    free = [
+        each
+        for each in courses or []
+        if key(each) == row.course or (each.kind, each.id) not in mapped
+    ]
+
+    if len(free) <= MANY:
+        return Choices(free, len(free), searched=False)
+
+    text = row.course_text.casefold()
+    hits = [each for each in free if text in each.title.casefold()]
+    shown = hits[:SHOWN]
+    chosen = [each for each in free if key(each) == row.course and each not in shown]
+    return Choices([*chosen, *shown], len(hits), searched=True)
+
+
+def _template_choices(row: EditRow) -> Choices:
+    session = get_state().session
+    number = connection.count_templates(session)
+
+    if number <= MANY:
+        return Choices(connection.list_templates(session), number, searched=False)
+
+    text = row.template_text
+    shown = connection.list_templates(session, text=text, limit=SHOWN)
+    chosen = connection.get_template(session, row.template) if row.template else None
+
+    if chosen and chosen.active and chosen not in shown:
+        shown = [chosen, *shown]
+
+    return Choices(shown, connection.count_templates(session, text), searched=True)
 
 
 def _courses() -> list[Course] | None:
@@ -182,6 +279,9 @@ def remove_mapping(mapping_id: int) -> ResponseReturnValue:
 
 
 def _save(form: MappingForm, mapping_id: int | None, valid: bool) -> Response:
+    if form.search.data:
+        return _show_again(EditRow.sent(form, mapping_id), 200)
+
     if not valid:
         errors = [text for texts in form.errors.values() for text in texts]
         return _again(form, mapping_id, errors)
@@ -221,30 +321,29 @@ def _save(form: MappingForm, mapping_id: int | None, valid: bool) -> Response:
 
 
 def _again(form: MappingForm, mapping_id: int | None, errors: list[str]) -> Response:
-    edited = EditRow(
-        key=str(mapping_id or secrets.token_hex(4)),
-        mapping_id=mapping_id,
-        course=form.course.data or "",
-        template=form.template.data or "",
-        errors=tuple(errors),
-    )
+    return _show_again(EditRow.sent(form, mapping_id, errors=errors), 422)
 
+
+def _show_again(edited: EditRow, status: int) -> Response:
     if wants_fragment():
-        return _edit_row(edited, 422)
+        return _edit_row(edited, status)
 
     from .window import show_with
 
-    return show_with([edited], 422)
+    return show_with([edited], status)
 
 
 def _edit_row(edited: EditRow, status: int = 200) -> Response:
+    mapped = connection.mapped_courses(get_state().session)
     return fragment(
         "credly/_mapping_edit.html",
         status,
         row=edited,
-        focus_new=True,
+        kinds=KINDS,
+        focus_new=not edited.focus,
         mapping_form=MappingForm(formdata=None),
-        **_choices(connection.list_mappings(get_state().session)),
+        course_choices={edited.key: _course_choices(edited, _courses(), mapped)},
+        template_choices={edited.key: _template_choices(edited)},
     )
 
 

@@ -18,8 +18,11 @@ from .mappings import AlreadyMapped as AlreadyMapped
 from .mappings import change_mapping as change_mapping
 from .mappings import get_mapping as get_mapping
 from .mappings import list_mappings as list_mappings
+from .mappings import mapped_courses as mapped_courses
 from .mappings import remove_mapping as remove_mapping
 from .mappings import UnknownMapping as UnknownMapping
 from .mappings import UnknownTemplate as UnknownTemplate
+from .templates import count_templates as count_templates
+from .templates import get_template as get_template
 from .templates import list_templates as list_templates
 from .templates import sync_templates as sync_templates

@@ -43,11 +43,27 @@ class UnknownMapping(Exception):
     """There is no such mapping any more."""
 
 
-def list_mappings(session: orm.Session | orm.scoped_session[t.Any]) -> list[Mapping]:
-    """Get all mappings, by the course's title."""
-    return list(
-        session.scalars(sa.select(Mapping).order_by(Mapping.course_title, Mapping.id))
-    )
+def list_mappings(
+    session: orm.Session | orm.scoped_session[t.Any],
+    *,
+    start: int = 0,
+    limit: int | None = None,
+) -> list[Mapping]:
+    """Get mappings, by the course's title.
+
+    :param start: How many to leave out.
+    :param limit: How many to get. ``None``: all.
+    """
+    query = sa.select(Mapping).order_by(Mapping.course_title, Mapping.id)
+    return list(session.scalars(query.offset(start).limit(limit)))
+
+
+def mapped_courses(
+    session: orm.Session | orm.scoped_session[t.Any],
+) -> set[tuple[str, str]]:
+    """Get the kinds and ids of the courses that are mapped."""
+    found = session.execute(sa.select(Mapping.kind, Mapping.course_id))
+    return {(kind, course_id) for kind, course_id in found}
 
 
 def get_mapping(

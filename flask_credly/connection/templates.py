@@ -40,15 +40,42 @@ def open_client(state: State, organization_id: str) -> Client:
 
 def list_templates(
     session: orm.Session | orm.scoped_session[t.Any],
+    *,
+    text: str = "",
+    limit: int | None = None,
 ) -> list[Template]:
-    """Get the active badge templates, by name."""
-    return list(
-        session.scalars(
-            sa.select(Template)
-            .where(Template.active.is_(True))
-            .order_by(Template.name, Template.id)
-        )
-    )
+    """Get the active badge templates, by name.
+
+    :param text: What the name contains.
+    :param limit: How many to get. ``None``: all.
+    """
+    query = sa.select(Template).where(Template.active.is_(True))
+
+    if text:
+        query = query.where(Template.name.icontains(text, autoescape=True))
+
+    query = query.order_by(Template.name, Template.id).limit(limit)
+    return list(session.scalars(query))
+
+
+def get_template(
+    session: orm.Session | orm.scoped_session[t.Any], template_id: str
+) -> Template | None:
+    """Get one badge template, active or not."""
+    return session.get(Template, template_id)
+
+
+def count_templates(
+    session: orm.Session | orm.scoped_session[t.Any], text: str = ""
+) -> int:
+    """Count the active badge templates whose name contains a text."""
+    query = sa.select(sa.func.count()).select_from(Template)
+    query = query.where(Template.active.is_(True))
+
+    if text:
+        query = query.where(Template.name.icontains(text, autoescape=True))
+
+    return session.scalar(query) or 0
 
 
 def sync_templates(state: State) -> int:
