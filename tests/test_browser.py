@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import collections.abc as cabc
 import contextlib
 import datetime as dt
@@ -15,6 +16,7 @@ import uuid
 import pytest
 import redis
 import rq
+import sqlalchemy as sa
 from axe_playwright_python.sync_playwright import Axe
 from conftest import COURSES
 from conftest import Host
@@ -42,6 +44,8 @@ from flask_credly import Course
 from flask_credly import Member
 from flask_credly.credly.answers import clean
 from flask_credly.issuing import bell
+from flask_credly.ledger import gates
+from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -87,7 +91,7 @@ HOST_LAYOUT = """<!doctype html>
 
 HOST_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
-    " img-src 'self' data:; form-action 'self'"
+    " img-src 'self' data: https://images.example.org; form-action 'self'"
 )
 
 
@@ -167,6 +171,29 @@ class Site:
             connection.sync_templates(self.host.state)
 
         self.fail()
+
+    def fill_up(self) -> None:
+        """Connect, and have more of everything than can be shown."""
+        self.connect()
+
+        with self.context():
+            self.host.db.session.execute(
+                sa.insert(Template),
+                [
+                    {
+                        "id": f"{number:08}-0000-4000-8000-000000000000",
+                        "connection_id": 1,
+                        "name": f"Badge {number:03}",
+                        "active": True,
+                    }
+                    for number in range(300)
+                ],
+            )
+            self.host.db.session.commit()
+
+    def switch_off(self) -> None:
+        with self.context():
+            gates.switch(self.host.state.engine, on=False)
 
     def pause(self) -> None:
         """Run into the rate limit."""
@@ -287,6 +314,14 @@ def browser(chromium: str) -> cabc.Iterator[Browser]:
         launched.close()
 
 
+PICTURES = "https://images.example.org/"
+PICTURE = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAA"
+    "AABJRU5ErkJggg=="
+)
+"""One pixel."""
+
+
 class Watch:
     """Notes what must not happen on any page.
 
@@ -323,7 +358,7 @@ class Watch:
         dialog.dismiss()
 
     def _request(self, request: Request) -> None:
-        if not request.url.startswith((self.address, "data:")):
+        if not request.url.startswith((self.address, PICTURES, "data:")):
             self.problems.append(f"request to {request.url}")
 
     def _response(self, response: BrowserResponse) -> None:
@@ -355,6 +390,7 @@ def open_page(
             },
         )
         contexts.append(context)
+        context.route(f"{PICTURES}**", lambda route: route.fulfill(body=PICTURE))
         context.set_default_timeout(10_000)
         page = context.new_page()
         watch = Watch(site.address)
@@ -700,6 +736,19 @@ SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
         None,
     ),
     "window-expired": (lambda site: (site.fill(), site.expire()), WINDOW, None),
+    "window-switched-off": (
+        lambda site: (site.fill(), site.switch_off(), site.complete("6")),
+        WINDOW,
+        None,
+    ),
+    "window-many": (lambda site: site.fill_up(), f"{WINDOW}?mapping=new", None),
+    "badges": (
+        lambda site: (site.fill(), site.complete("6"), site.pause()),
+        f"{WINDOW}/badges",
+        None,
+    ),
+    "badges-empty": (Site.connect, f"{WINDOW}/badges?status=failed", None),
+    "retry": (Site.fill, f"{WINDOW}/badges/retry", None),
     "errors": (Site.fill, f"{WINDOW}/errors", None),
     "remove": (Site.fill, f"{WINDOW}/remove", None),
     "dialog": (Site.fill, WINDOW, with_the_dialog),
@@ -1196,3 +1245,69 @@ def test_foreign_names_are_shown_as_text(
     rows(page).first.get_by_role("button").click()
     expect(page.locator(".credly-removed")).to_contain_text(clean(name, 500))
     check_widths()
+
+
+# The ledger, and long lists
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_admin_finds_and_retries_a_failed_badge(
+    make_site: MakeSite, open_page: OpenPage, way: str
+) -> None:
+    site = make_site(**WAYS[way])
+    site.credly.posts_allowed = 4
+    site.connect()
+    site.map()
+    site.complete("1")
+    site.fail("2")
+    page = open_page(site, WINDOW, java_script_enabled=way != "no-javascript")
+
+    # From the error log to the badge
+    page.get_by_role("row", name="Example refusal").get_by_role("link").click()
+    expect_title(page, "Issued badges")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    click(page, "Clear filters", "link")
+    expect(page.locator("tbody tr")).to_have_count(2)
+
+    # Filters are in the address
+    page.get_by_label("Status").select_option(label="Failed")
+    click(page, "Apply")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    assert "status=failed" in page.url
+    page.reload()
+    expect(page.get_by_label("Status")).to_have_value("failed")
+
+    # Retry
+    page.get_by_role("button", name="Retry the badge of").click()
+    expect(page.get_by_text("The badge is tried once more.")).to_be_visible()
+
+    with site.context():
+        site.host.drain()
+
+    click(page, "Clear filters", "link")
+    expect(page.locator("tbody").get_by_text("Issued", exact=True)).to_have_count(2)
+    assert len(site.credly.badges) == 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_long_list_is_searched(
+    make_site: MakeSite, open_page: OpenPage, way: str
+) -> None:
+    site = make_site(**WAYS[way])
+    site.fill_up()
+    page = open_page(
+        site, f"{WINDOW}?mapping=new", java_script_enabled=way != "no-javascript"
+    )
+    row = page.locator(".credly-editing")
+    row.get_by_label("Course or learning path").select_option(label="SQL basics")
+    box = row.get_by_label("Search badge templates").first
+    box.press_sequentially("badge 12")
+
+    if way not in WITH_HTMX:
+        click(page, "Search badge templates")
+
+    expect(row.get_by_text("10 found.")).to_be_visible()
+    choose(page, "SQL basics", "Badge 123")
+    click(page, "Save mapping")
+    expect_said(page, "Mapping saved: SQL basics to Badge 123.")
+    assert site.mappings() == [("SQL basics", "Badge 123")]
