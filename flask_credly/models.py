@@ -222,6 +222,8 @@ class Issuance(Base):
     badge_id: orm.Mapped[str | None] = orm.mapped_column(sa.String(36))
     """Credly's id of the issued badge."""
     error: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
+    test: orm.Mapped[bool] = orm.mapped_column(default=False)
+    """The admin's own try of a mapping: no member's badge."""
 
 
 class Attempt(Base):

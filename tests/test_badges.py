@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import typing as t
 
 import pytest
 from conftest import connect
@@ -18,10 +19,13 @@ from test_pages import HX
 from test_pages import mapped as mapped
 from test_pages import text_of
 
+from flask_credly import badge_failed
+from flask_credly import badge_issued
 from flask_credly import connection
 from flask_credly import Member
 from flask_credly.ledger import issuances
 from flask_credly.ledger import log
+from flask_credly.ledger import overview
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
 
@@ -316,6 +320,107 @@ class TestTheLedgersPage:
     def test_without_a_connection_there_is_none(self, browser: Browser) -> None:
         assert browser.get(BADGES).status_code == 303
         assert browser.get(f"{BADGES}/retry").status_code == 303
+
+
+ADMIN = {"email": "admin@example.org", "first_name": "Grace", "last_name": "Example"}
+
+
+class TestATestBadge:
+    @every_database
+    def test_it_is_issued_for_real(self, host: Host, credly: CredlySimulator) -> None:
+        with host.app.app_context():
+            template_id = connect(host, credly).template_id
+            (mapping,) = connection.list_mappings(host.db.session)
+            id_ = issuances.add_test(host.state.engine, mapping.id, **ADMIN)
+            host.drain()
+            (badge,) = credly.badges
+
+            assert (host.row().id, host.row().state) == (id_, "issued")
+            assert badge["recipient_email"] == "admin@example.org"
+            assert badge["badge_template"]["id"] == template_id
+            assert issuances.add_test(host.state.engine, 999, **ADMIN) is None
+
+    def test_it_counts_for_no_member(self, mapped: Mapped) -> None:
+        browser, connected, mapping_id = mapped
+        host = connected.host
+        heard: list[str] = []
+
+        def hear(sender: object, member_id: str, **_: object) -> None:
+            heard.append(member_id)
+
+        with badge_issued.connected_to(hear), badge_failed.connected_to(hear):
+            self.send(browser, mapping_id)
+            connected.credly.fail("issue", status=422, times=2)
+            self.send(browser, mapping_id, email="other@example.org")
+            host.complete("1")
+            host.drain(2)
+
+        assert heard == ["1"]
+        found = overview.read(host.db.session)
+        assert (found.issued, found.failed, found.pending) == (1, 0, 0)
+
+    def test_the_admins_own_badge_is_still_issued(self, mapped: Mapped) -> None:
+        """The admin may be a member too."""
+        browser, connected, mapping_id = mapped
+        connected.credly.posts_allowed = 9
+        self.send(browser, mapping_id)
+        self.send(browser, mapping_id)
+        connected.host.complete(member=Member("7", **ADMIN))
+        connected.host.drain()
+
+        assert {row.state for row in connected.host.rows()} <= {"issued", "held"}
+        assert len(connected.host.rows()) == 3
+
+    def test_the_page(self, mapped: Mapped) -> None:
+        browser, connected, mapping_id = mapped
+        answer = self.send(browser, mapping_id)
+        assert answer.status_code == 303
+        connected.host.drain()
+        text = text_of(browser.get(answer.location))
+
+        assert "on its way" in text
+        assert "Test" in text
+        assert "admin@example.org" in text
+
+    @pytest.mark.parametrize(
+        ("field", "value", "said"),
+        [
+            ("email", "", "Enter your E-mail address."),
+            ("email", "nobody", "such as name@example.org"),
+            ("email", "a b@example.org", "such as name@example.org"),
+            ("first_name", " ", "Enter your First name."),
+            ("last_name", "", "Enter your Last name."),
+        ],
+    )
+    def test_a_wrong_value_is_named_and_nothing_is_lost(
+        self, mapped: Mapped, field: str, value: str, said: str
+    ) -> None:
+        browser, connected, mapping_id = mapped
+        answer = self.send(browser, mapping_id, **{field: value})
+        kept = {name: given for name, given in ADMIN.items() if name != field}
+
+        assert answer.status_code == 422
+        assert said in text_of(answer)
+        assert all(f'value="{given}"' in answer.text for given in kept.values())
+        assert connected.host.rows() == []
+
+    def test_an_old_page_keeps_what_was_typed(self, mapped: Mapped) -> None:
+        browser, _, mapping_id = mapped
+        path = f"/integrations/credly/mappings/{mapping_id}/test"
+        answer = browser.client.post(path, data={**ADMIN, "csrf_token": "old"})
+
+        assert answer.status_code == 422
+        assert "open too long" in text_of(answer)
+        assert 'value="admin@example.org"' in answer.text
+
+    def test_a_mapping_that_is_gone(self, mapped: Mapped) -> None:
+        browser, _, _ = mapped
+        path = "/integrations/credly/mappings/999/test"
+        assert browser.get(path).status_code == 303
+
+    def send(self, browser: Browser, mapping_id: int, **changes: str) -> t.Any:
+        path = f"/integrations/credly/mappings/{mapping_id}/test"
+        return browser.post(path, page=path, **{**ADMIN, **changes})
 
 
 class TestTheErrorLogsPage:

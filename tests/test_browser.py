@@ -713,6 +713,11 @@ def with_open_rows(page: Page) -> None:
     expect(page.locator(".credly-removed")).to_be_visible()
 
 
+def with_an_empty_test(page: Page) -> None:
+    click(page, "Issue test badge")
+    expect(page.get_by_role("alert")).to_be_visible()
+
+
 def with_the_dialog(page: Page) -> None:
     click(page, "Remove Credly", "link")
     expect(page.get_by_role("dialog")).to_be_visible()
@@ -749,6 +754,7 @@ SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
     ),
     "badges-empty": (Site.connect, f"{WINDOW}/badges?status=failed", None),
     "retry": (Site.fill, f"{WINDOW}/badges/retry", None),
+    "test": (Site.fill, f"{WINDOW}/mappings/1/test", with_an_empty_test),
     "errors": (Site.fill, f"{WINDOW}/errors", None),
     "remove": (Site.fill, f"{WINDOW}/remove", None),
     "dialog": (Site.fill, WINDOW, with_the_dialog),
@@ -1311,3 +1317,26 @@ def test_a_long_list_is_searched(
     click(page, "Save mapping")
     expect_said(page, "Mapping saved: SQL basics to Badge 123.")
     assert site.mappings() == [("SQL basics", "Badge 123")]
+
+
+def test_an_admin_tries_a_mapping(make_site: MakeSite, open_page: OpenPage) -> None:
+    site = make_site()
+    site.connect()
+    site.map()
+    page = open_page(site, WINDOW)
+    click(page, "Test mapping for Python 101", "link")
+    expect_title(page, "Issue a test badge")
+    page.get_by_label("E-mail address").fill("admin@example.org")
+    page.get_by_label("First name").fill("Grace")
+    page.get_by_label("Last name").fill("Example")
+    click(page, "Issue test badge")
+    expect_said(page, "The test badge is on its way.")
+
+    with site.context():
+        site.host.drain()
+
+    page.reload()
+    expect(page.locator("tbody").get_by_text("Issued", exact=True)).to_be_visible()
+    assert [badge["recipient_email"] for badge in site.credly.badges] == [
+        "admin@example.org"
+    ]

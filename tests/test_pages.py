@@ -621,10 +621,10 @@ class TestManyChoices:
         browser = Browser(many.host.app)
         found = [
             re.findall(r"<bdi>Course (\d+)</bdi>", browser.get(f"{WINDOW}?{page}").text)
-            for page in ("", *(f"page={number}" for number in range(2, 10)), "page=x")
+            for page in ("", *(f"page={number}" for number in range(2, 12)), "page=x")
         ]
 
-        assert [len(each) for each in found] == [*[25] * 8, 0, 25]
+        assert [len(each) for each in found] == [*[20] * 10, 0, 20]
         assert len({title for each in found for title in each}) == 200
 
     @pytest.mark.parametrize("headers", [None, HX])
@@ -662,7 +662,7 @@ class TestManyChoices:
         )
 
         assert "Nothing matches" in text_of(answer)
-        assert "<img" not in answer.text
+        assert "<img src=x" not in answer.text
 
     def test_what_was_found_is_saved(self, many: Connected) -> None:
         browser = Browser(many.host.app)

@@ -117,6 +117,7 @@ def export_badges() -> ResponseReturnValue:
         "Completed",
         "Settled",
         "Credly badge id",
+        "Test",
     ]
     return csv_file("credly-badges", header, (_cells(row) for row in rows))
 
@@ -135,6 +136,7 @@ def _cells(row: Issuance) -> list[str]:
         row.completed_at.isoformat(),
         row.settled_at.isoformat() if row.settled_at else "",
         row.badge_id or "",
+        "Test" if row.test else "",
     ]
 
 

@@ -60,6 +60,8 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/mappings/<int:mapping_id>", mappings.change),
     ("GET", "/credly/mappings/<int:mapping_id>/row", mappings.row),
     ("POST", "/credly/mappings/<int:mapping_id>/remove", mappings.remove_mapping),
+    ("GET", "/credly/mappings/<int:mapping_id>/test", mappings.ask_test),
+    ("POST", "/credly/mappings/<int:mapping_id>/test", mappings.send_test),
     ("GET", "/credly/badges", badges.badges),
     ("GET", "/credly/badges.csv", badges.export_badges),
     ("POST", "/credly/badges/<int:issuance_id>/retry", badges.retry),
@@ -176,5 +178,8 @@ def _expired(error: CSRFError) -> ResponseReturnValue:
 
     if request.endpoint == "credly.change":
         return mappings.change_expired(**(request.view_args or {}))
+
+    if request.endpoint == "credly.send_test":
+        return mappings.test_expired(**(request.view_args or {}))
 
     return window.button_expired()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing as t
 import uuid
 
@@ -85,6 +86,26 @@ class ConnectForm(Form):
     def validate_client_secret(self, field: t.Any) -> None:
         _required(self, field)
         _plain(self, field)
+
+
+class TestForm(Form):
+    """Who gets a test badge."""
+
+    email = StringField("E-mail address", filters=[_strip])
+    first_name = StringField("First name", filters=[_strip])
+    last_name = StringField("Last name", filters=[_strip])
+
+    def validate_email(self, field: t.Any) -> None:
+        _required(self, field)
+
+        if not re.fullmatch(r"[^@\s]+@[^@\s]+", field.data) or len(field.data) > LENGTH:
+            raise ValidationError("Enter an e-mail address, such as name@example.org.")
+
+    def validate_first_name(self, field: t.Any) -> None:
+        _required(self, field)
+
+    def validate_last_name(self, field: t.Any) -> None:
+        _required(self, field)
 
 
 class MappingForm(Form):

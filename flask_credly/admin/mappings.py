@@ -14,17 +14,22 @@ from flask import Response
 from flask.typing import ResponseReturnValue
 
 from .. import connection
+from ..catalog import clean
 from ..catalog import Course
 from ..catalog import KINDS
+from ..issuing import bell
+from ..ledger import issuances
 from ..models import Mapping
 from ..settings import get_state
 from .answer import EXPIRED
 from .answer import fragment
 from .answer import go_to
+from .answer import page
 from .answer import say
 from .answer import wants_fragment
 from .forms import Button
 from .forms import MappingForm
+from .forms import TestForm
 
 logger = logging.getLogger("flask_credly")
 
@@ -37,7 +42,7 @@ MANY = 200
 SHOWN = 50
 """So many of what was found are shown."""
 
-A_PAGE = 25
+A_PAGE = 20
 """So many mappings stand on a page."""
 
 
@@ -276,6 +281,51 @@ def remove_mapping(mapping_id: int) -> ResponseReturnValue:
         said=said,
         mapping_form=MappingForm(formdata=None),
     )
+
+
+def ask_test(mapping_id: int) -> ResponseReturnValue:
+    """Ask who shall get a test badge."""
+    return _test_page(mapping_id, TestForm())
+
+
+def send_test(mapping_id: int) -> ResponseReturnValue:
+    """Issue a badge of a mapping that counts for no member."""
+    form = TestForm()
+
+    if not form.is_valid():
+        return _test_page(mapping_id, form, 422)
+
+    state = get_state()
+    added = issuances.add_test(
+        state.engine,
+        mapping_id,
+        email=form.email.data,
+        first_name=clean(form.first_name.data, 255),
+        last_name=clean(form.last_name.data, 255),
+    )
+
+    if added is None:
+        return _gone()
+
+    bell.ring(state)
+    say("The test badge is on its way. Reload this page to see what became of it.")
+    return go_to("credly.badges", id=added)
+
+
+def test_expired(mapping_id: int) -> ResponseReturnValue:
+    """Show the form again with a fresh token and what was typed."""
+    return _test_page(mapping_id, TestForm(), 422, EXPIRED)
+
+
+def _test_page(
+    mapping_id: int, form: TestForm, status: int = 200, problem: str | None = None
+) -> Response:
+    mapping = connection.get_mapping(get_state().session, mapping_id)
+
+    if mapping is None:
+        return _gone()
+
+    return page("credly/test.html", status, mapping=mapping, form=form, problem=problem)
 
 
 def _save(form: MappingForm, mapping_id: int | None, valid: bool) -> Response:

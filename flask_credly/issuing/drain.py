@@ -219,7 +219,7 @@ class _Drain:
             settle.cancel(self._engine, row, "The mapping was removed.")
             return
 
-        if row.attempts or profile.missing(row):
+        if not row.test and (row.attempts or profile.missing(row)):
             row = profile.refresh(self._state, row)
 
         if missing := profile.missing(row):
@@ -229,7 +229,7 @@ class _Drain:
         self._cleared.append(row)
 
     def _fail(self, row: Row, detail: str) -> None:
-        if settle.fail(self._engine, row, detail):
+        if settle.fail(self._engine, row, detail) and not row.test:
             self._send_failed(row, detail)
 
     def _begin(self, room: int) -> list[tuple[Row, bool]]:
@@ -430,6 +430,9 @@ class _Drain:
         self._width = min(self._width + good, self._state.settings.concurrency)
 
     def _announce(self, each: Settlement) -> None:
+        if each.row.test:
+            return
+
         if each.rule.then == "failed":
             self._send_failed(each.row, each.detail or "")
         elif each.rule.then == "issued":

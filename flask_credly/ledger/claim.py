@@ -59,6 +59,7 @@ class Row:
     deaths: int
     look_ups: int
     error: str | None
+    test: bool
     mapped: bool
     allows_duplicates: bool
 
@@ -80,6 +81,7 @@ _COLUMNS = (
     Issuance.deaths,
     Issuance.look_ups,
     Issuance.error,
+    Issuance.test,
 )
 
 

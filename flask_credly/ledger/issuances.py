@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import secrets
 import typing as t
 
 import sqlalchemy as sa
@@ -154,3 +155,53 @@ def retry(connection: sa.Connection, row_id: int | None = None) -> int:
         )
         .execution_options(synchronize_session=False)
     ).rowcount
+
+
+@in_transaction
+def add_test(
+    connection: sa.Connection,
+    mapping_id: int,
+    *,
+    email: str,
+    first_name: str,
+    last_name: str,
+) -> int | None:
+    """Write a row for the badge of a mapping that counts for no member: the admin's own
+    try.
+
+    :return: The row's id, or ``None`` if the mapping is gone.
+    """
+    found = connection.execute(
+        sa.select(
+            Mapping.kind,
+            Mapping.course_id,
+            Template.id.label("template_id"),
+            Template.name.label("badge_name"),
+            Connection.organization_id,
+        )
+        .join(Template, Template.id == Mapping.template_id)
+        .join(Connection, Connection.id == Mapping.connection_id)
+        .where(Mapping.id == mapping_id)
+    ).one_or_none()
+
+    if found is None:
+        return None
+
+    now = clock.now(connection)
+    added = connection.execute(
+        sa.insert(Issuance).values(
+            **found._mapping,
+            # Of its own: neither a member's row nor an earlier test is in its way.
+            member_id=f"test-{secrets.token_hex(8)}",
+            email=email,
+            first_name=first_name,
+            last_name=last_name,
+            completed_at=now,
+            recorded_at=now,
+            due_at=now,
+            state="pending",
+            test=True,
+        )
+    )
+    assert added.inserted_primary_key is not None
+    return t.cast(int, added.inserted_primary_key[0])

@@ -56,7 +56,9 @@ def read(session: orm.Session | orm.scoped_session[t.Any]) -> Overview:
             sa.func.min(Issuance.recorded_at).label("recorded_at"),
             sa.func.max(Issuance.settled_at).label("settled_at"),
             sa.func.min(Issuance.due_at).label("due_at"),
-        ).group_by(Issuance.state)
+        )
+        .where(Issuance.test.is_(False))
+        .group_by(Issuance.state)
     ).all()
     count = {row.state: row.number for row in states}
     open_states = [row for row in states if row.state in ("pending", "sending")]

@@ -147,6 +147,7 @@ _NEW = {
     "maybe_issued": False,
     "deaths": 0,
     "look_ups": 0,
+    "test": False,
 }
 
 
