@@ -385,11 +385,11 @@ class TestATestBadge:
     @pytest.mark.parametrize(
         ("field", "value", "said"),
         [
-            ("email", "", "Enter your E-mail address."),
+            ("email", "", "Enter an e-mail address."),
             ("email", "nobody", "such as name@example.org"),
             ("email", "a b@example.org", "such as name@example.org"),
-            ("first_name", " ", "Enter your First name."),
-            ("last_name", "", "Enter your Last name."),
+            ("first_name", " ", "Enter a first name."),
+            ("last_name", "", "Enter a last name."),
         ],
     )
     def test_a_wrong_value_is_named_and_nothing_is_lost(

@@ -17,6 +17,7 @@ from conftest import Host
 from conftest import MakeHost
 from flask import Flask
 from flask import redirect
+from flask import render_template_string
 from flask import Response
 from flask.testing import FlaskClient
 from flask_sqlalchemy import SQLAlchemy
@@ -1141,3 +1142,66 @@ def test_template_suffix_autoescape() -> None:
 def test_a_refusal_is_a_page_in_a_hosts_layout(make_host: MakeHost) -> None:
     response: t.Any = make_host(is_admin=lambda: Response("no", 401)).app
     assert response.test_client().get(LIST).status_code == 401
+
+
+class TestEmbedding:
+    """The card in a host's own list of integrations."""
+
+    PAGE = "<head>{{ credly_assets() }}{{ credly_assets() }}</head>{{ credly_card() }}"
+
+    def show(self, host: Host) -> str:
+        with host.app.test_request_context():
+            return render_template_string(self.PAGE)
+
+    def test_the_card_stands_in_a_page_of_the_host(self, host: Host) -> None:
+        text = self.show(host)
+
+        assert "Not connected" in text
+        assert text.count("credly.css") == text.count("credly.js") == 1
+
+    def test_it_shows_what_there_is(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        _, connected, _ = mapped
+        text = self.show(connected.host)
+
+        assert connected.credly.organization_id in text
+        assert "1 mapping" in text
+        assert 'action="/integrations/credly/remove"' in text
+
+    @pytest.mark.parametrize("answer", [False, Response("no"), "yes"])
+    def test_nobody_else_sees_it(self, make_host: MakeHost, answer: t.Any) -> None:
+        text = self.show(make_host(is_admin=lambda: answer))
+
+        assert "Credly" not in text.partition("</head>")[2]
+
+    def test_tags_carry_the_hosts_nonce(self, host: Host) -> None:
+        names = host.app.jinja_env.globals
+        assert "nonce" not in self.show(host)
+
+        for nonce in ("abc", lambda: "abc"):
+            names["csp_nonce"] = nonce
+            assert self.show(host).count(' nonce="abc"') == 2
+
+        names["csp_nonce"] = '"><x'
+        assert "<x" not in self.show(host)
+
+
+def test_a_removal_is_undone_without_javascript(
+    mapped: tuple[Browser, Connected, int],
+) -> None:
+    browser, connected, mapping_id = mapped
+    host = connected.host
+    host.complete()
+    answer = browser.post(f"{WINDOW}/mappings/{mapping_id}/remove")
+    host.drain()
+    assert host.row().state == "cancelled"
+    page = browser.get(answer.location).text
+    fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', page.split("Undo")[0]))
+    assert fields["undo"] == "1"
+
+    browser.post(f"{WINDOW}/mappings", **fields)
+    host.drain()
+
+    assert host.row().state == "issued"
+    assert "Undo" not in browser.get(answer.location).text

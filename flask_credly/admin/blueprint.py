@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import typing as t
 
 from flask import Blueprint
@@ -13,12 +12,12 @@ from flask import request
 from flask import Response
 from flask.typing import ResponseReturnValue
 from flask_wtf.csrf import CSRFError
-from werkzeug.wrappers import Response as BaseResponse
 
 from .. import assets
 from ..settings import get_state
 from ..settings import Settings
 from . import badges
+from . import guard
 from . import index
 from . import log
 from . import mappings
@@ -26,8 +25,6 @@ from . import remove
 from . import window
 from .answer import is_ours
 from .answer import wants_fragment
-
-logger = logging.getLogger("flask_credly")
 
 OWN_LAYOUT = "credly/base.html"
 
@@ -100,29 +97,29 @@ def make_blueprint(settings: Settings) -> Blueprint:
     blueprint.after_request(_tell_htmx_of_redirects)
     blueprint.register_error_handler(CSRFError, _expired)
 
+    # In the templates of the whole application.
+    blueprint.add_app_template_global(index.card, "credly_card")
+    blueprint.add_app_template_global(index.assets, "credly_assets")
+    blueprint.add_app_template_global(assets.version, "credly_version")
+
     @blueprint.context_processor
     def add_names() -> dict[str, t.Any]:
         return {
             "credly_layout": settings.layout,
             "credly_own_layout": settings.layout == OWN_LAYOUT,
             "credly_platform": settings.platform_name,
-            "credly_version": assets.version,
         }
 
     return blueprint
 
 
 def _guard() -> ResponseReturnValue | None:
-    try:
-        allowed = get_state().is_admin()
-    except Exception:
-        logger.exception("The @credly.is_admin hook failed; nobody is let in.")
-        allowed = False
+    allowed = guard.ask()
 
     if allowed is True:
         return None
 
-    if isinstance(allowed, BaseResponse):
+    if allowed is not False:
         return allowed
 
     template = "credly/_denied.html" if wants_fragment() else "credly/denied.html"

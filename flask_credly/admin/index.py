@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import typing as t
 
+from flask import g
+from flask import render_template
 from flask.typing import ResponseReturnValue
+from markupsafe import Markup
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import connection
@@ -13,12 +16,34 @@ from ..ledger import overview
 from ..settings import get_state
 from .answer import page
 from .forms import Button
+from .guard import is_admin
 
 logger = logging.getLogger("flask_credly")
 
 
 def index() -> ResponseReturnValue:
     """Show the card."""
+    return page("credly/index.html", **_known())
+
+
+def card() -> Markup:
+    """Render the card for a host's own list. Empty for everybody but an admin."""
+    if not is_admin():
+        return Markup()
+
+    return Markup(render_template("credly/card.html", **_known()))
+
+
+def assets() -> Markup:
+    """Render the tags of the style sheet and the script, once a page."""
+    if "credly_assets" in g:
+        return Markup()
+
+    g.credly_assets = True
+    return Markup(render_template("credly/_assets.html"))
+
+
+def _known() -> dict[str, t.Any]:
     session = get_state().session
     known: dict[str, t.Any] = {"overview": None, "connection": None}
 
@@ -32,4 +57,4 @@ def index() -> ResponseReturnValue:
         logger.exception("The state of the integration could not be read.")
         session.rollback()
 
-    return page("credly/index.html", button=Button(), **known)
+    return {"button": Button(), **known}

@@ -81,7 +81,7 @@ class EditRow:
         return cls(
             key=str(mapping.id),
             mapping_id=mapping.id,
-            course=f"{mapping.kind}:{mapping.course_id}",
+            course=key_of(mapping),
             template=mapping.template_id,
         )
 
@@ -153,6 +153,8 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
         },
         "template_choices": {row.key: _template_choices(row) for row in rows},
         "mapping_form": MappingForm(formdata=None),
+        "undo": request.args.get("undo"),
+        "undo_template": request.args.get("template"),
     }
 
 
@@ -209,6 +211,11 @@ def _courses() -> list[Course] | None:
 def key(course: Course) -> str:
     """Name a course in a form."""
     return f"{course.kind}:{course.id}"
+
+
+def key_of(mapping: Mapping) -> str:
+    """Name a mapping's course in a form."""
+    return f"{mapping.kind}:{mapping.course_id}"
 
 
 def new() -> ResponseReturnValue:
@@ -273,7 +280,7 @@ def remove_mapping(mapping_id: int) -> ResponseReturnValue:
 
     if not wants_fragment():
         say(said)
-        return go_to("credly.show")
+        return go_to("credly.show", undo=key_of(removed), template=removed.template_id)
 
     return fragment(
         "credly/_mapping_removed.html",
