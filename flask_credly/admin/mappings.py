@@ -129,6 +129,7 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
     session = get_state().session
     mapped = connection.mapped_courses(session)
     courses = _courses()
+    undo = request.args.get("undo", "")
     number = _page()
     start = (number - 1) * A_PAGE
     mappings = connection.list_mappings(session, start=start, limit=A_PAGE)
@@ -153,7 +154,7 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
         },
         "template_choices": {row.key: _template_choices(row) for row in rows},
         "mapping_form": MappingForm(formdata=None),
-        "undo": request.args.get("undo"),
+        "undo": undo if undo.partition(":")[::2] not in mapped else "",
         "undo_template": request.args.get("template"),
     }
 
