@@ -109,6 +109,14 @@
   document.addEventListener("DOMContentLoaded", () => {
     prepare(document);
 
+    // A message that is there from the start is not read out by itself. Not by
+    // "autofocus": htmx would find that again after every swap.
+    const flash = document.querySelector("[data-credly] #credly-flash");
+
+    if (flash?.textContent.trim() && document.activeElement === document.body) {
+      flash.focus();
+    }
+
     for (const root of document.querySelectorAll("[data-credly]")) {
       new MutationObserver(() => prepare(document)).observe(root, {
         childList: true,

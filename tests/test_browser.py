@@ -620,7 +620,10 @@ def test_the_main_way_works_with_every_htmx_and_without(
     # Connect
     click(page, "Set Up Credly", "link")
     expect_title(page, "Credly Integration")
-    page.on("domcontentloaded", lambda page: loads.append(page.url))
+    page.on(
+        "request",
+        lambda request: request.is_navigation_request() and loads.append(request.url),
+    )
     fill_in(page, site.credly, **{"Client ID": "another"})
     click(page, "Connect")
     expect(page.get_by_text(REFUSED, exact=True)).to_be_visible()
@@ -916,8 +919,9 @@ def test_the_keyboard_is_enough(
     expect(add).to_be_focused()
 
     # Open the mapping and close it
-    press("Shift+Tab")
-    press("Shift+Tab")
+    for _ in range(3):
+        press("Shift+Tab")
+
     expect(change).to_be_focused()
     press("Enter")
     expect(page.get_by_label("Course or learning path")).to_be_focused()
@@ -926,6 +930,7 @@ def test_the_keyboard_is_enough(
     expect(change).to_be_focused()
 
     # Remove it and take that back
+    press("Tab")
     press("Tab")
     press("Enter")
     expect(page.get_by_role("button", name="Undo")).to_be_focused()
@@ -1232,7 +1237,7 @@ def test_foreign_names_are_shown_as_text(
 
     def check(row: Locator) -> None:
         expect(row.locator("bdi")).to_have_text([clean(name, 500), clean(name, 255)])
-        assert page.locator("img, [hx-get='/x']").count() == 0
+        assert page.locator("img[onerror], img[src=x], [hx-get='/x']").count() == 0
         check_widths()
 
     check(rows(page).first)
@@ -1246,7 +1251,7 @@ def test_foreign_names_are_shown_as_text(
     expect(rows(page)).to_have_count(2)
     expect_said(page, "Mapping saved: ")
     check(rows(page).last)
-    rows(page).last.get_by_role("link").click()
+    rows(page).last.get_by_role("link").first.click()
     expect(page.locator(".credly-editing")).to_have_count(1)
     rows(page).first.get_by_role("button").click()
     expect(page.locator(".credly-removed")).to_contain_text(clean(name, 500))
