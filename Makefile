@@ -25,6 +25,7 @@ storm: .venv/ready
 
 docs: .venv/ready
 	$(BIN)/python -m tests.decisions > docs/decisions.md
+	CREDLY_TEST_SCREENSHOTS=docs $(BIN)/pytest -q tests/test_browser.py -k for_the_readme
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -1345,3 +1345,36 @@ def test_an_admin_tries_a_mapping(make_site: MakeSite, open_page: OpenPage) -> N
     assert [badge["recipient_email"] for badge in site.credly.badges] == [
         "admin@example.org"
     ]
+
+
+def test_pictures_for_the_readme(
+    make_site: MakeSite, open_page: OpenPage, shoot: Shoot
+) -> None:
+    """``make docs`` keeps them."""
+    site = make_site()
+    site.connect()
+
+    for course in COURSES:
+        name = f"{course.title} badge"
+        template_id = site.credly.add_template(name, image=False)
+
+        with site.context():
+            connection.sync_templates(site.host.state)
+
+        site.map(course, template_id)
+
+    for number, first_name in enumerate(("Ada", "Grace", "Alan"), 1):
+        site.complete(
+            str(number),
+            member=Member(
+                str(number), f"{first_name.lower()}@example.org", first_name, "Example"
+            ),
+        )
+
+    site.fail("4")
+    page = open_page(site, WINDOW)
+    expect(page.locator("time[title]").first).to_be_visible()
+    shoot(page, "window")
+    page.goto(f"{WINDOW}/badges")
+    expect(page.locator("tbody tr")).to_have_count(4)
+    shoot(page, "badges")
