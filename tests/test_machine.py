@@ -27,6 +27,7 @@ from flask_credly.errors import CredlyError
 from flask_credly.issuing import token as token_module
 from flask_credly.ledger import claim
 from flask_credly.ledger import clock
+from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
 from flask_credly.ledger import settle
 from flask_credly.models import Base
@@ -119,6 +120,7 @@ class Ledger(stateful.RuleBasedStateMachine):
         self.completed: collections.Counter[tuple[str, str]] = collections.Counter()
         self.retries: collections.Counter[int] = collections.Counter()
         self.lost_key = False
+        self.on = True
 
     @property
     def connected(self) -> bool:
@@ -202,7 +204,7 @@ class Ledger(stateful.RuleBasedStateMachine):
             st.sampled_from(
                 [
                     *("map", "change", "unmap", "connect", "other", "sync"),
-                    *("retry", "remove"),
+                    *("retry", "switch", "remove"),
                 ]
             )
         )
@@ -219,6 +221,9 @@ class Ledger(stateful.RuleBasedStateMachine):
             self.connect_another_organization()
         elif what == "sync":
             self.sync()
+        elif what == "switch":
+            self.on = not self.on
+            gates.switch(self.host.state.engine, on=self.on)
         elif what == "retry":
             self.retry()
         else:
@@ -363,6 +368,7 @@ class Ledger(stateful.RuleBasedStateMachine):
         """Everything is well again: then all that waits comes to an end."""
         if self.connected:
             self.connect()
+            gates.switch(self.host.state.engine, on=True)
 
             for _ in range(60):
                 self.world.advance(4000)

@@ -103,7 +103,7 @@ def retry_all() -> ResponseReturnValue:
 
 def export_badges() -> ResponseReturnValue:
     """Send what the filters show as a file."""
-    rows = issuances.every(get_state().session, _filter())
+    rows = issuances.every(get_state().engine, _filter())
     header = [
         "Member",
         "E-mail address",

@@ -79,7 +79,7 @@ def errors() -> ResponseReturnValue:
 
 def export_errors() -> ResponseReturnValue:
     """Send what the filters show as a file."""
-    rows = log.every(get_state().session, *_filter())
+    rows = log.every(get_state().engine, *_filter())
     header = ["Timestamp", "Error", "Details"]
     cells = ([row.at.isoformat(), row.error, row.details] for row in rows)
     return csv_file("credly-error-log", header, cells)

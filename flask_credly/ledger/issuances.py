@@ -84,9 +84,9 @@ def page(
     return fetch(session, query, Issuance.id, before=before, after=after, size=size)
 
 
-def every(session: Session, wanted: Filter) -> cabc.Iterator[Issuance]:
+def every(engine: sa.Engine, wanted: Filter) -> cabc.Iterator[Issuance]:
     """Get all rows, for an export."""
-    return fetch_all(session, wanted.select(), Issuance.id)
+    return fetch_all(engine, wanted.select(), Issuance.id)
 
 
 _MAPPED = sa.exists().where(

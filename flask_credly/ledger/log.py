@@ -98,6 +98,8 @@ def page(
     return fetch(session, query, LogEntry.id, before=before, after=after, size=size)
 
 
-def every(session: Session, error: str = "", text: str = "") -> cabc.Iterator[LogEntry]:
+def every(
+    engine: sa.Engine, error: str = "", text: str = ""
+) -> cabc.Iterator[LogEntry]:
     """Get all entries, for an export."""
-    return fetch_all(session, select(error, text), LogEntry.id)
+    return fetch_all(engine, select(error, text), LogEntry.id)

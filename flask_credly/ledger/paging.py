@@ -65,17 +65,18 @@ def fetch(
 
 
 def fetch_all(
-    session: Session,
-    query: sa.Select[T],
-    id_: orm.InstrumentedAttribute[int],
+    engine: sa.Engine, query: sa.Select[T], id_: orm.InstrumentedAttribute[int]
 ) -> cabc.Iterator[T]:
-    """Get all rows, newest first, never holding more than a few in memory."""
+    """Get all rows, newest first, a few at a time: neither the memory nor an open
+    transaction grows with them.
+    """
     before: int | None = None
 
     while True:
-        page = fetch(session, query, id_, before=before, size=500)
+        with orm.Session(engine) as session:
+            page = fetch(session, query, id_, before=before, size=500)
+
         yield from page.rows
-        session.expunge_all()
 
         if page.older is None:
             return
