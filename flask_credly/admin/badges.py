@@ -48,7 +48,6 @@ def badges() -> ResponseReturnValue:
             session, wanted, before=number("before"), after=number("after")
         ),
         wanted=wanted,
-        mappings=connection.list_mappings(session),
         **_names(),
     )
 

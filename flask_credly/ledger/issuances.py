@@ -18,6 +18,7 @@ from .paging import fetch
 from .paging import fetch_all
 from .paging import Page
 from .paging import Session
+from .paging import SIZE
 from .transaction import in_transaction
 
 Status = t.Literal["waiting", "issued", "held", "failed", "skipped"]
@@ -77,7 +78,7 @@ def page(
     *,
     before: int | None = None,
     after: int | None = None,
-    size: int = 50,
+    size: int = SIZE,
 ) -> Page[Issuance]:
     """Get one page."""
     query = wanted.select()
@@ -94,12 +95,18 @@ _MAPPED = sa.exists().where(
 )
 
 
-def _of_mapping(column: sa.ColumnElement[t.Any]) -> sa.ScalarSelect[t.Any]:
+def _from_mapping(*columns: t.Any) -> sa.Select[t.Any]:
     return (
-        sa.select(column)
+        sa.select(*columns)
         .select_from(Mapping)
         .join(Template, Template.id == Mapping.template_id)
         .join(Connection, Connection.id == Mapping.connection_id)
+    )
+
+
+def _of_mapping(column: sa.ColumnElement[t.Any]) -> sa.ScalarSelect[t.Any]:
+    return (
+        _from_mapping(column)
         .where(Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id)
         .scalar_subquery()
     )
@@ -172,16 +179,13 @@ def add_test(
     :return: The row's id, or ``None`` if the mapping is gone.
     """
     found = connection.execute(
-        sa.select(
+        _from_mapping(
             Mapping.kind,
             Mapping.course_id,
             Template.id.label("template_id"),
             Template.name.label("badge_name"),
             Connection.organization_id,
-        )
-        .join(Template, Template.id == Mapping.template_id)
-        .join(Connection, Connection.id == Mapping.connection_id)
-        .where(Mapping.id == mapping_id)
+        ).where(Mapping.id == mapping_id)
     ).one_or_none()
 
     if found is None:

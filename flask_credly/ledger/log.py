@@ -15,6 +15,7 @@ from .paging import fetch
 from .paging import fetch_all
 from .paging import Page
 from .paging import Session
+from .paging import SIZE
 
 CONNECTION_EXPIRED = "Connection expired"
 ISSUANCE_FAILED = "Badge issuance failed"
@@ -91,7 +92,7 @@ def page(
     text: str = "",
     before: int | None = None,
     after: int | None = None,
-    size: int = 50,
+    size: int = SIZE,
 ) -> Page[LogEntry]:
     """Get one page."""
     query = select(error, text)

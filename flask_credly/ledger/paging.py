@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 SIZE = 50
+"""Rows a page."""
 
 Session = orm.Session | orm.scoped_session[t.Any]
 T = t.TypeVar("T")
