@@ -48,6 +48,9 @@ from flask_credly.ledger import gates
 from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
 
+if t.TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIEnvironment
+
 ROOT = pathlib.Path(__file__).parent.parent
 HTMX_2 = ROOT / "tests/vendor/htmx-2.0.11.min.js"
 HTMX_4 = ROOT / "static/vendor/htmx-4.0.1.min.js"
@@ -99,8 +102,17 @@ class QuietHandler(WSGIRequestHandler):
     # A connection that the browser opened ahead of time and never used.
     timeout = 5
 
+    def make_environ(self) -> WSGIEnvironment:
+        # Werkzeug's server leaves a file open whose reader has hung up.
+        return {**super().make_environ(), "wsgi.file_wrapper": read_whole}
+
     def log(self, type: str, message: str, *args: t.Any) -> None:
         pass
+
+
+def read_whole(file: t.IO[bytes], block_size: int = 8192) -> list[bytes]:
+    with file:
+        return [file.read()]
 
 
 class Site:
