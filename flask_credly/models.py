@@ -108,7 +108,11 @@ class Connection(Base):
     then not pass a verdict on these.
     """
     connected_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
+    checked_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When Credly last accepted these credentials for a connect, test or sync."""
     templates_synced_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    templates_failed_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When the list could not be loaded. Null once it was."""
 
     expired: orm.Mapped[bool] = orm.mapped_column(default=False)
     switched_off: orm.Mapped[bool] = orm.mapped_column(default=False)

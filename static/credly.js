@@ -36,9 +36,32 @@
     }
   }
 
+  // "Copy" beside the Organization ID. A page without https has no clipboard.
+  function addCopy(root) {
+    if (!navigator.clipboard) {
+      return;
+    }
+
+    for (const value of root.querySelectorAll("[data-credly] [data-credly-copy]:not([data-ready])")) {
+      const button = document.createElement("button");
+      const text = value.textContent.trim();
+      button.type = "button";
+      button.className = "credly-button credly-copy";
+      button.textContent = "Copy";
+      button.setAttribute("aria-label", `Copy ${value.dataset.credlyCopy}`);
+      button.addEventListener("click", async () => {
+        await navigator.clipboard.writeText(text);
+        tell("Copied.");
+      });
+      value.dataset.ready = "";
+      value.append(" ", button);
+    }
+  }
+
   function prepare(root) {
     showTimes(root);
     addShow(root);
+    addCopy(root);
   }
 
   document.addEventListener("click", (event) => {
@@ -71,13 +94,17 @@
 
   const isError = (status) => status >= 400 && status !== LOGIN && !SHOWN.includes(status);
 
+  function tell(text) {
+    const flash = document.getElementById("credly-flash");
+    const said = document.createElement("p");
+    said.textContent = text;
+    flash.replaceChildren(said);
+    flash.scrollIntoView({ block: "nearest" });
+  }
+
   function say(event, text) {
     if (inside(event.target)) {
-      const flash = document.getElementById("credly-flash");
-      const said = document.createElement("p");
-      said.textContent = text;
-      flash.replaceChildren(said);
-      flash.scrollIntoView({ block: "nearest" });
+      tell(text);
     }
   }
 

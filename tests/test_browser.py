@@ -13,6 +13,7 @@ import threading
 import typing as t
 import uuid
 
+import html5lib
 import pytest
 import redis
 import rq
@@ -23,6 +24,7 @@ from conftest import Host
 from conftest import MakeHost
 from flask import Flask
 from flask import redirect
+from flask import render_template_string
 from flask import Response
 from flask import send_file
 from flask_sqlalchemy import SQLAlchemy
@@ -43,8 +45,10 @@ from flask_credly import connection
 from flask_credly import Course
 from flask_credly import Member
 from flask_credly.credly.answers import clean
+from flask_credly.errors import CredlyError
 from flask_credly.issuing import bell
 from flask_credly.ledger import gates
+from flask_credly.models import Connection
 from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
 
@@ -89,6 +93,22 @@ HOST_LAYOUT = """<!doctype html>
   <body hx-boost="true" hx-target="#host" hx-confirm="Sure?">
     <p id="host">The host</p>
     <main>{% block content %}{% endblock %}</main>
+  </body>
+</html>"""
+
+HOST_PAGE = """<!doctype html>
+<html lang="en">
+  <head>
+    <meta name="viewport" content="width=device-width, initial-scale=1" />
+    <link rel="icon" href="data:," />
+    <title>Settings</title>
+    {{ credly_assets() }}
+  </head>
+  <body>
+    <main>
+      <h1>Settings</h1>
+      {{ credly_card() }}
+    </main>
   </body>
 </html>"""
 
@@ -213,10 +233,22 @@ class Site:
         self.credly.fail("issue", status=429, headers=headers)
         self.complete("8")
 
+    def end_pause(self) -> None:
+        with self.context():
+            session = self.host.db.session
+            session.execute(sa.update(Connection).values(paused_until=None))
+            session.commit()
+
     def lose_worker(self) -> None:
         with self.context():
             for each in rq.Worker.all(queue=bell.web_queue(self.host.state)):
                 each.register_death()
+
+    def fail_to_sync(self) -> None:
+        self.credly.fail("templates", status=503)
+
+        with self.context(), pytest.raises(CredlyError):
+            connection.sync_templates(self.host.state)
 
     def expire(self) -> None:
         """Revoke the credentials, and let that be noticed."""
@@ -242,6 +274,19 @@ def make_site(make_host: MakeHost, redis_url: str) -> cabc.Iterator[MakeSite]:
                 if layout is not None:
                     stand_in(app, layout, script)
 
+                @app.after_request
+                def keep(response: Response) -> Response:
+                    if response.mimetype == "text/html":
+                        markup.add(response.get_data(as_text=True))
+
+                    return response
+
+                @app.get("/settings")
+                def settings() -> Response:
+                    page = Response(render_template_string(HOST_PAGE))
+                    page.headers["Content-Security-Policy"] = HOST_POLICY
+                    return page
+
                 @app.get("/login")
                 def login() -> str:
                     return "<title>Log in</title><link rel=icon href=data:,>Log in"
@@ -266,7 +311,30 @@ def make_site(make_host: MakeHost, redis_url: str) -> cabc.Iterator[MakeSite]:
         def check(credly: CredlySimulator) -> None:
             assert credly.problems == []
 
+        markup: set[str] = set()
         yield make
+
+    for each in markup:
+        check_markup(each)
+
+
+def check_markup(text: str) -> None:
+    """Parse a page, or a part of one, as strictly as a browser would not."""
+    text = text.strip()
+    parser = html5lib.HTMLParser(strict=True)
+
+    if text.startswith("<!doctype"):
+        root = parser.parse(text)
+    else:
+        container = "tbody" if text.startswith("<tr") else "main"
+        root = parser.parseFragment(text, container=container)
+
+    ids = [each.get("id") for each in root.iter() if each.get("id")]
+    assert len(ids) == len(set(ids))
+
+    for each in root.iter():
+        for name in ("for", "aria-controls", "aria-describedby", "aria-labelledby"):
+            assert set((each.get(name) or "").split()) <= set(ids)
 
 
 @contextlib.contextmanager
@@ -768,6 +836,13 @@ SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
         None,
     ),
     "badges-empty": (Site.connect, f"{WINDOW}/badges?status=failed", None),
+    "list-of-the-host": (Site.fill, "/settings", None),
+    "dialog-of-the-host": (Site.fill, "/settings", with_the_dialog),
+    "window-old-templates": (
+        lambda site: (site.fill(), site.fail_to_sync()),
+        WINDOW,
+        None,
+    ),
     "retry": (Site.fill, f"{WINDOW}/badges/retry", None),
     "test": (Site.fill, f"{WINDOW}/mappings/1/test", with_an_empty_test),
     "errors": (Site.fill, f"{WINDOW}/errors", None),
@@ -844,6 +919,31 @@ def overhang(page: Page) -> list[str]:
     )
 
 
+def compare_tree(site: Site, page: Page, screen: str) -> None:
+    """Compare what a screen reader is told with the file that was read by a person.
+    ``CREDLY_TEST_UPDATE=1`` writes the file.
+    """
+    root = page.get_by_role("dialog") if "dialog" in screen else page.locator(".credly")
+    expect(page.locator("time:not([title])")).to_have_count(0)
+    tree = root.aria_snapshot()
+
+    for changing, name in (
+        (r"\w{3} \d+, \d{4}, \d+:\d\d\s[AP]M", "TIME"),
+        (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID"),
+        (f'"?{re.escape(site.credly.client_id)}"?', "CLIENT"),
+        (r"127\.0\.0\.1:\d+", "CREDLY"),
+    ):
+        tree = re.sub(changing, name, tree)
+
+    golden = ROOT / "tests/trees" / f"{screen}.yml"
+
+    if os.environ.get("CREDLY_TEST_UPDATE"):
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(tree + "\n")
+
+    assert tree + "\n" == golden.read_text()
+
+
 @pytest.mark.parametrize("screen", SCREENS)
 def test_a_screen_is_accessible_in_every_look(
     make_site: MakeSite, open_page: OpenPage, shoot: Shoot, screen: str
@@ -859,6 +959,7 @@ def test_a_screen_is_accessible_in_every_look(
     if act is not None:
         act(page)
 
+    compare_tree(site, page, screen)
     found: dict[str, list[str]] = {}
 
     for name, look in {**LOOKS, **MORE_LOOKS}.items():
@@ -1004,11 +1105,44 @@ def test_the_secret_can_be_shown(make_site: MakeSite, open_page: OpenPage) -> No
     expect(secret).to_have_value("typed")
 
 
+def test_the_organization_id_can_be_copied(
+    make_site: MakeSite, open_page: OpenPage
+) -> None:
+    site = make_site()
+    site.connect()
+    permissions = ["clipboard-read", "clipboard-write"]
+    page = open_page(site, WINDOW, permissions=permissions)
+    click(page, "Copy Organization ID")
+
+    expect_said(page, "Copied.")
+    copied = page.evaluate("() => navigator.clipboard.readText()")
+    assert copied == site.credly.organization_id
+
+
+@pytest.mark.parametrize("way", WITH_HTMX)
+def test_a_page_that_stays_open_says_that_a_pause_is_over(
+    make_site: MakeSite, open_page: OpenPage, way: str
+) -> None:
+    site = make_site(**WAYS[way])
+    site.connect()
+    site.map()
+    site.pause()
+    page = open_page(site, "/login")
+    page.clock.install()
+    page.goto(WINDOW)
+    banner = page.get_by_role("heading", name="Issuance paused")
+    expect(banner).to_be_visible()
+
+    site.end_pause()
+    page.clock.run_for(31_000)
+    expect(banner).to_have_count(0)
+
+
 def test_times_are_the_readers(make_site: MakeSite, open_page: OpenPage) -> None:
     site = make_site()
     site.connect()
     page = open_page(site, WINDOW, timezone_id="Asia/Kathmandu")
-    at = page.locator(".credly-facts time")
+    at = page.locator(".credly-facts time").first
     saved = dt.datetime.fromisoformat(at.get_attribute("datetime") or "")
     there = saved.astimezone(dt.timezone(dt.timedelta(hours=5, minutes=45)))
 
@@ -1263,7 +1397,7 @@ def test_foreign_names_are_shown_as_text(
     expect(rows(page)).to_have_count(2)
     expect_said(page, "Mapping saved: ")
     check(rows(page).last)
-    rows(page).last.get_by_role("link").first.click()
+    rows(page).last.get_by_role("link", name="Change mapping for").click()
     expect(page.locator(".credly-editing")).to_have_count(1)
     rows(page).first.get_by_role("button").click()
     expect(page.locator(".credly-removed")).to_contain_text(clean(name, 500))

@@ -752,6 +752,42 @@ class TestState:
         host.drain()
         assert host.row().state == "issued"
 
+    def test_the_connection_was_last_checked(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        import datetime as dt
+
+        browser, connected, _ = mapped
+        session = connected.host.db.session
+        before = dt.datetime(2026, 1, 2, 3, 4, tzinfo=dt.UTC)
+        session.execute(sa.update(Connection).values(checked_at=before))
+        session.commit()
+        assert "2 Jan 2026, 03:04 UTC" in text_of(browser.get(WINDOW))
+
+        browser.post(f"{WINDOW}/test")
+        assert "2 Jan 2026, 03:04 UTC" not in text_of(browser.get(WINDOW))
+
+    def test_an_old_list_of_templates_is_said(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        said = "; Credly could not be reached."
+        connected.credly.fail("templates", status=503)
+        browser.post(f"{WINDOW}/templates")
+        assert said in text_of(browser.get(WINDOW))
+
+        browser.post(f"{WINDOW}/templates")
+        assert said not in text_of(browser.get(WINDOW))
+
+    def test_what_is_in_the_way_is_a_part_of_the_page(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, _, _ = mapped
+        part = browser.get(f"{WINDOW}/banners", headers={"HX-Request": "true"})
+        assert "The queue cannot be reached" in text_of(part)
+        assert "<html" not in part.text
+        assert browser.get(f"{WINDOW}/banners").location == WINDOW
+
     def test_a_queue_out_of_reach_is_said(
         self, mapped: tuple[Browser, Connected, int]
     ) -> None:

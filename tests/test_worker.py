@@ -31,9 +31,12 @@ from conftest import MakeHost
 from example_app.redis_server import free_port
 from example_app.redis_server import own_redis
 from flask_credly import connection
+from flask_credly.errors import CredlyError
 from flask_credly.issuing import bell
 from flask_credly.issuing import workers
 from flask_credly.issuing.worker import OwnJob
+from flask_credly.ledger import gates
+from flask_credly.models import Connection
 from flask_credly.models import Issuance
 from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
@@ -550,6 +553,46 @@ def test_a_long_list_of_templates_is_synced_by_the_worker(farm: Farm) -> None:
     farm.host.db.session.rollback()
 
     assert len(connection.list_templates(farm.host.db.session)) == 321
+
+
+def test_a_list_of_templates_that_is_old_is_loaded_by_the_worker(farm: Farm) -> None:
+    session = farm.host.db.session
+    farm.credly.add_template("Added since")
+    old = dt.datetime.now(dt.UTC) - dt.timedelta(days=2)
+    session.execute(sa.update(Connection).values(templates_synced_at=old))
+    session.commit()
+    asked = farm.credly.count("templates")
+
+    def is_synced() -> bool:
+        session.rollback()
+        return session.scalar(sa.select(Connection.templates_synced_at)) != old
+
+    farm.start(*WORKER)
+    wait_for(is_synced)
+
+    names = [each.name for each in connection.list_templates(session)]
+    assert "Added since" in names
+    assert farm.credly.count("templates") == asked + 1
+
+
+def test_a_list_that_could_not_be_loaded_is_left_for_an_hour(farm: Farm) -> None:
+    session = farm.host.db.session
+    old = dt.datetime.now(dt.UTC) - dt.timedelta(days=2)
+    session.execute(sa.update(Connection).values(templates_synced_at=old))
+    session.commit()
+    farm.credly.fail("templates", status=503)
+
+    with pytest.raises(CredlyError):
+        connection.sync_templates(farm.host.state)
+
+    gate = gates.read(farm.host.state.engine)
+    assert gate is not None and not gate.sync_due
+
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=61)
+    session.execute(sa.update(Connection).values(templates_failed_at=before))
+    session.commit()
+    gate = gates.read(farm.host.state.engine)
+    assert gate is not None and gate.sync_due
 
 
 def test_sweep_rings(farm: Farm) -> None:

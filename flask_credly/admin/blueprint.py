@@ -47,6 +47,7 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("GET", "/credly", window.show),
     ("POST", "/credly", window.connect),
     ("GET", "/credly/connection", window.edit),
+    ("GET", "/credly/banners", window.banners),
     ("POST", "/credly/test", window.test),
     ("POST", "/credly/pause", window.pause),
     ("POST", "/credly/resume", window.resume),

@@ -15,6 +15,7 @@ from ..issuing import workers
 from ..ledger import gates
 from ..ledger import log
 from ..ledger import overview
+from ..models import Connection
 from ..settings import get_state
 from . import mappings
 from .answer import EXPIRED
@@ -62,19 +63,35 @@ def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
     if connected is None:
         return page("credly/connect.html", form=ConnectForm(), connection=None)
 
-    found = overview.read(state.session)
     latest = log.page(state.session, size=10)
     return page(
         "credly/window.html",
         status,
-        button=Button(),
-        connection=connected,
         log=latest,
         folds=fold(latest),
-        overview=found,
-        workers=workers.count(state),
+        **_banners(connected),
         **mappings.section(rows),
     )
+
+
+def _banners(connected: Connection) -> dict[str, t.Any]:
+    state = get_state()
+    return {
+        "button": Button(),
+        "connection": connected,
+        "overview": overview.read(state.session),
+        "workers": workers.count(state),
+    }
+
+
+def banners() -> ResponseReturnValue:
+    """Show once more what is in the way, on a page that stays open."""
+    connected = connection.get(get_state().session)
+
+    if connected is None or not wants_fragment():
+        return go_to("credly.show")
+
+    return fragment("credly/_banners.html", **_banners(connected))
 
 
 def edit() -> ResponseReturnValue:

@@ -142,7 +142,7 @@ def _revive(connection: sa.Connection, generation: str) -> None:
     connection.execute(
         sa.update(Connection)
         .where(Connection.generation == generation)
-        .values(expired=False)
+        .values(checked_at=clock.now(connection), expired=False)
     )
 
 
@@ -245,6 +245,7 @@ def _save(connection: sa.Connection, values: dict[str, t.Any], lifetime: int) ->
         **values,
         "generation": secrets.token_hex(16),
         "connected_at": now,
+        "checked_at": now,
         "expired": False,
         "paused_until": None,
         "pause_reason": None,

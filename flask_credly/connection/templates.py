@@ -88,21 +88,38 @@ def sync_templates(state: State) -> int:
     if (gate := gates.read(state.engine)) is None:
         return 0
 
+    complete = False
+
+    try:
+        complete = _sync(state, gate)
+    finally:
+        if not complete:
+            _note_failure(state.engine)
+
+    return count(state)
+
+
+def _sync(state: State, gate: gates.Gate) -> bool:
     with open_client(state, gate.organization_id) as client:
         token = get_token(state, gate.generation)
 
         try:
-            load(state, client, token.value)
+            return load(state, client, token.value)
         except Unauthorized:
             token = get_token(state, gate.generation, rejected=token.version)
 
             try:
-                load(state, client, token.value)
+                return load(state, client, token.value)
             except Unauthorized as e:
                 gates.expire(state.engine, gate.generation)
                 raise ConnectionExpired(e.detail, status=e.status) from None
 
-    return count(state)
+
+@in_transaction
+def _note_failure(connection: sa.Connection) -> None:
+    """Note that the list could not be loaded."""
+    now = clock.now(connection)
+    connection.execute(sa.update(Connection).values(templates_failed_at=now))
 
 
 def count(state: State) -> int:
@@ -186,8 +203,11 @@ def _save(connection: sa.Connection, page: TemplatePage) -> None:
 @in_transaction
 def _mark_missing(connection: sa.Connection, seen: set[str]) -> None:
     # First, for the lock.
+    now = clock.now(connection)
     connection.execute(
-        sa.update(Connection).values(templates_synced_at=clock.now(connection))
+        sa.update(Connection).values(
+            checked_at=now, templates_synced_at=now, templates_failed_at=None
+        )
     )
     stored = connection.scalars(sa.select(Template.id).where(Template.active.is_(True)))
     gone = [{"p_id": id_} for id_ in set(stored) - seen]

@@ -47,7 +47,7 @@ def ring(state: State, *, insist: bool = False) -> bool:
 
 def ask_for_sync(state: State) -> bool:
     """Ask for the badge templates to be loaded in the background."""
-    return _try(state, lambda queue: _enqueue(queue, SYNC))
+    return _try(state, enqueue_sync)
 
 
 def enqueue_drain(queue: rq.Queue, *, insist: bool) -> None:
@@ -57,6 +57,15 @@ def enqueue_drain(queue: rq.Queue, *, insist: bool) -> None:
     """
     if queue.connection.set(_key(queue), 1, nx=not insist, ex=_RUNG_FOR):
         _enqueue(queue, DRAIN)
+
+
+def enqueue_sync(queue: rq.Queue) -> None:
+    """Do what :func:`ask_for_sync` does, on a given queue, once in a while.
+
+    :raises redis.RedisError: If Redis does not take it.
+    """
+    if queue.connection.set(_key(queue, "sync"), 1, nx=True, ex=_RUNG_FOR):
+        _enqueue(queue, SYNC)
 
 
 def heard(state: State) -> None:
@@ -100,8 +109,8 @@ def _web_redis(settings: Settings) -> redis.Redis:
     )
 
 
-def _key(queue: rq.Queue) -> str:
-    return f"flask-credly:rung:{queue.name}"
+def _key(queue: rq.Queue, what: str = "rung") -> str:
+    return f"flask-credly:{what}:{queue.name}"
 
 
 def _enqueue(queue: rq.Queue, function: str) -> None:

@@ -14,6 +14,7 @@ from rq.exceptions import StopRequested
 from rq.worker import Worker
 
 from ..ledger import claim
+from ..ledger import gates
 from ..settings import get_state
 from ..settings import State
 from . import bell
@@ -108,9 +109,7 @@ class CredlyWorker(Worker):
                 state = get_state()
 
                 try:
-                    if claim.any_due(state.engine):
-                        queue = self.queues[0]
-                        bell.enqueue_drain(queue, insist=queue.is_empty())
+                    self._ring(state)
                 finally:
                     # Nothing may be open when the work horse is forked.
                     for engine in state.db.engines.values():
@@ -125,6 +124,17 @@ class CredlyWorker(Worker):
                 logger.warning("The sweep could not ring: %s", type(e).__name__)
             else:
                 logger.exception("The sweep failed and is tried again.")
+
+    def _ring(self, state: State) -> None:
+        queue = self.queues[0]
+
+        if claim.any_due(state.engine):
+            bell.enqueue_drain(queue, insist=queue.is_empty())
+
+        gate = gates.read(state.engine)
+
+        if gate is not None and gate.sync_due:
+            bell.enqueue_sync(queue)
 
 
 def _forget_connections(state: State) -> None:

@@ -20,6 +20,12 @@ from .transaction import in_transaction
 
 Reason = t.Literal["rate limit", "unavailable"]
 
+SYNC_INTERVAL = dt.timedelta(days=1)
+"""After which the badge templates are loaded once more."""
+
+SYNC_AGAIN = dt.timedelta(hours=1)
+"""After which a sync that failed is tried again."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Gate:
@@ -27,12 +33,14 @@ class Gate:
 
     :param is_open: Whether anything may be sent now.
     :param probing: A pause is over and nothing has succeeded since: begin gently.
+    :param sync_due: The list of badge templates is old.
     """
 
     generation: str
     organization_id: str
     is_open: bool
     probing: bool
+    sync_due: bool
 
 
 def read(engine: sa.Engine) -> Gate | None:
@@ -46,6 +54,8 @@ def read(engine: sa.Engine) -> Gate | None:
                 Connection.expired,
                 Connection.switched_off,
                 Connection.paused_until,
+                Connection.templates_synced_at,
+                Connection.templates_failed_at,
             )
         ).one_or_none()
 
@@ -53,11 +63,17 @@ def read(engine: sa.Engine) -> Gate | None:
         return None
 
     paused = row.paused_until is not None and row.paused_until > now
+    synced_at, failed_at = row.templates_synced_at, row.templates_failed_at
     return Gate(
         row.generation,
         row.organization_id,
         is_open=not (row.expired or row.switched_off or paused),
         probing=row.paused_until is not None,
+        sync_due=(
+            (synced_at is None or synced_at < now - SYNC_INTERVAL)
+            and (failed_at is None or failed_at < now - SYNC_AGAIN)
+            and not (row.expired or paused)
+        ),
     )
 
 

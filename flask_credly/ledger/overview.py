@@ -65,7 +65,9 @@ def read(session: orm.Session | orm.scoped_session[t.Any]) -> Overview:
     waiting = [row.recorded_at for row in open_states]
     due = [row.due_at for row in open_states if row.due_at]
     last = [row.settled_at for row in states if row.state == "issued"]
-    connection = session.scalars(sa.select(Connection)).one_or_none()
+    # As it is now, whatever this session has loaded before.
+    query = sa.select(Connection).execution_options(populate_existing=True)
+    connection = session.scalars(query).one_or_none()
     paused = _paused_until(connection, now)
     state = _state(connection, paused)
     overdue = state == "connected" and due and min(due) < now - OVERDUE
