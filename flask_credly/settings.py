@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import datetime as dt
 import re
 import typing as t
 import urllib.parse
@@ -24,6 +25,9 @@ if t.TYPE_CHECKING:
 Hook = cabc.Callable[[], cabc.Iterable[Course]]
 AdminHook = cabc.Callable[[], "bool | Response"]
 MemberHook = cabc.Callable[[str], "Member | None"]
+PastHook = cabc.Callable[
+    [Course, "dt.datetime | None"], cabc.Iterable["tuple[Member, dt.datetime]"]
+]
 QueueSetting = t.Union[str, "rq.Queue", cabc.Callable[[Flask], "rq.Queue"]]
 
 _HOSTS = {
@@ -102,6 +106,7 @@ class State:
     list_courses: Hook
     is_admin: AdminHook
     load_member: MemberHook | None
+    past_completions: PastHook | None
     web_queue: WebQueue = dataclasses.field(default_factory=WebQueue)
 
     @property

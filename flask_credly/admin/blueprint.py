@@ -16,6 +16,7 @@ from flask_wtf.csrf import CSRFError
 from .. import assets
 from ..settings import get_state
 from ..settings import Settings
+from . import backfills
 from . import badges
 from . import guard
 from . import index
@@ -65,6 +66,10 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/badges/<int:issuance_id>/retry", badges.retry),
     ("GET", "/credly/badges/retry", badges.ask_retry),
     ("POST", "/credly/badges/retry", badges.retry_all),
+    ("GET", "/credly/mappings/<int:mapping_id>/backfill", backfills.ask_backfill),
+    ("POST", "/credly/mappings/<int:mapping_id>/backfill", backfills.start_backfill),
+    ("GET", "/credly/backfills/<int:run_id>", backfills.show_backfill),
+    ("POST", "/credly/backfills/<int:run_id>/stop", backfills.stop_backfill),
     ("GET", "/credly/errors", log.errors),
     ("GET", "/credly/errors.csv", log.export_errors),
     ("GET", "/credly/remove", remove.ask),
@@ -109,6 +114,7 @@ def make_blueprint(settings: Settings) -> Blueprint:
             "credly_layout": settings.layout,
             "credly_own_layout": settings.layout == OWN_LAYOUT,
             "credly_platform": settings.platform_name,
+            "credly_has_past": get_state().past_completions is not None,
         }
 
     return blueprint

@@ -233,7 +233,7 @@ def edit_mapping(mapping_id: int) -> ResponseReturnValue:
         return go_to("credly.show", mapping=mapping_id)
 
     mapping = connection.get_mapping(get_state().session, mapping_id)
-    return _edit_row(EditRow.changing(mapping)) if mapping else _gone()
+    return _edit_row(EditRow.changing(mapping)) if mapping else gone()
 
 
 def row(mapping_id: int) -> ResponseReturnValue:
@@ -242,7 +242,7 @@ def row(mapping_id: int) -> ResponseReturnValue:
         return go_to("credly.show")
 
     mapping = connection.get_mapping(get_state().session, mapping_id)
-    return _text_row(mapping) if mapping else _gone()
+    return _text_row(mapping) if mapping else gone()
 
 
 def add() -> ResponseReturnValue:
@@ -275,7 +275,7 @@ def remove_mapping(mapping_id: int) -> ResponseReturnValue:
     removed = connection.remove_mapping(get_state(), mapping_id)
 
     if removed is None:
-        return _gone()
+        return gone()
 
     said = f"Mapping removed: {removed.course_title}. Badges already issued are kept."
 
@@ -313,7 +313,7 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
     )
 
     if added is None:
-        return _gone()
+        return gone()
 
     bell.ring(state)
     say("The test badge is on its way. Reload this page to see what became of it.")
@@ -331,7 +331,7 @@ def _test_page(
     mapping = connection.get_mapping(get_state().session, mapping_id)
 
     if mapping is None:
-        return _gone()
+        return gone()
 
     return page("credly/test.html", status, mapping=mapping, form=form, problem=problem)
 
@@ -367,7 +367,7 @@ def _save(form: MappingForm, mapping_id: int | None, valid: bool) -> Response:
         error = "This badge template is no longer active in Credly. Select another."
         return _again(form, mapping_id, [error])
     except (connection.NotConnected, connection.UnknownMapping):
-        return _gone()
+        return gone()
 
     said = f"Mapping saved: {mapping.course_title} to {mapping.template.name}."
 
@@ -418,7 +418,7 @@ def _text_row(mapping: Mapping, said: str = "") -> Response:
     )
 
 
-def _gone() -> Response:
+def gone() -> Response:
     """Answer for a mapping, or a whole integration, that was removed elsewhere."""
     say("This mapping is not there any more.")
 

@@ -38,6 +38,7 @@ from .ask import answer_to
 from .ask import Asker
 from .ask import Outcome
 from .ask import Step
+from .stopping import stopping
 from .token import get_token
 from .token import SharedToken
 
@@ -73,11 +74,6 @@ NO_WORD = (
     "Credly did not say whether the badge was issued. Look there before you issue it by"
     " hand."
 )
-
-stopping = threading.Event()
-"""Set where the process was told to end: what is on its way is finished, and nothing
-more is begun.
-"""
 
 
 def drain(state: State) -> bool:
