@@ -124,6 +124,9 @@ class Connection(Base):
     pause_reason: orm.Mapped[str | None] = orm.mapped_column(sa.String(20))
     """``"rate limit"`` or ``"unavailable"``."""
 
+    next_request_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When the next badge may be asked for, where ``CREDLY_MAX_PER_SECOND`` is set."""
+
     token: orm.Mapped[str | None] = orm.mapped_column(sa.Text)
     """Sealed."""
     token_version: orm.Mapped[int] = orm.mapped_column(default=0)

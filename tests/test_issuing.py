@@ -6,6 +6,7 @@ import collections
 import contextlib
 import datetime as dt
 import logging
+import time
 import typing as t
 
 import pytest
@@ -872,3 +873,60 @@ def test_the_log_names_no_address(
     assert host.row().state == "failed"
     assert "example.org" not in caplog.text
     assert credly.client_secret not in caplog.text
+
+
+# Pace
+
+
+@every_database
+def test_all_workers_share_one_pace(
+    host: Host, credly: CredlySimulator, in_context: None
+) -> None:
+    connect(host, credly)
+    engine = host.state.engine
+    first = gates.reserve(engine, 10, 0.1, at_most=1000)
+    second = gates.reserve(engine, 5, 0.1, at_most=1000)
+    third = gates.reserve(engine, 1, 0.1, at_most=1000)
+
+    assert first == 0
+    assert second == pytest.approx(100, abs=20)
+    assert third is not None and second is not None
+    assert third - second == pytest.approx(50, abs=20)
+    assert gates.reserve(engine, 1, 0.1, at_most=100) is None
+
+
+def test_a_pace_is_not_exceeded(make_host: MakeHost, credly: CredlySimulator) -> None:
+    sent: list[float] = []
+    host = make_host(CREDLY_MAX_PER_SECOND=20, CREDLY_CONCURRENCY=8)
+
+    def note(*_: object, **__: object) -> None:
+        sent.append(time.monotonic())
+
+    with host.app.app_context(), badge_issued.connected_to(note):
+        connect(host, credly)
+
+        for number in range(9):
+            host.complete(str(number))
+
+        started = time.monotonic()
+        host.drain()
+
+    assert len(credly.badges) == 9
+    # The ninth may go out after eight twentieths of a second.
+    assert max(sent) - started >= 0.4
+
+
+def test_a_worker_whose_turn_is_far_off_gives_its_rows_back(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    host = make_host(CREDLY_MAX_PER_SECOND=0.01)
+
+    with host.app.app_context():
+        connect(host, credly)
+        gates.reserve(host.state.engine, 1, 0.01, at_most=0)
+        host.complete()
+        host.drain()
+
+        assert host.row().state == "pending"
+        assert host.row().attempts == 0
+        assert credly.badges == []

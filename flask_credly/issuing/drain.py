@@ -171,17 +171,44 @@ class _Drain:
 
         # Taken before the lease is renewed: the process may stand still at any time.
         send_before = time.monotonic() + self._lease / 2
+        times = self._reserve(min(room, len(self._doubtful) + len(self._cleared)))
 
-        for row, knew_maybe in self._begin(room):
+        for row, knew_maybe in self._begin(len(times)):
             self._submit(
-                pool, row, "issue", knew_maybe=knew_maybe, send_before=send_before
+                pool,
+                row,
+                "issue",
+                knew_maybe=knew_maybe,
+                send_after=times.popleft(),
+                send_before=send_before,
             )
-            room -= 1
 
-        while self._doubtful and room > 0:
-            row = self._doubtful.popleft()
-            self._submit(pool, row, "look-up", knew_maybe=True, send_before=send_before)
-            room -= 1
+        while self._doubtful and times:
+            self._submit(
+                pool,
+                self._doubtful.popleft(),
+                "look-up",
+                knew_maybe=True,
+                send_after=times.popleft(),
+                send_before=send_before,
+            )
+
+    def _reserve(self, number: int) -> collections.deque[float]:
+        """Get the monotonic times after which so many requests may go out, or fewer."""
+        now = time.monotonic()
+        per_second = self._state.settings.max_per_second
+
+        if per_second is None:
+            return collections.deque([now] * number)
+
+        # Not more than a second's worth, to leave some for other workers.
+        number = max(1, min(number, int(per_second)))
+        wait = gates.reserve(self._engine, number, per_second, at_most=self._lease / 4)
+
+        if wait is None:
+            return collections.deque()
+
+        return collections.deque(now + wait + i / per_second for i in range(number))
 
     def _claim(self, limit: int, *, alone: bool) -> None:
         rows = claim.claim(
@@ -264,6 +291,7 @@ class _Drain:
         phase: Phase,
         *,
         knew_maybe: bool,
+        send_after: float,
         send_before: float,
     ) -> None:
         assert self._token is not None
@@ -273,7 +301,9 @@ class _Drain:
             # There, each course may have a badge of its own.
             others = claim.badges_of_others(self._engine, row)
 
-        step = Step(row, phase, knew_maybe, send_before, self._token, others)
+        step = Step(
+            row, phase, knew_maybe, send_after, send_before, self._token, others
+        )
         self._in_flight[pool.submit(self._asker.ask, step)] = step
 
     def _ensure_token(self) -> bool:

@@ -14,6 +14,7 @@ import typing as t
 import sqlalchemy as sa
 
 from ..models import Connection
+from ..models import CONNECTION_ID
 from . import clock
 from . import log
 from .transaction import in_transaction
@@ -145,6 +146,29 @@ def resume(connection: sa.Connection, generation: str) -> None:
         )
         .values(paused_until=None, pause_reason=None)
     )
+
+
+@in_transaction
+def reserve(
+    connection: sa.Connection, number: int, per_second: float, *, at_most: float
+) -> float | None:
+    """Reserve the time of some requests, evenly spaced, for one of all workers.
+
+    :param at_most: Seconds that the first may lie ahead.
+    :return: Seconds until the first. ``None``: others have reserved all that time.
+    """
+    # First, for the lock.
+    connection.execute(sa.update(Connection).values(id=CONNECTION_ID))
+    now = clock.now(connection)
+    next_at = connection.scalar(sa.select(Connection.next_request_at))
+    first = max(next_at or now, now)
+
+    if (wait := (first - now).total_seconds()) > at_most:
+        return None
+
+    following = first + dt.timedelta(seconds=number / per_second)
+    connection.execute(sa.update(Connection).values(next_request_at=following))
+    return wait
 
 
 @in_transaction
