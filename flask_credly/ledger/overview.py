@@ -109,7 +109,8 @@ def _last_issued(
         .limit(100)
         .subquery()
     )
-    return session.scalar(sa.select(sa.func.max(newest.c.settled_at)))
+    at: dt.datetime | None = session.scalar(sa.select(sa.func.max(newest.c.settled_at)))
+    return at
 
 
 def _paused_until(
