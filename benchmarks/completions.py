@@ -26,12 +26,12 @@ ROUNDS = 300
 MAPPINGS = 5_000
 
 
-@benchmark("completion-sqlite", "a completion in a request, SQLite", database="sqlite")
 @benchmark(
     "completion-postgresql",
     "a completion in a request, PostgreSQL",
     database="postgresql",
 )
+@benchmark("completion-sqlite", "a completion in a request, SQLite", database="sqlite")
 def completions(options: Options, database: str) -> cabc.Iterator[Result]:
     redis_url = start_redis(options)
 

@@ -145,13 +145,8 @@ def issue(options: Options) -> cabc.Iterator[Result]:
         return runs[-1].rate
 
     def by_loop() -> float:
-        ours.fake.ask("reset")
-        given = {"url": ours.fake.url, "number": number, "threads": IN_FLIGHT}
-        busy = ours.fake.cpu()
-        found = call("benchmarks.peers", "loop", **given)
-        found["busy"] = (ours.fake.cpu() - busy) / found["seconds"]
-        loops.append(found)
-        return number / float(found["seconds"])
+        loops.append(_loop(ours.fake, number))
+        return loops[-1]["rate"]
 
     fork = Plain(options, ours, "fork", options.number(60, 20))
     simple = Plain(options, ours, "simple", options.number(300, 100))
@@ -178,7 +173,7 @@ def issue(options: Options) -> cabc.Iterator[Result]:
         "the same: the client's CPU time a badge",
         "ms",
         Sample(tuple(run.cpu for run in runs)),
-        Sample(tuple(each["cpu"] / number * 1000 for each in loops)),
+        Sample(tuple(each["cpu"] for each in loops)),
         goal="<= 1.3x",
     )
 
@@ -194,6 +189,20 @@ def issue(options: Options) -> cabc.Iterator[Result]:
             found[peer.kind],
             goal=goal,
         )
+
+
+def _loop(fake: Fake, number: int, **service: t.Any) -> dict[str, float]:
+    """Let a bare loop issue badges, in a process of its own."""
+    fake.ask("reset", **service)
+    busy = fake.cpu()
+    given = {"url": fake.url, "number": number, "threads": IN_FLIGHT}
+    found = call("benchmarks.peers", "loop", **given)
+    seconds = found["seconds"]
+    return {
+        "rate": number / seconds,
+        "cpu": found["cpu"] / number * 1000,
+        "busy": (fake.cpu() - busy) / seconds,
+    }
 
 
 class Plain:
@@ -238,28 +247,32 @@ class Plain:
 _OPEN = sa.select(Completed.id).where(Completed.status == "open")
 
 
-@benchmark("latency-50", "badges a second where Credly takes 50 ms", latency=0.05)
 @benchmark("latency-200", "badges a second where Credly takes 200 ms", latency=0.2)
+@benchmark("latency-50", "badges a second where Credly takes 50 ms", latency=0.05)
 def with_latency(options: Options, latency: float) -> cabc.Iterator[Result]:
-    possible = IN_FLIGHT / latency
-    number = options.number(round(possible * 10), round(possible * 2))
+    number = options.number(round(IN_FLIGHT / latency * 10), 100)
     ours = Ours(options)
-    runs = [ours.issue(number, latency=latency) for _ in range(options.repeat)]
-    steady = Sample(tuple(_steady(run, number) for run in runs)).median
+    runs: list[Run] = []
+
+    def by_worker() -> float:
+        runs.append(ours.issue(number, latency=latency))
+        return runs[-1].rate
+
+    found = in_turn(
+        options.repeat,
+        ours=by_worker,
+        loop=lambda: _loop(ours.fake, number, latency=latency)["rate"],
+    )
     yield compare(
         f"latency-{latency * 1000:.0f}",
         f"{number:,} badges at {latency * 1000:.0f} ms, SQLite, one worker, 8 in"
-        " flight, against in-flight / latency",
+        " flight, against in-flight / latency as the service kept it",
         "badges/s",
-        Sample(tuple(run.rate for run in runs)),
-        possible,
+        found["ours"],
+        Sample(tuple(IN_FLIGHT * number / run.books["held"] for run in runs)),
         goal=">= 0.95x",
-        note=f"Once under way {steady:.1f} a second; the rest is the start and end.",
+        note=f"A bare loop without a record: {found['loop'].median:.1f} a second.",
     )
-
-
-def _steady(run: Run, number: int) -> float:
-    return (number - IN_FLIGHT) / float(run.books["last"] - run.books["first"])
 
 
 @benchmark("workers", "four workers against one, 50 ms, PostgreSQL")
@@ -292,8 +305,8 @@ def four_workers(options: Options) -> cabc.Iterator[Result]:
     )
 
 
-@benchmark("rate-limit", "100 badges at 20 per 2 s, one worker", workers=1)
 @benchmark("rate-limit-4", "100 badges at 20 per 2 s, four workers", workers=4)
+@benchmark("rate-limit", "100 badges at 20 per 2 s, one worker", workers=1)
 def rate_limit(options: Options, workers: int) -> cabc.Iterator[Result]:
     number, limit, window = 100, 20, 2.0
     name = "rate-limit" if workers == 1 else f"rate-limit-{workers}"

@@ -42,8 +42,8 @@ def _host(options: Options, database: str, **config: t.Any) -> Host:
     return make_host({"SQLALCHEMY_DATABASE_URI": options.database(database), **config})
 
 
-@benchmark("claim-sqlite", "sweep and claim, SQLite", database="sqlite")
 @benchmark("claim-postgresql", "sweep and claim, PostgreSQL", database="postgresql")
+@benchmark("claim-sqlite", "sweep and claim, SQLite", database="sqlite")
 def claims(options: Options, database: str) -> cabc.Iterator[Result]:
     many = options.number(1_000_000, 10_000)
     ways: dict[str, cabc.Callable[[], float]] = {}
@@ -99,8 +99,8 @@ def _claim(engine: sa.Engine) -> cabc.Callable[[], float]:
     return way
 
 
-@benchmark("remove-sqlite", "Remove, SQLite", database="sqlite")
 @benchmark("remove-postgresql", "Remove, PostgreSQL", database="postgresql")
+@benchmark("remove-sqlite", "Remove, SQLite", database="sqlite")
 def remove(options: Options, database: str) -> cabc.Iterator[Result]:
     rows = options.number(1_000_000, 10_000)
     host = connect(_host(options, database))

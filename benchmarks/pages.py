@@ -40,12 +40,12 @@ PAGES = (
 )
 
 
-@benchmark("pages-sqlite", "the pages with 1,000,000 rows, SQLite", database="sqlite")
 @benchmark(
     "pages-postgresql",
     "the pages with 1,000,000 rows, PostgreSQL",
     database="postgresql",
 )
+@benchmark("pages-sqlite", "the pages with 1,000,000 rows, SQLite", database="sqlite")
 def pages(options: Options, database: str) -> cabc.Iterator[Result]:
     redis_url = start_redis(options)
     many = options.number(1_000_000, 10_000)
