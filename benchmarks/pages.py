@@ -15,7 +15,6 @@ from .measure import benchmark
 from .measure import in_turn
 from .measure import milliseconds
 from .measure import Options
-from .measure import Sample
 from .processes import start_redis
 from .report import compare
 from .report import Result
@@ -64,7 +63,7 @@ def pages(options: Options, database: str) -> cabc.Iterator[Result]:
 
     for name, address, words in PAGES:
         found = in_turn(
-            options.repeat,
+            options.repeat * CALLS,
             many=_page(hosts["many"], address.format(middle=many // 2)),
             few=_page(hosts["few"], address.format(middle=FEW // 2)),
         )
@@ -80,13 +79,9 @@ def pages(options: Options, database: str) -> cabc.Iterator[Result]:
 
 
 def _page(host: Host, address: str) -> cabc.Callable[[], float]:
-    """Make a way: the median of a few calls, after one that warms up."""
     get = host.caller(f"/integrations/credly{address}")
-    once = milliseconds(get)
-    first = once()
-    calls = CALLS if first < 100 else 1
-
-    return lambda: Sample(tuple(once() for _ in range(calls))).median
+    get()  # compiles the templates and the statements
+    return milliseconds(get)
 
 
 @benchmark("mapping-page", "the mapping page with 10,000 courses and 5,000 templates")
@@ -108,7 +103,7 @@ def mapping_page(options: Options) -> cabc.Iterator[Result]:
         ("open", "?mapping=new", "with a row open to choose in"),
     ):
         found = in_turn(
-            options.repeat, many=_page(many, address), few=_page(few, address)
+            options.repeat * CALLS, many=_page(many, address), few=_page(few, address)
         )
         size = len(many.caller(f"/integrations/credly{address}")()) / 1000
         yield compare(
