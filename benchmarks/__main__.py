@@ -83,6 +83,8 @@ def _run(name: str, repeat: int, scale: float) -> t.Iterator[Result]:
             yield from function(options)
         except Skip as e:
             yield Result(name, what, "", None, note=f"Skipped: {e}.")
+        except RuntimeError as e:
+            yield Result(name, what, "", None, met=False, note=f"Failed: {e}")
 
 
 if __name__ == "__main__":

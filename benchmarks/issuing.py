@@ -118,9 +118,7 @@ def _measure(
     start = time.perf_counter()
     begin()
 
-    while (books := fake.ask("wait", issued=number))["issued"] < number:
-        pass
-
+    wait_for(lambda: fake.ask("wait", issued=number)["issued"] >= number)
     wait_for(done)
     seconds = time.perf_counter() - start
     workers.wait_until_idle()
