@@ -257,6 +257,7 @@ _ISSUANCE = {
     "deaths": "0",
     "look_ups": "0",
     "test": "false",
+    "bulk": "false",
 }
 
 

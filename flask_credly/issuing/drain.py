@@ -11,6 +11,7 @@ import collections
 import concurrent.futures as cf
 import dataclasses
 import logging
+import queue
 import threading
 import time
 import typing as t
@@ -108,6 +109,7 @@ class _Drain:
         self._doubtful: collections.deque[Row] = collections.deque()
         self._cleared: collections.deque[Row] = collections.deque()
         self._in_flight: dict[cf.Future[Outcome], Step] = {}
+        self._done: queue.SimpleQueue[cf.Future[Outcome]] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._asker = Asker(client, _installation_key(state.engine), self._stop)
 
@@ -136,7 +138,11 @@ class _Drain:
             if not self._in_flight:
                 return out_of_time
 
-            done, _ = cf.wait(self._in_flight, return_when=cf.FIRST_COMPLETED)
+            done = [self._done.get()]
+
+            while not self._done.empty():
+                done.append(self._done.get())
+
             self._settle([(self._in_flight[each], each.result()) for each in done])
 
             for each in done:
@@ -148,7 +154,7 @@ class _Drain:
         full = self._state.settings.concurrency
         # At full width as many again wait for a free thread, so that none is idle
         # while the ledger is written.
-        depth = self._width if self._width < full else 2 * full
+        depth = self._width if self._width < full else 8 * full
         room = depth - len(self._in_flight)
 
         if room <= 0:
@@ -304,7 +310,9 @@ class _Drain:
         step = Step(
             row, phase, knew_maybe, send_after, send_before, self._token, others
         )
-        self._in_flight[pool.submit(self._asker.ask, step)] = step
+        asked = pool.submit(self._asker.ask, step)
+        self._in_flight[asked] = step
+        asked.add_done_callback(self._done.put)
 
     def _ensure_token(self) -> bool:
         if self._token is not None:
