@@ -123,6 +123,8 @@ class Connection(Base):
     """
     pause_reason: orm.Mapped[str | None] = orm.mapped_column(sa.String(20))
     """``"rate limit"`` or ``"unavailable"``."""
+    limited_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When Credly last asked for a pause."""
 
     next_request_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When the next badge may be asked for, where ``CREDLY_MAX_PER_SECOND`` is set."""

@@ -372,12 +372,9 @@ class TestPauses:
         ("retry_after", "seconds"),
         [
             ("7", 7),
-            ("0", 1),
-            ("-5", 1),
             ("999999", 3600),
             ("soon", 60),
             (None, 60),
-            ("Wed, 21 Oct 2015 07:28:00 GMT", 1),
         ],
     )
     def test_it_lasts_as_long_as_credly_says(
@@ -393,6 +390,60 @@ class TestPauses:
 
         assert until is not None
         assert seconds == pytest.approx((until - now).total_seconds(), abs=0.9)
+
+    @pytest.mark.parametrize(
+        "retry_after", ["0", "1", "-5", "Wed, 21 Oct 2015 07:28:00 GMT"]
+    )
+    def test_a_drain_waits_for_the_end_of_a_short_one(
+        self, connected: Connected, retry_after: str
+    ) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", status=429, headers={"Retry-After": retry_after})
+        host.complete()
+        started = time.monotonic()
+        host.drain()
+
+        assert time.monotonic() - started >= 1
+        assert host.row().state == "issued"
+        assert credly.count("issue") == 2
+        assert [error for error, _ in host.log()] == ["API Rate Limit"]
+
+    def test_few_requests_are_in_flight_afterwards(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        host = make_host(CREDLY_CONCURRENCY=8)
+
+        with host.app.app_context():
+            connect(host, credly)
+
+            for number in range(30):
+                host.complete(str(number))
+
+            credly.fail("issue", status=429, headers={"Retry-After": "600"})
+            host.drain()
+            resume(host)
+            credly.advance(700)
+            credly.clear_faults()
+            in_flight: list[int] = []
+            now: list[None] = []
+            real = Client.issue
+
+            def issue(*given: t.Any) -> t.Any:
+                now.append(None)
+                in_flight.append(len(now))
+                time.sleep(0.005)
+
+                try:
+                    return real(*given)
+                finally:
+                    now.pop()
+
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(Client, "issue", issue)
+                host.drain()
+
+            assert {row.state for row in host.rows()} == {"issued"}
+            assert max(in_flight[:20]) <= 2
 
     def test_an_unreachable_credly_uses_no_attempt(
         self, make_host: MakeHost, credly: CredlySimulator

@@ -105,6 +105,10 @@ class Asker:
 
             return self._issue(step)
         except CredlyError as e:
+            if isinstance(e, (RateLimited, Unavailable)):
+                # At once: the others that wait for a thread would be refused as well.
+                self._stop.set()
+
             return Outcome(answer_to(e), error=e)
         except Exception as e:
             # Whatever it was, it must not keep other badges from being issued. Its

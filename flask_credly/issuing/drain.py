@@ -51,6 +51,16 @@ BUDGET = 60.0
 MIN_LEASE = 60.0
 """Seconds for which a worker holds a row at least."""
 
+SHORT_PAUSE = 5.0
+"""Seconds of a pause that a drain waits for. A longer one is left to the sweep."""
+
+CAREFUL_WIDTH = 2
+"""Requests in flight after a rate limit, and one more for every
+:data:`CAREFUL_GROWTH` that went well.
+"""
+
+CAREFUL_GROWTH = 25
+
 UNAVAILABLE_PAUSE = 30.0
 """Seconds to pause when Credly cannot be reached."""
 
@@ -82,11 +92,27 @@ def drain(state: State) -> bool:
 
     :return: Whether time was up and rows may be left.
     """
-    gate = gates.read(state.engine)
+    while (gate := gates.read(state.engine)) is not None:
+        if gate.is_open:
+            if _drain(state, gate):
+                return True
 
-    if gate is None or not gate.is_open:
-        return False
+            # Nothing is due any more, or the gate was closed.
+            gate = gates.read(state.engine)
 
+            if gate is None or gate.is_open:
+                return False
+
+        if gate.opens_in is None or gate.opens_in > SHORT_PAUSE:
+            return False
+
+        if stopping.wait(gate.opens_in):
+            return True
+
+    return False
+
+
+def _drain(state: State, gate: gates.Gate) -> bool:
     with Client(
         state.settings.api_url, gate.organization_id, timeout=state.settings.timeout
     ) as client:
@@ -101,8 +127,9 @@ class _Drain:
         # A request takes at most the time-out; it may go out in the lease's first
         # half, and comes back well before its end.
         self._lease = max(MIN_LEASE, 6 * state.settings.timeout)
-        self._width = 1 if gate.probing else state.settings.concurrency
+        self._good = 0
         self._paused = gate.probing
+        self._width = 1 if gate.probing else self._widest()
         self._token: SharedToken | None = None
         self._rejected: int | None = None
         self._suspect = False
@@ -461,7 +488,16 @@ class _Drain:
             gates.resume(self._engine, self._gate.generation)
             self._paused = False
 
-        self._width = min(self._width + good, self._state.settings.concurrency)
+        self._good += good
+        self._width = min(self._width + good, self._widest())
+
+    def _widest(self) -> int:
+        full = self._state.settings.concurrency
+
+        if not self._gate.careful:
+            return full
+
+        return min(full, CAREFUL_WIDTH + self._good // CAREFUL_GROWTH)
 
     def _announce(self, each: Settlement) -> None:
         if each.row.test:

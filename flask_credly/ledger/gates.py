@@ -21,6 +21,9 @@ from .transaction import in_transaction
 
 Reason = t.Literal["rate limit", "unavailable"]
 
+CAREFUL = dt.timedelta(minutes=10)
+"""For how long after a rate limit few requests are in flight."""
+
 SYNC_INTERVAL = dt.timedelta(days=1)
 """After which the badge templates are loaded once more."""
 
@@ -34,6 +37,9 @@ class Gate:
 
     :param is_open: Whether anything may be sent now.
     :param probing: A pause is over and nothing has succeeded since: begin gently.
+    :param careful: Credly has asked for a pause not long ago: keep few in flight, as
+        all of them are refused at the next limit.
+    :param opens_in: Seconds until a pause ends, where that alone is in the way.
     :param sync_due: The list of badge templates is old.
     """
 
@@ -41,6 +47,8 @@ class Gate:
     organization_id: str
     is_open: bool
     probing: bool
+    careful: bool
+    opens_in: float | None
     sync_due: bool
 
 
@@ -55,6 +63,7 @@ def read(engine: sa.Engine) -> Gate | None:
                 Connection.expired,
                 Connection.switched_off,
                 Connection.paused_until,
+                Connection.limited_at,
                 Connection.templates_synced_at,
                 Connection.templates_failed_at,
             )
@@ -63,13 +72,17 @@ def read(engine: sa.Engine) -> Gate | None:
     if row is None:
         return None
 
-    paused = row.paused_until is not None and row.paused_until > now
+    until = row.paused_until
+    paused = until is not None and until > now
+    off = row.expired or row.switched_off
     synced_at, failed_at = row.templates_synced_at, row.templates_failed_at
     return Gate(
         row.generation,
         row.organization_id,
-        is_open=not (row.expired or row.switched_off or paused),
-        probing=row.paused_until is not None,
+        is_open=not (off or paused),
+        probing=until is not None,
+        careful=row.limited_at is not None and row.limited_at > now - CAREFUL,
+        opens_in=(until - now).total_seconds() if paused and not off else None,
         sync_due=(
             (synced_at is None or synced_at < now - SYNC_INTERVAL)
             and (failed_at is None or failed_at < now - SYNC_AGAIN)
@@ -112,7 +125,10 @@ def pause(
     is_open = this.where(
         sa.or_(Connection.paused_until.is_(None), Connection.paused_until <= now)
     )
-    values = {"paused_until": until, "pause_reason": reason}
+    values: dict[str, t.Any] = {"paused_until": until, "pause_reason": reason}
+
+    if reason == "rate limit":
+        values["limited_at"] = now
 
     if reason == "unavailable":
         # The outage that is in the log already goes on.
