@@ -200,7 +200,8 @@ def _unless_there(dialect: str) -> sa.Insert:
     from sqlalchemy.dialects import mysql
 
     # Not IGNORE: that would hide every other error too.
-    return mysql.insert(_TABLE).on_duplicate_key_update(id=_TABLE.c.id)
+    statement = mysql.insert(_TABLE).on_duplicate_key_update(id=_TABLE.c.id)
+    return statement.execution_options(preserve_rowcount=True)
 
 
 def _given(column: str) -> sa.BindParameter[t.Any]:
@@ -271,6 +272,8 @@ def _statement(dialect: str) -> sa.Insert:
         postgresql.insert(_TABLE)
         .from_select(list(columns), select)
         .on_conflict_do_nothing()
+        # Of an INSERT it is not kept otherwise.
+        .execution_options(preserve_rowcount=True)
     )
 
 
