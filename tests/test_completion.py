@@ -309,15 +309,15 @@ def test_an_unmapped_course_leaves_no_row(connected: Connected) -> None:
 @every_database
 @pytest.mark.parametrize("writes", [True, False])
 def test_a_worker_is_rung_for_a_new_row_only(
-    enrolled: Connected, monkeypatch: pytest.MonkeyPatch, writes: bool
+    enrolled: tuple[Host, t.Any], monkeypatch: pytest.MonkeyPatch, writes: bool
 ) -> None:
-    host = enrolled.host
+    host, enrolment = enrolled
     rung: list[None] = []
     monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))
 
     def complete(course_id: str = "py-101") -> None:
         if writes:
-            host.db.session.add(host.app.extensions["enrolment"](done=True))
+            enrolment.done = not enrolment.done
 
         host.complete(course_id=course_id)
         host.db.session.commit()
