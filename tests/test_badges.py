@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import typing as t
+import wsgiref.validate
 
 import pytest
 from conftest import connect
@@ -18,6 +19,7 @@ from test_pages import browser as browser
 from test_pages import HX
 from test_pages import mapped as mapped
 from test_pages import text_of
+from werkzeug.test import Client
 
 from flask_credly import badge_failed
 from flask_credly import badge_issued
@@ -296,7 +298,9 @@ class TestTheLedgersPage:
         host.complete(member=Member("1", "a@example.org", "=1+1", "@SUM(A1)"))
         host.drain()
         fail_one(connected, "2")
-        answer = browser.get(f"{BADGES}.csv?status=issued")
+        # As a server would send it: the test client encodes text by itself.
+        app = wsgiref.validate.validator(browser.client.application.wsgi_app)
+        answer = Client(app).get(f"{BADGES}.csv?status=issued", buffered=True)
         header, row = read_csv(answer.text)
 
         assert answer.headers["Content-Type"].startswith("text/csv")
