@@ -222,6 +222,8 @@ class TestTheLedgersPage:
         assert found("q=GRACE") == {"grace@"}
         assert found("q=example_p") == {"grace@"}
         assert found("q=%25") == set()
+        assert found("q=Grace+example_person") == {"grace@"}
+        assert found("q=Grace+Other") == set()
         assert found("q=3") == {"member-3@"}
         assert found("course=course:py-101&q=grace") == {"grace@"}
         assert found("course=course:sql") == set()
