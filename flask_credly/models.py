@@ -295,13 +295,18 @@ class LogEntry(Base):
     """One row of the error log that the admin reads."""
 
     __tablename__ = "credly_log_entry"
+    __table_args__ = (
+        # For the page, which goes by id within a kind of error.
+        sa.Index(None, "error", "id"),
+        Base.__table_args__,
+    )
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
     connection_id: orm.Mapped[int] = orm.mapped_column(
         sa.ForeignKey(Connection.id, ondelete="CASCADE"), index=True
     )
     at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
-    error: orm.Mapped[str] = orm.mapped_column(sa.String(50))
+    error: orm.Mapped[str] = orm.mapped_column(_id(50))
     details: orm.Mapped[str] = orm.mapped_column(sa.Text)
     issuance_id: orm.Mapped[int | None] = orm.mapped_column(index=True)
 

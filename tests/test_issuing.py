@@ -981,3 +981,18 @@ def test_a_worker_whose_turn_is_far_off_gives_its_rows_back(
         assert host.row().state == "pending"
         assert host.row().attempts == 0
         assert credly.badges == []
+
+
+@pytest.mark.parametrize(("waiting", "calls"), [(3, 0), (200, 1)])
+def test_a_worker_that_finds_much_calls_another(
+    connected: Connected, monkeypatch: pytest.MonkeyPatch, waiting: int, calls: int
+) -> None:
+    for number in range(waiting):
+        connected.host.complete(str(number))
+
+    rung: list[None] = []
+    monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))
+    connected.host.drain()
+
+    assert len(rung) == calls
+    assert {row.state for row in connected.host.rows()} == {"issued"}

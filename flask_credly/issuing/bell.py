@@ -25,7 +25,7 @@ DRAIN = "flask_credly.jobs.drain"
 SYNC = "flask_credly.jobs.sync"
 BACKFILL = "flask_credly.jobs.backfill"
 
-WEB_TIMEOUT = 0.25
+WEB_TIMEOUT = 0.15
 """Seconds a web request waits for Redis. redis-py's own defaults add up to a minute."""
 
 SILENCE = 30.0

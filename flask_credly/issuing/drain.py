@@ -34,6 +34,7 @@ from ..ledger.decide import Phase
 from ..ledger.settle import Settlement
 from ..models import Installation
 from ..settings import State
+from . import bell
 from . import profile
 from .ask import answer_to
 from .ask import Asker
@@ -132,6 +133,7 @@ class _Drain:
         self._width = 1 if gate.probing else self._widest()
         self._token: SharedToken | None = None
         self._rejected: int | None = None
+        self._called = False
         self._suspect = False
         self._doubtful: collections.deque[Row] = collections.deque()
         self._cleared: collections.deque[Row] = collections.deque()
@@ -251,6 +253,11 @@ class _Drain:
             lease_seconds=self._lease,
             alone=alone,
         )
+        if len(rows) == limit and not self._called:
+            # There is work for another worker, which calls the next.
+            self._called = True
+            bell.ring(self._state)
+
         self._suspect = any(row.deaths >= claim.SUSPECT for row in rows)
         # A host's hook may be slow. What is not looked at in time is given back.
         until = time.monotonic() + self._lease / 4
