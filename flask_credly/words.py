@@ -5,6 +5,7 @@ the host has Flask-Babel and a catalogue of ours.
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import html
 import logging
 import re
@@ -128,6 +129,7 @@ def _digits(number: int) -> str:
     return str(_flask_babel().format_decimal(number))
 
 
+@functools.lru_cache(2048)
 def _markup(text: str) -> Markup:
     # An apostrophe stays as it is: our attributes stand in double quotes.
     text = html.escape(text, quote=False).replace('"', "&quot;")
