@@ -1,5 +1,6 @@
 # make demo    start the example application
 # make test    check and test everything
+# make bench   measure what it costs, beside peers, and write docs/benchmark.json
 # make storm   the long storm: real processes killed at random, ten seeds, two databases
 # make docs    write the pages that are made from the code
 # make words   gather the texts that can be translated
@@ -7,7 +8,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist worksteal
 
-.PHONY: demo test check storm docs words format clean
+.PHONY: demo test check bench storm docs words format clean
 
 demo: .venv/ready
 	@exec $(BIN)/python -m example_app $(DEMO_ARGS)
@@ -20,6 +21,9 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/djlint --lint --quiet templates example_app/templates
 	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 storm: .venv/ready
 	$(BIN)/python -m tests.storm --system both --database sqlite,postgresql --seeds 10 $(STORM_ARGS)

@@ -37,6 +37,25 @@ def load_member(member_id: str) -> Member | None:
     return to_member(person) if person else None
 
 
+@credly.past_completions
+def past_completions(
+    course: Course, since: dt.datetime | None
+) -> cabc.Iterator[tuple[Member, dt.datetime]]:
+    query = (
+        db.session.query(models.Person, models.Enrolment.completed_at)
+        .join(models.Enrolment)
+        .filter_by(course_id=course.id)
+    )
+
+    if since is not None:
+        query = query.filter(models.Enrolment.completed_at >= since)
+
+    for person, completed_at in query:
+        if completed_at is not None:
+            # SQLite knows no time zones.
+            yield to_member(person), completed_at.replace(tzinfo=dt.UTC)
+
+
 def current_person() -> models.Person | None:
     """Get the person that the visitor has chosen to be."""
     return db.session.get(models.Person, session.get("person_id", 0))

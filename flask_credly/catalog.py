@@ -10,6 +10,9 @@ Kind = t.Literal["course", "learning_path"]
 
 KINDS: tuple[Kind, ...] = ("course", "learning_path")
 
+FUTURE = dt.timedelta(minutes=5)
+"""How far ahead a completion's time may be: another machine's clock, not a mistake."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Course:
@@ -75,3 +78,61 @@ def clean(value: object, length: int) -> str:
         return ""
 
     return "".join(char for char in value if char.isprintable()).strip()[:length]
+
+
+def read_completion(
+    *,
+    member: t.Any = None,
+    course_id: t.Any = None,
+    kind: t.Any = "course",
+    completed_at: dt.datetime | None = None,
+    **unknown: t.Any,
+) -> Completion:
+    """Check what the host says of a completion.
+
+    :raises TypeError: An argument is missing, unknown or of the wrong type.
+    :raises ValueError: A value cannot be used.
+    """
+    if unknown:
+        raise TypeError(f"course_completed does not take {', '.join(sorted(unknown))}.")
+
+    if not isinstance(member, Member):
+        raise TypeError("member must be a flask_credly.Member.")
+
+    if kind not in KINDS:
+        raise ValueError(f"kind must be 'course' or 'learning_path', not {kind!r}.")
+
+    now = dt.datetime.now(dt.UTC)
+    completed_at = now if completed_at is None else completed_at
+
+    if not isinstance(completed_at, dt.datetime) or completed_at.tzinfo is None:
+        raise ValueError(
+            "completed_at must be an aware time, such as datetime.now(UTC), not"
+            f" {completed_at!r}."
+        )
+
+    if completed_at > now + FUTURE:
+        raise ValueError(f"completed_at is in the future: {completed_at}.")
+
+    return Completion(
+        member=Member(
+            id=_id(member.id, "member.id"),
+            email=clean(member.email, 320),
+            first_name=clean(member.first_name, 255),
+            last_name=clean(member.last_name, 255),
+        ),
+        course_id=_id(course_id, "course_id"),
+        kind=t.cast(Kind, kind),
+        completed_at=completed_at,
+    )
+
+
+def _id(value: t.Any, name: str) -> str:
+    # An integer key is the commonest slip, and harmless.
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = str(value)
+
+    if not isinstance(value, str) or not 0 < len(value) <= 191 or "\x00" in value:
+        raise ValueError(f"{name} must be a string of 1 to 191 characters.")
+
+    return value

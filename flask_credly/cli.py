@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import typing as t
 
@@ -11,8 +12,10 @@ from flask.cli import AppGroup
 
 from . import connection
 from .errors import CredlyError
+from .issuing import backfill as past
 from .issuing import bell
 from .issuing import workers
+from .ledger import backfills
 from .ledger import claim
 from .ledger import issuances
 from .ledger import overview
@@ -27,6 +30,7 @@ def make_group() -> AppGroup:
     group.command("sweep")(sweep)
     group.command("sync")(sync)
     group.command("retry")(retry)
+    group.command("backfill")(backfill)
     return group
 
 
@@ -123,3 +127,46 @@ def retry(ids: tuple[int, ...], everything: bool) -> None:
 
     if tried and not bell.ring(state):
         click.echo("Redis cannot be reached. A worker's sweep finds them.")
+
+
+@click.option("--course", "course_id", help="Only this course's or path's id.")
+@click.option(
+    "--since",
+    type=click.DateTime(),
+    help="Only completions from then on, in UTC.",
+)
+@click.option("--dry-run", is_flag=True, help="Count only.")
+def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) -> None:
+    """Issue badges to members who completed a mapped course before.
+
+    A second time adds nothing, so that this also heals what was never signalled.
+    """
+    state = get_state()
+    since = since.replace(tzinfo=dt.UTC) if since else None
+    mappings = [
+        each
+        for each in connection.list_mappings(state.session)
+        if course_id in (None, each.course_id)
+    ]
+
+    if not mappings:
+        raise click.ClickException("No such course is mapped.")
+
+    for mapping in mappings:
+        try:
+            found = past.preview(state, connection.course_of(mapping), since)
+        except (RuntimeError, TypeError, ValueError) as e:
+            raise click.ClickException(str(e)) from None
+
+        click.echo(
+            f"{mapping.course_title}: {found.completed:,} completed,"
+            f" {found.there:,} have the badge, {found.failed:,} failed before,"
+            f" {found.incomplete:,} lack an address or name,"
+            f" {found.to_issue:,} to issue."
+        )
+
+        if found.to_issue and not dry_run:
+            backfills.start(state.engine, mapping.id, since)
+
+    if not dry_run:
+        past.run(state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 import logging
 import typing as t
 
@@ -15,11 +14,8 @@ from sqlalchemy import orm
 
 from . import signals
 from .admin import make_blueprint
-from .catalog import clean
 from .catalog import Completion
-from .catalog import Kind
-from .catalog import KINDS
-from .catalog import Member
+from .catalog import read_completion
 from .cli import make_group
 from .issuing import bell
 from .ledger import record
@@ -27,13 +23,11 @@ from .models import copy_tables
 from .settings import AdminHook
 from .settings import Hook
 from .settings import MemberHook
+from .settings import PastHook
 from .settings import Settings
 from .settings import State
 
 logger = logging.getLogger("flask_credly")
-
-FUTURE = dt.timedelta(minutes=5)
-"""How far ahead a completion's time may be: another machine's clock, not a mistake."""
 
 _NOTES = "credly_notes"
 
@@ -62,6 +56,7 @@ class Credly:
         self._courses: Hook | None = None
         self._is_admin: AdminHook | None = None
         self._member: MemberHook | None = None
+        self._past_completions: PastHook | None = None
 
     def courses(self, hook: HookT) -> HookT:
         """Register the function that lists the courses and learning paths that can be
@@ -85,6 +80,17 @@ class Credly:
         ``None``. Asked before a retry, and when a name or address is missing.
         """
         self._member = hook
+        return hook
+
+    def past_completions(self, hook: HookT) -> HookT:
+        """Register the function that yields who completed a course before, for
+        ``flask credly backfill`` and the page that does the same.
+
+        It takes a :class:`.Course` and a time, or ``None``, from which on completions
+        are wanted, and yields pairs of a :class:`.Member` and the aware time of the
+        completion.
+        """
+        self._past_completions = hook
         return hook
 
     def init_app(self, app: Flask) -> None:
@@ -123,6 +129,7 @@ class Credly:
             list_courses=self._courses,
             is_admin=self._is_admin,
             load_member=self._member,
+            past_completions=self._past_completions,
         )
         copy_tables(state.db.metadata)
 
@@ -268,61 +275,3 @@ def _record_later(note: _Note) -> None:
     except Exception:
         done = note.completion
         _log_lost(done.member.id, done.kind, done.course_id, done.completed_at)
-
-
-def read_completion(
-    *,
-    member: t.Any = None,
-    course_id: t.Any = None,
-    kind: t.Any = "course",
-    completed_at: dt.datetime | None = None,
-    **unknown: t.Any,
-) -> Completion:
-    """Check what came with the signal.
-
-    :raises TypeError: An argument is missing, unknown or of the wrong type.
-    :raises ValueError: A value cannot be used.
-    """
-    if unknown:
-        raise TypeError(f"course_completed does not take {', '.join(sorted(unknown))}.")
-
-    if not isinstance(member, Member):
-        raise TypeError("member must be a flask_credly.Member.")
-
-    if kind not in KINDS:
-        raise ValueError(f"kind must be 'course' or 'learning_path', not {kind!r}.")
-
-    now = dt.datetime.now(dt.UTC)
-    completed_at = now if completed_at is None else completed_at
-
-    if not isinstance(completed_at, dt.datetime) or completed_at.tzinfo is None:
-        raise ValueError(
-            "completed_at must be an aware time, such as datetime.now(UTC), not"
-            f" {completed_at!r}."
-        )
-
-    if completed_at > now + FUTURE:
-        raise ValueError(f"completed_at is in the future: {completed_at}.")
-
-    return Completion(
-        member=Member(
-            id=_id(member.id, "member.id"),
-            email=clean(member.email, 320),
-            first_name=clean(member.first_name, 255),
-            last_name=clean(member.last_name, 255),
-        ),
-        course_id=_id(course_id, "course_id"),
-        kind=t.cast(Kind, kind),
-        completed_at=completed_at,
-    )
-
-
-def _id(value: t.Any, name: str) -> str:
-    # An integer key is the commonest slip, and harmless.
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-
-    if not isinstance(value, str) or not 0 < len(value) <= 191 or "\x00" in value:
-        raise ValueError(f"{name} must be a string of 1 to 191 characters.")
-
-    return value

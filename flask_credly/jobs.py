@@ -18,6 +18,7 @@ from flask.cli import ScriptInfo
 from . import connection
 from .errors import CredlyError
 from .issuing import bell
+from .issuing.backfill import run as run_backfills
 from .issuing.drain import drain as drain_ledger
 from .settings import get_state
 
@@ -32,6 +33,12 @@ def drain() -> None:
 
         if drain_ledger(state):
             bell.ring(state, insist=True)
+
+
+def backfill() -> None:
+    """Record past completions, for every run that is due."""
+    with _app().app_context():
+        run_backfills(get_state())
 
 
 def sync() -> None:

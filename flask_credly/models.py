@@ -123,6 +123,11 @@ class Connection(Base):
     """
     pause_reason: orm.Mapped[str | None] = orm.mapped_column(sa.String(20))
     """``"rate limit"`` or ``"unavailable"``."""
+    limited_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When Credly last asked for a pause."""
+
+    next_request_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When the next badge may be asked for, where ``CREDLY_MAX_PER_SECOND`` is set."""
 
     token: orm.Mapped[str | None] = orm.mapped_column(sa.Text)
     """Sealed."""
@@ -188,6 +193,15 @@ class Issuance(Base):
         # For the pages, which go by id within a filter.
         sa.Index(None, "state", "id"),
         sa.Index(None, "kind", "course_id", "id"),
+        # For claim and sweep.
+        sa.Index(None, "bulk", "due_at"),
+        sa.Index(
+            None,
+            "backfill_id",
+            "state",
+            sqlite_where=sa.text("backfill_id IS NOT NULL"),
+            postgresql_where=sa.text("backfill_id IS NOT NULL"),
+        ),
         Base.__table_args__,
     )
 
@@ -207,11 +221,14 @@ class Issuance(Base):
 
     state: orm.Mapped[str] = orm.mapped_column(_id(10))
     """One of :data:`State`."""
-    due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime, index=True)
+    due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When a worker may take the row: the time of the next try while ``pending``,
-    the end of the lease while ``sending``, null in every final state. The one
-    column that claim and sweep look at.
+    the end of the lease while ``sending``, null in every final state. What claim and
+    sweep look at.
     """
+    bulk: orm.Mapped[bool] = orm.mapped_column(default=False)
+    """Recorded by a backfill: gives way to completions that come in."""
+    backfill_id: orm.Mapped[int | None]
     lease: orm.Mapped[str | None] = orm.mapped_column(_id(32), index=True)
     """The fencing token of the worker that holds the row."""
     attempts: orm.Mapped[int] = orm.mapped_column(default=0)
@@ -228,6 +245,31 @@ class Issuance(Base):
     error: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
     test: orm.Mapped[bool] = orm.mapped_column(default=False)
     """The admin's own try of a mapping: no member's badge."""
+
+
+class Backfill(Base):
+    """One run that records the past completions of a course."""
+
+    __tablename__ = "credly_backfill"
+
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    connection_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(Connection.id, ondelete="CASCADE"), index=True
+    )
+    kind: orm.Mapped[str] = orm.mapped_column(_id(20))
+    course_id: orm.Mapped[str] = orm.mapped_column(_id(191))
+    course_title: orm.Mapped[str] = orm.mapped_column(sa.String(500))
+    since: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """Only completions from then on. Null: all."""
+    started_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
+    state: orm.Mapped[str] = orm.mapped_column(_id(10))
+    """``"recording"``, ``"recorded"``, ``"stopped"`` or ``"failed"``."""
+    due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime, index=True)
+    """When a worker may take it up: moved ahead while one records, null at the end."""
+    completed: orm.Mapped[int] = orm.mapped_column(default=0)
+    """Completions read from the host so far."""
+    incomplete: orm.Mapped[int] = orm.mapped_column(default=0)
+    """Those of members without an address or name."""
 
 
 class Attempt(Base):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import datetime as dt
 import re
 import typing as t
 import urllib.parse
@@ -24,6 +25,9 @@ if t.TYPE_CHECKING:
 Hook = cabc.Callable[[], cabc.Iterable[Course]]
 AdminHook = cabc.Callable[[], "bool | Response"]
 MemberHook = cabc.Callable[[str], "Member | None"]
+PastHook = cabc.Callable[
+    [Course, "dt.datetime | None"], cabc.Iterable["tuple[Member, dt.datetime]"]
+]
 QueueSetting = t.Union[str, "rq.Queue", cabc.Callable[[Flask], "rq.Queue"]]
 
 _HOSTS = {
@@ -47,6 +51,7 @@ class Settings:
     retry_delay: float
     timeout: float
     concurrency: int
+    max_per_second: float | None
     url_prefix: str
     layout: str
     platform_name: str
@@ -73,6 +78,7 @@ class Settings:
             retry_delay=_number(config, "CREDLY_RETRY_DELAY", 60, 0, 86_400),
             timeout=_number(config, "CREDLY_TIMEOUT", 10, 0.1, 120),
             concurrency=_concurrency(config.get("CREDLY_CONCURRENCY", 4)),
+            max_per_second=_rate(config.get("CREDLY_MAX_PER_SECOND")),
             url_prefix=_prefix(config.get("CREDLY_URL_PREFIX", "/integrations")),
             layout=_layout(config.get("CREDLY_LAYOUT", "credly/base.html")),
             platform_name=_text(config, "CREDLY_PLATFORM_NAME", ""),
@@ -102,6 +108,7 @@ class State:
     list_courses: Hook
     is_admin: AdminHook
     load_member: MemberHook | None
+    past_completions: PastHook | None
     web_queue: WebQueue = dataclasses.field(default_factory=WebQueue)
 
     @property
@@ -216,6 +223,22 @@ def _number(
 def _concurrency(value: t.Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 64:
         raise _wrong("CREDLY_CONCURRENCY", value, "a whole number from 1 to 64")
+
+    return value
+
+
+def _rate(value: t.Any) -> float | None:
+    if value is None:
+        return None
+
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not 0.01 <= value <= 1000
+    ):
+        raise _wrong(
+            "CREDLY_MAX_PER_SECOND", value, "a number from 0.01 to 1000, or None"
+        )
 
     return value
 

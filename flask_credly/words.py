@@ -32,14 +32,16 @@ def mark(message: str) -> str:
 
 
 def gettext(message: str, /, **values: t.Any) -> str:
-    """Translate a message, and put the values in for its ``%(name)s``."""
+    """Translate a message, and put the values in for its ``%(name)s``. Numbers are
+    written as the language does.
+    """
     return _fill(_find(message), message, values)
 
 
 def ngettext(one: str, many: str, number: int, /, **values: t.Any) -> str:
     """Translate a message that depends on a number, which is ``%(number)s`` in it."""
     found, english = _find_plural(one, many, number)
-    return _fill(found, english, {"number": _digits(number), **values})
+    return _fill(found, english, {"number": number, **values})
 
 
 def html_gettext(message: str, /, **values: t.Any) -> Markup:
@@ -54,8 +56,7 @@ def html_gettext(message: str, /, **values: t.Any) -> Markup:
 def html_ngettext(one: str, many: str, number: int, /, **values: t.Any) -> Markup:
     """Translate for a template, like :func:`ngettext`."""
     found, english = _find_plural(one, many, number)
-    values = {"number": _digits(number), **values}
-    return _fill(_markup(found), _markup(english), values)
+    return _fill(_markup(found), _markup(english), {"number": number, **values})
 
 
 def moment(at: dt.datetime) -> str:
@@ -122,7 +123,8 @@ def _find_plural(one: str, many: str, number: int) -> tuple[str, str]:
     return catalogue.ungettext(one, many, number), english
 
 
-def _digits(number: int) -> str:
+def digits(number: int) -> str:
+    """Write a number as the language does."""
     if _catalogue() is None:
         return f"{number:,}"
 
@@ -140,6 +142,11 @@ def _markup(text: str) -> Markup:
 def _fill(found: _Text, english: _Text, values: dict[str, t.Any]) -> _Text:
     if not values:
         return found
+
+    values = {
+        name: digits(value) if isinstance(value, int) else value
+        for name, value in values.items()
+    }
 
     try:
         return found % values

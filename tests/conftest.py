@@ -198,6 +198,7 @@ def make_host(database: str) -> cabc.Iterator[MakeHost]:
         courses: cabc.Callable[[], cabc.Iterable[Course]] = lambda: COURSES,
         is_admin: cabc.Callable[[], t.Any] = lambda: True,
         member: cabc.Callable[[str], Member | None] | None = None,
+        past_completions: cabc.Callable[..., t.Any] | None = None,
         setup: cabc.Callable[[Flask, SQLAlchemy], None] | None = None,
         **config: t.Any,
     ) -> Host:
@@ -219,6 +220,9 @@ def make_host(database: str) -> cabc.Iterator[MakeHost]:
 
         if member is not None:
             credly.member(member)
+
+        if past_completions is not None:
+            credly.past_completions(past_completions)
 
         if setup is not None:
             setup(app, db)

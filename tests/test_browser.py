@@ -46,10 +46,12 @@ from werkzeug.serving import WSGIRequestHandler
 
 from flask_credly import connection
 from flask_credly import Course
+from flask_credly import jobs
 from flask_credly import Member
 from flask_credly.credly.answers import clean
 from flask_credly.errors import CredlyError
 from flask_credly.issuing import bell
+from flask_credly.ledger import backfills
 from flask_credly.ledger import gates
 from flask_credly.models import Connection
 from flask_credly.models import Template
@@ -136,6 +138,16 @@ class QuietHandler(WSGIRequestHandler):
 def read_whole(file: t.IO[bytes], block_size: int = 8192) -> list[bytes]:
     with file:
         return [file.read()]
+
+
+def past_completions(
+    course: Course, since: dt.datetime | None
+) -> cabc.Iterator[tuple[Member, dt.datetime]]:
+    at = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+    for number in range(20, 25):
+        name = "Ada" if number > 20 else ""
+        yield Member(str(number), f"{number}@example.org", name, "Example"), at
 
 
 class Site:
@@ -247,6 +259,11 @@ class Site:
             for each in rq.Worker.all(queue=bell.web_queue(self.host.state)):
                 each.register_death()
 
+    def begin_backfill(self) -> None:
+        with self.context():
+            backfills.start(self.host.state.engine, 1)
+            jobs.backfill()
+
     def fail_to_sync(self) -> None:
         self.credly.fail("templates", status=503)
 
@@ -304,7 +321,9 @@ def make_site(make_host: MakeHost, redis_url: str) -> cabc.Iterator[MakeSite]:
                 "CREDLY_TOKEN_URL": service.token_url,
                 **({"CREDLY_LAYOUT": "host.html"} if layout else {}),
             }
-            host = make_host(setup=setup, **{**config, **given})
+            host = make_host(
+                setup=setup, past_completions=past_completions, **{**config, **given}
+            )
             address = stack.enter_context(served(host.app))
             stack.enter_context(worker(host, redis_url))
             site = Site(host, credly, address)
@@ -844,6 +863,12 @@ SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
     "window-old-templates": (
         lambda site: (site.fill(), site.fail_to_sync()),
         WINDOW,
+        None,
+    ),
+    "backfill": (Site.fill, f"{WINDOW}/mappings/1/backfill", None),
+    "backfilling": (
+        lambda site: (site.fill(), site.begin_backfill()),
+        f"{WINDOW}/backfills/1",
         None,
     ),
     "retry": (Site.fill, f"{WINDOW}/badges/retry", None),
@@ -1458,6 +1483,37 @@ def test_an_admin_finds_and_retries_a_failed_badge(
     click(page, "Clear filters", "link")
     expect(page.locator("tbody").get_by_text("Issued", exact=True)).to_have_count(2)
     assert len(site.credly.badges) == 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_members_who_completed_before_get_their_badge(
+    make_site: MakeSite, open_page: OpenPage, way: str
+) -> None:
+    site = make_site(**WAYS[way])
+    site.connect()
+    site.map()
+    page = open_page(site, "/login", java_script_enabled=way != "no-javascript")
+    page.clock.install()
+    page.goto(WINDOW)
+    click(page, "Earlier completions of Python 101", "link")
+    expect_title(page, "Earlier completions")
+    click(page, "Issue 4 badges")
+    expect(page.get_by_text("Looking for members")).to_be_visible()
+
+    with site.context():
+        jobs.backfill()
+        site.host.drain()
+
+    if way in WITH_HTMX:
+        page.clock.run_for(3_000)
+        expect_said(page, "Finished: 4 issued, 0 failed.")
+    else:
+        click(page, "Refresh", "link")
+
+    expect(page.locator("#credly-progress")).to_contain_text(
+        "Finished: 4 issued, 0 failed."
+    )
+    assert len(site.credly.badges) == 4
 
 
 @pytest.mark.parametrize("way", WAYS)

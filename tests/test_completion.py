@@ -306,6 +306,32 @@ def test_an_unmapped_course_leaves_no_row(connected: Connected) -> None:
     assert connected.host.rows() == []
 
 
+@every_database
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_worker_is_rung_for_a_new_row_only(
+    enrolled: tuple[Host, t.Any], monkeypatch: pytest.MonkeyPatch, writes: bool
+) -> None:
+    host, enrolment = enrolled
+    rung: list[None] = []
+    monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))
+
+    def complete(course_id: str = "py-101") -> None:
+        if writes:
+            enrolment.done = not enrolment.done
+
+        host.complete(course_id=course_id)
+        host.db.session.commit()
+
+    complete("sql")
+    assert rung == []
+
+    complete()
+    assert len(rung) == 1
+
+    complete()
+    assert len(rung) == 1
+
+
 def test_a_course_and_a_path_of_the_same_id_are_different(connected: Connected) -> None:
     connected.host.complete(kind="learning_path")
 

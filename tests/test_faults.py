@@ -481,11 +481,11 @@ class TestDrainUnderFaults:
 
         real = settle._save
 
-        def save(connected: sa.Connection, each: settle.Settlement, now: t.Any) -> bool:
-            if each.row.member_id == "2":
+        def save(engine: sa.Engine, these: t.Any) -> None:
+            if any(each.row.member_id == "2" for each in these):
                 raise sa.exc.DataError("", {}, Exception("bad value"))
 
-            return real(connected, each, now)
+            real(engine, these)
 
         with monkeypatch.context() as patched:
             patched.setattr(settle, "_save", save)

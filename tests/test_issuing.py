@@ -6,6 +6,7 @@ import collections
 import contextlib
 import datetime as dt
 import logging
+import time
 import typing as t
 
 import pytest
@@ -371,12 +372,9 @@ class TestPauses:
         ("retry_after", "seconds"),
         [
             ("7", 7),
-            ("0", 1),
-            ("-5", 1),
             ("999999", 3600),
             ("soon", 60),
             (None, 60),
-            ("Wed, 21 Oct 2015 07:28:00 GMT", 1),
         ],
     )
     def test_it_lasts_as_long_as_credly_says(
@@ -392,6 +390,60 @@ class TestPauses:
 
         assert until is not None
         assert seconds == pytest.approx((until - now).total_seconds(), abs=0.9)
+
+    @pytest.mark.parametrize(
+        "retry_after", ["0", "1", "-5", "Wed, 21 Oct 2015 07:28:00 GMT"]
+    )
+    def test_a_drain_waits_for_the_end_of_a_short_one(
+        self, connected: Connected, retry_after: str
+    ) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", status=429, headers={"Retry-After": retry_after})
+        host.complete()
+        started = time.monotonic()
+        host.drain()
+
+        assert time.monotonic() - started >= 1
+        assert host.row().state == "issued"
+        assert credly.count("issue") == 2
+        assert [error for error, _ in host.log()] == ["API Rate Limit"]
+
+    def test_few_requests_are_in_flight_afterwards(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        host = make_host(CREDLY_CONCURRENCY=8)
+
+        with host.app.app_context():
+            connect(host, credly)
+
+            for number in range(30):
+                host.complete(str(number))
+
+            credly.fail("issue", status=429, headers={"Retry-After": "600"})
+            host.drain()
+            resume(host)
+            credly.advance(700)
+            credly.clear_faults()
+            in_flight: list[int] = []
+            now: list[None] = []
+            real = Client.issue
+
+            def issue(*given: t.Any) -> t.Any:
+                now.append(None)
+                in_flight.append(len(now))
+                time.sleep(0.005)
+
+                try:
+                    return real(*given)
+                finally:
+                    now.pop()
+
+            with pytest.MonkeyPatch.context() as patched:
+                patched.setattr(Client, "issue", issue)
+                host.drain()
+
+            assert {row.state for row in host.rows()} == {"issued"}
+            assert max(in_flight[:20]) <= 2
 
     def test_an_unreachable_credly_uses_no_attempt(
         self, make_host: MakeHost, credly: CredlySimulator
@@ -872,3 +924,60 @@ def test_the_log_names_no_address(
     assert host.row().state == "failed"
     assert "example.org" not in caplog.text
     assert credly.client_secret not in caplog.text
+
+
+# Pace
+
+
+@every_database
+def test_all_workers_share_one_pace(
+    host: Host, credly: CredlySimulator, in_context: None
+) -> None:
+    connect(host, credly)
+    engine = host.state.engine
+    first = gates.reserve(engine, 10, 0.1, at_most=1000)
+    second = gates.reserve(engine, 5, 0.1, at_most=1000)
+    third = gates.reserve(engine, 1, 0.1, at_most=1000)
+
+    assert first == 0
+    assert second == pytest.approx(100, abs=20)
+    assert third is not None and second is not None
+    assert third - second == pytest.approx(50, abs=20)
+    assert gates.reserve(engine, 1, 0.1, at_most=100) is None
+
+
+def test_a_pace_is_not_exceeded(make_host: MakeHost, credly: CredlySimulator) -> None:
+    sent: list[float] = []
+    host = make_host(CREDLY_MAX_PER_SECOND=20, CREDLY_CONCURRENCY=8)
+
+    def note(*_: object, **__: object) -> None:
+        sent.append(time.monotonic())
+
+    with host.app.app_context(), badge_issued.connected_to(note):
+        connect(host, credly)
+
+        for number in range(9):
+            host.complete(str(number))
+
+        started = time.monotonic()
+        host.drain()
+
+    assert len(credly.badges) == 9
+    # The ninth may go out after eight twentieths of a second.
+    assert max(sent) - started >= 0.4
+
+
+def test_a_worker_whose_turn_is_far_off_gives_its_rows_back(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    host = make_host(CREDLY_MAX_PER_SECOND=0.01)
+
+    with host.app.app_context():
+        connect(host, credly)
+        gates.reserve(host.state.engine, 1, 0.01, at_most=0)
+        host.complete()
+        host.drain()
+
+        assert host.row().state == "pending"
+        assert host.row().attempts == 0
+        assert credly.badges == []

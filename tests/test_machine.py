@@ -15,6 +15,7 @@ import invariants
 import pytest
 import responses
 import sqlalchemy as sa
+from conftest import a_member
 from conftest import COURSES
 from conftest import Host
 from conftest import MakeHost
@@ -22,14 +23,17 @@ from hypothesis import stateful
 from hypothesis import strategies as st
 
 from flask_credly import connection
+from flask_credly import jobs
 from flask_credly.credly import Client
 from flask_credly.errors import CredlyError
 from flask_credly.issuing import token as token_module
+from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import clock
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
 from flask_credly.ledger import settle
+from flask_credly.models import Backfill
 from flask_credly.models import Base
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing import serving
@@ -186,6 +190,18 @@ class Ledger(stateful.RuleBasedStateMachine):
         for row_id in [row.id for row in self.host.rows()]:
             self.retries[row_id] += issuances.retry(self.host.state.engine, row_id)
 
+    def backfill(self, number: int) -> None:
+        for mapping in connection.list_mappings(self.host.db.session)[number:][:1]:
+            backfills.start(self.host.state.engine, mapping.id)
+
+        jobs.backfill()
+
+    def stop(self) -> None:
+        runs = sa.select(Backfill.id).order_by(Backfill.id.desc())
+
+        if run_id := self.host.db.session.scalar(runs):
+            backfills.stop(self.host.state.engine, run_id)
+
     def sync(self) -> None:
         if self.connected and not self.lost_key:
             try:
@@ -204,7 +220,7 @@ class Ledger(stateful.RuleBasedStateMachine):
             st.sampled_from(
                 [
                     *("map", "change", "unmap", "connect", "other", "sync"),
-                    *("retry", "switch", "remove"),
+                    *("retry", "switch", "backfill", "stop", "remove"),
                 ]
             )
         )
@@ -226,6 +242,10 @@ class Ledger(stateful.RuleBasedStateMachine):
             gates.switch(self.host.state.engine, on=self.on)
         elif what == "retry":
             self.retry()
+        elif what == "backfill":
+            self.backfill(data.draw(numbers))
+        elif what == "stop":
+            self.stop()
         else:
             self.remove()
 
@@ -389,7 +409,10 @@ class Ledger(stateful.RuleBasedStateMachine):
 
 @pytest.fixture
 def world(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> cabc.Iterator[World]:
-    host = make_host(CREDLY_RETRY_DELAY=60, CREDLY_CONCURRENCY=2)
+    past = [(a_member(id_), dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) for id_ in "123"]
+    host = make_host(
+        past_completions=lambda *_: past, CREDLY_RETRY_DELAY=60, CREDLY_CONCURRENCY=2
+    )
 
     with (
         host.app.app_context(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import collections.abc as cabc
+import dataclasses
 import datetime as dt
 import html.parser
 import pathlib
@@ -18,6 +19,7 @@ from babel.messages.catalog import Catalog
 from babel.messages.catalog import Message
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
+from conftest import a_member
 from conftest import Connected
 from conftest import COURSES
 from conftest import Host
@@ -39,6 +41,7 @@ from test_pages import WINDOW
 
 from flask_credly import connection
 from flask_credly import Course
+from flask_credly import jobs
 from flask_credly import words
 from flask_credly.models import Connection
 from flask_credly.models import Issuance
@@ -137,7 +140,15 @@ def host(make_host: MakeHost, tmp_path: pathlib.Path, language: str) -> Host:
     """A host with Flask-Babel, a little German, and marks for Arabic."""
     write_catalogue(tmp_path, "de", german)
     write_catalogue(tmp_path, "ar", pseudo)
-    return make_host(setup=speaking(language, tmp_path))
+    return make_host(setup=speaking(language, tmp_path), past_completions=past)
+
+
+def past(course: Course, since: dt.datetime | None) -> t.Any:
+    nameless = dataclasses.replace(a_member("3"), first_name="")
+    at = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    return [
+        (each, at) for each in (a_member("1"), a_member("2"), a_member("42"), nameless)
+    ]
 
 
 @pytest.fixture
@@ -505,7 +516,7 @@ class Bare(html.parser.HTMLParser):
         for part in re.split("([«»])", data):
             if part in ("«", "»"):
                 self._depth += 1 if part == "«" else -1
-            elif not self._depth and part.strip():
+            elif not self._depth and not re.fullmatch(r"[\s\d]*", part):
                 self.found.add(" ".join(part.split()))
 
     def finish(self) -> None:
@@ -722,6 +733,41 @@ class TestNothingIsForgotten:
                 template_text=text,
             )
             assert bare(answer.text) - DATA - {text} == set()
+
+    def test_backfills(
+        self,
+        filled: tuple[Browser, Connected, int],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        browser, connected, mapping_id = filled
+        ask = f"{WINDOW}/mappings/{mapping_id}/backfill"
+        page = browser.get(ask).text
+        assert "«Failed before»" in page and "«Cannot be issued»" in page
+        self.check(browser, connected, ask)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("flask_credly.admin.backfills.SECONDS", -1)
+            self.check(browser, connected, ask)
+
+        place = browser.post(ask, page=ask).location
+        self.check(browser, connected, WINDOW, place)
+        jobs.backfill()
+        self.check(browser, connected, WINDOW, place, f"{place}?said=3")
+        answer = browser.post(f"{place}/stop", page=place)
+        assert "«Stopped after" in browser.get(answer.location).text
+        self.check(browser, connected, WINDOW, place, ask)
+
+        place = browser.post(ask, page=ask).location
+        jobs.backfill()
+        connected.host.drain(2)
+        assert "«Finished:" in browser.get(place).text
+        self.check(browser, connected, place, ask)
+
+        broken = dataclasses.replace(
+            connected.host.state, past_completions=lambda *_: 1 / 0
+        )
+        monkeypatch.setitem(connected.host.app.extensions, "credly", broken)
+        self.check(browser, connected, ask)
 
     @pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
     def test_answers(

@@ -17,6 +17,7 @@ from .. import assets
 from .. import words
 from ..settings import get_state
 from ..settings import Settings
+from . import backfills
 from . import badges
 from . import guard
 from . import index
@@ -66,6 +67,10 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/badges/<int:issuance_id>/retry", badges.retry),
     ("GET", "/credly/badges/retry", badges.ask_retry),
     ("POST", "/credly/badges/retry", badges.retry_all),
+    ("GET", "/credly/mappings/<int:mapping_id>/backfill", backfills.ask_backfill),
+    ("POST", "/credly/mappings/<int:mapping_id>/backfill", backfills.start_backfill),
+    ("GET", "/credly/backfills/<int:run_id>", backfills.show_backfill),
+    ("POST", "/credly/backfills/<int:run_id>/stop", backfills.stop_backfill),
     ("GET", "/credly/errors", log.errors),
     ("GET", "/credly/errors.csv", log.export_errors),
     ("GET", "/credly/remove", remove.ask),
@@ -107,6 +112,7 @@ def make_blueprint(settings: Settings) -> Blueprint:
     blueprint.add_app_template_global(words.html_gettext, "credly_gettext")
     blueprint.add_app_template_global(words.html_ngettext, "credly_ngettext")
     blueprint.add_app_template_global(words.moment, "credly_moment")
+    blueprint.add_app_template_global(words.digits, "credly_digits")
     blueprint.add_app_template_global(words.language, "credly_language")
 
     @blueprint.context_processor
@@ -115,6 +121,7 @@ def make_blueprint(settings: Settings) -> Blueprint:
             "credly_layout": settings.layout,
             "credly_own_layout": settings.layout == OWN_LAYOUT,
             "credly_platform": settings.platform_name,
+            "credly_has_past": get_state().past_completions is not None,
         }
 
     return blueprint

@@ -235,7 +235,7 @@ def edit_mapping(mapping_id: int) -> ResponseReturnValue:
         return go_to("credly.show", mapping=mapping_id)
 
     mapping = connection.get_mapping(get_state().session, mapping_id)
-    return _edit_row(EditRow.changing(mapping)) if mapping else _gone()
+    return _edit_row(EditRow.changing(mapping)) if mapping else gone()
 
 
 def row(mapping_id: int) -> ResponseReturnValue:
@@ -244,7 +244,7 @@ def row(mapping_id: int) -> ResponseReturnValue:
         return go_to("credly.show")
 
     mapping = connection.get_mapping(get_state().session, mapping_id)
-    return _text_row(mapping) if mapping else _gone()
+    return _text_row(mapping) if mapping else gone()
 
 
 def add() -> ResponseReturnValue:
@@ -277,7 +277,7 @@ def remove_mapping(mapping_id: int) -> ResponseReturnValue:
     removed = connection.remove_mapping(get_state(), mapping_id)
 
     if removed is None:
-        return _gone()
+        return gone()
 
     said = gettext(
         "Mapping removed: %(course)s. Badges already issued are kept.",
@@ -318,7 +318,7 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
     )
 
     if added is None:
-        return _gone()
+        return gone()
 
     bell.ring(state)
     say(
@@ -340,7 +340,7 @@ def _test_page(
     mapping = connection.get_mapping(get_state().session, mapping_id)
 
     if mapping is None:
-        return _gone()
+        return gone()
 
     return page("credly/test.html", status, mapping=mapping, form=form, problem=problem)
 
@@ -382,7 +382,7 @@ def _save(form: MappingForm, mapping_id: int | None, valid: bool) -> Response:
         )
         return _again(form, mapping_id, [error])
     except (connection.NotConnected, connection.UnknownMapping):
-        return _gone()
+        return gone()
 
     said = gettext(
         "Mapping saved: %(course)s to %(badge)s.",
@@ -437,7 +437,7 @@ def _text_row(mapping: Mapping, said: str = "") -> Response:
     )
 
 
-def _gone() -> Response:
+def gone() -> Response:
     """Answer for a mapping, or a whole integration, that was removed elsewhere."""
     say(gettext("This mapping is not there any more."))
 

@@ -12,6 +12,7 @@ from .. import connection
 from ..errors import CredlyError
 from ..issuing import bell
 from ..issuing import workers
+from ..ledger import backfills
 from ..ledger import gates
 from ..ledger import log
 from ..ledger import overview
@@ -72,12 +73,14 @@ def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
         status,
         log=latest,
         folds=fold(latest),
-        **_banners(connected),
+        backfills=backfills.under_way(state.session),
+        **in_the_way(connected),
         **mappings.section(rows),
     )
 
 
-def _banners(connected: Connection) -> dict[str, t.Any]:
+def in_the_way(connected: Connection) -> dict[str, t.Any]:
+    """Gather what the banners show."""
     state = get_state()
     return {
         "button": Button(),
@@ -94,7 +97,7 @@ def banners() -> ResponseReturnValue:
     if connected is None or not wants_fragment():
         return go_to("credly.show")
 
-    return fragment("credly/_banners.html", **_banners(connected))
+    return fragment("credly/_banners.html", **in_the_way(connected))
 
 
 def edit() -> ResponseReturnValue:
@@ -206,7 +209,7 @@ def refresh_templates() -> ResponseReturnValue:
             )
         )
     else:
-        say(gettext("Badge templates loaded: %(number)s.", number=number))
+        say(gettext("Badge templates loaded: %(number)s.", number=str(number)))
 
     return go_to("credly.show")
 

@@ -16,6 +16,7 @@ from .connecting import remove as remove
 from .mappings import add_mapping as add_mapping
 from .mappings import AlreadyMapped as AlreadyMapped
 from .mappings import change_mapping as change_mapping
+from .mappings import course_of as course_of
 from .mappings import get_mapping as get_mapping
 from .mappings import list_mappings as list_mappings
 from .mappings import mapped_courses as mapped_courses

@@ -23,6 +23,7 @@ from ..ledger import clock
 from ..ledger import gates
 from ..ledger.transaction import in_transaction
 from ..models import Attempt
+from ..models import Backfill
 from ..models import Connection
 from ..models import CONNECTION_ID
 from ..models import Installation
@@ -163,7 +164,7 @@ def _remove(connection: sa.Connection) -> bool:
     _end_issuances(connection)
 
     # In bulk, and not left to cascades: SQLite has them switched off by default.
-    for table in (LogEntry, Mapping, Template):
+    for table in (Backfill, LogEntry, Mapping, Template):
         connection.execute(sa.delete(table))
 
     return bool(connection.execute(sa.delete(Connection)).rowcount)

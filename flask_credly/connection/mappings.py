@@ -10,6 +10,7 @@ from sqlalchemy import orm
 
 from ..catalog import clean
 from ..catalog import Course
+from ..catalog import Kind
 from ..issuing import bell
 from ..ledger import clock
 from ..models import CONNECTION_ID
@@ -71,6 +72,12 @@ def get_mapping(
 ) -> Mapping | None:
     """Get one mapping."""
     return session.get(Mapping, mapping_id)
+
+
+def course_of(mapping: Mapping) -> Course:
+    """Get the course of a mapping, with the title that it had when it was mapped."""
+    kind = t.cast(Kind, mapping.kind)
+    return Course(id=mapping.course_id, title=mapping.course_title, kind=kind)
 
 
 def add_mapping(

@@ -95,12 +95,17 @@ class _BoundedAdapter(HTTPAdapter):
     def __init__(self, timeout: float) -> None:
         super().__init__(max_retries=0)
         self._timeout = timeout
+        self._pool: t.Any = None
 
     def get_connection_with_tls_context(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
-        pool: t.Any = super().get_connection_with_tls_context(*args, **kwargs)
-        secure = pool.scheme == "https"
-        pool.ConnectionCls = _HTTPSConnection if secure else _HTTPConnection
-        return pool
+        # A session talks to one host, always in the same way.
+        if self._pool is None:
+            pool: t.Any = super().get_connection_with_tls_context(*args, **kwargs)
+            secure = pool.scheme == "https"
+            pool.ConnectionCls = _HTTPSConnection if secure else _HTTPConnection
+            self._pool = pool
+
+        return self._pool
 
     def send(self, request: requests.PreparedRequest, **kwargs: t.Any) -> t.Any:  # type: ignore[override]
         kwargs["stream"] = True

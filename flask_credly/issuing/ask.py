@@ -42,6 +42,7 @@ class Step:
     """One request to make.
 
     :param knew_maybe: Whether the badge was maybe issued before it.
+    :param send_after: Monotonic time before which it may not go out.
     :param send_before: Monotonic time after which it may not go out any more: the
         lease is then too old.
     :param others: Badges that are known to be those of other courses.
@@ -50,6 +51,7 @@ class Step:
     row: Row
     phase: Phase
     knew_maybe: bool
+    send_after: float
     send_before: float
     token: SharedToken
     others: frozenset[str] = frozenset()
@@ -92,7 +94,9 @@ class Asker:
 
     def ask(self, step: Step) -> Outcome:
         """Make the request, if it may still go out."""
-        if self._stop.is_set() or time.monotonic() > step.send_before:
+        told_to_stop = self._stop.wait(max(0, step.send_after - time.monotonic()))
+
+        if told_to_stop or time.monotonic() > step.send_before:
             return Outcome("not sent")
 
         try:
@@ -101,6 +105,10 @@ class Asker:
 
             return self._issue(step)
         except CredlyError as e:
+            if isinstance(e, (RateLimited, Unavailable)):
+                # At once: the others that wait for a thread would be refused as well.
+                self._stop.set()
+
             return Outcome(answer_to(e), error=e)
         except Exception as e:
             # Whatever it was, it must not keep other badges from being issued. Its

@@ -23,6 +23,7 @@ logger = logging.getLogger("flask_credly")
 
 DRAIN = "flask_credly.jobs.drain"
 SYNC = "flask_credly.jobs.sync"
+BACKFILL = "flask_credly.jobs.backfill"
 
 WEB_TIMEOUT = 0.25
 """Seconds a web request waits for Redis. redis-py's own defaults add up to a minute."""
@@ -32,6 +33,9 @@ SILENCE = 30.0
 
 JOB_TIMEOUT = 600
 """Seconds after which RQ ends a job. A drain ends by itself long before."""
+
+BACKFILL_TIMEOUT = 6 * 3600
+"""The same for a backfill, which reads as long as the host has completions."""
 
 _RUNG_FOR = 60
 
@@ -59,6 +63,11 @@ def enqueue_drain(queue: rq.Queue, *, insist: bool) -> None:
         _enqueue(queue, DRAIN)
 
 
+def ask_for_backfill(state: State) -> bool:
+    """Ask for the runs that are due to be recorded in the background."""
+    return _try(state, lambda queue: _enqueue(queue, BACKFILL, BACKFILL_TIMEOUT))
+
+
 def enqueue_sync(queue: rq.Queue) -> None:
     """Do what :func:`ask_for_sync` does, on a given queue, once in a while.
 
@@ -66,6 +75,15 @@ def enqueue_sync(queue: rq.Queue) -> None:
     """
     if queue.connection.set(_key(queue, "sync"), 1, nx=True, ex=_RUNG_FOR):
         _enqueue(queue, SYNC)
+
+
+def enqueue_backfill(queue: rq.Queue) -> None:
+    """Do what :func:`ask_for_backfill` does, on a given queue, once in a while.
+
+    :raises redis.RedisError: If Redis does not take it.
+    """
+    if queue.connection.set(_key(queue, "backfill"), 1, nx=True, ex=_RUNG_FOR):
+        _enqueue(queue, BACKFILL, BACKFILL_TIMEOUT)
 
 
 def heard(state: State) -> None:
@@ -113,13 +131,13 @@ def _key(queue: rq.Queue, what: str = "rung") -> str:
     return f"flask-credly:{what}:{queue.name}"
 
 
-def _enqueue(queue: rq.Queue, function: str) -> None:
+def _enqueue(queue: rq.Queue, function: str, timeout: int = JOB_TIMEOUT) -> None:
     # The default description is the call with its arguments, and failed jobs are kept
     # for a year.
     queue.enqueue_call(
         function,
         description=function,
-        timeout=JOB_TIMEOUT,
+        timeout=timeout,
         result_ttl=0,
         failure_ttl=86_400,
     )

@@ -11,6 +11,7 @@ import collections
 import concurrent.futures as cf
 import dataclasses
 import logging
+import queue
 import threading
 import time
 import typing as t
@@ -38,6 +39,7 @@ from .ask import answer_to
 from .ask import Asker
 from .ask import Outcome
 from .ask import Step
+from .stopping import stopping
 from .token import get_token
 from .token import SharedToken
 
@@ -48,6 +50,16 @@ BUDGET = 60.0
 
 MIN_LEASE = 60.0
 """Seconds for which a worker holds a row at least."""
+
+SHORT_PAUSE = 5.0
+"""Seconds of a pause that a drain waits for. A longer one is left to the sweep."""
+
+CAREFUL_WIDTH = 2
+"""Requests in flight after a rate limit, and one more for every
+:data:`CAREFUL_GROWTH` that went well.
+"""
+
+CAREFUL_GROWTH = 25
 
 UNAVAILABLE_PAUSE = 30.0
 """Seconds to pause when Credly cannot be reached."""
@@ -74,22 +86,33 @@ NO_WORD = (
     " hand."
 )
 
-stopping = threading.Event()
-"""Set where the process was told to end: what is on its way is finished, and nothing
-more is begun.
-"""
-
 
 def drain(state: State) -> bool:
     """Issue what is due until nothing is, the gate closes, or time is up.
 
     :return: Whether time was up and rows may be left.
     """
-    gate = gates.read(state.engine)
+    while (gate := gates.read(state.engine)) is not None:
+        if gate.is_open:
+            if _drain(state, gate):
+                return True
 
-    if gate is None or not gate.is_open:
-        return False
+            # Nothing is due any more, or the gate was closed.
+            gate = gates.read(state.engine)
 
+            if gate is None or gate.is_open:
+                return False
+
+        if gate.opens_in is None or gate.opens_in > SHORT_PAUSE:
+            return False
+
+        if stopping.wait(gate.opens_in):
+            return True
+
+    return False
+
+
+def _drain(state: State, gate: gates.Gate) -> bool:
     with Client(
         state.settings.api_url, gate.organization_id, timeout=state.settings.timeout
     ) as client:
@@ -104,14 +127,16 @@ class _Drain:
         # A request takes at most the time-out; it may go out in the lease's first
         # half, and comes back well before its end.
         self._lease = max(MIN_LEASE, 6 * state.settings.timeout)
-        self._width = 1 if gate.probing else state.settings.concurrency
+        self._good = 0
         self._paused = gate.probing
+        self._width = 1 if gate.probing else self._widest()
         self._token: SharedToken | None = None
         self._rejected: int | None = None
         self._suspect = False
         self._doubtful: collections.deque[Row] = collections.deque()
         self._cleared: collections.deque[Row] = collections.deque()
         self._in_flight: dict[cf.Future[Outcome], Step] = {}
+        self._done: queue.SimpleQueue[cf.Future[Outcome]] = queue.SimpleQueue()
         self._stop = threading.Event()
         self._asker = Asker(client, _installation_key(state.engine), self._stop)
 
@@ -140,7 +165,11 @@ class _Drain:
             if not self._in_flight:
                 return out_of_time
 
-            done, _ = cf.wait(self._in_flight, return_when=cf.FIRST_COMPLETED)
+            done = [self._done.get()]
+
+            while not self._done.empty():
+                done.append(self._done.get())
+
             self._settle([(self._in_flight[each], each.result()) for each in done])
 
             for each in done:
@@ -152,7 +181,7 @@ class _Drain:
         full = self._state.settings.concurrency
         # At full width as many again wait for a free thread, so that none is idle
         # while the ledger is written.
-        depth = self._width if self._width < full else 2 * full
+        depth = self._width if self._width < full else 8 * full
         room = depth - len(self._in_flight)
 
         if room <= 0:
@@ -175,17 +204,44 @@ class _Drain:
 
         # Taken before the lease is renewed: the process may stand still at any time.
         send_before = time.monotonic() + self._lease / 2
+        times = self._reserve(min(room, len(self._doubtful) + len(self._cleared)))
 
-        for row, knew_maybe in self._begin(room):
+        for row, knew_maybe in self._begin(len(times)):
             self._submit(
-                pool, row, "issue", knew_maybe=knew_maybe, send_before=send_before
+                pool,
+                row,
+                "issue",
+                knew_maybe=knew_maybe,
+                send_after=times.popleft(),
+                send_before=send_before,
             )
-            room -= 1
 
-        while self._doubtful and room > 0:
-            row = self._doubtful.popleft()
-            self._submit(pool, row, "look-up", knew_maybe=True, send_before=send_before)
-            room -= 1
+        while self._doubtful and times:
+            self._submit(
+                pool,
+                self._doubtful.popleft(),
+                "look-up",
+                knew_maybe=True,
+                send_after=times.popleft(),
+                send_before=send_before,
+            )
+
+    def _reserve(self, number: int) -> collections.deque[float]:
+        """Get the monotonic times after which so many requests may go out, or fewer."""
+        now = time.monotonic()
+        per_second = self._state.settings.max_per_second
+
+        if per_second is None:
+            return collections.deque([now] * number)
+
+        # Not more than a second's worth, to leave some for other workers.
+        number = max(1, min(number, int(per_second)))
+        wait = gates.reserve(self._engine, number, per_second, at_most=self._lease / 4)
+
+        if wait is None:
+            return collections.deque()
+
+        return collections.deque(now + wait + i / per_second for i in range(number))
 
     def _claim(self, limit: int, *, alone: bool) -> None:
         rows = claim.claim(
@@ -268,6 +324,7 @@ class _Drain:
         phase: Phase,
         *,
         knew_maybe: bool,
+        send_after: float,
         send_before: float,
     ) -> None:
         assert self._token is not None
@@ -277,8 +334,12 @@ class _Drain:
             # There, each course may have a badge of its own.
             others = claim.badges_of_others(self._engine, row)
 
-        step = Step(row, phase, knew_maybe, send_before, self._token, others)
-        self._in_flight[pool.submit(self._asker.ask, step)] = step
+        step = Step(
+            row, phase, knew_maybe, send_after, send_before, self._token, others
+        )
+        asked = pool.submit(self._asker.ask, step)
+        self._in_flight[asked] = step
+        asked.add_done_callback(self._done.put)
 
     def _ensure_token(self) -> bool:
         if self._token is not None:
@@ -427,7 +488,16 @@ class _Drain:
             gates.resume(self._engine, self._gate.generation)
             self._paused = False
 
-        self._width = min(self._width + good, self._state.settings.concurrency)
+        self._good += good
+        self._width = min(self._width + good, self._widest())
+
+    def _widest(self) -> int:
+        full = self._state.settings.concurrency
+
+        if not self._gate.careful:
+            return full
+
+        return min(full, CAREFUL_WIDTH + self._good // CAREFUL_GROWTH)
 
     def _announce(self, each: Settlement) -> None:
         if each.row.test:

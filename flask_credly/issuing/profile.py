@@ -14,7 +14,7 @@ from ..settings import State
 logger = logging.getLogger("flask_credly")
 
 
-def missing(row: Row) -> str | None:
+def missing(row: Row | Member) -> str | None:
     """Say what Credly would refuse the request for, worded for the admin."""
     named = {
         "e-mail address": row.email,

@@ -13,19 +13,20 @@ from flask import Flask
 from rq.exceptions import StopRequested
 from rq.worker import Worker
 
+from ..ledger import backfills
 from ..ledger import claim
 from ..ledger import gates
 from ..settings import get_state
 from ..settings import State
 from . import bell
-from .drain import stopping
+from .stopping import stopping
 
 logger = logging.getLogger("flask_credly")
 
 SWEEP_INTERVAL = 5
 """Seconds between two looks at the ledger for rows that nobody rang for."""
 
-OWN_JOBS = frozenset({bell.DRAIN, bell.SYNC})
+OWN_JOBS = frozenset({bell.DRAIN, bell.SYNC, bell.BACKFILL})
 
 
 class OwnJob(rq.job.Job):
@@ -135,6 +136,9 @@ class CredlyWorker(Worker):
 
         if gate is not None and gate.sync_due:
             bell.enqueue_sync(queue)
+
+        if gate is not None and backfills.any_due(state.engine):
+            bell.enqueue_backfill(queue)
 
 
 def _forget_connections(state: State) -> None:

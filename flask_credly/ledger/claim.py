@@ -86,8 +86,20 @@ _COLUMNS = (
 
 
 def _due(organization_id: str, now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
-    # Final states have no due time, so that this reads an index and not the ledger.
     return (Issuance.due_at <= now, Issuance.organization_id == organization_id)
+
+
+def _due_ids(
+    organization_id: str, now: dt.datetime, *, bulk: bool
+) -> sa.Select[int, int]:
+    """Ask for what a worker may take. Final states have no due time, so that this
+    reads an index and not the ledger.
+    """
+    return (
+        sa.select(Issuance.id, Issuance.deaths)
+        .where(Issuance.bulk.is_(bulk), *_due(organization_id, now))
+        .order_by(Issuance.due_at, Issuance.id)
+    )
 
 
 def any_due(engine: sa.Engine) -> bool:
@@ -96,9 +108,12 @@ def any_due(engine: sa.Engine) -> bool:
         return False
 
     with engine.connect() as connection:
-        due = _due(gate.organization_id, clock.now(connection))
-        return (
-            connection.scalar(sa.select(Issuance.id).where(*due).limit(1)) is not None
+        now = clock.now(connection)
+        return any(
+            connection.execute(
+                _due_ids(gate.organization_id, now, bulk=bulk).limit(1)
+            ).first()
+            for bulk in (False, True)
         )
 
 
@@ -124,13 +139,14 @@ def _find(engine: sa.Engine, gate: gates.Gate, limit: int, alone: bool) -> list[
     # Not in the transaction that takes them: a read that turned into a write would
     # fail on SQLite if another worker wrote in between.
     with engine.connect() as connection:
-        due = _due(gate.organization_id, clock.now(connection))
-        found = connection.execute(
-            sa.select(Issuance.id, Issuance.deaths)
-            .where(*due)
-            .order_by(Issuance.due_at, Issuance.id)
-            .limit(limit)
-        ).all()
+        now = clock.now(connection)
+        found: list[sa.Row[int, int]] = []
+
+        # What comes in does not wait for the thousands of a backfill.
+        for bulk in (False, True):
+            if len(found) < limit:
+                due = _due_ids(gate.organization_id, now, bulk=bulk)
+                found += connection.execute(due.limit(limit - len(found)))
 
     if alone and found and found[0].deaths >= SUSPECT:
         return [found[0].id]
@@ -184,7 +200,7 @@ def _take(
         )
         .outerjoin(Template, Template.id == Issuance.template_id)
         .where(Issuance.lease == lease)
-        .order_by(Issuance.id)
+        .order_by(Issuance.bulk, Issuance.id)
     ).all()
     return [Row(**row._mapping) for row in rows]
 

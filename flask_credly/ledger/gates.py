@@ -14,11 +14,15 @@ import typing as t
 import sqlalchemy as sa
 
 from ..models import Connection
+from ..models import CONNECTION_ID
 from . import clock
 from . import log
 from .transaction import in_transaction
 
 Reason = t.Literal["rate limit", "unavailable"]
+
+CAREFUL = dt.timedelta(minutes=10)
+"""For how long after a rate limit few requests are in flight."""
 
 SYNC_INTERVAL = dt.timedelta(days=1)
 """After which the badge templates are loaded once more."""
@@ -33,6 +37,9 @@ class Gate:
 
     :param is_open: Whether anything may be sent now.
     :param probing: A pause is over and nothing has succeeded since: begin gently.
+    :param careful: Credly has asked for a pause not long ago: keep few in flight, as
+        all of them are refused at the next limit.
+    :param opens_in: Seconds until a pause ends, where that alone is in the way.
     :param sync_due: The list of badge templates is old.
     """
 
@@ -40,6 +47,8 @@ class Gate:
     organization_id: str
     is_open: bool
     probing: bool
+    careful: bool
+    opens_in: float | None
     sync_due: bool
 
 
@@ -54,6 +63,7 @@ def read(engine: sa.Engine) -> Gate | None:
                 Connection.expired,
                 Connection.switched_off,
                 Connection.paused_until,
+                Connection.limited_at,
                 Connection.templates_synced_at,
                 Connection.templates_failed_at,
             )
@@ -62,13 +72,17 @@ def read(engine: sa.Engine) -> Gate | None:
     if row is None:
         return None
 
-    paused = row.paused_until is not None and row.paused_until > now
+    until = row.paused_until
+    paused = until is not None and until > now
+    off = row.expired or row.switched_off
     synced_at, failed_at = row.templates_synced_at, row.templates_failed_at
     return Gate(
         row.generation,
         row.organization_id,
-        is_open=not (row.expired or row.switched_off or paused),
-        probing=row.paused_until is not None,
+        is_open=not (off or paused),
+        probing=until is not None,
+        careful=row.limited_at is not None and row.limited_at > now - CAREFUL,
+        opens_in=(until - now).total_seconds() if paused and not off else None,
         sync_due=(
             (synced_at is None or synced_at < now - SYNC_INTERVAL)
             and (failed_at is None or failed_at < now - SYNC_AGAIN)
@@ -111,7 +125,10 @@ def pause(
     is_open = this.where(
         sa.or_(Connection.paused_until.is_(None), Connection.paused_until <= now)
     )
-    values = {"paused_until": until, "pause_reason": reason}
+    values: dict[str, t.Any] = {"paused_until": until, "pause_reason": reason}
+
+    if reason == "rate limit":
+        values["limited_at"] = now
 
     if reason == "unavailable":
         # The outage that is in the log already goes on.
@@ -145,6 +162,29 @@ def resume(connection: sa.Connection, generation: str) -> None:
         )
         .values(paused_until=None, pause_reason=None)
     )
+
+
+@in_transaction
+def reserve(
+    connection: sa.Connection, number: int, per_second: float, *, at_most: float
+) -> float | None:
+    """Reserve the time of some requests, evenly spaced, for one of all workers.
+
+    :param at_most: Seconds that the first may lie ahead.
+    :return: Seconds until the first. ``None``: others have reserved all that time.
+    """
+    # First, for the lock.
+    connection.execute(sa.update(Connection).values(id=CONNECTION_ID))
+    now = clock.now(connection)
+    next_at = connection.scalar(sa.select(Connection.next_request_at))
+    first = max(next_at or now, now)
+
+    if (wait := (first - now).total_seconds()) > at_most:
+        return None
+
+    following = first + dt.timedelta(seconds=number / per_second)
+    connection.execute(sa.update(Connection).values(next_request_at=following))
+    return wait
 
 
 @in_transaction

@@ -46,47 +46,71 @@ class Overview:
     mappings: int
 
 
-def read(session: orm.Session | orm.scoped_session[t.Any]) -> Overview:
-    """Count."""
+def read(
+    session: orm.Session | orm.scoped_session[t.Any], *, at_most: int | None = None
+) -> Overview:
+    """Count.
+
+    :param at_most: Where to stop counting each state, so that a page takes no longer
+        with a million badges. ``None``: at the end.
+    """
     now = clock.now(session.connection())
-    states = session.execute(
+    states = ("pending", "sending", "issued", "failed", "held")
+    count = session.execute(
+        sa.select(*(_count(state, at_most).label(state) for state in states))
+    ).one()
+    waits_since, due_at = session.execute(
         sa.select(
-            Issuance.state,
-            sa.func.count().label("number"),
-            sa.func.min(Issuance.recorded_at).label("recorded_at"),
-            sa.func.max(Issuance.settled_at).label("settled_at"),
-            sa.func.min(Issuance.due_at).label("due_at"),
-        )
-        .where(Issuance.test.is_(False))
-        .group_by(Issuance.state)
-    ).all()
-    count = {row.state: row.number for row in states}
-    open_states = [row for row in states if row.state in ("pending", "sending")]
-    waiting = [row.recorded_at for row in open_states]
-    due = [row.due_at for row in open_states if row.due_at]
-    last = [row.settled_at for row in states if row.state == "issued"]
+            sa.func.min(Issuance.recorded_at), sa.func.min(Issuance.due_at)
+        ).where(Issuance.state.in_(("pending", "sending")), Issuance.test.is_(False))
+    ).one()
     # As it is now, whatever this session has loaded before.
     query = sa.select(Connection).execution_options(populate_existing=True)
     connection = session.scalars(query).one_or_none()
     paused = _paused_until(connection, now)
     state = _state(connection, paused)
-    overdue = state == "connected" and due and min(due) < now - OVERDUE
+    overdue = state == "connected" and due_at and due_at < now - OVERDUE
     return Overview(
         connection=state,
         paused_until=paused,
         pause_reason=connection.pause_reason if connection and paused else None,
         switched_off=connection is not None and connection.switched_off,
-        pending=count.get("pending", 0) + count.get("sending", 0),
-        issued=count.get("issued", 0),
-        failed=count.get("failed", 0),
-        held=count.get("held", 0),
+        pending=count.pending + count.sending,
+        issued=count.issued,
+        failed=count.failed,
+        held=count.held,
         oldest_pending_seconds=(
-            max(0, int((now - min(waiting)).total_seconds())) if waiting else None
+            max(0, int((now - waits_since).total_seconds())) if waits_since else None
         ),
-        overdue_since=min(due) if overdue else None,
-        last_issued_at=last[0] if last else None,
+        overdue_since=due_at if overdue else None,
+        last_issued_at=_last_issued(session),
         mappings=session.scalar(sa.select(sa.func.count()).select_from(Mapping)) or 0,
     )
+
+
+def _count(state: str, at_most: int | None) -> sa.ScalarSelect[int]:
+    rows = (
+        sa.select(Issuance.id)
+        .where(Issuance.state == state, Issuance.test.is_(False))
+        .limit(at_most)
+    )
+    return sa.select(sa.func.count()).select_from(rows.subquery()).scalar_subquery()
+
+
+def _last_issued(
+    session: orm.Session | orm.scoped_session[t.Any],
+) -> dt.datetime | None:
+    # Among the newest rows: one that came by a late retry is older than it looks, and
+    # not worth an index.
+    newest = (
+        sa.select(Issuance.settled_at)
+        .where(Issuance.state == "issued", Issuance.test.is_(False))
+        .order_by(Issuance.id.desc())
+        .limit(100)
+        .subquery()
+    )
+    at: dt.datetime | None = session.scalar(sa.select(sa.func.max(newest.c.settled_at)))
+    return at
 
 
 def _paused_until(

@@ -148,6 +148,7 @@ _NEW = {
     "deaths": 0,
     "look_ups": 0,
     "test": False,
+    "bulk": False,
 }
 
 
@@ -169,17 +170,38 @@ def _insert(connection: sa.Connection, parameters: dict[str, t.Any]) -> bool:
     if found is None:
         return False
 
-    from sqlalchemy.dialects import mysql
-
-    # Not IGNORE: that would hide every other error too.
-    statement = mysql.insert(_TABLE).values(parameters | _NEW | dict(found._mapping))
-    statement = statement.on_duplicate_key_update(id=_TABLE.c.id)
-    return connection.execute(statement).rowcount != 0
+    row = parameters | _NEW | dict(found._mapping)
+    return connection.execute(_unless_there(name), row).rowcount != 0
 
 
 _insert_alone = in_transaction(_insert)
 
 _KEY = ("member_id", "kind", "course_id")
+
+
+def insert_all(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
+    """Write many rows, but for those that are there already."""
+    statement = _unless_there(connection.dialect.name)
+    connection.execute(statement, [_NEW | row for row in rows])
+
+
+@functools.cache
+def _unless_there(dialect: str) -> sa.Insert:
+    if dialect == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.insert(_TABLE).on_conflict_do_nothing()
+
+    if dialect == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql.insert(_TABLE).on_conflict_do_nothing()
+
+    from sqlalchemy.dialects import mysql
+
+    # Not IGNORE: that would hide every other error too.
+    statement = mysql.insert(_TABLE).on_duplicate_key_update(id=_TABLE.c.id)
+    return statement.execution_options(preserve_rowcount=True)
 
 
 def _given(column: str) -> sa.BindParameter[t.Any]:
@@ -250,6 +272,8 @@ def _statement(dialect: str) -> sa.Insert:
         postgresql.insert(_TABLE)
         .from_select(list(columns), select)
         .on_conflict_do_nothing()
+        # Of an INSERT it is not kept otherwise.
+        .execution_options(preserve_rowcount=True)
     )
 
 

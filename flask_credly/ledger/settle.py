@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
+import typing as t
 
 import sqlalchemy as sa
 
@@ -18,6 +19,9 @@ from .decide import Answer
 from .decide import Phase
 from .decide import Rule
 from .transaction import in_transaction
+
+_ROWS = t.cast(sa.Table, Issuance.__table__)
+_ATTEMPTS = t.cast(sa.Table, Attempt.__table__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,16 +45,26 @@ class Settlement:
     status: int | None = None
 
 
-@in_transaction
+class _LeaseLost(Exception):
+    """One of the rows is another worker's by now."""
+
+
 def settle(
-    connection: sa.Connection, settlements: cabc.Sequence[Settlement]
+    engine: sa.Engine, settlements: cabc.Sequence[Settlement]
 ) -> list[Settlement]:
-    """Save them all in one transaction.
+    """Save them all, in one transaction and with few statements.
 
     :return: Those that were saved: without those whose lease was lost.
     """
-    now = clock.now(connection) if settlements else None
-    return [each for each in settlements if now and _save(connection, each, now)]
+    try:
+        _save(engine, settlements)
+    except _LeaseLost:
+        if len(settlements) == 1:
+            return []
+
+        return [saved for each in settlements for saved in settle(engine, [each])]
+
+    return list(settlements)
 
 
 @in_transaction
@@ -92,25 +106,86 @@ def _of(row: Row) -> sa.Update:
 _IS_SENT = Issuance.state == "sending"
 
 
-def _save(connection: sa.Connection, each: Settlement, now: dt.datetime) -> bool:
+@in_transaction
+def _save(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) -> None:
+    if not settlements:
+        return
+
+    now = clock.now(connection)
+    rows: dict[t.Any, list[Settlement]] = {}
+    attempts: dict[t.Any, list[Settlement]] = {}
+
+    for each in settlements:
+        values = _values(each, now)
+        is_alike = (each.row.lease, each.badge_id is None, *values.items())
+        rows.setdefault(is_alike, []).append(each)
+
+        if each.phase == "issue":
+            said = (each.answer, each.status, each.detail)
+            attempts.setdefault((each.row.lease, *said), []).append(each)
+
+    for (_, _, *items), alike in rows.items():
+        _save_rows(connection, alike, dict(items))
+
+    for (lease, answer, status, detail), alike in attempts.items():
+        connection.execute(
+            sa.update(_ATTEMPTS)
+            .where(
+                Attempt.issuance_id.in_([each.row.id for each in alike]),
+                Attempt.lease == lease,
+                Attempt.finished_at.is_(None),
+            )
+            .values(
+                finished_at=now,
+                answer=answer,
+                status=status,
+                detail=(detail or "")[:500] or None,
+            )
+        )
+
+    for each in settlements:
+        if each.rule.logged:
+            _log_failure(connection, each.row, now, each.detail or "")
+
+
+def _save_rows(
+    connection: sa.Connection, alike: list[Settlement], values: dict[str, object]
+) -> None:
+    """Save the same for several rows, but for the badge's id."""
+    this = sa.update(_ROWS).where(
+        _ROWS.c.id == sa.bindparam("row_id"), _ROWS.c.lease == sa.bindparam("held")
+    )
+
+    if values["state"] == "pending":
+        this = this.where(_IS_SENT)
+
+    changed = connection.execute(
+        this.values(values),
+        [
+            {"row_id": each.row.id, "held": each.row.lease}
+            | ({"badge_id": each.badge_id} if each.badge_id else {})
+            for each in alike
+        ],
+    )
+
+    if changed.rowcount != len(alike):
+        raise _LeaseLost
+
+
+def _values(each: Settlement, now: dt.datetime) -> dict[str, object]:
     row, rule = each.row, each.rule
-    this = _of(row)
     values: dict[str, object] = {
         "lease": None,
         "error": (each.detail or "")[:500] or None,
     }
 
     if rule.then in ("wait", "at once"):
-        this = this.where(_IS_SENT)
         values["state"] = "pending"
         values["due_at"] = now + dt.timedelta(seconds=each.wait)
     else:
         values["state"] = rule.then
         values["due_at"] = None
         values["settled_at"] = now
-
-    if each.badge_id:
-        values["badge_id"] = each.badge_id
 
     if each.phase == "look-up" and rule.then == "wait":
         values["look_ups"] = row.look_ups + 1
@@ -125,29 +200,7 @@ def _save(connection: sa.Connection, each: Settlement, now: dt.datetime) -> bool
     if rule.maybe_issued is not None:
         values["maybe_issued"] = rule.maybe_issued
 
-    if not connection.execute(this.values(**values)).rowcount:
-        return False
-
-    if each.phase == "issue":
-        connection.execute(
-            sa.update(Attempt)
-            .where(
-                Attempt.issuance_id == row.id,
-                Attempt.lease == row.lease,
-                Attempt.finished_at.is_(None),
-            )
-            .values(
-                finished_at=now,
-                answer=each.answer,
-                status=each.status,
-                detail=(each.detail or "")[:500] or None,
-            )
-        )
-
-    if rule.logged:
-        _log_failure(connection, row, now, each.detail or "")
-
-    return True
+    return values
 
 
 def _log_failure(

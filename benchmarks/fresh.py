@@ -1,0 +1,82 @@
+"""What is measured in a process that has just started. Imports nothing by itself that
+the extension would load, or put off.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+import typing as t
+
+import psutil
+
+HANGING = 20
+"""Requests while Redis hangs."""
+
+HEAVY = ("rq", "redis", "requests", "authlib", "cryptography")
+
+
+def load() -> dict[str, t.Any]:
+    """Add the extension to a host that has Flask-SQLAlchemy and Flask-WTF."""
+    from flask import Flask
+    from flask_sqlalchemy import SQLAlchemy
+    from flask_wtf import CSRFProtect
+
+    app = Flask("benchmark_host")
+    app.config["SECRET_KEY"] = "key"
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    app.config["CREDLY_ENCRYPTION_KEYS"] = [f"{'A' * 43}="]
+    SQLAlchemy().init_app(app)
+    CSRFProtect().init_app(app)
+    process = psutil.Process()
+    modules, rss, start = (
+        len(sys.modules),
+        process.memory_info().rss,
+        time.perf_counter(),
+    )
+
+    from flask_credly import Credly
+
+    credly = Credly()
+    credly.courses(lambda: [])
+    credly.is_admin(lambda: True)
+    credly.init_app(app)
+    return {
+        "ms": (time.perf_counter() - start) * 1000,
+        "mb": (process.memory_info().rss - rss) / 1e6,
+        "modules": len(sys.modules) - modules,
+        "heavy": [name for name in HEAVY if name in sys.modules],
+    }
+
+
+def hang(database: str, redis_url: str) -> dict[str, float]:
+    """Complete courses."""
+    import sqlalchemy as sa
+
+    from flask_credly.models import Issuance
+
+    from .host import connect
+    from .host import make_host
+
+    config = {"SQLALCHEMY_DATABASE_URI": database, "CREDLY_REDIS_URL": redis_url}
+    host = connect(make_host(config))
+    times: dict[str, list[float]] = {}
+
+    for course_id, send in (("bare", 0), ("c0", 1)):
+        call = host.caller(f"/complete/{course_id}/{send}", "POST")
+        times[course_id] = []
+
+        for _ in range(HANGING):
+            start = time.perf_counter()
+            call()
+            times[course_id].append((time.perf_counter() - start) * 1000)
+
+    with host.engine.connect() as connection:
+        rows = connection.scalar(sa.select(sa.func.count()).select_from(Issuance))
+
+    return {
+        "first": times["c0"][0] - statistics.median(times["bare"]),
+        "next": statistics.median(times["c0"][1:]),
+        "lost": HANGING - (rows or 0),
+    }

@@ -1,0 +1,178 @@
+"""The ledger and the templates: sweep, claim, Remove, sync."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import functools
+import re
+import time
+import typing as t
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from flask_credly import connection
+from flask_credly.ledger import claim
+from flask_credly.ledger import gates
+from flask_credly.models import Connection
+from flask_credly.models import LogEntry
+
+from .host import add_due
+from .host import add_issued
+from .host import add_log
+from .host import analyze
+from .host import connect
+from .host import Host
+from .host import make_host
+from .measure import benchmark
+from .measure import in_turn
+from .measure import milliseconds
+from .measure import Options
+from .processes import Fake
+from .report import compare
+from .report import Result
+
+DUE = 1_000
+CLAIMED = 64
+CALLS = 20
+TEMPLATES = 5_000
+RENAMED = 3
+
+
+def _host(options: Options, database: str, **config: t.Any) -> Host:
+    return make_host({"SQLALCHEMY_DATABASE_URI": options.database(database), **config})
+
+
+@benchmark("claim-postgresql", "sweep and claim, PostgreSQL", database="postgresql")
+@benchmark("claim-sqlite", "sweep and claim, SQLite", database="sqlite")
+def claims(options: Options, database: str) -> cabc.Iterator[Result]:
+    many = options.number(1_000_000, 10_000)
+    ways: dict[str, cabc.Callable[[], float]] = {}
+
+    for name, issued in (("many", many), ("few", 0)):
+        engine = connect(_host(options, database)).engine
+        add_issued(engine, issued)
+        add_due(engine, DUE, "due")
+        analyze(engine)
+        ways[f"sweep_{name}"] = milliseconds(functools.partial(claim.any_due, engine))
+        ways[f"claim_{name}"] = _claim(engine)
+
+    found = in_turn(options.repeat * CALLS, **ways)
+
+    for name, words in (
+        ("sweep", "to see whether anything is due"),
+        ("claim", f"to claim {CLAIMED} rows"),
+    ):
+        yield compare(
+            f"claim-{database}/{name}",
+            f"{words}: {many:,} issued and {DUE:,} due rows, against the latter alone",
+            "ms",
+            found[f"{name}_many"],
+            found[f"{name}_few"],
+            goal="<= 1.3x",
+        )
+
+
+def _claim(engine: sa.Engine) -> cabc.Callable[[], float]:
+    gate = gates.read(engine)
+    assert gate is not None
+
+    def way() -> float:
+        start = time.perf_counter()
+        rows = claim.claim(engine, gate, limit=CLAIMED, lease_seconds=60)
+        took = time.perf_counter() - start
+        claim.release(engine, rows)
+        return took * 1000
+
+    return way
+
+
+@benchmark("remove-postgresql", "Remove, PostgreSQL", database="postgresql")
+@benchmark("remove-sqlite", "Remove, SQLite", database="sqlite")
+def remove(options: Options, database: str) -> cabc.Iterator[Result]:
+    rows = options.number(1_000_000, 10_000)
+    host = connect(_host(options, database))
+    engine = host.engine
+    add_log(engine, rows)
+
+    with engine.begin() as opened:
+        for table in ("connection", "log_entry"):
+            opened.exec_driver_sql(
+                f"CREATE TABLE saved_{table} AS SELECT * FROM credly_{table}"
+            )
+
+    def by_remove() -> float:
+        with host.app.app_context():
+            return milliseconds(lambda: connection.remove(host.state))()
+
+    def bare() -> None:
+        with engine.begin() as opened:
+            opened.execute(sa.delete(LogEntry))
+
+    def prepared(way: cabc.Callable[[], float]) -> cabc.Callable[[], float]:
+        def prepare_and_measure() -> float:
+            with engine.begin() as opened:
+                opened.execute(sa.delete(LogEntry))
+                opened.execute(sa.delete(Connection))
+
+                for table in ("connection", "log_entry"):
+                    opened.exec_driver_sql(
+                        f"INSERT INTO credly_{table} SELECT * FROM saved_{table}"
+                    )
+
+            analyze(engine)
+            return way()
+
+        return prepare_and_measure
+
+    found = in_turn(
+        options.repeat, ours=prepared(by_remove), bare=prepared(milliseconds(bare))
+    )
+    yield compare(
+        f"remove-{database}",
+        f"Remove with {rows:,} rows in the error log, against a bare DELETE of them",
+        "ms",
+        found["ours"],
+        found["bare"],
+        goal="<= 1.5x",
+    )
+
+
+@benchmark("sync", "sync of 5,000 badge templates")
+def sync(options: Options) -> cabc.Iterator[Result]:
+    fake = Fake(options)
+    host = connect(_host(options, "sqlite", **fake.config))
+    seen: list[tuple[str, int]] = []
+
+    def note(_: object, cursor: t.Any, statement: str, *rest: object) -> None:
+        seen.append((statement, max(0, cursor.rowcount)))
+
+    event.listen(host.engine, "after_cursor_execute", note)
+
+    def load(**service: t.Any) -> float:
+        fake.ask("reset", templates=TEMPLATES, **service)
+        seen.clear()
+
+        with host.app.app_context():
+            return milliseconds(lambda: connection.sync_templates(host.state))()
+
+    for name, words, goal, service in (
+        ("first", "a first sync", "", {}),
+        ("second", f"a second after {RENAMED} were renamed", "", {"renamed": RENAMED}),
+    ):
+        took = load(**service)
+        written = [
+            rows
+            for statement, rows in seen
+            if re.match(r"(INSERT INTO|UPDATE) credly_template\b", statement)
+        ]
+        writes = sum(not each[0].startswith("SELECT") for each in seen)
+        goal = f"<= {RENAMED if service else TEMPLATES}"
+        yield compare(
+            f"sync/{name}",
+            f"rows of templates written by {words}, of {TEMPLATES:,}",
+            "rows",
+            float(sum(written)),
+            goal=goal,
+            note=f"{len(seen):,} statements, {writes:,} are writes; {took:,.0f} ms.",
+        )

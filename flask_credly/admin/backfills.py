@@ -1,0 +1,110 @@
+"""Issuing badges to members who completed a course before it was mapped."""
+
+from __future__ import annotations
+
+import logging
+import typing as t
+
+from flask import request
+from flask.typing import ResponseReturnValue
+
+from .. import connection
+from ..issuing import backfill
+from ..issuing import bell
+from ..ledger import backfills
+from ..ledger.backfills import Progress
+from ..settings import get_state
+from ..words import gettext
+from .answer import fragment
+from .answer import go_to
+from .answer import page
+from .answer import say
+from .answer import wants_fragment
+from .forms import Button
+from .mappings import gone
+from .window import in_the_way
+
+logger = logging.getLogger("flask_credly")
+
+SECONDS = 5.0
+"""For how long the page counts: a host may have more completions than that."""
+
+
+def ask_backfill(mapping_id: int) -> ResponseReturnValue:
+    """Show what a backfill would do."""
+    state = get_state()
+    mapping = connection.get_mapping(state.session, mapping_id)
+
+    if mapping is None or state.past_completions is None:
+        return gone()
+
+    found = None
+
+    try:
+        course = connection.course_of(mapping)
+        found = backfill.preview(state, course, seconds=SECONDS)
+    except Exception:
+        logger.exception("The @credly.past_completions hook failed.")
+
+    return page("credly/backfill.html", button=Button(), mapping=mapping, preview=found)
+
+
+def start_backfill(mapping_id: int) -> ResponseReturnValue:
+    """Begin."""
+    Button().is_valid()
+    state = get_state()
+    run_id = backfills.start(state.engine, mapping_id)
+
+    if run_id is None or state.past_completions is None:
+        return gone()
+
+    bell.ask_for_backfill(state)
+    return go_to("credly.show_backfill", run_id=run_id)
+
+
+def show_backfill(run_id: int) -> ResponseReturnValue:
+    """Show how far a backfill is."""
+    state = get_state()
+    connected = connection.get(state.session)
+    found = backfills.progress(state.session, run_id)
+
+    if connected is None or found is None:
+        return gone()
+
+    context: dict[str, t.Any] = {
+        "progress": found,
+        "quarter": _quarter(found),
+        "button": Button(),
+    }
+
+    if not wants_fragment():
+        return page("credly/backfilling.html", **{**in_the_way(connected), **context})
+
+    said = request.args.get("said", "")
+    return fragment(
+        "credly/_progress.html",
+        **context,
+        tell=not said.isdecimal() or int(said) != context["quarter"],
+    )
+
+
+def stop_backfill(run_id: int) -> ResponseReturnValue:
+    """Stop, and finish what is on its way."""
+    Button().is_valid()
+    state = get_state()
+    backfills.stop(state.engine, run_id)
+    found = backfills.progress(state.session, run_id)
+
+    if found is None:
+        return gone()
+
+    say(gettext("Stopped after %(number)s.", number=found.to_issue))
+    return go_to("credly.show_backfill", run_id=run_id)
+
+
+def _quarter(progress: Progress) -> int:
+    """Say how many quarters are done: a screen reader shall not read every number."""
+    if progress.is_over:
+        return 4
+
+    return min(3, 4 * progress.done // max(1, progress.to_issue))

@@ -1,0 +1,182 @@
+"""Asks the host who completed a course before, and records it."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import datetime as dt
+import itertools
+import logging
+import time
+import typing as t
+
+import sqlalchemy as sa
+
+from ..catalog import Completion
+from ..catalog import Course
+from ..catalog import Kind
+from ..catalog import read_completion
+from ..ledger import backfills
+from ..settings import State
+from . import bell
+from .profile import missing
+from .stopping import stopping
+
+logger = logging.getLogger("flask_credly")
+
+CHUNK = 500
+"""Completions that are recorded together."""
+
+
+@dataclasses.dataclass
+class Preview:
+    """What a backfill would do.
+
+    :param completed: Members who completed the course.
+    :param there: Those who have the badge, or for whom it is on its way.
+    :param failed: Those for whom it failed or was skipped before.
+    :param incomplete: Those without an address or a name.
+    :param whole: Whether all completions were looked at in the time given.
+    """
+
+    completed: int = 0
+    there: int = 0
+    failed: int = 0
+    incomplete: int = 0
+    whole: bool = True
+
+    @property
+    def to_issue(self) -> int:
+        """Badges that would be issued."""
+        return self.completed - self.there - self.failed - self.incomplete
+
+
+def read(
+    state: State, course: Course, since: dt.datetime | None
+) -> cabc.Iterator[Completion]:
+    """Ask the host, and check what it says.
+
+    :raises RuntimeError: There is no hook.
+    :raises TypeError: The hook yields something else than pairs of a member and a time.
+    :raises ValueError: A value cannot be used.
+    """
+    if state.past_completions is None:
+        raise RuntimeError(
+            "Flask-Credly does not know who completed a course. Register a function"
+            " that yields pairs of a Member and a time with"
+            " '@credly.past_completions'."
+        )
+
+    for found in state.past_completions(course, since):
+        try:
+            member, completed_at = found
+        except (TypeError, ValueError):
+            raise TypeError(
+                "@credly.past_completions must yield pairs of a Member and an aware"
+                " time."
+            ) from None
+
+        completion = read_completion(
+            member=member,
+            course_id=course.id,
+            kind=course.kind,
+            completed_at=completed_at,
+        )
+
+        if since is None or completion.completed_at >= since:
+            yield completion
+
+
+def preview(
+    state: State,
+    course: Course,
+    since: dt.datetime | None = None,
+    *,
+    seconds: float | None = None,
+) -> Preview:
+    """Count what a backfill would do.
+
+    :param seconds: How long to look. ``None``: to the end.
+    :raises TypeError: See :func:`read`; so are the others.
+    """
+    until = None if seconds is None else time.monotonic() + seconds
+    found = Preview()
+    seen: set[str] = set()
+
+    for chunk in _chunks(read(state, course, since)):
+        members = {each.member.id: each.member for each in chunk}
+        members = {id_: each for id_, each in members.items() if id_ not in seen}
+        seen.update(members)
+        known = backfills.states(state.session, course.kind, course.id, members)
+        found.completed += len(members)
+
+        for id_, member in members.items():
+            if id_ in known:
+                if known[id_] in ("failed", "cancelled"):
+                    found.failed += 1
+                else:
+                    found.there += 1
+            elif missing(member):
+                found.incomplete += 1
+
+        if until is not None and time.monotonic() > until:
+            found.whole = False
+            break
+
+    return found
+
+
+def run(state: State) -> None:
+    """Record what the host says, for every run that is due."""
+    while (taken := backfills.take(state.engine)) is not None:
+        try:
+            record(state, taken)
+        except Exception:
+            # The admin finds it on the run's page; the next one finds what is left.
+            logger.exception(
+                "The backfill of %s %r failed.", taken.kind, taken.course_id
+            )
+            backfills.finish(state.engine, taken.id, failed=True)
+        finally:
+            state.session.remove()
+
+        bell.ring(state, insist=True)
+
+
+def record(state: State, run: backfills.Run) -> None:
+    """Record what the host says, for one run that was taken up.
+
+    :raises TypeError: See :func:`read`; so are the others.
+    """
+    course = Course(run.course_id, run.course_title, t.cast(Kind, run.kind))
+    completions = read(state, course, run.since)
+
+    if _reading_blocks_writing(state.engine):
+        completions = iter(list(completions))
+
+    for chunk in _chunks(completions):
+        whole = [each for each in chunk if not missing(each.member)]
+        incomplete = len(chunk) - len(whole)
+
+        if not backfills.add(state.engine, run, whole, incomplete=incomplete):
+            return
+
+        if stopping.is_set():
+            # Another worker takes it up.
+            return
+
+    backfills.finish(state.engine, run.id)
+
+
+def _chunks(completions: cabc.Iterator[Completion]) -> cabc.Iterator[list[Completion]]:
+    while chunk := list(itertools.islice(completions, CHUNK)):
+        yield chunk
+
+
+def _reading_blocks_writing(engine: sa.Engine) -> bool:
+    """Whether the host's query, while it is read, would keep our commits waiting."""
+    if engine.dialect.name != "sqlite":
+        return False
+
+    with engine.connect() as connection:
+        return connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal"

@@ -1,0 +1,304 @@
+"""Runs that record the past completions of a course.
+
+What a crash leaves half done is taken up again: a run's own row says that it is due,
+and the unique key of the ledger skips what was recorded before.
+"""
+
+from __future__ import annotations
+
+import collections
+import collections.abc as cabc
+import dataclasses
+import datetime as dt
+import typing as t
+
+import sqlalchemy as sa
+
+from ..catalog import Completion
+from ..models import Attempt
+from ..models import Backfill
+from ..models import Connection
+from ..models import CONNECTION_ID
+from ..models import Issuance
+from ..models import Mapping
+from ..models import Template
+from . import clock
+from .paging import Session
+from .record import insert_all
+from .transaction import in_transaction
+
+LEASE = dt.timedelta(minutes=2)
+"""After which another worker takes up a run that nothing was heard of."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that this worker has taken up."""
+
+    id: int
+    kind: str
+    course_id: str
+    course_title: str
+    since: dt.datetime | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    :param to_issue: Badges that it added to the ledger.
+    :param failed: Among them those that could not be issued, or were skipped.
+    """
+
+    run: Backfill
+    to_issue: int
+    issued: int
+    failed: int
+
+    @property
+    def done(self) -> int:
+        """How many need nothing more."""
+        return self.issued + self.failed
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen."""
+        return self.run.state != "recording" and self.done == self.to_issue
+
+
+@in_transaction
+def start(
+    connection: sa.Connection, mapping_id: int, since: dt.datetime | None = None
+) -> int | None:
+    """Begin a run for a mapping's course. A worker does the rest.
+
+    :param since: Only completions from then on.
+    :return: The run's number, or ``None`` if the mapping is gone.
+    """
+    # The lock keeps two clicks from beginning two.
+    connection.execute(sa.update(Connection).values(id=CONNECTION_ID))
+    mapping = connection.execute(
+        sa.select(
+            Mapping.connection_id,
+            Mapping.kind,
+            Mapping.course_id,
+            Mapping.course_title,
+        ).where(Mapping.id == mapping_id)
+    ).one_or_none()
+
+    if mapping is None:
+        return None
+
+    recording = connection.scalar(
+        sa.select(Backfill.id).where(
+            Backfill.state == "recording",
+            Backfill.kind == mapping.kind,
+            Backfill.course_id == mapping.course_id,
+        )
+    )
+
+    if recording is not None:
+        return recording
+
+    now = clock.now(connection)
+    added = connection.execute(
+        sa.insert(Backfill).values(
+            **mapping._mapping,
+            since=since,
+            started_at=now,
+            due_at=now,
+            state="recording",
+        )
+    )
+    assert added.inserted_primary_key is not None
+    return t.cast(int, added.inserted_primary_key[0])
+
+
+def any_due(engine: sa.Engine) -> bool:
+    """Whether a run waits for a worker."""
+    with engine.connect() as connection:
+        due = _due(clock.now(connection)).limit(1)
+        return connection.scalar(due) is not None
+
+
+def _due(now: dt.datetime) -> sa.Select[int]:
+    return sa.select(Backfill.id).where(Backfill.due_at <= now).order_by(Backfill.id)
+
+
+@in_transaction
+def take(connection: sa.Connection) -> Run | None:
+    """Take up a run that is due, from its beginning."""
+    now = clock.now(connection)
+
+    for id_ in connection.scalars(_due(now)).all():
+        taken = connection.execute(
+            sa.update(Backfill)
+            .where(Backfill.id == id_, Backfill.due_at <= now)
+            .values(due_at=now + LEASE, completed=0, incomplete=0)
+        ).rowcount
+
+        if taken:
+            found = connection.execute(
+                sa.select(
+                    Backfill.id,
+                    Backfill.kind,
+                    Backfill.course_id,
+                    Backfill.course_title,
+                    Backfill.since,
+                ).where(Backfill.id == id_)
+            ).one()
+            return Run(**found._mapping)
+
+    return None
+
+
+@in_transaction
+def add(
+    connection: sa.Connection,
+    run: Run,
+    completions: cabc.Sequence[Completion],
+    *,
+    incomplete: int,
+) -> bool:
+    """Record some completions, but for those that are in the ledger already.
+
+    :param incomplete: How many more were read that cannot be issued.
+    :return: Whether to go on.
+    """
+    now = clock.now(connection)
+    goes_on = connection.execute(
+        sa.update(Backfill)
+        .where(Backfill.id == run.id, Backfill.state == "recording")
+        .values(
+            due_at=now + LEASE,
+            completed=Backfill.completed + len(completions) + incomplete,
+            incomplete=Backfill.incomplete + incomplete,
+        )
+    ).rowcount
+
+    if not goes_on:
+        return False
+
+    mapped = connection.execute(
+        sa.select(
+            Connection.organization_id,
+            Template.id.label("template_id"),
+            Template.name.label("badge_name"),
+        )
+        .select_from(Mapping)
+        .join(Template, Template.id == Mapping.template_id)
+        .join(Connection, Connection.id == Mapping.connection_id)
+        .where(Mapping.kind == run.kind, Mapping.course_id == run.course_id)
+    ).one_or_none()
+
+    if mapped is None:
+        _end(connection, run.id, "stopped")
+        return False
+
+    common = {
+        **mapped._mapping,
+        "kind": run.kind,
+        "course_id": run.course_id,
+        "recorded_at": now,
+        "due_at": now,
+        "bulk": True,
+        "backfill_id": run.id,
+    }
+    rows = [
+        {
+            **common,
+            "member_id": each.member.id,
+            "email": each.member.email,
+            "first_name": each.member.first_name,
+            "last_name": each.member.last_name,
+            "completed_at": each.completed_at,
+        }
+        for each in completions
+    ]
+
+    if rows:
+        insert_all(connection, rows)
+
+    return True
+
+
+@in_transaction
+def finish(connection: sa.Connection, run_id: int, *, failed: bool = False) -> None:
+    """Note that all was recorded, or that it could not be."""
+    _end(connection, run_id, "failed" if failed else "recorded")
+
+
+@in_transaction
+def stop(connection: sa.Connection, run_id: int) -> int:
+    """Take back what was not begun. What is on its way is finished.
+
+    :return: How many badges were taken back.
+    """
+    _end(connection, run_id, "stopped")
+    # The rows go, so that a later run finds these members again.
+    waiting = (
+        Issuance.backfill_id == run_id,
+        Issuance.state == "pending",
+        Issuance.attempts == 0,
+        Issuance.maybe_issued.is_(False),
+    )
+    ids = sa.select(Issuance.id).where(*waiting)
+    connection.execute(sa.delete(Attempt).where(Attempt.issuance_id.in_(ids)))
+    return connection.execute(sa.delete(Issuance).where(*waiting)).rowcount
+
+
+def _end(connection: sa.Connection, run_id: int, state: str) -> None:
+    connection.execute(
+        sa.update(Backfill)
+        .where(Backfill.id == run_id, Backfill.state == "recording")
+        .values(state=state, due_at=None)
+    )
+    connection.execute(
+        sa.update(Backfill)
+        .where(Backfill.id == run_id, Backfill.state == "recorded")
+        .values(state=state)
+    )
+
+
+def progress(session: Session, run_id: int) -> Progress | None:
+    """Count how far a run is."""
+    run = session.get(Backfill, run_id, populate_existing=True)
+    return _progress(session, run) if run else None
+
+
+def under_way(session: Session) -> list[Progress]:
+    """Get the latest runs that are not over yet, latest first."""
+    latest = session.scalars(sa.select(Backfill).order_by(Backfill.id.desc()).limit(5))
+    found = [_progress(session, run) for run in latest]
+    return [each for each in found if not each.is_over]
+
+
+def _progress(session: Session, run: Backfill) -> Progress:
+    counted = session.execute(
+        sa.select(Issuance.state, sa.func.count())
+        .where(Issuance.backfill_id == run.id)
+        .group_by(Issuance.state)
+    )
+    count: collections.Counter[str] = collections.Counter(
+        {state: number for state, number in counted}
+    )
+    return Progress(
+        run=run,
+        to_issue=count.total(),
+        issued=count["issued"] + count["held"],
+        failed=count["failed"] + count["cancelled"],
+    )
+
+
+def states(
+    session: Session, kind: str, course_id: str, member_ids: cabc.Collection[str]
+) -> dict[str, str]:
+    """Get what the ledger has for some members and a course: state by member."""
+    found = session.execute(
+        sa.select(Issuance.member_id, Issuance.state).where(
+            Issuance.kind == kind,
+            Issuance.course_id == course_id,
+            Issuance.member_id.in_(member_ids),
+        )
+    )
+    return {member_id: state for member_id, state in found}

@@ -1,0 +1,454 @@
+"""Badges for members who completed a course before it was mapped."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import datetime as dt
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+from click.testing import Result
+from conftest import a_member
+from conftest import connect
+from conftest import Connected
+from conftest import every_database
+from conftest import Host
+from conftest import MakeHost
+from test_pages import Browser
+from test_pages import text_of
+
+from flask_credly import connection
+from flask_credly import Course
+from flask_credly import jobs
+from flask_credly import Member
+from flask_credly.issuing import backfill
+from flask_credly.issuing.stopping import stopping
+from flask_credly.ledger import backfills
+from flask_credly.models import Backfill
+from flask_credly.models import Issuance
+from flask_credly.models import Mapping
+from flask_credly.testing import CredlySimulator
+
+WINDOW = "/integrations/credly"
+DAY = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)
+
+Pairs = list[tuple[Member, dt.datetime]]
+
+
+@dataclasses.dataclass
+class School:
+    """A host that knows who completed a course."""
+
+    host: Host
+    credly: CredlySimulator
+    past: Pairs
+    asked: list[tuple[Course, dt.datetime | None]]
+
+    def graduate(self, *ids: str, at: dt.datetime = DAY, **changes: str) -> None:
+        for id_ in ids:
+            self.past.append((dataclasses.replace(a_member(id_), **changes), at))
+
+    def mapping_id(self) -> int:
+        return self.host.db.session.scalars(sa.select(Mapping.id)).one()
+
+    def start(self) -> int:
+        started = backfills.start(self.host.state.engine, self.mapping_id())
+        assert started is not None
+        return started
+
+    def preview(self) -> tuple[int, ...]:
+        found = backfill.preview(self.host.state, Course("py-101", "Python 101"))
+        return (
+            found.completed,
+            found.there,
+            found.failed,
+            found.incomplete,
+            found.to_issue,
+        )
+
+    def progress(self, run_id: int) -> tuple[str, int, int, int]:
+        self.host.db.session.rollback()
+        found = backfills.progress(self.host.db.session, run_id)
+        assert found is not None
+        return found.run.state, found.to_issue, found.issued, found.failed
+
+    def flask(self, *arguments: str) -> Result:
+        return self.host.app.test_cli_runner().invoke(args=["credly", *arguments])
+
+    def states(self) -> dict[str, str]:
+        return {row.member_id: row.state for row in self.host.rows()}
+
+
+@pytest.fixture
+def school(make_host: MakeHost, credly: CredlySimulator) -> cabc.Iterator[School]:
+    past: Pairs = []
+    asked: list[tuple[Course, dt.datetime | None]] = []
+
+    def past_completions(course: Course, since: dt.datetime | None) -> t.Any:
+        asked.append((course, since))
+        yield from past
+
+    host = make_host(past_completions=past_completions)
+
+    with host.app.app_context():
+        connect(host, credly)
+        yield School(host, credly, past, asked)
+
+
+@every_database
+def test_those_who_completed_before_get_their_badge_once(school: School) -> None:
+    school.graduate("1", "2")
+    school.host.complete("2")
+    school.host.drain()
+    assert school.preview() == (2, 1, 0, 0, 1)
+
+    run_id = school.start()
+    jobs.backfill()
+    assert school.progress(run_id) == ("recorded", 1, 0, 0)
+
+    school.host.drain()
+    assert school.progress(run_id) == ("recorded", 1, 1, 0)
+    (badge,) = [
+        each
+        for each in school.credly.badges
+        if each["recipient_email"] == "member-1@example.org"
+    ]
+    assert badge["issued_at"].startswith("2026-05-01T12:00:00")
+    assert len(school.credly.badges) == 2
+
+    # Once more adds nothing.
+    school.start()
+    jobs.backfill()
+    school.host.drain()
+    assert len(school.host.rows()) == len(school.credly.badges) == 2
+
+
+@every_database
+def test_more_than_a_chunk_is_recorded(school: School) -> None:
+    school.graduate(*(str(number) for number in range(1203)))
+    school.start()
+    jobs.backfill()
+
+    assert len(school.host.rows()) == 1203
+    assert {row.bulk for row in school.host.rows()} == {True}
+
+
+def test_a_member_without_a_name_is_left_out_and_said(school: School) -> None:
+    school.graduate("1")
+    school.graduate("2", last_name="")
+    school.graduate("3", email=" ")
+    assert school.preview() == (3, 0, 0, 2, 1)
+
+    run_id = school.start()
+    jobs.backfill()
+    school.host.drain()
+    found = backfills.progress(school.host.db.session, run_id)
+
+    assert found is not None
+    assert (found.run.completed, found.run.incomplete) == (3, 2)
+    assert school.states() == {"1": "issued"}
+    assert school.host.log() == []
+
+
+def test_what_failed_before_is_left_to_a_retry(school: School) -> None:
+    school.graduate("1")
+    body = {"data": {"message": "Example refusal"}, "metadata": None}
+    school.credly.fail("issue", times=2, status=422, body=body)
+    school.host.complete("1")
+    school.host.drain(2)
+
+    assert school.preview() == (1, 0, 1, 0, 0)
+    school.start()
+    jobs.backfill()
+    assert school.states() == {"1": "failed"}
+
+
+def test_completions_that_come_in_do_not_wait_for_a_backfill(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    past = [(a_member(str(number)), DAY) for number in range(40)]
+    host = make_host(past_completions=lambda *_: past, CREDLY_CONCURRENCY=1)
+
+    with host.app.app_context():
+        connect(host, credly)
+        mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
+        backfills.start(host.state.engine, mapping_id)
+        jobs.backfill()
+        host.complete("new")
+        host.drain()
+
+    first = credly.badges[0]["recipient_email"]
+    assert first == "member-new@example.org"
+    assert len(credly.badges) == 41
+
+
+def test_a_run_is_stopped(school: School) -> None:
+    school.graduate("1", "2", "3")
+    run_id = school.start()
+    jobs.backfill()
+    session = school.host.db.session
+    session.execute(
+        sa.update(Issuance)
+        .where(Issuance.member_id == "1")
+        .values(state="sending", attempts=1, maybe_issued=True, lease="x")
+    )
+    session.commit()
+
+    assert backfills.stop(school.host.state.engine, run_id) == 2
+    assert school.states() == {"1": "sending"}
+    assert school.progress(run_id) == ("stopped", 1, 0, 0)
+
+    # Nobody is lost to a later run.
+    assert school.preview() == (3, 1, 0, 0, 2)
+
+
+def test_a_stop_ends_the_recording(school: School) -> None:
+    school.graduate(*(str(number) for number in range(2000)))
+    run_id = school.start()
+    reading = school.host.credly._past_completions
+    assert reading is not None
+    engine = school.host.state.engine
+
+    def stopped_midway(course: Course, since: dt.datetime | None) -> t.Any:
+        for number, each in enumerate(school.past):
+            if number == 1200:
+                backfills.stop(engine, run_id)
+
+            yield each
+
+    state = dataclasses.replace(school.host.state, past_completions=stopped_midway)
+    # On WAL the host is read while the ledger is written.
+    with engine.connect() as connected:
+        connected.exec_driver_sql("PRAGMA journal_mode = wal")
+
+    backfill.run(state)
+
+    assert school.states() == {}
+    assert school.progress(run_id)[0] == "stopped"
+
+
+@every_database
+def test_a_run_goes_on_after_a_crash(school: School) -> None:
+    school.graduate(*(str(number) for number in range(700)))
+    run_id = school.start()
+    taken = backfills.take(school.host.state.engine)
+    assert taken is not None
+
+    def dies(course: Course, since: dt.datetime | None) -> t.Any:
+        yield from school.past[:600]
+        raise SystemExit
+
+    state = dataclasses.replace(school.host.state, past_completions=dies)
+
+    if school.host.state.engine.dialect.name == "sqlite":
+        with school.host.state.engine.connect() as connected:
+            connected.exec_driver_sql("PRAGMA journal_mode = wal")
+
+    with pytest.raises(SystemExit):
+        backfill.record(state, taken)
+
+    assert school.progress(run_id) == ("recording", 500, 0, 0)
+    assert not backfills.any_due(school.host.state.engine)
+
+    # Its lease runs out
+    session = school.host.db.session
+    session.execute(sa.update(Backfill).values(due_at=DAY))
+    session.commit()
+    assert backfills.any_due(school.host.state.engine)
+    jobs.backfill()
+
+    assert school.progress(run_id) == ("recorded", 700, 0, 0)
+    run = session.get(Backfill, run_id)
+    assert run is not None and run.completed == 700
+
+
+def test_a_worker_told_to_stop_leaves_a_run_to_the_next(school: School) -> None:
+    school.graduate(*(str(number) for number in range(700)))
+    run_id = school.start()
+    stopping.set()
+
+    try:
+        jobs.backfill()
+    finally:
+        stopping.clear()
+
+    assert school.progress(run_id) == ("recording", 500, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        pytest.param(["no pair"], id="no-pair"),
+        pytest.param([(a_member(), "yesterday")], id="no-time"),
+        pytest.param([("Ada", DAY)], id="no-member"),
+    ],
+)
+def test_a_hook_that_fails_is_said(
+    make_host: MakeHost,
+    credly: CredlySimulator,
+    caplog: pytest.LogCaptureFixture,
+    wrong: list[t.Any],
+) -> None:
+    host = make_host(past_completions=lambda *_: [(a_member("1"), DAY), *wrong])
+
+    with host.app.app_context():
+        connect(host, credly)
+        mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
+        run_id = backfills.start(host.state.engine, mapping_id)
+        jobs.backfill()
+        browser = Browser(host.app)
+        assert "The backfill of course 'py-101' failed." in caplog.text
+        assert "could not be read to the end" in text_of(
+            browser.get(f"{WINDOW}/backfills/{run_id}")
+        )
+        assert "could not be read." in text_of(
+            browser.get(f"{WINDOW}/mappings/{mapping_id}/backfill")
+        )
+
+
+def test_two_clicks_begin_one_run(school: School) -> None:
+    school.graduate("1")
+
+    assert school.start() == school.start()
+
+
+def test_remove_ends_a_run(school: School) -> None:
+    school.graduate("1")
+    school.start()
+    jobs.backfill()
+    connection.remove(school.host.state)
+    jobs.backfill()
+
+    assert school.states() == {}
+    assert school.host.db.session.scalars(sa.select(Backfill)).all() == []
+
+
+def test_a_mapping_that_is_removed_ends_a_run(school: School) -> None:
+    school.graduate("1")
+    run_id = school.start()
+    connection.remove_mapping(school.host.state, school.mapping_id())
+    jobs.backfill()
+
+    assert school.progress(run_id) == ("stopped", 0, 0, 0)
+
+
+# The command
+
+
+def test_the_command_heals_what_was_never_signalled(school: School) -> None:
+    school.graduate("1", at=DAY)
+    school.graduate("2", at=DAY + dt.timedelta(days=30))
+    counted = school.flask("backfill", "--dry-run")
+    assert counted.exit_code == 0
+    assert counted.output == (
+        "Python 101: 2 completed, 0 have the badge, 0 failed before, 0 lack an address"
+        " or name, 2 to issue.\n"
+    )
+    assert school.states() == {}
+
+    # What the host yields too much is left out.
+    assert school.flask("backfill", "--since", "2026-05-15").exit_code == 0
+    assert school.asked[-1][1] == dt.datetime(2026, 5, 15, tzinfo=dt.UTC)
+    assert school.states() == {"2": "pending"}
+
+    assert "1 have the badge" in school.flask("backfill").output
+    assert school.states() == {"1": "pending", "2": "pending"}
+
+
+def test_the_command_is_for_mapped_courses(school: School) -> None:
+    found = school.flask("backfill", "--course", "sql")
+
+    assert found.exit_code == 1
+    assert "No such course is mapped." in found.output
+
+
+def test_the_command_says_what_to_write(connected: Connected) -> None:
+    runner = connected.host.app.test_cli_runner()
+    found = runner.invoke(args=["credly", "backfill"])
+
+    assert found.exit_code == 1
+    assert "'@credly.past_completions'" in found.output
+
+
+# The pages
+
+
+def test_the_page_counts_starts_shows_and_stops(school: School) -> None:
+    school.graduate("1", "2")
+    school.graduate("3", first_name="")
+    browser = Browser(school.host.app)
+    path = f"{WINDOW}/mappings/{school.mapping_id()}/backfill"
+    assert f'href="{path}"' in browser.get(WINDOW).text
+
+    shown = " ".join(text_of(browser.get(path)).split())
+    assert "Completed 3" in shown
+    assert "Cannot be issued 1: no e-mail address, first name or last name" in shown
+    assert "Issue 2 badges" in shown
+
+    started = browser.post(path, page=path)
+    assert started.status_code == 303
+    place = started.location
+    assert "Looking for members" in text_of(browser.get(place))
+    jobs.backfill()
+    assert "0 of 2 done, 0 failed" in text_of(browser.get(place))
+    assert "0 of 2 done" in text_of(browser.get(WINDOW))
+
+    school.host.drain()
+    assert "Finished: 2 issued, 0 failed." in text_of(browser.get(place))
+    assert "of 2 done" not in text_of(browser.get(WINDOW))
+    assert "Nothing to issue." in text_of(browser.get(path))
+
+    school.graduate("4")
+    place = browser.post(path, page=path).location
+    jobs.backfill()
+    stopped = browser.post(f"{place}/stop", page=place)
+    assert "Stopped after 0." in text_of(browser.get(stopped.location))
+    assert school.states() == {"1": "issued", "2": "issued"}
+
+
+def test_progress_is_read_out_by_quarters(school: School) -> None:
+    school.graduate(*"12345678")
+    browser = Browser(school.host.app)
+    run_id = school.start()
+    jobs.backfill()
+    hx = {"HX-Request": "true"}
+    place = f"{WINDOW}/backfills/{run_id}"
+    assert "hx-swap-oob" not in browser.get(f"{place}?said=0", headers=hx).text
+
+    session = school.host.db.session
+    some = sa.select(Issuance.id).limit(5)
+    session.execute(
+        sa.update(Issuance)
+        .where(Issuance.id.in_(session.scalars(some).all()))
+        .values(state="issued", due_at=None)
+    )
+    session.commit()
+    part = browser.get(f"{place}?said=0", headers=hx)
+    assert "50 % done" in text_of(part)
+    assert 'hx-swap-oob="innerHTML"' in part.text
+    assert "said=2" in part.text
+
+
+def test_a_host_without_the_hook_is_not_offered_it(
+    connected: Connected,
+) -> None:
+    browser = Browser(connected.host.app)
+    (mapping,) = connection.list_mappings(connected.host.db.session)
+    assert "Earlier completions" not in browser.get(WINDOW).text
+    found = browser.get(f"{WINDOW}/mappings/{mapping.id}/backfill")
+    assert found.status_code == 303
+
+
+def test_a_host_with_too_many_is_not_counted_to_the_end(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flask_credly.admin.backfills.SECONDS", 0)
+    school.graduate(*(str(number) for number in range(600)))
+    browser = Browser(school.host.app)
+    path = f"{WINDOW}/mappings/{school.mapping_id()}/backfill"
+    shown = text_of(browser.get(path))
+
+    assert "More than 500" in shown
+    assert "All of them are issued." in shown
