@@ -109,7 +109,7 @@ class Connection(Base):
     """
     connected_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
     checked_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
-    """When Credly last accepted these credentials for a connect, test or sync."""
+    """When Credly last accepted or refused these credentials, apart from badges."""
     templates_synced_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     templates_failed_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When the list could not be loaded. Null once it was."""

@@ -1540,6 +1540,20 @@ def test_a_long_list_is_searched(
     assert site.mappings() == [("SQL basics", "Badge 123")]
 
 
+def test_tables_are_exported(make_site: MakeSite, open_page: OpenPage) -> None:
+    site = make_site()
+    site.fill()
+
+    for place, name in (("badges", "credly-badges"), ("errors", "credly-error-log")):
+        page = open_page(site, f"{WINDOW}/{place}")
+
+        with page.expect_download() as download:
+            click(page, "Export as CSV", "link")
+
+        assert download.value.suggested_filename == f"{name}.csv"
+        assert "member-7@example.org" in download.value.path().read_text("utf-8-sig")
+
+
 def test_an_admin_tries_a_mapping(make_site: MakeSite, open_page: OpenPage) -> None:
     site = make_site()
     site.connect()

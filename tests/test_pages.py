@@ -7,6 +7,7 @@ import html
 import html.parser
 import re
 import typing as t
+import wsgiref.validate
 
 import pytest
 import sqlalchemy as sa
@@ -22,6 +23,7 @@ from flask import Response
 from flask.testing import FlaskClient
 from flask_sqlalchemy import SQLAlchemy
 from flask_wtf import CSRFProtect
+from werkzeug.test import Client
 from werkzeug.test import TestResponse
 
 from flask_credly import connection
@@ -853,6 +855,18 @@ def rules(app: Flask) -> list[tuple[str, str]]:
         if rule.rule.startswith("/integrations")
         for method in (rule.methods or set()) - {"OPTIONS", "HEAD"}
     ]
+
+
+def test_every_answer_is_what_a_server_may_send(
+    mapped: tuple[Browser, Connected, int],
+) -> None:
+    # The test client is lenient.
+    app = mapped[1].host.app
+    client = Client(wsgiref.validate.validator(app.wsgi_app))
+
+    for method, path in rules(app):
+        if method == "GET":
+            assert client.get(path, buffered=True).status_code in (200, 303, 404)
 
 
 class TestGuard:

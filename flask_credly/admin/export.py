@@ -17,13 +17,12 @@ def csv_file(name: str, header: list[str], rows: cabc.Iterable[list[str]]) -> Re
     response = Response(
         stream_with_context(_lines(header, rows)),
         mimetype="text/csv",
-        direct_passthrough=True,
     )
     response.headers["Content-Disposition"] = f'attachment; filename="{name}.csv"'
     return response
 
 
-def _lines(header: list[str], rows: cabc.Iterable[list[str]]) -> cabc.Iterator[str]:
+def _lines(header: list[str], rows: cabc.Iterable[list[str]]) -> cabc.Iterator[bytes]:
     buffer = io.StringIO()
     writer = csv.writer(buffer)
     # Without the mark a spreadsheet takes the file for Latin-1.
@@ -39,11 +38,11 @@ def _lines(header: list[str], rows: cabc.Iterable[list[str]]) -> cabc.Iterator[s
     yield _take(buffer)
 
 
-def _take(buffer: io.StringIO) -> str:
+def _take(buffer: io.StringIO) -> bytes:
     text = buffer.getvalue()
     buffer.seek(0)
     buffer.truncate()
-    return text
+    return text.encode()
 
 
 def _harmless(value: str) -> str:

@@ -8,8 +8,10 @@ from flask import request
 from flask.typing import ResponseReturnValue
 
 from .. import connection
+from ..ledger import issuances
 from ..ledger import log
 from ..ledger.paging import Page
+from ..models import Connection
 from ..models import LogEntry
 from ..settings import get_state
 from ..words import gettext
@@ -24,15 +26,31 @@ class Fold:
 
     :param entry: The newest of them.
     :param first: The oldest.
+    :param solved: Whether there is nothing to do any more.
     """
 
     entry: LogEntry
     first: LogEntry
     times: int = 1
+    solved: bool = False
 
 
-def fold(found: Page[LogEntry]) -> list[Fold]:
-    """Put entries that say the same together."""
+def fold(found: Page[LogEntry], connected: Connection) -> list[Fold]:
+    """Put entries that say the same together, and mark what was mended since."""
+    folds = _fold(found)
+    ids = {each.entry.issuance_id for each in folds if each.entry.issuance_id}
+    solved = issuances.solved(get_state().session, ids) if ids else set()
+
+    for each in folds:
+        if each.entry.error == log.CONNECTION_EXPIRED:
+            each.solved = not connected.expired
+        else:
+            each.solved = each.entry.issuance_id in solved
+
+    return folds
+
+
+def _fold(found: Page[LogEntry]) -> list[Fold]:
     folds: list[Fold] = []
 
     for entry in found.rows:
@@ -54,7 +72,7 @@ def errors() -> ResponseReturnValue:
     """Show one page."""
     session = get_state().session
 
-    if connection.get(session) is None:
+    if (connected := connection.get(session)) is None:
         return go_to("credly.show")
 
     error, text = _filter()
@@ -68,7 +86,7 @@ def errors() -> ResponseReturnValue:
     return page(
         "credly/errors.html",
         log=found,
-        folds=fold(found),
+        folds=fold(found, connected),
         error=error,
         text=text,
         errors=log.ERRORS,

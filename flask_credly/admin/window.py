@@ -72,7 +72,7 @@ def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
         "credly/window.html",
         status,
         log=latest,
-        folds=fold(latest),
+        folds=fold(latest, connected),
         backfills=backfills.under_way(state.session),
         **in_the_way(connected),
         **mappings.section(rows),

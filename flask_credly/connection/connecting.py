@@ -130,12 +130,20 @@ def check(state: State) -> None:
         try:
             _list_first(state, client, gate.generation)
         except (Refused, Unauthorized, ConnectionExpired) as e:
+            _note_check(state.engine, gate.generation)
             raise NotVerified(e.detail, status=e.status) from None
         except CredlyError as e:
             raise CouldNotVerify(e.detail, status=e.status) from None
 
     _revive(state.engine, gate.generation)
     bell.ring(state)
+
+
+@in_transaction
+def _note_check(connection: sa.Connection, generation: str) -> None:
+    now = clock.now(connection)
+    this = sa.update(Connection).where(Connection.generation == generation)
+    connection.execute(this.values(checked_at=now))
 
 
 @in_transaction

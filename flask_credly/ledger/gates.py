@@ -193,14 +193,14 @@ def expire(connection: sa.Connection, generation: str) -> bool:
 
     :return: Whether this call closed it.
     """
+    now = clock.now(connection)
     closed = connection.execute(
         sa.update(Connection)
         .where(Connection.generation == generation, Connection.expired.is_(False))
-        .values(expired=True, token=None, token_fetch_until=None)
+        .values(checked_at=now, expired=True, token=None, token_fetch_until=None)
     ).rowcount
 
     if closed:
-        now = clock.now(connection)
         log.write(connection, now, log.CONNECTION_EXPIRED, log.EXPIRED_DETAILS)
 
     return bool(closed)

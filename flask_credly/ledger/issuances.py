@@ -63,13 +63,28 @@ class Filter:
             query = query.where(Issuance.id == self.id)
 
         if self.text:
-            columns = (Issuance.email, Issuance.first_name, Issuance.last_name)
-            begins = [
-                column.istartswith(self.text, autoescape=True) for column in columns
-            ]
-            query = query.where(sa.or_(Issuance.member_id == self.text, *begins))
+            query = query.where(sa.or_(*_names(self.text)))
 
         return query
+
+
+def _names(text: str) -> list[sa.ColumnElement[bool]]:
+    """What a member that is searched for may be named by."""
+
+    def begins(column: t.Any, text: str) -> sa.ColumnElement[bool]:
+        found: sa.ColumnElement[bool] = column.istartswith(text, autoescape=True)
+        return found
+
+    columns = (Issuance.email, Issuance.first_name, Issuance.last_name)
+    words = text.split()
+    found = [Issuance.member_id == text, *(begins(column, text) for column in columns)]
+
+    for number in range(1, len(words)):
+        first, last = " ".join(words[:number]), " ".join(words[number:])
+        whole = (begins(Issuance.first_name, first), begins(Issuance.last_name, last))
+        found.append(sa.and_(*whole))
+
+    return found
 
 
 def page(
@@ -83,6 +98,22 @@ def page(
     """Get one page."""
     query = wanted.select()
     return fetch(session, query, Issuance.id, before=before, after=after, size=size)
+
+
+def solved(session: Session, ids: cabc.Collection[int]) -> set[int]:
+    """Get those of some rows whose badge is there by now."""
+    found = session.scalars(
+        sa.select(Issuance.id).where(
+            Issuance.id.in_(ids), Issuance.state.in_(("issued", "held"))
+        )
+    )
+    return set(found)
+
+
+def any_failed(session: Session) -> bool:
+    """Whether a badge has failed."""
+    failed = sa.select(Issuance.id).where(Issuance.state == "failed").limit(1)
+    return session.scalar(failed) is not None
 
 
 def every(engine: sa.Engine, wanted: Filter) -> cabc.Iterator[Issuance]:

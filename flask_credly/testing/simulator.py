@@ -9,6 +9,7 @@ import collections.abc as cabc
 import copy
 import dataclasses
 import datetime as dt
+import html
 import json
 import random
 import re
@@ -231,8 +232,14 @@ class CredlySimulator:
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> cabc.Iterable[bytes]:
         call = serving.read_environ(environ)
-        is_control = call.path.startswith("/_simulator/")
-        reply = self._control(call) if is_control else self._handle(call)
+
+        if call.path.startswith("/_simulator/"):
+            reply = self._control(call)
+        elif call.path.startswith("/badges/"):
+            reply = self._public_page(call.path.removeprefix("/badges/"))
+        else:
+            reply = self._handle(call)
+
         return serving.send_wsgi(reply, environ, start_response)
 
     def serve(self, host: str = "127.0.0.1", port: int = 0) -> serving.SimulatorServer:
@@ -1090,6 +1097,26 @@ class CredlySimulator:
             return json_reply(400, {"error": str(error)})
 
         return json_reply(200, {"ok": True})
+
+    def _public_page(self, badge_id: str) -> Reply:
+        """Show a badge to a browser, as Credly's site does."""
+        for badge in self.badges:
+            if badge["id"] == badge_id:
+                name = html.escape(badge["badge_template"]["name"])
+                first, last = (
+                    badge["issued_to_first_name"],
+                    badge["issued_to_last_name"],
+                )
+                person = html.escape(f"{first} {last}")
+                page = (
+                    '<!doctype html><html lang="en"><meta charset="utf-8">'
+                    f"<title>{name}</title><h1>{name}</h1><p>Issued to {person} by the"
+                    " simulator that stands in for Credly.</p></html>"
+                )
+                content = {"Content-Type": "text/html; charset=utf-8"}
+                return Reply(200, page.encode(), content)
+
+        return json_reply(404, {"error": "There is no such badge."})
 
     def _report(self) -> Row:
         with self._lock:
