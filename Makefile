@@ -3,11 +3,12 @@
 # make bench   measure what it costs, beside peers, and write docs/benchmark.json
 # make storm   the long storm: real processes killed at random, ten seeds, two databases
 # make docs    write the pages that are made from the code
+# make words   gather the texts that can be translated
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist worksteal
 
-.PHONY: demo test check bench storm docs format clean
+.PHONY: demo test check bench storm docs words format clean
 
 demo: .venv/ready
 	@exec $(BIN)/python -m example_app $(DEMO_ARGS)
@@ -30,6 +31,9 @@ storm: .venv/ready
 docs: .venv/ready
 	$(BIN)/python -m tests.decisions > docs/decisions.md
 	CREDLY_TEST_SCREENSHOTS=docs $(BIN)/pytest -q tests/test_browser.py -k for_the_readme
+
+words: .venv/ready
+	$(BIN)/python -m tests.catalogue
 
 format: .venv/ready
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,9 @@
 (function () {
   "use strict";
 
+  // All words stand in the templates, where they are translated.
+  const words = () => document.getElementById("credly-flash").dataset;
+
   const inside = (element) => element.closest?.("[data-credly]");
 
   // Times in the reader's zone. UTC stays as the tooltip.
@@ -23,7 +26,7 @@
       const button = document.createElement("button");
       button.type = "button";
       button.className = "credly-button credly-show";
-      button.textContent = "Show";
+      button.textContent = words().show;
       button.setAttribute("aria-pressed", "false");
       button.setAttribute("aria-controls", input.id);
       button.addEventListener("click", () => {
@@ -47,11 +50,11 @@
       const text = value.textContent.trim();
       button.type = "button";
       button.className = "credly-button credly-copy";
-      button.textContent = "Copy";
-      button.setAttribute("aria-label", `Copy ${value.dataset.credlyCopy}`);
+      button.textContent = words().copy;
+      button.setAttribute("aria-label", value.dataset.credlyCopy);
       button.addEventListener("click", async () => {
         await navigator.clipboard.writeText(text);
-        tell("Copied.");
+        tell("copied");
       });
       value.dataset.ready = "";
       value.append(" ", button);
@@ -89,22 +92,20 @@
   // What comes back from htmx: the names of version 2, then those of 4.
   const SHOWN = [403, 422];
   const LOGIN = 401;
-  const WRONG = "Something went wrong. Reload the page and try again.";
-  const SILENT = "No connection to the server. Try again.";
 
   const isError = (status) => status >= 400 && status !== LOGIN && !SHOWN.includes(status);
 
-  function tell(text) {
+  function tell(word) {
     const flash = document.getElementById("credly-flash");
     const said = document.createElement("p");
-    said.textContent = text;
+    said.textContent = words()[word];
     flash.replaceChildren(said);
     flash.scrollIntoView({ block: "nearest" });
   }
 
-  function say(event, text) {
+  function say(event, word) {
     if (inside(event.target)) {
-      tell(text);
+      tell(word);
     }
   }
 
@@ -116,20 +117,20 @@
     }
   });
 
-  document.addEventListener("htmx:responseError", (event) => say(event, WRONG));
-  document.addEventListener("htmx:sendError", (event) => say(event, SILENT));
+  document.addEventListener("htmx:responseError", (event) => say(event, "wrong"));
+  document.addEventListener("htmx:sendError", (event) => say(event, "silent"));
 
   // 4 shows whatever comes, the error page of a server included.
   document.addEventListener("htmx:before:swap", (event) => {
     if (isError(event.detail.ctx?.response?.status) && inside(event.target)) {
       event.preventDefault();
-      say(event, WRONG);
+      say(event, "wrong");
     }
   });
 
   document.addEventListener("htmx:error", (event) => {
     if (event.detail.ctx && !event.detail.ctx.response) {
-      say(event, SILENT);
+      say(event, "silent");
     }
   });
 

@@ -38,6 +38,9 @@ from playwright.sync_api import Page
 from playwright.sync_api import Request
 from playwright.sync_api import Response as BrowserResponse
 from playwright.sync_api import sync_playwright
+from test_words import german
+from test_words import speaking
+from test_words import write_catalogue
 from werkzeug.serving import make_server
 from werkzeug.serving import WSGIRequestHandler
 
@@ -1128,6 +1131,17 @@ def test_the_secret_can_be_shown(make_site: MakeSite, open_page: OpenPage) -> No
 
     expect(secret).to_have_attribute("type", "password")
     expect(secret).to_have_value("typed")
+
+
+def test_the_script_speaks_the_language_of_the_page(
+    make_site: MakeSite, open_page: OpenPage, tmp_path: pathlib.Path
+) -> None:
+    site = make_site()
+    write_catalogue(tmp_path, "de", german)
+    speaking("de", tmp_path)(site.host.app, site.host.db)
+    page = open_page(site, WINDOW)
+
+    expect(page.get_by_role("button", name="Zeigen")).to_be_visible()
 
 
 def test_the_organization_id_can_be_copied(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
+import subprocess
+import sys
 import typing as t
 
 import blinker
@@ -11,8 +14,11 @@ import pytest
 from conftest import Connected
 from conftest import DEAD_REDIS
 from conftest import Host
+from conftest import MakeHost
 from flask import Flask
 from flask.cli import AppGroup
+from flask_babel import Babel
+from flask_sqlalchemy import SQLAlchemy
 
 from flask_credly.models import Base
 
@@ -68,6 +74,42 @@ def test_the_adapter_works_as_written(connected: Connected) -> None:
 
     assert callable(names["issue_badge"])
     assert (row.member_id, row.completed_at) == ("42", finished_at)
+
+
+def test_a_catalogue_is_made_as_written(
+    make_host: MakeHost, tmp_path: pathlib.Path
+) -> None:
+    (commands,) = re.findall(r"```\n(pot=.*?)```", README, re.S)
+    start, compile_ = commands.split("pybabel compile")
+    run_in_shell(start, tmp_path)
+    (path,) = re.findall(r"translate `(.+?)`", README)
+    file = tmp_path / path
+    empty = 'msgid "Not connected"\nmsgstr ""'
+    assert empty in file.read_text()
+    file.write_text(file.read_text().replace(empty, f'{empty[:-1]}Nicht verbunden"'))
+    run_in_shell(f"pybabel compile{compile_}", tmp_path)
+    run_in_shell(start.replace("init", "update").replace(" -l de", ""), tmp_path)
+
+    def setup(app: Flask, db: SQLAlchemy) -> None:
+        app.root_path = str(tmp_path)
+        Babel(app, locale_selector=lambda: "de")
+
+    page = make_host(setup=setup).app.test_client().get("/integrations/")
+
+    assert "Nicht verbunden" in page.text
+    assert "Nicht verbunden" in file.read_text()
+
+
+def run_in_shell(commands: str, folder: pathlib.Path) -> None:
+    programs = pathlib.Path(sys.executable).parent
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["sh", "-ec", commands],
+        cwd=folder,
+        env={**os.environ, "PATH": path},
+        check=True,
+        capture_output=True,
+    )
 
 
 def test_every_setting_is_named() -> None:

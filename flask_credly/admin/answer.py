@@ -12,7 +12,9 @@ from flask import session
 from flask import url_for
 from flask_htmx import HTMX
 
-EXPIRED = "This page was open too long. Please submit again."
+from ..words import mark
+
+EXPIRED = mark("This page was open too long. Please submit again.")
 
 _MESSAGE = "credly_message"
 _OURS = "credly_ours"

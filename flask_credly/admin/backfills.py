@@ -14,6 +14,7 @@ from ..issuing import bell
 from ..ledger import backfills
 from ..ledger.backfills import Progress
 from ..settings import get_state
+from ..words import gettext
 from .answer import fragment
 from .answer import go_to
 from .answer import page
@@ -97,7 +98,7 @@ def stop_backfill(run_id: int) -> ResponseReturnValue:
     if found is None:
         return gone()
 
-    say(f"Stopped after {found.to_issue:,}.")
+    say(gettext("Stopped after %(number)s.", number=found.to_issue))
     return go_to("credly.show_backfill", run_id=run_id)
 
 

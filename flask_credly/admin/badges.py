@@ -15,6 +15,9 @@ from ..ledger import overview
 from ..ledger.issuances import Filter
 from ..models import Issuance
 from ..settings import get_state
+from ..words import gettext
+from ..words import mark
+from ..words import ngettext
 from .answer import fragment
 from .answer import go_to
 from .answer import page
@@ -26,11 +29,11 @@ from .log import number
 from .mappings import KIND_NAMES
 
 STATUSES: dict[str, str] = {
-    "waiting": "Waiting",
-    "issued": "Issued",
-    "held": "Already issued",
-    "failed": "Failed",
-    "skipped": "Skipped",
+    "waiting": mark("Waiting"),
+    "issued": mark("Issued"),
+    "held": mark("Already issued"),
+    "failed": mark("Failed"),
+    "skipped": mark("Skipped"),
 }
 
 
@@ -59,9 +62,9 @@ def retry(issuance_id: int) -> ResponseReturnValue:
 
     if issuances.retry(state.engine, issuance_id):
         bell.ring(state)
-        said = "The badge is tried once more."
+        said = gettext("The badge is tried once more.")
     else:
-        said = (
+        said = gettext(
             "This badge cannot be tried again: it is on its way already, or its course"
             " is not mapped any more."
         )
@@ -96,7 +99,13 @@ def retry_all() -> ResponseReturnValue:
     if tried:
         bell.ring(state)
 
-    say(f"{tried:,} badge{' is' if tried == 1 else 's are'} tried once more.")
+    say(
+        ngettext(
+            "%(number)s badge is tried once more.",
+            "%(number)s badges are tried once more.",
+            tried,
+        )
+    )
     return go_to("credly.badges")
 
 
@@ -104,19 +113,19 @@ def export_badges() -> ResponseReturnValue:
     """Send what the filters show as a file."""
     rows = issuances.every(get_state().engine, _filter())
     header = [
-        "Member",
-        "E-mail address",
-        "First name",
-        "Last name",
-        "Kind",
-        "Course or learning path",
-        "Badge",
-        "Status",
-        "Error",
-        "Completed",
-        "Settled",
-        "Credly badge id",
-        "Test",
+        gettext("Member"),
+        gettext("E-mail address"),
+        gettext("First name"),
+        gettext("Last name"),
+        gettext("Kind"),
+        gettext("Course or learning path"),
+        gettext("Badge"),
+        gettext("Status"),
+        gettext("Error"),
+        gettext("Completed"),
+        gettext("Settled"),
+        gettext("Credly badge id"),
+        gettext("Test"),
     ]
     return csv_file("credly-badges", header, (_cells(row) for row in rows))
 
@@ -127,7 +136,7 @@ def _cells(row: Issuance) -> list[str]:
         row.email,
         row.first_name,
         row.last_name,
-        KIND_NAMES.get(row.kind, row.kind),
+        gettext(KIND_NAMES.get(row.kind, row.kind)),
         row.course_id,
         row.badge_name,
         status_of(row),
@@ -135,17 +144,17 @@ def _cells(row: Issuance) -> list[str]:
         row.completed_at.isoformat(),
         row.settled_at.isoformat() if row.settled_at else "",
         row.badge_id or "",
-        "Test" if row.test else "",
+        gettext("Test") if row.test else "",
     ]
 
 
 def status_of(row: Issuance) -> str:
     """Say a row's state in words."""
     if row.state in issuances.STATES["waiting"]:
-        return "Retrying" if row.attempts else "Queued"
+        return gettext("Retrying") if row.attempts else gettext("Queued")
 
     return next(
-        STATUSES[status]
+        gettext(STATUSES[status])
         for status, states in issuances.STATES.items()
         if row.state in states
     )

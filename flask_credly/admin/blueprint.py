@@ -14,6 +14,7 @@ from flask.typing import ResponseReturnValue
 from flask_wtf.csrf import CSRFError
 
 from .. import assets
+from .. import words
 from ..settings import get_state
 from ..settings import Settings
 from . import backfills
@@ -107,6 +108,12 @@ def make_blueprint(settings: Settings) -> Blueprint:
     blueprint.add_app_template_global(index.card, "credly_card")
     blueprint.add_app_template_global(index.assets, "credly_assets")
     blueprint.add_app_template_global(assets.version, "credly_version")
+    # For our own templates. A "_" of ours would hide the host's in its layout.
+    blueprint.add_app_template_global(words.html_gettext, "credly_gettext")
+    blueprint.add_app_template_global(words.html_ngettext, "credly_ngettext")
+    blueprint.add_app_template_global(words.moment, "credly_moment")
+    blueprint.add_app_template_global(words.digits, "credly_digits")
+    blueprint.add_app_template_global(words.language, "credly_language")
 
     @blueprint.context_processor
     def add_names() -> dict[str, t.Any]:

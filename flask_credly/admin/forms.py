@@ -12,6 +12,9 @@ from wtforms import PasswordField
 from wtforms import StringField
 from wtforms import ValidationError
 
+from ..words import gettext
+from ..words import mark
+
 LENGTH = 255
 
 
@@ -40,30 +43,39 @@ def _strip(value: str | None) -> str:
     return (value or "").strip()
 
 
+def _label(field: t.Any) -> str:
+    return gettext(field.label.text)
+
+
 def _required(form: Form, field: t.Any) -> None:
     if not field.data:
-        raise ValidationError(f"Enter your {field.label.text}.")
+        raise ValidationError(gettext("Enter your %(label)s.", label=_label(field)))
 
 
 def _plain(form: Form, field: t.Any) -> None:
     value = field.data
 
     if len(value) > LENGTH:
-        raise ValidationError(f"The {field.label.text} is too long.")
+        raise ValidationError(
+            gettext("The %(label)s is too long.", label=_label(field))
+        )
 
     if not value.isascii() or not value.isprintable() or " " in value:
         raise ValidationError(
-            f"The {field.label.text} has characters that Credly does not use."
-            " Copy it once more, without spaces."
+            gettext(
+                "The %(label)s has characters that Credly does not use."
+                " Copy it once more, without spaces.",
+                label=_label(field),
+            )
         )
 
 
 class ConnectForm(Form):
     """The account at Credly."""
 
-    organization_id = StringField("Organization ID", filters=[_strip])
-    client_id = StringField("Client ID", filters=[_strip])
-    client_secret = PasswordField("Client Secret", filters=[_strip])
+    organization_id = StringField(mark("Organization ID"), filters=[_strip])
+    client_id = StringField(mark("Client ID"), filters=[_strip])
+    client_secret = PasswordField(mark("Client Secret"), filters=[_strip])
 
     def validate_organization_id(self, field: t.Any) -> None:
         _required(self, field)
@@ -75,8 +87,10 @@ class ConnectForm(Form):
 
         if found != field.data.lower():
             raise ValidationError(
-                "This is not an Organization ID: that has 8, 4, 4, 4 and 12 letters"
-                " and digits with hyphens between them. Copy it from Credly."
+                gettext(
+                    "This is not an Organization ID: that has 8, 4, 4, 4 and 12 letters"
+                    " and digits with hyphens between them. Copy it from Credly."
+                )
             )
 
     def validate_client_id(self, field: t.Any) -> None:
@@ -91,31 +105,33 @@ class ConnectForm(Form):
 class TestForm(Form):
     """Who gets a test badge."""
 
-    email = StringField("E-mail address", filters=[_strip])
-    first_name = StringField("First name", filters=[_strip])
-    last_name = StringField("Last name", filters=[_strip])
+    email = StringField(mark("E-mail address"), filters=[_strip])
+    first_name = StringField(mark("First name"), filters=[_strip])
+    last_name = StringField(mark("Last name"), filters=[_strip])
 
     def validate_email(self, field: t.Any) -> None:
         if not field.data:
-            raise ValidationError("Enter an e-mail address.")
+            raise ValidationError(gettext("Enter an e-mail address."))
 
         if not re.fullmatch(r"[^@\s]+@[^@\s]+", field.data) or len(field.data) > LENGTH:
-            raise ValidationError("Enter an e-mail address, such as name@example.org.")
+            raise ValidationError(
+                gettext("Enter an e-mail address, such as name@example.org.")
+            )
 
     def validate_first_name(self, field: t.Any) -> None:
         if not field.data:
-            raise ValidationError("Enter a first name.")
+            raise ValidationError(gettext("Enter a first name."))
 
     def validate_last_name(self, field: t.Any) -> None:
         if not field.data:
-            raise ValidationError("Enter a last name.")
+            raise ValidationError(gettext("Enter a last name."))
 
 
 class MappingForm(Form):
     """A course or learning path, as ``kind:id``, and a badge template."""
 
-    course = StringField("Course or learning path", filters=[_strip])
-    template = StringField("Credly badge template", filters=[_strip])
+    course = StringField(mark("Course or learning path"), filters=[_strip])
+    template = StringField(mark("Credly badge template"), filters=[_strip])
     undo = StringField()
     key = StringField()
     """Keeps the ids of an open row the same when it is shown again."""
@@ -126,8 +142,8 @@ class MappingForm(Form):
 
     def validate_course(self, field: t.Any) -> None:
         if not field.data:
-            raise ValidationError("Select a course or learning path.")
+            raise ValidationError(gettext("Select a course or learning path."))
 
     def validate_template(self, field: t.Any) -> None:
         if not field.data:
-            raise ValidationError("Select a badge template.")
+            raise ValidationError(gettext("Select a badge template."))

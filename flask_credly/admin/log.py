@@ -14,6 +14,7 @@ from ..ledger.paging import Page
 from ..models import Connection
 from ..models import LogEntry
 from ..settings import get_state
+from ..words import gettext
 from .answer import go_to
 from .answer import page
 from .export import csv_file
@@ -98,8 +99,8 @@ def errors() -> ResponseReturnValue:
 def export_errors() -> ResponseReturnValue:
     """Send what the filters show as a file."""
     rows = log.every(get_state().engine, *_filter())
-    header = ["Timestamp", "Error", "Details"]
-    cells = ([row.at.isoformat(), row.error, row.details] for row in rows)
+    header = [gettext("Timestamp"), gettext("Error"), gettext("Details")]
+    cells = ([row.at.isoformat(), gettext(row.error), row.details] for row in rows)
     return csv_file("credly-error-log", header, cells)
 
 

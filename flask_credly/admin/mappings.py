@@ -21,6 +21,8 @@ from ..issuing import bell
 from ..ledger import issuances
 from ..models import Mapping
 from ..settings import get_state
+from ..words import gettext
+from ..words import mark
 from .answer import EXPIRED
 from .answer import fragment
 from .answer import go_to
@@ -33,7 +35,7 @@ from .forms import TestForm
 
 logger = logging.getLogger("flask_credly")
 
-KIND_NAMES = {"course": "Course", "learning_path": "Learning path"}
+KIND_NAMES = {"course": mark("Course"), "learning_path": mark("Learning path")}
 
 
 MANY = 200
@@ -261,12 +263,12 @@ def change(mapping_id: int) -> ResponseReturnValue:
 
 def add_expired() -> ResponseReturnValue:
     """Show the row again with a fresh token."""
-    return _again(MappingForm(), None, [EXPIRED])
+    return _again(MappingForm(), None, [gettext(EXPIRED)])
 
 
 def change_expired(mapping_id: int) -> ResponseReturnValue:
     """Show the row again with a fresh token."""
-    return _again(MappingForm(), mapping_id, [EXPIRED])
+    return _again(MappingForm(), mapping_id, [gettext(EXPIRED)])
 
 
 def remove_mapping(mapping_id: int) -> ResponseReturnValue:
@@ -277,7 +279,10 @@ def remove_mapping(mapping_id: int) -> ResponseReturnValue:
     if removed is None:
         return gone()
 
-    said = f"Mapping removed: {removed.course_title}. Badges already issued are kept."
+    said = gettext(
+        "Mapping removed: %(course)s. Badges already issued are kept.",
+        course=removed.course_title,
+    )
 
     if not wants_fragment():
         say(said)
@@ -316,13 +321,17 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
         return gone()
 
     bell.ring(state)
-    say("The test badge is on its way. Reload this page to see what became of it.")
+    say(
+        gettext(
+            "The test badge is on its way. Reload this page to see what became of it."
+        )
+    )
     return go_to("credly.badges", id=added)
 
 
 def test_expired(mapping_id: int) -> ResponseReturnValue:
     """Show the form again with a fresh token and what was typed."""
-    return _test_page(mapping_id, TestForm(), 422, EXPIRED)
+    return _test_page(mapping_id, TestForm(), 422, gettext(EXPIRED))
 
 
 def _test_page(
@@ -347,7 +356,8 @@ def _save(form: MappingForm, mapping_id: int | None, valid: bool) -> Response:
     chosen = {key(each): each for each in _courses() or []}.get(form.course.data)
 
     if chosen is None:
-        return _again(form, mapping_id, ["This course or learning path is gone."])
+        error = gettext("This course or learning path is gone.")
+        return _again(form, mapping_id, [error])
 
     state = get_state()
 
@@ -361,15 +371,24 @@ def _save(form: MappingForm, mapping_id: int | None, valid: bool) -> Response:
                 state, mapping_id, chosen, form.template.data
             )
     except connection.AlreadyMapped as e:
-        error = f"This course or learning path is already mapped to {e.badge_name}."
+        error = gettext(
+            "This course or learning path is already mapped to %(badge)s.",
+            badge=e.badge_name,
+        )
         return _again(form, mapping_id, [error])
     except connection.UnknownTemplate:
-        error = "This badge template is no longer active in Credly. Select another."
+        error = gettext(
+            "This badge template is no longer active in Credly. Select another."
+        )
         return _again(form, mapping_id, [error])
     except (connection.NotConnected, connection.UnknownMapping):
         return gone()
 
-    said = f"Mapping saved: {mapping.course_title} to {mapping.template.name}."
+    said = gettext(
+        "Mapping saved: %(course)s to %(badge)s.",
+        course=mapping.course_title,
+        badge=mapping.template.name,
+    )
 
     if wants_fragment():
         return _text_row(mapping, said)
@@ -420,9 +439,9 @@ def _text_row(mapping: Mapping, said: str = "") -> Response:
 
 def gone() -> Response:
     """Answer for a mapping, or a whole integration, that was removed elsewhere."""
-    say("This mapping is not there any more.")
+    say(gettext("This mapping is not there any more."))
 
     if connection.get(get_state().session) is None:
-        say("Credly is not connected any more.")
+        say(gettext("Credly is not connected any more."))
 
     return go_to("credly.show")

@@ -7,6 +7,7 @@ from flask.typing import ResponseReturnValue
 from .. import connection
 from ..ledger import overview
 from ..settings import get_state
+from ..words import gettext
 from .answer import go_to
 from .answer import page
 from .answer import say
@@ -27,5 +28,5 @@ def remove_integration() -> ResponseReturnValue:
     """Remove it. A second time does no harm."""
     Button().is_valid()
     connection.remove(get_state())
-    say("Credly was removed.")
+    say(gettext("Credly was removed."))
     return go_to("credly.index")

@@ -18,6 +18,9 @@ from ..ledger import log
 from ..ledger import overview
 from ..models import Connection
 from ..settings import get_state
+from ..words import gettext
+from ..words import mark
+from ..words import ngettext
 from . import mappings
 from .answer import EXPIRED
 from .answer import fragment
@@ -29,19 +32,19 @@ from .forms import Button
 from .forms import ConnectForm
 from .log import fold
 
-REFUSED = (
+REFUSED = mark(
     "Unable to connect to Credly. Please check your Organization ID and OAuth"
     " credentials."
 )
-UNREACHABLE = (
+UNREACHABLE = mark(
     "Credly could not be reached, so your details were not checked or saved. Try again"
     " in a few minutes."
 )
-OTHER_ORGANIZATION = (
+OTHER_ORGANIZATION = mark(
     "Credly is connected to another organization. Remove the integration first; that"
     " clears its mappings and error log."
 )
-NO_KEY = (
+NO_KEY = mark(
     "The Client Secret cannot be stored safely yet. Ask the developer of this site to"
     " set CREDLY_ENCRYPTION_KEYS."
 )
@@ -118,28 +121,41 @@ def connect() -> ResponseReturnValue:
             client_secret=form.client_secret.data,
         )
     except connection.NotVerified:
-        return _again(form, REFUSED)
+        return _again(form, gettext(REFUSED))
     except connection.CouldNotVerify:
-        return _again(form, UNREACHABLE)
+        return _again(form, gettext(UNREACHABLE))
     except connection.OtherOrganization:
-        return _again(form, OTHER_ORGANIZATION)
+        return _again(form, gettext(OTHER_ORGANIZATION))
     except connection.NoKey:
-        return _again(form, NO_KEY)
+        return _again(form, gettext(NO_KEY))
 
-    number = f"{found.templates} badge template{'' if found.templates == 1 else 's'}"
-    more = "" if found.complete else " More are being loaded in the background."
-    say(f"Connected to Credly. {number} loaded.{more}")
+    if found.complete:
+        said = ngettext(
+            "Connected to Credly. %(number)s badge template loaded.",
+            "Connected to Credly. %(number)s badge templates loaded.",
+            found.templates,
+        )
+    else:
+        said = ngettext(
+            "Connected to Credly. %(number)s badge template loaded. More are being"
+            " loaded in the background.",
+            "Connected to Credly. %(number)s badge templates loaded. More are being"
+            " loaded in the background.",
+            found.templates,
+        )
+
+    say(said)
     return go_to("credly.show")
 
 
 def expired() -> ResponseReturnValue:
     """Show the form again with a fresh token and what was typed."""
-    return _again(ConnectForm(), EXPIRED)
+    return _again(ConnectForm(), gettext(EXPIRED))
 
 
 def button_expired() -> ResponseReturnValue:
     """Show the page again, for a form that has nothing typed into it."""
-    say(EXPIRED)
+    say(gettext(EXPIRED))
     return go_to("credly.show")
 
 
@@ -150,13 +166,13 @@ def test() -> ResponseReturnValue:
     try:
         connection.check(get_state())
     except connection.NotVerified:
-        say(REFUSED)
+        say(gettext(REFUSED))
     except connection.CouldNotVerify:
-        say("Credly could not be reached. Try again in a few minutes.")
+        say(gettext("Credly could not be reached. Try again in a few minutes."))
     except connection.NotConnected:
-        say("Credly is not connected any more.")
+        say(gettext("Credly is not connected any more."))
     else:
-        say("Connection works.")
+        say(gettext("Connection works."))
 
     return go_to("credly.show")
 
@@ -165,7 +181,7 @@ def pause() -> ResponseReturnValue:
     """Stop issuing, until the admin lets it go on."""
     Button().is_valid()
     gates.switch(get_state().engine, on=False)
-    say("Issuing is paused. Completions are kept, and their badges wait.")
+    say(gettext("Issuing is paused. Completions are kept, and their badges wait."))
     return go_to("credly.show")
 
 
@@ -175,7 +191,7 @@ def resume() -> ResponseReturnValue:
     state = get_state()
     gates.switch(state.engine, on=True)
     bell.ring(state)
-    say("Issuing goes on.")
+    say(gettext("Issuing goes on."))
     return go_to("credly.show")
 
 
@@ -186,9 +202,14 @@ def refresh_templates() -> ResponseReturnValue:
     try:
         number = connection.sync_templates(get_state())
     except CredlyError as e:
-        say(f"The list of badge templates could not be loaded. {e.detail}")
+        say(
+            gettext(
+                "The list of badge templates could not be loaded. %(detail)s",
+                detail=e.detail,
+            )
+        )
     else:
-        say(f"Badge templates loaded: {number}.")
+        say(gettext("Badge templates loaded: %(number)s.", number=str(number)))
 
     return go_to("credly.show")
 

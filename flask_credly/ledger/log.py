@@ -11,16 +11,17 @@ import sqlalchemy as sa
 from ..models import Connection
 from ..models import CONNECTION_ID
 from ..models import LogEntry
+from ..words import mark
 from .paging import fetch
 from .paging import fetch_all
 from .paging import Page
 from .paging import Session
 from .paging import SIZE
 
-CONNECTION_EXPIRED = "Connection expired"
-ISSUANCE_FAILED = "Badge issuance failed"
-RATE_LIMIT = "API Rate Limit"
-UNREACHABLE = "Credly unreachable"
+CONNECTION_EXPIRED = mark("Connection expired")
+ISSUANCE_FAILED = mark("Badge issuance failed")
+RATE_LIMIT = mark("API Rate Limit")
+UNREACHABLE = mark("Credly unreachable")
 ERRORS = (CONNECTION_EXPIRED, ISSUANCE_FAILED, RATE_LIMIT, UNREACHABLE)
 
 EXPIRED_DETAILS = (

@@ -1,0 +1,872 @@
+"""The texts in other languages: through Flask-Babel where the host has it."""
+
+from __future__ import annotations
+
+import ast
+import collections.abc as cabc
+import dataclasses
+import datetime as dt
+import html.parser
+import pathlib
+import re
+import subprocess
+import sys
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+from babel.messages.catalog import Catalog
+from babel.messages.catalog import Message
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
+from conftest import a_member
+from conftest import Connected
+from conftest import COURSES
+from conftest import Host
+from conftest import MakeHost
+from flask import Flask
+from flask import render_template_string
+from flask_babel import Babel
+from flask_sqlalchemy import SQLAlchemy
+from markupsafe import Markup
+from test_badges import fail_one
+from test_badges import read_csv
+from test_pages import Browser
+from test_pages import browser as browser
+from test_pages import HX
+from test_pages import LIST
+from test_pages import mapped as mapped
+from test_pages import text_of
+from test_pages import WINDOW
+
+from flask_credly import connection
+from flask_credly import Course
+from flask_credly import jobs
+from flask_credly import words
+from flask_credly.models import Connection
+from flask_credly.models import Issuance
+from flask_credly.models import LogEntry
+from flask_credly.models import Template
+from tests.catalogue import POT
+from tests.catalogue import read_sources
+
+ROOT = pathlib.Path(__file__).parent.parent
+BADGES = f"{WINDOW}/badges"
+
+Translate = cabc.Callable[[str], str]
+
+GERMAN: dict[str, str | tuple[str, ...]] = {
+    "Already issued": "<b>Schon</b> ausgestellt",
+    "Badge issuance failed": "Ausstellung gescheitert",
+    "Change[[ mapping for %(course)s]]": "Ändern[[, Zuordnung von %(course)s]]",
+    "Copied.": "Kopiert.",
+    "Credly was removed.": "Credly wurde entfernt.",
+    "Enter your %(label)s.": "Hier fehlt: %(label)s.",
+    "Error": "Fehler",
+    "Failed": "Gescheitert",
+    "Issued": 'Vergeben" onclick="x',
+    "Member": "Mitglied",
+    "Not connected": "Nicht verbunden",
+    "Organization ID": "Organisationskennung",
+    "Remove mapping": "Zuordnung %(löschen)s",
+    "Saved %(time)s": "%(zeit)s gespeichert",
+    "Show": "Zeigen",
+    "%(number)s badge is tried once more.": (
+        "Ein Badge wird erneut versucht.",
+        "%(number)s Badges werden erneut versucht.",
+    ),
+    "%(number)s found.": ("%(number)s Treffer.", "%(number)s Treffer."),
+}
+
+
+def write_catalogue(
+    folder: pathlib.Path,
+    language: str,
+    translate: cabc.Callable[[Message, int], tuple[str, ...] | str],
+    *,
+    domain: str = "credly",
+) -> None:
+    """Make a catalogue from the template, as a host does."""
+    with POT.open("rb") as file:
+        catalog = read_po(file, locale=language)
+
+    for message in catalog:
+        if message.id:
+            message.string = translate(message, catalog.num_plurals)
+
+    path = folder / language / f"LC_MESSAGES/{domain}.mo"
+    path.parent.mkdir(parents=True)
+
+    with path.open("wb") as file:
+        write_mo(file, catalog)
+
+
+def german(message: Message, forms: int) -> tuple[str, ...] | str:
+    plural = isinstance(message.id, tuple)
+    key = message.id[0] if plural else message.id
+    return GERMAN.get(key, ("",) * forms if plural else "")
+
+
+def pseudo(message: Message, forms: int) -> tuple[str, ...] | str:
+    """Leave a text as it is, but for a mark at each end."""
+    if isinstance(message.id, tuple):
+        return tuple(f"«{message.id[min(form, 1)]}»" for form in range(forms))
+
+    return f"«{message.id}»"
+
+
+def speaking(
+    language: str, folder: pathlib.Path
+) -> cabc.Callable[[Flask, SQLAlchemy], None]:
+    """Make a host speak a language, with its catalogues in a folder."""
+
+    def setup(app: Flask, db: SQLAlchemy) -> None:
+        Babel(
+            app,
+            default_translation_directories=str(folder),
+            locale_selector=lambda: language,
+        )
+
+    return setup
+
+
+@pytest.fixture
+def language() -> str:
+    return "de"
+
+
+@pytest.fixture
+def host(make_host: MakeHost, tmp_path: pathlib.Path, language: str) -> Host:
+    """A host with Flask-Babel, a little German, and marks for Arabic."""
+    write_catalogue(tmp_path, "de", german)
+    write_catalogue(tmp_path, "ar", pseudo)
+    return make_host(setup=speaking(language, tmp_path), past_completions=past)
+
+
+def past(course: Course, since: dt.datetime | None) -> t.Any:
+    nameless = dataclasses.replace(a_member("3"), first_name="")
+    at = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    return [
+        (each, at) for each in (a_member("1"), a_member("2"), a_member("42"), nameless)
+    ]
+
+
+@pytest.fixture
+def request_context(host: Host) -> cabc.Iterator[None]:
+    with host.app.test_request_context():
+        yield
+
+
+class TestCatalogue:
+    def test_the_template_is_up_to_date(self) -> None:
+        """Otherwise: ``make words``."""
+        with POT.open("rb") as file:
+            found = read_po(file)
+
+        assert ids(found) == ids(read_sources())
+
+    def test_no_text_stands_in_a_template(self) -> None:
+        for path in (ROOT / "templates").rglob("*.html"):
+            source = re.sub(r"{#.*?#}|{%.*?%}", "", path.read_text(), flags=re.S)
+            source = re.sub(r"{{.*?}}", "«»", source, flags=re.S)
+            found = bare(re.sub('[\\w-]+="«»"', "", source))
+            assert found <= {"Credly", "→", "–", "flask credly worker"}, path
+
+    def test_no_text_stands_in_the_script(self) -> None:
+        source = (ROOT / "static/credly.js").read_text()
+        code = re.sub(r"^\s*//.*", "", source, flags=re.M)
+
+        assert set(re.findall(r'"([A-Z][^"]*)"', code)) == {"DOMContentLoaded"}
+
+    def test_no_message_of_a_view_is_left_out(self) -> None:
+        left = [
+            f"{path.name}: {ast.unparse(node)}"
+            for path in (ROOT / "flask_credly/admin").rglob("*.py")
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call)
+            and ast.unparse(node.func) in ("say", "ValidationError")
+            and isinstance(node.args[0], (ast.Constant, ast.JoinedStr))
+        ]
+
+        assert left == []
+
+
+def ids(catalog: Catalog) -> set[t.Any]:
+    return {message.id for message in catalog if message.id}
+
+
+class TestGerman:
+    def test_a_page(self, browser: Browser) -> None:
+        page = browser.get(LIST)
+
+        assert "Nicht verbunden" in page.text
+        assert '<html lang="de">' in page.text
+
+    def test_what_has_no_translation_is_english(self, browser: Browser) -> None:
+        assert "Set Up Credly" in re.sub(r"<[^>]+>", "", browser.get(LIST).text)
+
+    def test_the_errors_of_a_form(self, browser: Browser) -> None:
+        page = text_of(browser.post(WINDOW))
+
+        assert page.count("Hier fehlt: Organisationskennung.") == 2
+        assert page.count("Hier fehlt: Client ID.") == 2
+
+    def test_a_message_for_the_next_page(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, _, _ = mapped
+        answer = browser.post(f"{WINDOW}/remove")
+
+        assert "Credly wurde entfernt." in browser.get(answer.location).text
+
+    def test_what_the_script_says(self, browser: Browser) -> None:
+        page = browser.get(f"{WINDOW}/connection")
+
+        assert 'data-show="Zeigen"' in page.text
+        assert 'data-copied="Kopiert."' in page.text
+
+    def test_names_in_the_log_and_the_ledger_are_translated_where_they_are_shown(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        fail_one(connected)
+        page = browser.get(f"{WINDOW}/errors?type=Badge issuance failed").text
+        option = '<option value="Badge issuance failed" selected>Ausstellung'
+
+        assert connected.host.log()[0][0] == "Badge issuance failed"
+        assert option in page
+        assert page.count("Ausstellung gescheitert") == 3
+        assert page.count("Badge issuance failed") == 1
+        assert "Gescheitert" in browser.get(f"{BADGES}?status=failed").text
+
+    def test_a_file(self, mapped: tuple[Browser, Connected, int]) -> None:
+        browser, connected, _ = mapped
+        fail_one(connected)
+        head, row = read_csv(browser.get(f"{BADGES}.csv").text)
+        log = read_csv(browser.get(f"{WINDOW}/errors.csv").text)
+
+        assert (head[0], row[7]) == ("Mitglied", "Gescheitert")
+        assert [log[0][1], log[1][1]] == ["Fehler", "Ausstellung gescheitert"]
+
+    @pytest.mark.parametrize(
+        ("number", "said"),
+        [
+            (1, "Ein Badge wird erneut versucht."),
+            (0, "0 Badges werden erneut versucht."),
+            (1234, "1.234 Badges werden erneut versucht."),
+        ],
+    )
+    @pytest.mark.usefixtures("request_context")
+    def test_numbers(self, number: int, said: str) -> None:
+        one = "%(number)s badge is tried once more."
+        many = "%(number)s badges are tried once more."
+
+        assert words.ngettext(one, many, number) == said
+        assert words.html_ngettext(one, many, number) == said
+
+    @pytest.mark.usefixtures("request_context")
+    def test_times(self) -> None:
+        at = dt.datetime(2026, 5, 1, 9, 5, tzinfo=dt.UTC)
+
+        assert words.moment(at) == "1 Mai 2026, 09:05 UTC"
+
+    def test_a_translation_brings_no_tags_in(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        connected.host.complete()
+        page = browser.get(BADGES).text
+
+        assert "&lt;b&gt;Schon&lt;/b&gt; ausgestellt" in page
+        assert "<b>" not in page
+        assert 'data-label="Vergeben&quot; onclick=&quot;x"' in page
+
+    @pytest.mark.usefixtures("request_context")
+    def test_a_value_brings_no_tags_in_unless_it_is_markup(self) -> None:
+        message = "Change[[ mapping for %(course)s]]"
+        before = 'Ändern<span class="credly-hidden">, Zuordnung von '
+
+        assert words.html_gettext(message, course="<i>]]") == (
+            f"{before}&lt;i&gt;]]</span>"
+        )
+        assert words.html_gettext(message, course=Markup("<i>")) == (
+            f"{before}<i></span>"
+        )
+
+    def test_a_translation_that_cannot_be_filled_in_gives_way_to_english(
+        self,
+        mapped: tuple[Browser, Connected, int],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        browser, _, _ = mapped
+
+        assert re.search("Saved\\s+<time", browser.get(WINDOW).text)
+        assert "cannot be used" in caplog.text
+
+    def test_a_region_has_the_words_of_its_language(
+        self, make_host: MakeHost, tmp_path: pathlib.Path
+    ) -> None:
+        write_catalogue(tmp_path, "de", german)
+        host = make_host(setup=speaking("de_AT", tmp_path))
+        page = host.app.test_client().get(LIST)
+
+        assert "Nicht verbunden" in page.text
+        assert '<html lang="de-AT">' in page.text
+
+    def test_a_hosts_own_words_in_its_layout(
+        self, make_host: MakeHost, tmp_path: pathlib.Path
+    ) -> None:
+        """Its layout has its own ``_``, for its own catalogue."""
+        layout = """<html>{{ _("Failed") }} {% trans %}Error{% endtrans %}
+        {% block content %}{% endblock %}"""
+        write_catalogue(tmp_path, "de", german)
+        own = {"Failed": "Durchgefallen", "Error": "Irrtum"}
+        (tmp_path / "own").mkdir()
+        write_catalogue(
+            tmp_path / "own",
+            "de",
+            lambda message, forms: (
+                own.get(message.id, "")
+                if isinstance(message.id, str)
+                else ("",) * forms
+            ),
+            domain="messages",
+        )
+
+        def setup(app: Flask, db: SQLAlchemy) -> None:
+            from jinja2 import ChoiceLoader
+            from jinja2 import DictLoader
+
+            folders = f"{tmp_path};{tmp_path / 'own'}"
+            Babel(
+                app,
+                default_translation_directories=folders,
+                locale_selector=lambda: "de",
+            )
+            loaders = [DictLoader({"host.html": layout}), app.jinja_env.loader]
+            app.jinja_env.loader = ChoiceLoader(loaders)  # type: ignore[arg-type]
+
+        host = make_host(setup=setup, CREDLY_LAYOUT="host.html")
+        page = host.app.test_client().get(LIST).text
+
+        assert page.startswith("<html>Durchgefallen Irrtum")
+        assert "Nicht verbunden" in page
+
+        with host.app.test_request_context():
+            card = render_template_string("{{ credly_card() }}{{ _('Failed') }}")
+
+        assert "Nicht verbunden" in card
+        assert card.endswith("Durchgefallen")
+
+
+class TestOtherLanguages:
+    ONE = "%(number)s badge is tried once more."
+    MANY = "%(number)s badges are tried once more."
+
+    def test_as_many_plural_forms_as_a_language_has(
+        self, make_host: MakeHost, tmp_path: pathlib.Path
+    ) -> None:
+        def polish(message: Message, forms: int) -> tuple[str, ...] | str:
+            return (
+                ("jeden", "%(number)s kilka", "%(number)s wiele")[:forms]
+                if (isinstance(message.id, tuple))
+                else ""
+            )
+
+        write_catalogue(tmp_path, "pl", polish)
+        host = make_host(setup=speaking("pl", tmp_path))
+
+        with host.app.test_request_context():
+            found = [words.ngettext(self.ONE, self.MANY, each) for each in (1, 3, 5)]
+
+        assert found == ["jeden", "3 kilka", "5 wiele"]
+
+    @pytest.mark.parametrize("language", ["fr"])
+    def test_without_a_catalogue_it_is_english(self, browser: Browser) -> None:
+        page = browser.get(LIST)
+
+        assert "Not connected" in page.text
+        assert '<html lang="en">' in page.text
+
+    def test_each_application_has_its_own(
+        self, make_host: MakeHost, tmp_path: pathlib.Path
+    ) -> None:
+        def other(message: Message, forms: int) -> tuple[str, ...] | str:
+            return ("",) * forms if isinstance(message.id, tuple) else "Anders"
+
+        write_catalogue(tmp_path / "one", "de", german)
+        write_catalogue(tmp_path / "two", "de", other)
+        hosts = [
+            make_host(setup=speaking("de", tmp_path / "one")),
+            make_host(setup=speaking("de", tmp_path / "two")),
+            make_host(),
+        ]
+        pages = [host.app.test_client().get(LIST).text for host in hosts * 2]
+
+        for said, page in zip(
+            ["Nicht verbunden", "Anders", "Not connected"] * 2, pages, strict=True
+        ):
+            assert said in page
+
+    def test_without_a_request_it_is_english(
+        self, make_host: MakeHost, tmp_path: pathlib.Path
+    ) -> None:
+        """A selector that reads the request is not asked."""
+        write_catalogue(tmp_path, "de", german)
+        host = make_host(setup=speaking("de", tmp_path))
+
+        assert words.gettext("Failed") == "Failed"
+
+        with host.app.app_context():
+            assert words.gettext("Failed") == "Failed"
+
+    def test_another_extension_of_that_name_is_left_alone(self, host: Host) -> None:
+        host.app.extensions["babel"] = object()
+
+        with host.app.test_request_context():
+            assert words.gettext("Failed") == "Failed"
+
+
+class TestEnglish:
+    @pytest.mark.parametrize(
+        ("number", "said"), [(1, "1 badge"), (0, "0 badges"), (1234, "1,234 badges")]
+    )
+    def test_numbers(self, number: int, said: str) -> None:
+        one, many = "%(number)s badge", "%(number)s badges"
+
+        assert words.ngettext(one, many, number) == said
+        assert words.html_ngettext(one, many, number) == said
+
+    def test_a_message_without_its_value_is_our_mistake(self) -> None:
+        with pytest.raises(KeyError):
+            words.gettext("Saved %(time)s", at="now")
+
+    def test_a_host_without_flask_babel_needs_none(self) -> None:
+        code = """
+import sys
+
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("babel", "flask_babel", "pytz"):
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Refuse())
+
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from flask_credly import Credly
+
+app = Flask("host")
+app.config.update(SECRET_KEY="k", SQLALCHEMY_DATABASE_URI="sqlite://")
+db, credly = SQLAlchemy(app), Credly()
+credly.courses(lambda: [])
+credly.is_admin(lambda: True)
+credly.init_app(app)
+
+with app.app_context():
+    db.create_all()
+
+for path in ("/integrations/", "/integrations/credly"):
+    page = app.test_client().get(path)
+    assert page.status_code == 200, page.text
+    assert '<html lang="en">' in page.text
+
+assert not {"babel", "flask_babel", "pytz"} & set(sys.modules)
+"""
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+        assert done.returncode == 0, done.stderr
+
+    def test_no_module_imports_it(self) -> None:
+        for path in (ROOT / "flask_credly").rglob("*.py"):
+            assert not re.search(r"(from|import) (flask_)?babel", path.read_text())
+
+
+SAID = ("alt", "aria-label", "data-label", "label", "placeholder", "title")
+
+
+class Bare(html.parser.HTMLParser):
+    """Collects what a reader sees and no «» stand around. Times are not ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self._depth = 0
+        self._aside = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "style", "time"):
+            self._aside = tag
+
+        for name, value in attrs:
+            if value and (name in SAID or name.startswith("data-credly-copy")):
+                self.found |= bare(html.escape(value))
+            elif value and tag == "div" and name in WORDS:
+                self.found |= bare(html.escape(value))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == self._aside:
+            self._aside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._aside:
+            return
+
+        for part in re.split("([«»])", data):
+            if part in ("«", "»"):
+                self._depth += 1 if part == "«" else -1
+            elif not self._depth and not re.fullmatch(r"[\s\d]*", part):
+                self.found.add(" ".join(part.split()))
+
+    def finish(self) -> None:
+        self.close()
+        assert self._depth == 0
+
+
+WORDS = {"data-show", "data-copy", "data-copied", "data-wrong", "data-silent"}
+
+
+def bare(page: str) -> set[str]:
+    parser = Bare()
+    parser.feed(page)
+    parser.finish()
+    return parser.found
+
+
+DATA = {
+    "",
+    "Credly",
+    "→",
+    "–",
+    "Ada Example",
+    "Python 101",
+    "Python Badge",
+    "SQL basics",
+    "Data path",
+    "Gone",
+    "Old Badge",
+    "flask credly worker",
+}
+"""What is the host's, Credly's, or a name."""
+
+
+@pytest.mark.parametrize("language", ["ar"])
+class TestNothingIsForgotten:
+    """In a language in which every text stands in «»."""
+
+    @pytest.fixture
+    def filled(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> tuple[Browser, Connected, int]:
+        """Something of everything."""
+        browser, connected, mapping_id = mapped
+        host, credly, template_id = connected
+        old = credly.add_template("Old Badge", allow_duplicate_badges=True)
+        connection.sync_templates(host.state)
+        connection.add_mapping(host.state, COURSES[2], old)
+        connection.add_mapping(host.state, Course("gone", "Gone"), template_id)
+        credly.change_template(old, state="archived")
+        connection.sync_templates(host.state)
+        host.complete("1")
+        host.drain()
+        fail_one(connected, "42")
+        fail_one(connected, "43")
+        host.complete("44")
+        session = host.db.session
+        session.execute(
+            sa.insert(LogEntry),
+            [
+                {
+                    "connection_id": 1,
+                    "at": dt.datetime.now(dt.UTC),
+                    "error": error,
+                    "details": "stored",
+                }
+                for error in ("Connection expired", "API Rate Limit", "API Rate Limit")
+            ],
+        )
+        session.commit()
+        return browser, connected, mapping_id
+
+    def check(self, browser: Browser, connected: Connected, *paths: str) -> None:
+        host = connected.host
+        stored = {
+            *(details for _, details in host.log()),
+            *(row.error for row in host.rows()),
+            *(row.email for row in host.rows()),
+            connected.credly.organization_id,
+            connected.credly.client_id,
+        }
+        host.db.session.commit()
+
+        for path in paths:
+            for headers in (None, HX):
+                page = browser.get(path, headers=headers)
+                assert page.status_code == 200, path
+                assert bare(page.text) - stored - DATA == set(), path
+
+    def test_pages(self, filled: tuple[Browser, Connected, int]) -> None:
+        browser, connected, mapping_id = filled
+        page = browser.get(WINDOW).text
+        self.check(
+            browser,
+            connected,
+            LIST,
+            WINDOW,
+            f"{WINDOW}?mapping=new",
+            f"{WINDOW}?mapping={mapping_id}",
+            f"{WINDOW}/connection",
+            f"{WINDOW}/mappings/{mapping_id}/test",
+            BADGES,
+            f"{BADGES}?status=failed",
+            f"{BADGES}?q=nobody",
+            f"{BADGES}/retry",
+            f"{WINDOW}/errors",
+            f"{WINDOW}/errors?q=nothing",
+            f"{WINDOW}/remove",
+        )
+
+        assert '<html lang="ar" dir="rtl">' in page
+        assert "«Course was deleted.»" in page
+        assert "«Badge template no longer active in Credly." in page
+
+    @pytest.mark.parametrize(
+        "path",
+        ["banners", "mappings/new", "mappings/{}", "mappings/{}/row"],
+    )
+    def test_parts_of_pages(
+        self, filled: tuple[Browser, Connected, int], path: str
+    ) -> None:
+        browser, connected, mapping_id = filled
+        answer = browser.get(f"{WINDOW}/{path.format(mapping_id)}", headers=HX)
+
+        assert answer.status_code == 200
+        assert bare(answer.text) - DATA == set()
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            {"expired": True},
+            {"paused_until": True, "pause_reason": "rate limit"},
+            {"paused_until": True, "pause_reason": "unavailable"},
+            {"switched_off": True},
+            {"templates_failed_at": True},
+            {"templates_synced_at": None},
+        ],
+        ids=str,
+    )
+    @pytest.mark.parametrize("workers", [0, 1, None])
+    @pytest.mark.parametrize("overdue", [True, False])
+    def test_states(
+        self,
+        filled: tuple[Browser, Connected, int],
+        monkeypatch: pytest.MonkeyPatch,
+        values: dict[str, t.Any],
+        workers: int | None,
+        overdue: bool,
+    ) -> None:
+        browser, connected, _ = filled
+        later = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=5)
+        values = {
+            name: later if name.endswith(("_until", "_at")) and value else value
+            for name, value in values.items()
+        }
+        session = connected.host.db.session
+        session.execute(sa.update(Connection).values(**values))
+
+        if overdue:
+            session.execute(
+                sa.update(Issuance)
+                .where(Issuance.due_at.is_not(None))
+                .values(due_at=dt.datetime.now(dt.UTC) - dt.timedelta(hours=1))
+            )
+
+        session.commit()
+        monkeypatch.setattr("flask_credly.issuing.workers.count", lambda state: workers)
+        self.check(browser, connected, LIST, WINDOW)
+
+    def test_empty_pages(self, browser: Browser, connected: Connected) -> None:
+        browser = Browser(connected.host.app)
+        self.check(browser, connected, LIST, WINDOW, BADGES, f"{BADGES}/retry")
+        connection.remove_mapping(
+            connected.host.state,
+            connection.list_mappings(connected.host.db.session)[0].id,
+        )
+        self.check(browser, connected, WINDOW, f"{WINDOW}/errors")
+        connection.remove(connected.host.state)
+        self.check(browser, connected, LIST, WINDOW)
+
+    def test_long_lists(self, filled: tuple[Browser, Connected, int]) -> None:
+        browser, connected, _ = filled
+        session = connected.host.db.session
+        session.execute(
+            sa.insert(Template),
+            [
+                {
+                    "id": f"{number:08}-0000-4000-8000-000000000000",
+                    "connection_id": 1,
+                    "name": "Python Badge",
+                    "active": True,
+                }
+                for number in range(300)
+            ],
+        )
+        session.commit()
+
+        for number in range(30):
+            course = Course(f"c{number}", "Python 101")
+            connection.add_mapping(connected.host.state, course, connected.template_id)
+
+        for number in range(60):
+            connected.host.complete(f"m{number}")
+
+        self.check(browser, connected, f"{WINDOW}?mapping=new", f"{WINDOW}?page=2")
+        self.check(browser, connected, BADGES)
+
+        for text in ("Python", "nothing", "Old"):
+            answer = browser.post(
+                f"{WINDOW}/mappings",
+                page=f"{WINDOW}?mapping=new",
+                headers=HX,
+                search="template",
+                template_text=text,
+            )
+            assert bare(answer.text) - DATA - {text} == set()
+
+    def test_backfills(
+        self,
+        filled: tuple[Browser, Connected, int],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        browser, connected, mapping_id = filled
+        ask = f"{WINDOW}/mappings/{mapping_id}/backfill"
+        page = browser.get(ask).text
+        assert "«Failed before»" in page and "«Cannot be issued»" in page
+        self.check(browser, connected, ask)
+
+        with monkeypatch.context() as patched:
+            patched.setattr("flask_credly.admin.backfills.SECONDS", -1)
+            self.check(browser, connected, ask)
+
+        place = browser.post(ask, page=ask).location
+        self.check(browser, connected, WINDOW, place)
+        jobs.backfill()
+        self.check(browser, connected, WINDOW, place, f"{place}?said=3")
+        answer = browser.post(f"{place}/stop", page=place)
+        assert "«Stopped after" in browser.get(answer.location).text
+        self.check(browser, connected, WINDOW, place, ask)
+
+        place = browser.post(ask, page=ask).location
+        jobs.backfill()
+        connected.host.drain(2)
+        assert "«Finished:" in browser.get(place).text
+        self.check(browser, connected, place, ask)
+
+        broken = dataclasses.replace(
+            connected.host.state, past_completions=lambda *_: 1 / 0
+        )
+        monkeypatch.setitem(connected.host.app.extensions, "credly", broken)
+        self.check(browser, connected, ask)
+
+    @pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
+    def test_answers(
+        self, filled: tuple[Browser, Connected, int], headers: t.Any
+    ) -> None:
+        """What is said after a form was sent."""
+        browser, connected, mapping_id = filled
+        host, credly, template_id = connected
+        stored = {
+            *(details for _, details in host.log()),
+            *(row.error for row in host.rows()),
+            *(row.email for row in host.rows()),
+            credly.organization_id,
+            credly.client_id,
+            "name@example.org",
+        }
+        failed = next(row.id for row in host.rows() if row.state == "failed")
+        issued = next(row.id for row in host.rows() if row.state == "issued")
+        host.db.session.commit()
+        row = f"{WINDOW}/mappings/{mapping_id}"
+        new = {"page": f"{WINDOW}?mapping=new"}
+        good = {"course": "course:sql", "template": template_id}
+        who = {"email": "a@b.c", "first_name": "A", "last_name": "B"}
+        sent: list[tuple[str, dict[str, str]]] = [
+            (WINDOW, {"page": f"{WINDOW}/connection"}),
+            (WINDOW, {"organization_id": "x", "client_id": "a b"}),
+            (WINDOW, {"client_id": "x" * 300, "csrf_token": "wrong"}),
+            (f"{WINDOW}/mappings", new),
+            (f"{WINDOW}/mappings", {**good, "course": "course:py-101"}),
+            (f"{WINDOW}/mappings", {**good, "course": "course:nothing"}),
+            (f"{WINDOW}/mappings", {**good, "template": "nothing"}),
+            (f"{WINDOW}/mappings", {**good, "csrf_token": "wrong"}),
+            (f"{WINDOW}/mappings", good),
+            (f"{row}/test", {}),
+            (f"{row}/test", {"email": "nothing"}),
+            (f"{row}/test", who),
+            (row, {"course": "course:py-101", "template": template_id}),
+            (f"{WINDOW}/badges/{failed}/retry", {}),
+            (f"{WINDOW}/badges/{issued}/retry", {}),
+            (f"{WINDOW}/badges/retry", {}),
+            (f"{WINDOW}/test", {}),
+            (f"{WINDOW}/test", {"csrf_token": "wrong"}),
+            (f"{WINDOW}/templates", {}),
+            (f"{WINDOW}/pause", {}),
+            (f"{WINDOW}/resume", {}),
+            (f"{row}/remove", {}),
+            (f"{row}/remove", {}),
+            (f"{WINDOW}/remove", {}),
+        ]
+
+        for path, fields in sent:
+            answer = browser.post(path, headers=headers, **fields)
+            texts = [answer.text]
+
+            if url := answer.location or answer.headers.get("HX-Redirect"):
+                assert "«" in (said := flash_of(browser.get(url).text)), path
+                texts = [said]
+
+            for text in texts:
+                assert bare(text) - stored - DATA == set(), (path, fields)
+
+    def test_connecting(self, filled: tuple[Browser, Connected, int]) -> None:
+        browser, connected, _ = filled
+        credly = connected.credly
+        credly.fail("token", status=503)
+        known = {credly.organization_id, *DATA}
+        other = "11111111-2222-4333-8444-555555555555"
+
+        for changes in ({}, {"client_id": "wrong"}, {"organization_id": other}):
+            answer = browser.connect(credly, **changes)
+            assert "«Your previous connection is still in use.»" in answer.text
+            assert bare(answer.text) - known == set()
+
+        answer = browser.connect(credly)
+        said = flash_of(browser.get(answer.location).text)
+        assert said.startswith("<p>«Connected to Credly.")
+        assert bare(said) == set()
+
+    def test_files(self, filled: tuple[Browser, Connected, int]) -> None:
+        browser, _, _ = filled
+
+        for path in (f"{BADGES}.csv", f"{WINDOW}/errors.csv"):
+            head, *rows = read_csv(browser.get(path).text)
+            assert all(re.fullmatch("«.*»", cell) for cell in head)
+            assert rows
+
+
+def test_nothing_is_forgotten_in_a_refusal(
+    make_host: MakeHost, tmp_path: pathlib.Path
+) -> None:
+    write_catalogue(tmp_path, "ar", pseudo)
+    host = make_host(setup=speaking("ar", tmp_path), is_admin=lambda: False)
+
+    for headers in (None, HX):
+        page = host.app.test_client().get(LIST, headers=headers)
+        assert page.status_code == 403
+        assert bare(page.text) == set()
+
+
+def flash_of(page: str) -> str:
+    found = re.search(r'id="credly-flash"[^>]*>(.*?)</div>', page, re.S)
+    return found[1] if found else ""
