@@ -23,6 +23,11 @@ DOMAIN = "credly"
 
 _DOMAIN = "credly_words"
 
+
+class AtLeast(int):
+    """A number that was not counted to its end."""
+
+
 _Text = t.TypeVar("_Text", str, Markup)
 
 
@@ -125,10 +130,12 @@ def _find_plural(one: str, many: str, number: int) -> tuple[str, str]:
 
 def digits(number: int) -> str:
     """Write a number as the language does."""
-    if _catalogue() is None:
-        return f"{number:,}"
+    more = "+" if isinstance(number, AtLeast) else ""
 
-    return str(_flask_babel().format_decimal(number))
+    if _catalogue() is None:
+        return f"{int(number):,}{more}"
+
+    return f"{_flask_babel().format_decimal(int(number))}{more}"
 
 
 @functools.lru_cache(2048)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import datetime as dt
 import html
 import html.parser
 import re
@@ -31,6 +32,7 @@ from flask_credly import Course
 from flask_credly.ledger import log
 from flask_credly.models import Base
 from flask_credly.models import Connection
+from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
@@ -720,8 +722,6 @@ class TestState:
         card: str,
         window: str,
     ) -> None:
-        import datetime as dt
-
         browser, connected, _ = mapped
 
         if "paused_until" in values:
@@ -757,8 +757,6 @@ class TestState:
     def test_the_connection_was_last_checked(
         self, mapped: tuple[Browser, Connected, int]
     ) -> None:
-        import datetime as dt
-
         browser, connected, _ = mapped
         session = connected.host.db.session
         before = dt.datetime(2026, 1, 2, 3, 4, tzinfo=dt.UTC)
@@ -768,6 +766,86 @@ class TestState:
 
         browser.post(f"{WINDOW}/test")
         assert "2 Jan 2026, 03:04 UTC" not in text_of(browser.get(WINDOW))
+
+    def test_what_is_wrong_stands_on_the_card(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        host, credly, _ = connected
+        assert "failed" not in text_of(browser.get(LIST))
+
+        body = {"data": {"message": "Example refusal"}, "metadata": None}
+        credly.fail("issue", times=2, status=422, body=body)
+        host.complete("1")
+        host.drain(2)
+        host.complete("2")
+        assert "1 badge failed" in text_of(browser.get(LIST))
+
+        long_ago = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+        session = host.db.session
+        due = sa.update(Issuance).where(Issuance.due_at.is_not(None))
+        session.execute(due.values(due_at=long_ago))
+        session.commit()
+        assert "Badges are not being issued: 1 is waiting" in text_of(browser.get(LIST))
+
+    def test_what_was_mended_needs_nothing_to_be_done(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        host, credly, _ = connected
+        body = {"data": {"message": "Example refusal"}, "metadata": None}
+        credly.posts_allowed = 4
+        credly.fail("issue", times=2, status=422, body=body)
+        host.complete("1")
+        host.drain(2)
+        shown = text_of(browser.get(WINDOW))
+        assert "What to do" in shown
+        assert "Solved since" not in shown
+
+        browser.post(f"{WINDOW}/badges/{host.row().id}/retry")
+        host.drain()
+        assert host.row().state == "issued"
+        shown = text_of(browser.get(WINDOW))
+        assert "What to do" not in shown
+        assert "Solved since" in shown
+
+    def test_a_badge_that_waits_for_a_pause_says_so(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, mapping_id = mapped
+        browser.post(f"{WINDOW}/pause")
+        connected.host.complete("1")
+        assert "Paused" in text_of(browser.get(f"{WINDOW}/badges"))
+
+        path = f"{WINDOW}/mappings/{mapping_id}/test"
+        who = {"email": "a@example.org", "first_name": "A", "last_name": "B"}
+        answer = browser.post(path, page=path, **who)
+        said = text_of(browser.get(answer.location))
+        assert "Issuing is paused. The test badge waits until it goes on." in said
+
+    def test_a_kept_record_names_its_course_after_remove(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        connected.host.complete("1")
+        connected.host.drain()
+        connection.remove(connected.host.state)
+        browser.connect(connected.credly)
+        shown = text_of(browser.get(f"{WINDOW}/badges"))
+
+        assert "Python 101" in shown
+        assert "member-1@example.org" not in shown
+
+    def test_many_are_not_counted_to_the_end(
+        self, mapped: tuple[Browser, Connected, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        browser, connected, _ = mapped
+        monkeypatch.setattr("flask_credly.admin.window.AT_MOST", 2)
+
+        for number in range(3):
+            connected.host.complete(str(number))
+
+        assert "2+ waiting" in text_of(browser.get(WINDOW))
 
     def test_an_old_list_of_templates_is_said(
         self, mapped: tuple[Browser, Connected, int]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
+import functools
 import typing as t
 import urllib.parse
 
@@ -10,6 +12,7 @@ from flask.typing import ResponseReturnValue
 
 from .. import connection
 from ..issuing import bell
+from ..ledger import gates
 from ..ledger import issuances
 from ..ledger import overview
 from ..ledger.issuances import Filter
@@ -27,6 +30,7 @@ from .export import csv_file
 from .forms import Button
 from .log import number
 from .mappings import KIND_NAMES
+from .mappings import list_courses
 
 STATUSES: dict[str, str] = {
     "waiting": mark("Waiting"),
@@ -45,13 +49,34 @@ def badges() -> ResponseReturnValue:
         return go_to("credly.show")
 
     wanted = _filter()
+    found = issuances.page(
+        session, wanted, before=number("before"), after=number("after")
+    )
     return page(
         "credly/badges.html",
-        badges=issuances.page(
-            session, wanted, before=number("before"), after=number("after")
-        ),
+        badges=found,
         wanted=wanted,
-        **_names(),
+        any_failed=issuances.any_failed(session),
+        live=wanted.id is not None,
+        **_names(found.rows),
+    )
+
+
+def show_badge(issuance_id: int) -> ResponseReturnValue:
+    """Show one once more, on a page that stays open."""
+    session = get_state().session
+    row = session.get(Issuance, issuance_id)
+
+    if row is None or not wants_fragment():
+        return go_to("credly.badges", id=issuance_id)
+
+    ended = row.state not in issuances.STATES["waiting"]
+    return fragment(
+        "credly/_badge_alone.html",
+        row=row,
+        said=status_of(row) if ended else "",
+        live=True,
+        **_names([row]),
     )
 
 
@@ -73,7 +98,13 @@ def retry(issuance_id: int) -> ResponseReturnValue:
         state.session.rollback()
 
         if row := state.session.get(Issuance, issuance_id):
-            return fragment("credly/_badge.html", row=row, said=said, **_names())
+            return fragment(
+                "credly/_badge_alone.html",
+                row=row,
+                said=said,
+                live=True,
+                **_names([row]),
+            )
 
     say(said)
     return go_to("credly.badges", **_address())
@@ -148,8 +179,14 @@ def _cells(row: Issuance) -> list[str]:
     ]
 
 
-def status_of(row: Issuance) -> str:
-    """Say a row's state in words."""
+def status_of(row: Issuance, *, paused: bool = False) -> str:
+    """Say a row's state in words.
+
+    :param paused: Whether nothing is issued at present.
+    """
+    if row.state == "pending" and paused:
+        return gettext("Paused")
+
     if row.state in issuances.STATES["waiting"]:
         return gettext("Retrying") if row.attempts else gettext("Queued")
 
@@ -178,21 +215,36 @@ def _address() -> dict[str, str]:
     return {name: request.args[name] for name in kept if request.args.get(name)}
 
 
-def _names() -> dict[str, t.Any]:
+def _names(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
     state = get_state()
     courses = {
         (each.kind, each.course_id): each.course_title
         for each in connection.list_mappings(state.session)
     }
+    gate = gates.read(state.engine)
+    paused = gate is not None and not gate.is_open
     return {
         "button": Button(),
         "address": _address(),
         "statuses": STATUSES,
-        "status_of": status_of,
+        "status_of": functools.partial(status_of, paused=paused),
+        "paused": paused,
+        "titles": _titles(rows, courses),
         "kind_names": KIND_NAMES,
         "course_titles": courses,
         "credly_site": _site(state.settings.token_url),
     }
+
+
+def _titles(
+    rows: cabc.Sequence[Issuance], mapped: dict[tuple[str, str], str]
+) -> dict[tuple[str, str], str]:
+    """Get the titles of courses: after Remove, of some that are not mapped."""
+    if all((row.kind, row.course_id) in mapped for row in rows):
+        return mapped
+
+    known = {(each.kind, each.id): each.title for each in list_courses() or []}
+    return known | mapped
 
 
 def _site(token_url: str) -> str:

@@ -64,6 +64,7 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/mappings/<int:mapping_id>/test", mappings.send_test),
     ("GET", "/credly/badges", badges.badges),
     ("GET", "/credly/badges.csv", badges.export_badges),
+    ("GET", "/credly/badges/<int:issuance_id>", badges.show_badge),
     ("POST", "/credly/badges/<int:issuance_id>/retry", badges.retry),
     ("GET", "/credly/badges/retry", badges.ask_retry),
     ("POST", "/credly/badges/retry", badges.retry_all),

@@ -21,6 +21,10 @@ from .guard import is_admin
 logger = logging.getLogger("flask_credly")
 
 
+AT_MOST = 10_000
+"""How far badges are counted on a page."""
+
+
 def index() -> ResponseReturnValue:
     """Show the card."""
     return page("credly/index.html", **_known())
@@ -49,7 +53,7 @@ def _known() -> dict[str, t.Any]:
 
     try:
         known = {
-            "overview": overview.read(session),
+            "overview": overview.read(session, at_most=AT_MOST),
             "connection": connection.get(session),
         }
     except SQLAlchemyError:

@@ -18,6 +18,7 @@ from ..catalog import clean
 from ..catalog import Course
 from ..catalog import KINDS
 from ..issuing import bell
+from ..ledger import gates
 from ..ledger import issuances
 from ..models import Mapping
 from ..settings import get_state
@@ -130,7 +131,7 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
     """
     session = get_state().session
     mapped = connection.mapped_courses(session)
-    courses = _courses()
+    courses = list_courses()
     undo = request.args.get("undo", "")
     number = _page()
     start = (number - 1) * A_PAGE
@@ -202,8 +203,8 @@ def _template_choices(row: EditRow) -> Choices:
     return Choices(shown, connection.count_templates(session, text), searched=True)
 
 
-def _courses() -> list[Course] | None:
-    """List what can be mapped. ``None``: the host could not say."""
+def list_courses() -> list[Course] | None:
+    """List what can be mapped, by title. ``None``: the host could not say."""
     try:
         return sorted(get_state().list_courses(), key=lambda each: each.title)
     except Exception:
@@ -321,11 +322,13 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
         return gone()
 
     bell.ring(state)
-    say(
-        gettext(
-            "The test badge is on its way. Reload this page to see what became of it."
-        )
-    )
+    gate = gates.read(state.engine)
+
+    if gate is not None and gate.is_open:
+        say(gettext("The test badge is on its way. Its status stands below."))
+    else:
+        say(gettext("Issuing is paused. The test badge waits until it goes on."))
+
     return go_to("credly.badges", id=added)
 
 
@@ -353,7 +356,7 @@ def _save(form: MappingForm, mapping_id: int | None, valid: bool) -> Response:
         errors = [text for texts in form.errors.values() for text in texts]
         return _again(form, mapping_id, errors)
 
-    chosen = {key(each): each for each in _courses() or []}.get(form.course.data)
+    chosen = {key(each): each for each in list_courses() or []}.get(form.course.data)
 
     if chosen is None:
         error = gettext("This course or learning path is gone.")
@@ -419,13 +422,13 @@ def _edit_row(edited: EditRow, status: int = 200) -> Response:
         kinds=KINDS,
         focus_new=not edited.focus,
         mapping_form=MappingForm(formdata=None),
-        course_choices={edited.key: _course_choices(edited, _courses(), mapped)},
+        course_choices={edited.key: _course_choices(edited, list_courses(), mapped)},
         template_choices={edited.key: _template_choices(edited)},
     )
 
 
 def _text_row(mapping: Mapping, said: str = "") -> Response:
-    courses = _courses()
+    courses = list_courses()
     return fragment(
         "credly/_mapping_row.html",
         mapping=mapping,

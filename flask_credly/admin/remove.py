@@ -12,6 +12,7 @@ from .answer import go_to
 from .answer import page
 from .answer import say
 from .forms import Button
+from .index import AT_MOST
 
 
 def ask() -> ResponseReturnValue:
@@ -21,7 +22,8 @@ def ask() -> ResponseReturnValue:
     if connection.get(session) is None:
         return go_to("credly.index")
 
-    return page("credly/remove.html", button=Button(), overview=overview.read(session))
+    found = overview.read(session, at_most=AT_MOST)
+    return page("credly/remove.html", button=Button(), overview=found)
 
 
 def remove_integration() -> ResponseReturnValue:

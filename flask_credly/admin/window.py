@@ -30,6 +30,7 @@ from .answer import say
 from .answer import wants_fragment
 from .forms import Button
 from .forms import ConnectForm
+from .index import AT_MOST
 from .log import fold
 
 REFUSED = mark(
@@ -85,7 +86,7 @@ def in_the_way(connected: Connection) -> dict[str, t.Any]:
     return {
         "button": Button(),
         "connection": connected,
-        "overview": overview.read(state.session),
+        "overview": overview.read(state.session, at_most=AT_MOST),
         "workers": workers.count(state),
     }
 

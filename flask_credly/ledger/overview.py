@@ -12,6 +12,7 @@ from sqlalchemy import orm
 from ..models import Connection
 from ..models import Issuance
 from ..models import Mapping
+from ..words import AtLeast
 from . import clock
 
 ConnectionState = t.Literal["none", "connected", "expired", "paused"]
@@ -70,15 +71,20 @@ def read(
     paused = _paused_until(connection, now)
     state = _state(connection, paused)
     overdue = state == "connected" and due_at and due_at < now - OVERDUE
+
+    def seen(*states: str) -> int:
+        number = sum(getattr(count, name) for name in states)
+        return number if at_most is None or number < at_most else AtLeast(at_most)
+
     return Overview(
         connection=state,
         paused_until=paused,
         pause_reason=connection.pause_reason if connection and paused else None,
         switched_off=connection is not None and connection.switched_off,
-        pending=count.pending + count.sending,
-        issued=count.issued,
-        failed=count.failed,
-        held=count.held,
+        pending=seen("pending", "sending"),
+        issued=seen("issued"),
+        failed=seen("failed"),
+        held=seen("held"),
         oldest_pending_seconds=(
             max(0, int((now - waits_since).total_seconds())) if waits_since else None
         ),
