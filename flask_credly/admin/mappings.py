@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import heapq
 import logging
 import re
 import secrets
@@ -142,7 +143,7 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
 
     return {
         "courses": courses,
-        "course_keys": None if courses is None else {key(each) for each in courses},
+        "deleted": _deleted(mappings, courses),
         "kinds": KINDS,
         "kind_names": KIND_NAMES,
         "templates": connection.count_templates(session),
@@ -170,20 +171,35 @@ def _page() -> int:
 def _course_choices(
     row: EditRow, courses: list[Course] | None, mapped: set[tuple[str, str]]
 ) -> Choices:
-    free = [
-        each
-        for each in courses or []
-        if key(each) == row.course or (each.kind, each.id) not in mapped
-    ]
+    # A host may have ten thousand.
+    taken = mapped - {row.course.partition(":")[::2]}
+    free = [each for each in courses or [] if (each.kind, each.id) not in taken]
 
     if len(free) <= MANY:
-        return Choices(free, len(free), searched=False)
+        return Choices(sorted(free, key=_title), len(free), searched=False)
 
     text = row.course_text.casefold()
-    hits = [each for each in free if text in each.title.casefold()]
-    shown = hits[:SHOWN]
+    hits = [each for each in free if text in each.title.casefold()] if text else free
+    shown = heapq.nsmallest(SHOWN, hits, key=_title)
     chosen = [each for each in free if key(each) == row.course and each not in shown]
     return Choices([*chosen, *shown], len(hits), searched=True)
+
+
+def _title(course: Course) -> str:
+    return course.title
+
+
+def _deleted(mappings: list[Mapping], courses: list[Course] | None) -> set[int]:
+    """Find the mappings whose course the host has no longer."""
+    if courses is None:
+        return set()
+
+    shown = {(each.kind, each.course_id): each.id for each in mappings}
+
+    for course in courses:
+        shown.pop((course.kind, course.id), None)
+
+    return set(shown.values())
 
 
 def _template_choices(row: EditRow) -> Choices:
@@ -204,9 +220,9 @@ def _template_choices(row: EditRow) -> Choices:
 
 
 def list_courses() -> list[Course] | None:
-    """List what can be mapped, by title. ``None``: the host could not say."""
+    """List what can be mapped. ``None``: the host could not say."""
     try:
-        return sorted(get_state().list_courses(), key=lambda each: each.title)
+        return list(get_state().list_courses())
     except Exception:
         logger.exception("The @credly.courses hook failed.")
         return None
@@ -435,7 +451,7 @@ def _text_row(mapping: Mapping, said: str = "") -> Response:
         said=said,
         focus=True,
         button=Button(),
-        course_keys=None if courses is None else {key(each) for each in courses},
+        deleted=_deleted([mapping], courses),
         kind_names=KIND_NAMES,
     )
 
