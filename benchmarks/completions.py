@@ -127,8 +127,44 @@ def _answered(options: Options) -> cabc.Iterator[float]:
         yield call("benchmarks.fresh", "hang", **given)["next"]
 
 
-# A backfill of past completions, once there is one, is to be measured here: 10,000 at
-# once against INSERT in chunks, the same again, and what Redis and memory grow by.
+@benchmark("backfill", "10,000 past completions recorded, SQLite")
+def backfill(options: Options) -> cabc.Iterator[Result]:
+    number = options.number(10_000, 1000)
+    number -= number % 10
+    given = {"database": options.database("sqlite"), "redis_url": start_redis(options)}
+    runs = call("benchmarks.fresh", "backfill", **given, number=number)
+    yield compare(
+        "backfill/loop",
+        f"{number:,} completions a second, against the signal sent for each in a loop"
+        f" ({number // 10:,} of them)",
+        "a second",
+        runs["first"],
+        runs["loop"],
+        goal=">= 40x",
+    )
+    yield compare(
+        "backfill/again",
+        "the same a second time, which adds nothing, against the first",
+        "a second",
+        runs["again"],
+        runs["first"],
+        goal=">= 0.83x",
+    )
+    yield compare(
+        "backfill/linear",
+        "ten times as many, against the first",
+        "a second",
+        runs["tenfold"],
+        runs["first"],
+        goal=">= 0.83x",
+    )
+    yield compare(
+        "backfill/memory",
+        "what the process grew by meanwhile",
+        "MB",
+        runs["memory"],
+        goal="<= 5",
+    )
 
 
 @contextlib.contextmanager

@@ -80,3 +80,56 @@ def hang(database: str, redis_url: str) -> dict[str, float]:
         "next": statistics.median(times["c0"][1:]),
         "lost": HANGING - (rows or 0),
     }
+
+
+def backfill(database: str, redis_url: str, number: int) -> dict[str, float]:
+    """Record past completions."""
+    import datetime as dt
+
+    import sqlalchemy as sa
+
+    from flask_credly import course_completed
+    from flask_credly import jobs
+    from flask_credly.ledger import backfills
+    from flask_credly.models import Issuance
+
+    from .host import a_member
+    from .host import connect
+    from .host import make_host
+
+    config = {"SQLALCHEMY_DATABASE_URI": database, "CREDLY_REDIS_URL": redis_url}
+    at = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    size = number
+    host = make_host(
+        config, past=lambda: ((a_member(f"p{i}"), at) for i in range(size))
+    )
+    connect(host, mappings=3)
+    found: dict[str, float] = {}
+
+    def measure(name: str, mapping_id: int) -> None:
+        backfills.start(host.engine, mapping_id)
+        start = time.perf_counter()
+        jobs.backfill()
+        found[name] = size / (time.perf_counter() - start)
+
+    with host.app.app_context():
+        start = time.perf_counter()
+
+        for i in range(number // 10):
+            course_completed.send(host.app, member=a_member(f"l{i}"), course_id="c0")
+
+        found["loop"] = number / 10 / (time.perf_counter() - start)
+        measure("first", 2)
+        rss = psutil.Process().memory_info().rss
+        measure("again", 2)
+        size = 10 * number
+        measure("tenfold", 3)
+        found["memory"] = (psutil.Process().memory_info().rss - rss) / 1e6
+
+        with host.engine.connect() as connection:
+            rows = connection.scalar(sa.select(sa.func.count()).select_from(Issuance))
+
+    if rows != number // 10 + number + 10 * number:
+        raise RuntimeError(f"{rows} rows")
+
+    return found

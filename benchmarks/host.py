@@ -95,16 +95,25 @@ class Host:
         return call
 
 
+Past = cabc.Iterable[tuple[Member, dt.datetime]]
+
+
 def make_host(
-    config: cabc.Mapping[str, t.Any], courses: cabc.Sequence[Course] = ()
+    config: cabc.Mapping[str, t.Any],
+    courses: cabc.Sequence[Course] = (),
+    past: cabc.Callable[[], Past] = list,
 ) -> Host:
-    """Make the application."""
+    """Make the application.
+
+    :param past: Who completed the course before.
+    """
     app = Flask("benchmark_host")
     app.config.update({"SECRET_KEY": "key", "CREDLY_ENCRYPTION_KEYS": KEY, **config})
     db = SQLAlchemy(model_class=Base)
     credly = Credly()
     credly.courses(lambda: courses)
     credly.is_admin(lambda: True)
+    credly.past_completions(lambda *_: past())
     db.init_app(app)
     credly.init_app(app)
     host = Host(app, db)
@@ -120,7 +129,7 @@ def make_host(
         db.session.add(Completed(member_id=member_id, course_id=course_id))
 
         if send:
-            course_completed.send(app, member=_member(member_id), course_id=course_id)
+            course_completed.send(app, member=a_member(member_id), course_id=course_id)
 
         db.session.commit()
         return "Well done."
@@ -128,7 +137,8 @@ def make_host(
     return host
 
 
-def _member(id_: str) -> Member:
+def a_member(id_: str) -> Member:
+    """Make a member of an id."""
     return Member(id_, f"{id_}@example.org", "Ada", "Example")
 
 

@@ -77,7 +77,10 @@ def clean(value: object, length: int) -> str:
     if not isinstance(value, str):
         return ""
 
-    return "".join(char for char in value if char.isprintable()).strip()[:length]
+    if not value.isprintable():
+        value = "".join(char for char in value if char.isprintable())
+
+    return value.strip()[:length]
 
 
 def read_completion(

@@ -195,13 +195,7 @@ class Issuance(Base):
         sa.Index(None, "kind", "course_id", "id"),
         # For claim and sweep.
         sa.Index(None, "bulk", "due_at"),
-        sa.Index(
-            None,
-            "backfill_id",
-            "state",
-            sqlite_where=sa.text("backfill_id IS NOT NULL"),
-            postgresql_where=sa.text("backfill_id IS NOT NULL"),
-        ),
+        sa.Index(None, "backfill_id", "state"),
         Base.__table_args__,
     )
 
