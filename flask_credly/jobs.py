@@ -32,7 +32,7 @@ def drain() -> None:
         bell.heard(state)
 
         if drain_ledger(state):
-            bell.ring(state, insist=True)
+            bell.ring(state)
 
 
 def backfill() -> None:

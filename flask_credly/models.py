@@ -260,6 +260,8 @@ class Backfill(Base):
     """``"recording"``, ``"recorded"``, ``"stopped"`` or ``"failed"``."""
     due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime, index=True)
     """When a worker may take it up: moved ahead while one records, null at the end."""
+    lease: orm.Mapped[str | None] = orm.mapped_column(_id(32))
+    """The token of the worker that records."""
     completed: orm.Mapped[int] = orm.mapped_column(default=0)
     """Completions read from the host so far."""
     incomplete: orm.Mapped[int] = orm.mapped_column(default=0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
+import threading
+import time
 import typing as t
 
 import pytest
@@ -23,9 +25,12 @@ from flask_credly import connection
 from flask_credly import Course
 from flask_credly import jobs
 from flask_credly import Member
+from flask_credly.catalog import Completion
 from flask_credly.issuing import backfill
 from flask_credly.issuing.stopping import stopping
 from flask_credly.ledger import backfills
+from flask_credly.ledger import claim
+from flask_credly.ledger import gates
 from flask_credly.models import Backfill
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
@@ -197,11 +202,118 @@ def test_a_run_is_stopped(school: School) -> None:
     session.commit()
 
     assert backfills.stop(school.host.state.engine, run_id) == 2
-    assert school.states() == {"1": "sending"}
+    assert school.states() == {"1": "sending", "2": "cancelled", "3": "cancelled"}
     assert school.progress(run_id) == ("stopped", 1, 0, 0)
 
     # Nobody is lost to a later run.
     assert school.preview() == (3, 1, 0, 0, 2)
+    again = school.start()
+    jobs.backfill()
+    assert school.states() == {"1": "sending", "2": "pending", "3": "pending"}
+    assert school.progress(again) == ("recorded", 2, 0, 0)
+
+
+@every_database
+def test_a_completion_signalled_since_is_shown_after_a_stop(school: School) -> None:
+    school.graduate("1")
+    run_id = school.start()
+    jobs.backfill()
+    school.host.complete("1")
+    backfills.stop(school.host.state.engine, run_id)
+
+    assert school.states() == {"1": "cancelled"}
+    assert school.host.row().error == backfills.STOPPED
+    assert school.flask("retry", str(school.host.row().id)).exit_code == 0
+    school.host.drain()
+    assert school.states() == {"1": "issued"}
+
+
+@every_database
+def test_what_a_worker_holds_and_has_not_begun_is_stopped(school: School) -> None:
+    school.graduate("1")
+    run_id = school.start()
+    jobs.backfill()
+    engine = school.host.state.engine
+    gate = gates.read(engine)
+    assert gate is not None
+    (row,) = claim.claim(engine, gate, limit=1, lease_seconds=60)
+    backfills.stop(engine, run_id)
+
+    assert claim.begin(engine, [row], gate.generation, lease_seconds=60) == []
+    claim.release(engine, [row])
+    assert school.states() == {"1": "cancelled"}
+
+
+@every_database
+@pytest.mark.parametrize("what", ["remove", "change"])
+def test_what_the_admin_does_while_a_run_is_recorded(school: School, what: str) -> None:
+    """It waits for the run's transaction, or the run for it."""
+    engine = school.host.state.engine
+
+    if engine.dialect.name == "sqlite":
+        pytest.skip("SQLite has one writer at a time")
+
+    other = school.credly.add_template("Other")
+    connection.sync_templates(school.host.state)
+    school.start()
+    taken = backfills.take(engine)
+    assert taken is not None
+    mapping_id = school.mapping_id()
+    school.host.db.session.rollback()
+    recorded = threading.Event()
+    done: list[object] = []
+
+    def act() -> None:
+        recorded.wait(10)
+
+        with school.host.app.app_context():
+            if what == "remove":
+                done.append(connection.remove(school.host.state))
+            else:
+                course = Course("py-101", "Python 101")
+                state = school.host.state
+                done.append(connection.change_mapping(state, mapping_id, course, other))
+
+    thread = threading.Thread(target=act)
+    thread.start()
+    completions = [
+        Completion(a_member(str(number)), "py-101", "course", DAY)
+        for number in range(20)
+    ]
+
+    with engine.begin() as connected:
+        assert backfills.add.__wrapped__(  # type: ignore[attr-defined]
+            connected, taken, completions, incomplete=0
+        )
+        recorded.set()
+        time.sleep(0.3)  # so that the other meets the open transaction
+
+    thread.join()
+    rows = school.host.rows()
+    assert len(done) == 1
+
+    if what == "remove":
+        assert rows == []
+    else:
+        assert {row.template_id for row in rows} == {other}
+
+
+def test_a_run_belongs_to_the_worker_that_took_it_last(school: School) -> None:
+    school.graduate("1")
+    run_id = school.start()
+    engine = school.host.state.engine
+    first = backfills.take(engine)
+    session = school.host.db.session
+    session.execute(sa.update(Backfill).values(due_at=DAY))
+    session.commit()
+    second = backfills.take(engine)
+    assert first is not None and second is not None
+
+    backfills.finish(engine, first, failed=True)
+    assert not backfills.add(engine, first, [], incomplete=0)
+    assert school.progress(run_id)[0] == "recording"
+    backfill.record(school.host.state, second)
+    assert school.progress(run_id) == ("recorded", 1, 0, 0)
 
 
 def test_a_stop_ends_the_recording(school: School) -> None:
@@ -225,7 +337,7 @@ def test_a_stop_ends_the_recording(school: School) -> None:
 
     backfill.run(state)
 
-    assert school.states() == {}
+    assert set(school.states().values()) == {"cancelled"}
     assert school.progress(run_id)[0] == "stopped"
 
 
@@ -267,10 +379,12 @@ def test_a_run_goes_on_after_a_crash(school: School) -> None:
 def test_a_worker_told_to_stop_leaves_a_run_to_the_next(school: School) -> None:
     school.graduate(*(str(number) for number in range(700)))
     run_id = school.start()
+    taken = backfills.take(school.host.state.engine)
+    assert taken is not None
     stopping.set()
 
     try:
-        jobs.backfill()
+        backfill.record(school.host.state, taken)
     finally:
         stopping.clear()
 
@@ -405,7 +519,7 @@ def test_the_page_counts_starts_shows_and_stops(school: School) -> None:
     jobs.backfill()
     stopped = browser.post(f"{place}/stop", page=place)
     assert "Stopped after 0." in text_of(browser.get(stopped.location))
-    assert school.states() == {"1": "issued", "2": "issued"}
+    assert school.states() == {"1": "issued", "2": "issued", "4": "cancelled"}
 
 
 def test_progress_is_read_out_by_quarters(school: School) -> None:

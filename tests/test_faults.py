@@ -479,7 +479,7 @@ class TestDrainUnderFaults:
         for number in range(4):
             host.complete(str(number))
 
-        real = settle._save
+        real = settle.settle
 
         def save(engine: sa.Engine, these: t.Any) -> None:
             if any(each.row.member_id == "2" for each in these):
@@ -488,7 +488,7 @@ class TestDrainUnderFaults:
             real(engine, these)
 
         with monkeypatch.context() as patched:
-            patched.setattr(settle, "_save", save)
+            patched.setattr(settle, "settle", save)
             host.drain()
 
         assert {row.member_id: row.state for row in host.rows()} == {

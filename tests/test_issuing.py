@@ -6,6 +6,7 @@ import collections
 import contextlib
 import datetime as dt
 import logging
+import threading
 import time
 import typing as t
 
@@ -25,6 +26,8 @@ from flask_credly import connection
 from flask_credly import issuance_paused
 from flask_credly import Member
 from flask_credly.credly import Client
+from flask_credly.issuing.drain import drain
+from flask_credly.issuing.stopping import stopping
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import overview
@@ -965,6 +968,46 @@ def test_a_pace_is_not_exceeded(make_host: MakeHost, credly: CredlySimulator) ->
     assert len(credly.badges) == 9
     # The ninth may go out after eight twentieths of a second.
     assert max(sent) - started >= 0.4
+
+
+def test_a_worker_told_to_stop_does_not_wait_for_its_turn(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    host = make_host(CREDLY_MAX_PER_SECOND=1)
+
+    with host.app.app_context():
+        connect(host, credly)
+
+        for number in range(30):
+            host.complete(str(number))
+
+        timer = threading.Timer(0.5, stopping.set)
+        timer.start()
+
+        try:
+            host.drain()
+        finally:
+            timer.join()
+            stopping.clear()
+
+        states = collections.Counter(row.state for row in host.rows())
+        assert states["issued"] == len(credly.badges) < 10
+        assert states["issued"] + states["pending"] == 30
+        assert {row.attempts for row in host.rows() if row.state == "pending"} == {0}
+
+
+def test_a_drain_is_bounded_also_where_pauses_are_short(
+    connected: Connected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, credly, _ = connected
+    monkeypatch.setattr("flask_credly.issuing.drain.BUDGET", 0.5)
+    headers = {"Retry-After": "1"}
+    credly.fail("issue", times=50, status=429, headers=headers)
+    host.complete()
+
+    assert drain(host.state)
+    assert host.row().state == "pending"
+    assert credly.count("issue") < 5
 
 
 def test_a_worker_whose_turn_is_far_off_gives_its_rows_back(

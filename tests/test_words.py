@@ -742,7 +742,7 @@ class TestNothingIsForgotten:
         browser, connected, mapping_id = filled
         ask = f"{WINDOW}/mappings/{mapping_id}/backfill"
         page = browser.get(ask).text
-        assert "«Failed before»" in page and "«Cannot be issued»" in page
+        assert "«Failed or skipped before»" in page and "«Cannot be issued»" in page
         self.check(browser, connected, ask)
 
         with monkeypatch.context() as patched:

@@ -31,6 +31,7 @@ from conftest import MakeHost
 from example_app.redis_server import free_port
 from example_app.redis_server import own_redis
 from flask_credly import connection
+from flask_credly import jobs
 from flask_credly.errors import CredlyError
 from flask_credly.issuing import bell
 from flask_credly.issuing import workers
@@ -593,6 +594,24 @@ def test_a_list_that_could_not_be_loaded_is_left_for_an_hour(farm: Farm) -> None
     session.commit()
     gate = gates.read(farm.host.state.engine)
     assert gate is not None and gate.sync_due
+
+
+def test_a_backlog_makes_no_queue_of_jobs(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(60):
+        farm.host.complete(str(number))
+
+    monkeypatch.setattr("flask_credly.issuing.drain.BUDGET", 0.05)
+    farm.redis.flushdb()
+
+    queue = bell.web_queue(farm.host.state)
+
+    for _ in range(6):
+        queue.pop_job_id()  # as a worker takes the job that it runs
+        jobs.drain()
+
+    assert queue.count <= 1
 
 
 def test_sweep_rings(farm: Farm) -> None:

@@ -53,9 +53,11 @@ def start_backfill(mapping_id: int) -> ResponseReturnValue:
     """Begin."""
     Button().is_valid()
     state = get_state()
-    run_id = backfills.start(state.engine, mapping_id)
 
-    if run_id is None or state.past_completions is None:
+    if state.past_completions is None:
+        return gone()
+
+    if (run_id := backfills.start(state.engine, mapping_id)) is None:
         return gone()
 
     bell.ask_for_backfill(state)

@@ -169,10 +169,12 @@ def remove(state: State) -> bool:
 
 @in_transaction
 def _remove(connection: sa.Connection) -> bool:
+    # First: a backfill that writes at this moment is waited for, and its rows seen.
+    connection.execute(sa.delete(Backfill))
     _end_issuances(connection)
 
     # In bulk, and not left to cascades: SQLite has them switched off by default.
-    for table in (Backfill, LogEntry, Mapping, Template):
+    for table in (LogEntry, Mapping, Template):
         connection.execute(sa.delete(table))
 
     return bool(connection.execute(sa.delete(Connection)).rowcount)

@@ -143,6 +143,8 @@ def change_mapping(
     mapping.course_id = course.id
     mapping.course_title = clean(course.title, 500)
     mapping.template = template
+    # First: a backfill that writes at this moment is waited for, and its rows seen.
+    _write(session.flush, session, course)
     session.execute(
         _issuances(course, "pending")
         .where(Issuance.maybe_issued.is_(False))
@@ -194,9 +196,15 @@ def _issuances(course: Course, state: str) -> sa.Update:
 
 
 def _commit(session: orm.scoped_session[t.Any], course: Course) -> None:
+    _write(session.commit, session, course)
+
+
+def _write(
+    write: t.Callable[[], None], session: orm.scoped_session[t.Any], course: Course
+) -> None:
     # The unique constraint decides, also between two admins at the same time.
     try:
-        session.commit()
+        write()
     except sa.exc.IntegrityError:
         session.rollback()
         other = session.scalars(

@@ -107,7 +107,7 @@ def preview(
         members = {each.member.id: each.member for each in chunk}
         members = {id_: each for id_, each in members.items() if id_ not in seen}
         seen.update(members)
-        known = backfills.states(state.session, course.kind, course.id, members)
+        known = backfills.states(state.engine, course.kind, course.id, members)
         found.completed += len(members)
 
         for id_, member in members.items():
@@ -128,19 +128,21 @@ def preview(
 
 def run(state: State) -> None:
     """Record what the host says, for every run that is due."""
-    while (taken := backfills.take(state.engine)) is not None:
+    while not stopping.is_set() and (taken := backfills.take(state.engine)) is not None:
         try:
             record(state, taken)
         except Exception:
+            # What the hook has read must not be in the way.
+            state.session.remove()
             # The admin finds it on the run's page; the next one finds what is left.
             logger.exception(
                 "The backfill of %s %r failed.", taken.kind, taken.course_id
             )
-            backfills.finish(state.engine, taken.id, failed=True)
+            backfills.finish(state.engine, taken, failed=True)
         finally:
             state.session.remove()
 
-        bell.ring(state, insist=True)
+        bell.ring(state)
 
 
 def record(state: State, run: backfills.Run) -> None:
@@ -153,6 +155,7 @@ def record(state: State, run: backfills.Run) -> None:
 
     if _reading_blocks_writing(state.engine):
         completions = iter(list(completions))
+        state.session.remove()
 
     for chunk in _chunks(completions):
         whole = [each for each in chunk if not missing(each.member)]
@@ -165,7 +168,7 @@ def record(state: State, run: backfills.Run) -> None:
             # Another worker takes it up.
             return
 
-    backfills.finish(state.engine, run.id)
+    backfills.finish(state.engine, run)
 
 
 def _chunks(completions: cabc.Iterator[Completion]) -> cabc.Iterator[list[Completion]]:

@@ -93,9 +93,11 @@ def drain(state: State) -> bool:
 
     :return: Whether time was up and rows may be left.
     """
+    until = time.monotonic() + BUDGET
+
     while (gate := gates.read(state.engine)) is not None:
         if gate.is_open:
-            if _drain(state, gate):
+            if _drain(state, gate, until):
                 return True
 
             # Nothing is due any more, or the gate was closed.
@@ -107,24 +109,30 @@ def drain(state: State) -> bool:
         if gate.opens_in is None or gate.opens_in > SHORT_PAUSE:
             return False
 
+        if time.monotonic() > until:
+            return True
+
         if stopping.wait(gate.opens_in):
             return True
 
     return False
 
 
-def _drain(state: State, gate: gates.Gate) -> bool:
+def _drain(state: State, gate: gates.Gate, until: float) -> bool:
     with Client(
         state.settings.api_url, gate.organization_id, timeout=state.settings.timeout
     ) as client:
-        return _Drain(state, client, gate).run()
+        return _Drain(state, client, gate, until).run()
 
 
 class _Drain:
-    def __init__(self, state: State, client: Client, gate: gates.Gate) -> None:
+    def __init__(
+        self, state: State, client: Client, gate: gates.Gate, until: float
+    ) -> None:
         self._state = state
         self._engine = state.engine
         self._gate = gate
+        self._until = until
         # A request takes at most the time-out; it may go out in the lease's first
         # half, and comes back well before its end.
         self._lease = max(MIN_LEASE, 6 * state.settings.timeout)
@@ -156,34 +164,46 @@ class _Drain:
             claim.release(self._engine, [*self._doubtful, *self._cleared])
 
     def _loop(self, pool: cf.ThreadPoolExecutor) -> bool:
-        until = time.monotonic() + BUDGET
-
         while True:
-            out_of_time = time.monotonic() > until or stopping.is_set()
+            if stopping.is_set():
+                self._stop.set()
 
-            if not self._stop.is_set():
-                self._fill(pool, take_more=not out_of_time)
+            out_of_time = time.monotonic() > self._until or stopping.is_set()
+
+            if not self._stop.is_set() and not out_of_time:
+                self._fill(pool)
 
             if not self._in_flight:
                 return out_of_time
 
-            done = [self._done.get()]
-
-            while not self._done.empty():
-                done.append(self._done.get())
-
+            done = self._answers()
             self._settle([(self._in_flight[each], each.result()) for each in done])
 
             for each in done:
                 del self._in_flight[each]
 
+    def _answers(self) -> list[cf.Future[Outcome]]:
+        """Wait for an answer, and take all that are there. Not for ever: the process
+        may be told to stop.
+        """
+        try:
+            done = [self._done.get(timeout=1)]
+        except queue.Empty:
+            return []
+
+        while not self._done.empty():
+            done.append(self._done.get())
+
+        return done
+
     # Filling: claim, look at each row, write the intent, send.
 
-    def _fill(self, pool: cf.ThreadPoolExecutor, *, take_more: bool) -> None:
+    def _fill(self, pool: cf.ThreadPoolExecutor) -> None:
         full = self._state.settings.concurrency
         # At full width as many again wait for a free thread, so that none is idle
-        # while the ledger is written.
-        depth = self._width if self._width < full else 8 * full
+        # while the ledger is written. Not more: what is begun goes out, whatever the
+        # admin does meanwhile.
+        depth = self._width if self._width < full else 2 * full
         room = depth - len(self._in_flight)
 
         if room <= 0:
@@ -195,8 +215,8 @@ class _Drain:
         if alone:
             self._suspect = False
 
-        if take_more and held < room and not self._suspect:
-            self._claim(8 * self._width, alone=alone)
+        if held < room and not self._suspect:
+            self._claim(self._enough(), alone=alone)
 
         if not self._doubtful and not self._cleared:
             return
@@ -227,6 +247,16 @@ class _Drain:
                 send_after=times.popleft(),
                 send_before=send_before,
             )
+
+    def _enough(self) -> int:
+        """Say how many rows to hold: not more than can go out within their lease."""
+        number = 8 * self._width
+        per_second = self._state.settings.max_per_second
+
+        if per_second is None:
+            return number
+
+        return min(number, max(1, int(per_second * self._lease / 2)))
 
     def _reserve(self, number: int) -> collections.deque[float]:
         """Get the monotonic times after which so many requests may go out, or fewer."""
@@ -407,14 +437,18 @@ class _Drain:
 
     def _save(self, settlements: list[Settlement]) -> list[Settlement]:
         try:
-            return settle.settle(self._engine, settlements)
-        except sa.exc.SQLAlchemyError:
+            settle.settle(self._engine, settlements)
+            return settlements
+        except (settle.LeaseLost, sa.exc.SQLAlchemyError):
             saved = []
 
         # One that cannot be saved shall not take the others along.
         for each in settlements:
             try:
-                saved += settle.settle(self._engine, [each])
+                settle.settle(self._engine, [each])
+                saved.append(each)
+            except settle.LeaseLost:
+                continue  # another worker sees to it
             except sa.exc.SQLAlchemyError:
                 logger.exception("What became of row %d was not saved.", each.row.id)
 

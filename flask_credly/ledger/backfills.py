@@ -10,12 +10,12 @@ import collections
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
+import secrets
 import typing as t
 
 import sqlalchemy as sa
 
 from ..catalog import Completion
-from ..models import Attempt
 from ..models import Backfill
 from ..models import Connection
 from ..models import CONNECTION_ID
@@ -40,14 +40,20 @@ class Run:
     course_id: str
     course_title: str
     since: dt.datetime | None
+    lease: str
+
+
+STOPPED = "The backfill was stopped."
+"""The error of a row that was taken back. A later run takes it up again."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
     """How far a run is.
 
-    :param to_issue: Badges that it added to the ledger.
-    :param failed: Among them those that could not be issued, or were skipped.
+    :param to_issue: Badges that it added to the ledger, without those that were taken
+        back.
+    :param failed: Among them those that could not be issued.
     """
 
     run: Backfill
@@ -129,12 +135,13 @@ def _due(now: dt.datetime) -> sa.Select[int]:
 def take(connection: sa.Connection) -> Run | None:
     """Take up a run that is due, from its beginning."""
     now = clock.now(connection)
+    lease = secrets.token_hex(16)
 
     for id_ in connection.scalars(_due(now)).all():
         taken = connection.execute(
             sa.update(Backfill)
             .where(Backfill.id == id_, Backfill.due_at <= now)
-            .values(due_at=now + LEASE, completed=0, incomplete=0)
+            .values(due_at=now + LEASE, lease=lease, completed=0, incomplete=0)
         ).rowcount
 
         if taken:
@@ -145,6 +152,7 @@ def take(connection: sa.Connection) -> Run | None:
                     Backfill.course_id,
                     Backfill.course_title,
                     Backfill.since,
+                    Backfill.lease,
                 ).where(Backfill.id == id_)
             ).one()
             return Run(**found._mapping)
@@ -168,7 +176,7 @@ def add(
     now = clock.now(connection)
     goes_on = connection.execute(
         sa.update(Backfill)
-        .where(Backfill.id == run.id, Backfill.state == "recording")
+        .where(*_held(run))
         .values(
             due_at=now + LEASE,
             completed=Backfill.completed + len(completions) + incomplete,
@@ -179,6 +187,9 @@ def add(
     if not goes_on:
         return False
 
+    this = (Mapping.kind == run.kind, Mapping.course_id == run.course_id)
+    # A change of the mapping waits, or is seen.
+    connection.execute(sa.select(Mapping.id).where(*this).with_for_update(read=True))
     mapped = connection.execute(
         sa.select(
             Connection.organization_id,
@@ -188,11 +199,11 @@ def add(
         .select_from(Mapping)
         .join(Template, Template.id == Mapping.template_id)
         .join(Connection, Connection.id == Mapping.connection_id)
-        .where(Mapping.kind == run.kind, Mapping.course_id == run.course_id)
+        .where(*this)
     ).one_or_none()
 
     if mapped is None:
-        _end(connection, run.id, "stopped")
+        _end(connection, *_held(run), state="stopped")
         return False
 
     common = {
@@ -217,15 +228,48 @@ def add(
     ]
 
     if rows:
+        _revive(connection, rows)
         insert_all(connection, rows)
 
     return True
 
 
+def _held(run: Run) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        Backfill.id == run.id,
+        Backfill.lease == run.lease,
+        Backfill.state == "recording",
+    )
+
+
+def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
+    """Take up what an earlier run was stopped before."""
+    first = rows[0]
+    same = ("organization_id", "template_id", "badge_name", "due_at", "backfill_id")
+    connection.execute(
+        sa.update(Issuance)
+        .where(
+            Issuance.kind == first["kind"],
+            Issuance.course_id == first["course_id"],
+            Issuance.member_id.in_([row["member_id"] for row in rows]),
+            *_TAKEN_BACK,
+        )
+        .values(
+            state="pending",
+            settled_at=None,
+            error=None,
+            **{name: first[name] for name in same},
+        )
+    )
+
+
+_TAKEN_BACK = (Issuance.state == "cancelled", Issuance.error == STOPPED)
+
+
 @in_transaction
-def finish(connection: sa.Connection, run_id: int, *, failed: bool = False) -> None:
+def finish(connection: sa.Connection, run: Run, *, failed: bool = False) -> None:
     """Note that all was recorded, or that it could not be."""
-    _end(connection, run_id, "failed" if failed else "recorded")
+    _end(connection, *_held(run), state="failed" if failed else "recorded")
 
 
 @in_transaction
@@ -234,29 +278,30 @@ def stop(connection: sa.Connection, run_id: int) -> int:
 
     :return: How many badges were taken back.
     """
-    _end(connection, run_id, "stopped")
-    # The rows go, so that a later run finds these members again.
-    waiting = (
-        Issuance.backfill_id == run_id,
-        Issuance.state == "pending",
-        Issuance.attempts == 0,
-        Issuance.maybe_issued.is_(False),
-    )
-    ids = sa.select(Issuance.id).where(*waiting)
-    connection.execute(sa.delete(Attempt).where(Attempt.issuance_id.in_(ids)))
-    return connection.execute(sa.delete(Issuance).where(*waiting)).rowcount
+    this = (Backfill.id == run_id, Backfill.state.in_(("recording", "recorded")))
+    _end(connection, *this, state="stopped")
+    # Kept, and shown: the same completion may have been signalled since.
+    return connection.execute(
+        sa.update(Issuance)
+        .where(
+            Issuance.backfill_id == run_id,
+            Issuance.state.in_(("pending", "sending")),
+            Issuance.attempts == 0,
+            Issuance.maybe_issued.is_(False),
+        )
+        .values(
+            state="cancelled",
+            lease=None,
+            due_at=None,
+            settled_at=clock.now(connection),
+            error=STOPPED,
+        )
+    ).rowcount
 
 
-def _end(connection: sa.Connection, run_id: int, state: str) -> None:
+def _end(connection: sa.Connection, *these: sa.ColumnElement[bool], state: str) -> None:
     connection.execute(
-        sa.update(Backfill)
-        .where(Backfill.id == run_id, Backfill.state == "recording")
-        .values(state=state, due_at=None)
-    )
-    connection.execute(
-        sa.update(Backfill)
-        .where(Backfill.id == run_id, Backfill.state == "recorded")
-        .values(state=state)
+        sa.update(Backfill).where(*these).values(state=state, due_at=None)
     )
 
 
@@ -284,21 +329,24 @@ def _progress(session: Session, run: Backfill) -> Progress:
     )
     return Progress(
         run=run,
-        to_issue=count.total(),
+        to_issue=count.total() - count["cancelled"],
         issued=count["issued"] + count["held"],
-        failed=count["failed"] + count["cancelled"],
+        failed=count["failed"],
     )
 
 
 def states(
-    session: Session, kind: str, course_id: str, member_ids: cabc.Collection[str]
+    engine: sa.Engine, kind: str, course_id: str, member_ids: cabc.Collection[str]
 ) -> dict[str, str]:
     """Get what the ledger has for some members and a course: state by member."""
-    found = session.execute(
-        sa.select(Issuance.member_id, Issuance.state).where(
-            Issuance.kind == kind,
-            Issuance.course_id == course_id,
-            Issuance.member_id.in_(member_ids),
+    # Not by the host's session: its hook may be in the midst of reading.
+    with engine.connect() as connection:
+        found = connection.execute(
+            sa.select(Issuance.member_id, Issuance.state).where(
+                Issuance.kind == kind,
+                Issuance.course_id == course_id,
+                Issuance.member_id.in_(member_ids),
+                sa.not_(sa.and_(*_TAKEN_BACK)),
+            )
         )
-    )
-    return {member_id: state for member_id, state in found}
+        return {member_id: state for member_id, state in found}

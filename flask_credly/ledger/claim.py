@@ -97,7 +97,7 @@ def _due_ids(
     """
     return (
         sa.select(Issuance.id, Issuance.deaths)
-        .where(Issuance.bulk.is_(bulk), *_due(organization_id, now))
+        .where(Issuance.bulk == bulk, *_due(organization_id, now))
         .order_by(Issuance.due_at, Issuance.id)
     )
 

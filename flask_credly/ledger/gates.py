@@ -145,6 +145,9 @@ def pause(
 
         return until
 
+    if reason == "rate limit":
+        connection.execute(this.values(limited_at=now))
+
     connection.execute(
         this.where(Connection.paused_until < until).values(paused_until=until)
     )

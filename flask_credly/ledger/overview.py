@@ -60,10 +60,12 @@ def read(
     count = session.execute(
         sa.select(*(_count(state, at_most).label(state) for state in states))
     ).one()
+    # A backfill's rows wait for their turn.
+    due = sa.case((Issuance.bulk.is_(False), Issuance.due_at))
     waits_since, due_at = session.execute(
-        sa.select(
-            sa.func.min(Issuance.recorded_at), sa.func.min(Issuance.due_at)
-        ).where(Issuance.state.in_(("pending", "sending")), Issuance.test.is_(False))
+        sa.select(sa.func.min(Issuance.recorded_at), sa.func.min(due)).where(
+            Issuance.state.in_(("pending", "sending")), Issuance.test.is_(False)
+        )
     ).one()
     # As it is now, whatever this session has loaded before.
     query = sa.select(Connection).execution_options(populate_existing=True)

@@ -45,26 +45,8 @@ class Settlement:
     status: int | None = None
 
 
-class _LeaseLost(Exception):
-    """One of the rows is another worker's by now."""
-
-
-def settle(
-    engine: sa.Engine, settlements: cabc.Sequence[Settlement]
-) -> list[Settlement]:
-    """Save them all, in one transaction and with few statements.
-
-    :return: Those that were saved: without those whose lease was lost.
-    """
-    try:
-        _save(engine, settlements)
-    except _LeaseLost:
-        if len(settlements) == 1:
-            return []
-
-        return [saved for each in settlements for saved in settle(engine, [each])]
-
-    return list(settlements)
+class LeaseLost(Exception):
+    """One of the rows is another worker's by now. None was saved."""
 
 
 @in_transaction
@@ -107,7 +89,11 @@ _IS_SENT = Issuance.state == "sending"
 
 
 @in_transaction
-def _save(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) -> None:
+def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) -> None:
+    """Save them all or none, with few statements.
+
+    :raises LeaseLost: The lease of one of them was lost.
+    """
     if not settlements:
         return
 
@@ -169,7 +155,7 @@ def _save_rows(
     )
 
     if changed.rowcount != len(alike):
-        raise _LeaseLost
+        raise LeaseLost
 
 
 def _values(each: Settlement, now: dt.datetime) -> dict[str, object]:
