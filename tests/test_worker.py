@@ -608,7 +608,7 @@ def test_a_backlog_makes_no_queue_of_jobs(
     queue = bell.web_queue(farm.host.state)
 
     for _ in range(6):
-        queue.pop_job_id()  # as a worker takes the job that it runs
+        queue.connection.lpop(queue.key)  # as a worker takes the job that it runs
         jobs.drain()
 
     assert queue.count <= 1
