@@ -15,6 +15,7 @@ def test_every_benchmark_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
         "completion-sqlite",
         "completion-postgresql",
         "redis-hangs",
+        "backfill",
         "issue",
         "latency-50",
         "latency-200",
