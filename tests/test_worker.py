@@ -342,7 +342,8 @@ def test_a_worker_told_to_stop_finishes_what_is_on_its_way(farm: Farm) -> None:
 
     assert set(states) <= {"issued", "pending"}
     assert states["issued"] == len(farm.credly.badges)
-    assert {each.answer for each in farm.host.attempts()} == {"issued"}
+    # What waited for a free thread is given back.
+    assert {each.answer for each in farm.host.attempts()} <= {"issued", "not sent"}
 
     farm.run(*WORKER, "--burst")
     assert farm.states() == {"issued": 60}
