@@ -1033,6 +1033,8 @@ def test_the_keyboard_is_enough(
     # Connect: a refused try, and a right one
     tab_to(page, page.get_by_role("link", name="Set Up Credly"))
     press("Enter")
+    # Tabs would go to the page that is left, and be used up there.
+    expect_title(page, "Credly Integration")
     tab_to(page, page.get_by_label("Organization ID"))
     type_(site.credly.organization_id)
     tab_to(page, page.get_by_label("Client ID"))
