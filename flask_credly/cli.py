@@ -17,6 +17,7 @@ from .issuing import bell
 from .issuing import workers
 from .ledger import backfills
 from .ledger import claim
+from .ledger import gates
 from .ledger import issuances
 from .ledger import overview
 from .settings import get_state
@@ -79,7 +80,7 @@ def sweep() -> None:
     """Ring for a worker if a badge is due."""
     state = get_state()
 
-    if not claim.any_due(state.engine):
+    if not claim.any_due(state.engine, gates.read(state.engine)):
         click.echo("Nothing is due.")
         return
 

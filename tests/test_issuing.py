@@ -490,7 +490,7 @@ class TestTheSwitch:
 
         assert host.row().state == "pending"
         assert credly.count("issue") == 0
-        assert not claim.any_due(host.state.engine)
+        assert not claim.any_due(host.state.engine, the_gate(host))
 
         gates.switch(host.state.engine, on=True)
         host.drain()

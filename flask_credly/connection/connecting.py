@@ -135,23 +135,16 @@ def check(state: State) -> None:
         except CredlyError as e:
             raise CouldNotVerify(e.detail, status=e.status) from None
 
-    _revive(state.engine, gate.generation)
+    _note_check(state.engine, gate.generation, expired=False)
     bell.ring(state)
 
 
 @in_transaction
-def _note_check(connection: sa.Connection, generation: str) -> None:
-    now = clock.now(connection)
-    this = sa.update(Connection).where(Connection.generation == generation)
-    connection.execute(this.values(checked_at=now))
-
-
-@in_transaction
-def _revive(connection: sa.Connection, generation: str) -> None:
+def _note_check(connection: sa.Connection, /, generation: str, **changes: bool) -> None:
     connection.execute(
         sa.update(Connection)
         .where(Connection.generation == generation)
-        .values(checked_at=clock.now(connection), expired=False)
+        .values(checked_at=clock.now(connection), **changes)
     )
 
 

@@ -132,15 +132,11 @@ def run(state: State) -> None:
         try:
             record(state, taken)
         except Exception:
-            # What the hook has read must not be in the way.
-            state.session.remove()
             # The admin finds it on the run's page; the next one finds what is left.
             logger.exception(
                 "The backfill of %s %r failed.", taken.kind, taken.course_id
             )
             backfills.finish(state.engine, taken, failed=True)
-        finally:
-            state.session.remove()
 
         bell.ring(state)
 
@@ -150,6 +146,14 @@ def record(state: State, run: backfills.Run) -> None:
 
     :raises TypeError: See :func:`read`; so are the others.
     """
+    try:
+        _record(state, run)
+    finally:
+        # What the hook has read must not be in the way of what follows.
+        state.session.remove()
+
+
+def _record(state: State, run: backfills.Run) -> None:
     course = Course(run.course_id, run.course_title, t.cast(Kind, run.kind))
     completions = read(state, course, run.since)
 

@@ -128,11 +128,10 @@ class CredlyWorker(Worker):
 
     def _ring(self, state: State) -> None:
         queue = self.queues[0]
-
-        if claim.any_due(state.engine):
-            bell.enqueue_drain(queue, insist=queue.is_empty())
-
         gate = gates.read(state.engine)
+
+        if claim.any_due(state.engine, gate):
+            bell.enqueue_drain(queue, insist=queue.is_empty())
 
         if gate is not None and gate.sync_due:
             bell.enqueue_sync(queue)

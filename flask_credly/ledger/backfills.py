@@ -25,6 +25,7 @@ from ..models import Template
 from . import clock
 from .paging import Session
 from .record import insert_all
+from .record import of_mapping
 from .transaction import in_transaction
 
 LEASE = dt.timedelta(minutes=2)
@@ -191,15 +192,11 @@ def add(
     # A change of the mapping waits, or is seen.
     connection.execute(sa.select(Mapping.id).where(*this).with_for_update(read=True))
     mapped = connection.execute(
-        sa.select(
+        of_mapping(
             Connection.organization_id,
             Template.id.label("template_id"),
             Template.name.label("badge_name"),
-        )
-        .select_from(Mapping)
-        .join(Template, Template.id == Mapping.template_id)
-        .join(Connection, Connection.id == Mapping.connection_id)
-        .where(*this)
+        ).where(*this)
     ).one_or_none()
 
     if mapped is None:

@@ -19,6 +19,7 @@ from .paging import fetch_all
 from .paging import Page
 from .paging import Session
 from .paging import SIZE
+from .record import of_mapping
 from .transaction import in_transaction
 
 Status = t.Literal["waiting", "issued", "held", "failed", "skipped"]
@@ -126,18 +127,9 @@ _MAPPED = sa.exists().where(
 )
 
 
-def _from_mapping(*columns: t.Any) -> sa.Select[t.Any]:
-    return (
-        sa.select(*columns)
-        .select_from(Mapping)
-        .join(Template, Template.id == Mapping.template_id)
-        .join(Connection, Connection.id == Mapping.connection_id)
-    )
-
-
 def _of_mapping(column: sa.ColumnElement[t.Any]) -> sa.ScalarSelect[t.Any]:
     return (
-        _from_mapping(column)
+        of_mapping(column)
         .where(Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id)
         .scalar_subquery()
     )
@@ -210,7 +202,7 @@ def add_test(
     :return: The row's id, or ``None`` if the mapping is gone.
     """
     found = connection.execute(
-        _from_mapping(
+        of_mapping(
             Mapping.kind,
             Mapping.course_id,
             Template.id.label("template_id"),

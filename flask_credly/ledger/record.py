@@ -224,14 +224,20 @@ def _from_mapping(dialect: str) -> dict[str, sa.ColumnElement[t.Any]]:
     }
 
 
-def _look_up(columns: dict[str, sa.ColumnElement[t.Any]]) -> sa.Select[t.Any]:
-    labelled: list[t.Any] = [value.label(name) for name, value in columns.items()]
-    select: sa.Select[t.Any] = sa.select(*labelled)
+def of_mapping(*columns: t.Any) -> sa.Select[t.Any]:
+    """Select from the mappings, with their template and the connection."""
+    select: sa.Select[t.Any] = sa.select(*columns)
     return (
         select.select_from(Mapping)
         .join(Template, Template.id == Mapping.template_id)
         .join(Connection, Connection.id == Mapping.connection_id)
-        .where(Mapping.kind == _given("kind"), Mapping.course_id == _given("course_id"))
+    )
+
+
+def _look_up(columns: dict[str, sa.ColumnElement[t.Any]]) -> sa.Select[t.Any]:
+    labelled = [value.label(name) for name, value in columns.items()]
+    return of_mapping(*labelled).where(
+        Mapping.kind == _given("kind"), Mapping.course_id == _given("course_id")
     )
 
 

@@ -103,14 +103,13 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
 
     for each in settlements:
         values = _values(each, now)
-        is_alike = (each.row.lease, each.badge_id is None, *values.items())
-        rows.setdefault(is_alike, []).append(each)
+        rows.setdefault((each.badge_id is None, *values.items()), []).append(each)
 
         if each.phase == "issue":
             said = (each.answer, each.status, each.detail)
             attempts.setdefault((each.row.lease, *said), []).append(each)
 
-    for (_, _, *items), alike in rows.items():
+    for (_, *items), alike in rows.items():
         _save_rows(connection, alike, dict(items))
 
     for (lease, answer, status, detail), alike in attempts.items():
