@@ -55,6 +55,11 @@ MIN_LEASE = 60.0
 SHORT_PAUSE = 5.0
 """Seconds of a pause that a drain waits for. A longer one is left to the sweep."""
 
+GLANCE = 0.25
+"""Seconds that what is begun may need to go out: what the admin does meanwhile does
+not stop it.
+"""
+
 CAREFUL_WIDTH = 2
 """Requests in flight after a rate limit, and one more for every
 :data:`CAREFUL_GROWTH` that went well.
@@ -137,6 +142,7 @@ class _Drain:
         # half, and comes back well before its end.
         self._lease = max(MIN_LEASE, 6 * state.settings.timeout)
         self._good = 0
+        self._pace = _Pace()
         self._paused = gate.probing
         self._width = 1 if gate.probing else self._widest()
         self._token: SharedToken | None = None
@@ -177,6 +183,7 @@ class _Drain:
                 return out_of_time
 
             done = self._answers()
+            self._pace.count(len(done))
             self._settle([(self._in_flight[each], each.result()) for each in done])
 
             for each in done:
@@ -191,6 +198,11 @@ class _Drain:
         except queue.Empty:
             return []
 
+        # While there is work for the threads, more answers come in to be saved with
+        # it: until half of what waits has gone out.
+        waiting = len(self._in_flight) - self._state.settings.concurrency
+        self._stop.wait(self._pace.seconds_for(waiting // 2))
+
         while not self._done.empty():
             done.append(self._done.get())
 
@@ -200,10 +212,10 @@ class _Drain:
 
     def _fill(self, pool: cf.ThreadPoolExecutor) -> None:
         full = self._state.settings.concurrency
-        # At full width as many again wait for a free thread, so that none is idle
-        # while the ledger is written. Not more: what is begun goes out, whatever the
-        # admin does meanwhile.
-        depth = self._width if self._width < full else 2 * full
+        # At full width some wait for a free thread, so that none is idle while the
+        # ledger is written: more of them where they do not wait long.
+        waiting = min(max(self._pace.within(GLANCE), full), 7 * full)
+        depth = self._width if self._width < full else full + waiting
         room = depth - len(self._in_flight)
 
         if room <= 0:
@@ -562,6 +574,35 @@ class _Drain:
             row.course_id,
         )
         _send(signals.badge_failed, self._state, **_names(row), error=error)
+
+
+class _Pace:
+    """How fast answers come in, by the last quarter of a second or so."""
+
+    def __init__(self) -> None:
+        self._since = time.monotonic()
+        self._answers = 0
+        self._per_second = 0.0
+
+    def count(self, answers: int) -> None:
+        self._answers += answers
+        passed = time.monotonic() - self._since
+
+        if passed >= GLANCE:
+            self._per_second = self._answers / passed
+            self._since += passed
+            self._answers = 0
+
+    def within(self, seconds: float) -> int:
+        """How many answers to expect."""
+        return int(self._per_second * seconds)
+
+    def seconds_for(self, answers: int) -> float:
+        """How long so many take, a twentieth of a second at most."""
+        if answers < 2 or not self._per_second:
+            return 0
+
+        return min(0.05, answers / self._per_second)
 
 
 def _answered(
