@@ -212,7 +212,7 @@ def _record_in_context(
     recorded = record.record(state.engine, host, completion, join=session is not None)
 
     if recorded == "yes":
-        bell.ring(state)
+        bell.ring_soon(state)
     elif recorded != "no":
         host.info.setdefault(_NOTES, []).append(_Note(state, completion, recorded))
 
@@ -244,7 +244,7 @@ def _ring_after_commit(session: orm.Session) -> None:
     for state in {note.state.app: note.state for note in joined}.values():
         # An exception here would spoil the host's session after its commit.
         try:
-            bell.ring(state)
+            bell.ring_soon(state)
         except Exception:
             logger.exception("No worker could be rung. The next sweep finds the row.")
 
@@ -271,7 +271,7 @@ def _record_later(note: _Note) -> None:
     try:
         with note.state.app.app_context():
             if record.record_alone(note.state.engine, note.completion):
-                bell.ring(note.state)
+                bell.ring_soon(note.state)
     except Exception:
         done = note.completion
         _log_lost(done.member.id, done.kind, done.course_id, done.completed_at)

@@ -6,6 +6,7 @@ import collections.abc as cabc
 import dataclasses
 import datetime as dt
 import re
+import threading
 import typing as t
 import urllib.parse
 
@@ -88,12 +89,18 @@ class Settings:
 @dataclasses.dataclass
 class WebQueue:
     """How this process last saw the queue: the one thing about an app that changes.
+    All times are monotonic.
 
-    :param silent_until: Monotonic time before which Redis is not tried again.
+    :param silent_until: When Redis may be tried again.
+    :param next_ring: When a completion may ring at once again.
+    :param late: Rings for those that came in meanwhile, at ``late_until``.
     """
 
     queue: rq.Queue | None = None
     silent_until: float = 0
+    next_ring: float = 0
+    late: threading.Timer | None = None
+    late_until: float = 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -240,6 +240,9 @@ def make_host(database: str) -> cabc.Iterator[MakeHost]:
     yield make
 
     for host in hosts:
+        if (late := host.state.web_queue.late) is not None:
+            late.cancel()
+
         with host.app.app_context():
             host.db.session.remove()
             host.db.drop_all()

@@ -332,6 +332,28 @@ def test_a_worker_is_rung_for_a_new_row_only(
     assert len(rung) == 1
 
 
+def test_many_completions_of_a_process_do_not_each_go_to_redis(
+    connected: Connected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rung: list[None] = []
+    monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))
+    monkeypatch.setattr("flask_credly.issuing.bell.INTERVAL", 3600)
+
+    for number in range(50):
+        connected.host.complete(str(number))
+
+    assert len(rung) == 1
+
+    late = connected.host.state.web_queue.late
+    assert late is not None
+    assert late.is_alive()
+
+    # What the timer does in the end.
+    late.cancel()
+    late.function(*late.args)
+    assert len(rung) == 2
+
+
 def test_a_course_and_a_path_of_the_same_id_are_different(connected: Connected) -> None:
     connected.host.complete(kind="learning_path")
 

@@ -1033,6 +1033,9 @@ def test_a_worker_that_finds_much_calls_another(
     for number in range(waiting):
         connected.host.complete(str(number))
 
+    if (late := connected.host.state.web_queue.late) is not None:
+        late.cancel()
+
     rung: list[None] = []
     monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))
     connected.host.drain()

@@ -7,6 +7,7 @@ job. A bell that could not be rung is logged, and the sweep finds the row.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 import typing as t
 
@@ -37,6 +38,9 @@ JOB_TIMEOUT = 600
 BACKFILL_TIMEOUT = 6 * 3600
 """The same for a backfill, which reads as long as the host has completions."""
 
+INTERVAL = 1.0
+"""Seconds between two rings of a process for completions that come in."""
+
 _RUNG_FOR = 60
 
 
@@ -47,6 +51,32 @@ def ring(state: State, *, insist: bool = False) -> bool:
     :return: Whether Redis took it. ``False`` is logged and harmless.
     """
     return _try(state, lambda queue: enqueue_drain(queue, insist=insist))
+
+
+def ring_soon(state: State) -> None:
+    """Ring for a completion: at once, or at the end of the second if this process has
+    rung within it. A busy site's requests do not each go to Redis.
+    """
+    web = state.web_queue
+    now = time.monotonic()
+
+    if now >= web.next_ring:
+        web.next_ring = now + INTERVAL
+        ring(state)
+    # After a fork the other process has the timer.
+    elif now >= web.late_until:
+        web.late_until = web.next_ring
+        web.late = threading.Timer(web.next_ring - now, _ring_late, [state])
+        web.late.start()
+
+
+def _ring_late(state: State) -> None:
+    state.web_queue.next_ring = time.monotonic() + INTERVAL
+
+    try:
+        ring(state)
+    except Exception:
+        logger.exception("No worker could be rung. The next sweep finds the row.")
 
 
 def ask_for_sync(state: State) -> bool:
