@@ -501,7 +501,7 @@ PAYLOADS = [
     "'><img src=x onerror=alert(1)>",
     '" onfocus=alert(1) autofocus x="',
     "' onfocus=alert(1) autofocus x='",
-    " onmouseover=alert(1) ",
+    "x onmouseover=alert(1) x",
     "` onclick=`alert(1)",
     '"><a hx-get="/integrations/credly/remove" hx-trigger=load>',
     '" hx-post="/integrations/credly/remove" hx-trigger="load',
@@ -513,7 +513,7 @@ PAYLOADS = [
     "<meta http-equiv=refresh content='0;url=//evil.example'>",
     "<form action=//evil.example><input name=client_secret>",
     "<style>*{background:url(//evil.example)}</style>",
-    "<!-- ",
+    "<!-- x",
     "--><b>",
     "]]><b>",
     "</bdi></td></tr></table></main><b>",
@@ -525,7 +525,7 @@ PAYLOADS = [
     "&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x22;&#34;",
     "%(number)s %s %d %(x)s %",
     '[[<b>]] [["]]',
-    "\x00<b>\x00",
+    "a\x00<b>\x00",
     "\ufeff\u202e<b>\u2028<i>",
     "\uff1cscript\uff1ealert(1)\uff1c/script\uff1e",
     "<" * 150,
@@ -606,8 +606,9 @@ def write_everywhere(host: Host, text: str) -> None:
 def answers_with(host: Host, text: str) -> dict[str, str]:
     """Every page and part of one, with a text in everything that is shown or sent."""
     write_everywhere(host, text)
-    names = ("course", "q", "status", "type", "undo", "template", "said")
-    query = urllib.parse.urlencode({**dict.fromkeys(names, text), "mapping": "1"})
+    asked_for = dict.fromkeys(("q", "status", "type", "undo", "template", "said"), text)
+    asked_for |= {"course": f"course:{text}", "mapping": "1"}
+    query = urllib.parse.urlencode(asked_for)
     client = host.app.test_client()
     found = {}
 
@@ -621,7 +622,9 @@ def answers_with(host: Host, text: str) -> dict[str, str]:
                 found[f"GET {asked.replace(query, '…')} {headers}"] = answer.text
 
     fields = (*FIELDS, "organization_id", "client_id", "key", "search", "template")
-    data = dict.fromkeys((*fields, "course_text", "template_text"), text)
+    # None of them is good for Credly, whatever the text.
+    sent_text = f"{text} é"
+    data = dict.fromkeys((*fields, "course_text", "template_text"), sent_text)
 
     for path in (
         WINDOW,
@@ -726,3 +729,345 @@ def test_no_template_marks_text_as_safe() -> None:
     # A message is escaped before it is marked, see tests/test_words.py; the card is a
     # template of ours, rendered.
     assert found <= {"words.py", "admin/index.py"}
+
+
+# Formulas in files
+
+FORMULAS = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "\n=1", "\0=1"]
+FORMULAS += ["＝1+1", "＋1", "－1", "＠1", '=HYPERLINK("//evil.example")', "=1,2;3"]
+
+
+def cells(host: Host, path: str) -> list[list[str]]:
+    text = host.app.test_client().get(path, buffered=True).data.decode("utf-8-sig")
+    return list(csv.reader(io.StringIO(text, newline="")))
+
+
+@pytest.mark.parametrize("path", [f"{WINDOW}/badges.csv", f"{WINDOW}/errors.csv"])
+def test_no_cell_of_a_file_is_a_formula(filled: Filled, path: str) -> None:
+    """And each is the text that it was, behind an apostrophe where it needs one."""
+    host = filled.host
+    texts = st.one_of(
+        st.sampled_from(FORMULAS),
+        st.text(st.characters(codec="utf-8"), min_size=1, max_size=20),
+    )
+
+    @hypothesis.settings(
+        max_examples=40,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    @hypothesis.given(texts)
+    def check(text: str) -> None:
+        write_everywhere(host, text)
+        header, *rows = cells(host, path)
+        assert rows
+        found = [cell for row in rows for cell in row]
+        begins = tuple(each[0] for each in FORMULAS)
+        assert not [cell for cell in found if cell.startswith(begins)]
+        expected = f"'{text}" if text.startswith(begins) else text
+        assert expected in found
+
+    for formula in FORMULAS:
+        check = hypothesis.example(formula)(check)
+
+    check()
+
+
+# Lines of the log
+
+LINES = [
+    "x\r\n2026-01-01 ERROR FORGED all is well",
+    "x\n\nFORGED",
+    "x\rFORGED",
+    "\x1b[2J\x1b[1;1HFORGED",
+    "x\u2028FORGED\u2029FORGED",
+    "x\x85FORGED\x0bFORGED\x0cFORGED\x1cFORGED",
+    "x\x00FORGED\x08\x08\x08FORGED",
+    "\u202eDEGROF",
+]
+
+
+@pytest.mark.parametrize("text", LINES, ids=range(len(LINES)))
+def test_one_record_is_one_line(
+    make_host: MakeHost,
+    credly: CredlySimulator,
+    caplog: pytest.LogCaptureFixture,
+    text: str,
+) -> None:
+    """Whatever a member, the host or Credly writes into it."""
+    host = make_host(member=lambda member_id: None)
+    caplog.set_level(logging.DEBUG)
+    message = {"data": {"message": text}}
+
+    with host.app.app_context():
+        template_id = connect(host, credly).template_id
+        course = Course(id=f"id {text}", title=text)
+        connection.add_mapping(host.state, course, template_id)
+        member = Member(id=text, email=text, first_name=text, last_name=text)
+
+        # What is recorded, refused, and taken back
+        host.complete(member=member, course_id=course.id)
+        host.complete(member=Member(text, f"{text}@example.org", text, text))
+        credly.posts_allowed = 9
+        credly.fail("issue", status=422, times=4, body=message)
+        host.drain(2)
+
+        for wrong in (
+            {"kind": text},
+            {"course_id": text * 200},
+            {"completed_at": text},
+            {text: text},
+        ):
+            given = {"member": member, "course_id": "py-101", **wrong}
+            course_completed.send(host.app, **t.cast(t.Any, given))
+
+        host.db.session.execute(sa.update(Mapping).values(course_title="by the host"))
+        host.complete(member=Member(f"{text}2", text, text, text), course_id=course.id)
+        host.db.session.rollback()
+
+        # What Credly says
+        for kind in ("issue", "token", "templates"):
+            for status in (401, 403, 429, 500):
+                credly.fail(t.cast(t.Any, kind), status=status, body=message)
+                credly.revoke_tokens()
+                host.complete(f"{kind} {status}")
+                host.drain()
+                host.db.session.execute(
+                    sa.update(Connection).values(
+                        paused_until=None, token=None, expired=False
+                    )
+                )
+                host.db.session.commit()
+
+                with contextlib.suppress(CredlyError):
+                    connection.sync_templates(host.state)
+
+                credly.clear_faults()
+
+        client = host.app.test_client()
+        client.get(f"{WINDOW}/{urllib.parse.quote(text)}")
+
+    ours = [each for each in caplog.records if each.name.startswith("flask_credly")]
+    assert len(ours) > 10
+
+    for record in ours:
+        said = record.getMessage()
+        assert said.isprintable(), said
+        # What follows it is the traceback of an error, if there is one. None of its
+        # lines is one that somebody else has written.
+        for line in logging.Formatter().format(record).splitlines():
+            assert not line.startswith(("FORGED", "2026")), line
+            assert line.isprintable(), line
+
+
+# Redirects
+
+
+def test_no_redirect_leads_to_where_a_request_says(filled: Filled) -> None:
+    host, _, template_id = filled
+    evil = "evil.example"
+    browser = Browser(host.app)
+    token = browser.token(WINDOW)
+    sent = {
+        "csrf_token": token,
+        **dict.fromkeys(("next", "url", "return_to", "redirect"), f"//{evil}"),
+        "template": template_id,
+        "course": f"https://{evil}",
+    }
+    query = urllib.parse.urlencode(sent)
+    lies = {
+        "Referer": f"https://{evil}/",
+        "Origin": f"https://{evil}",
+        "X-Forwarded-Host": evil,
+        "X-Forwarded-Prefix": f"//{evil}",
+        "X-Original-URL": f"https://{evil}/",
+        "X-Rewrite-URL": f"//{evil}",
+        "HX-Current-URL": f"https://{evil}/",
+    }
+    paths = [*routes(host.app)]
+    paths += [
+        Route("", path, frozenset({"GET"}))
+        for path in (
+            LIST.rstrip("/"),
+            f"/{LIST}credly",
+            f"{LIST}/{evil}",
+            f"//{evil}{WINDOW}",
+            f"//{evil}/..{WINDOW}",
+            f"/\\{evil}{WINDOW}",
+            f"{LIST}/credly",
+            f"{WINDOW}/",
+        )
+    ]
+    led = set()
+
+    for _, path, methods in paths:
+        for method in sorted(methods - {"HEAD", "OPTIONS"}):
+            for headers in ({}, HX):
+                answer = browser.client.open(
+                    f"{path}?{query}",
+                    method=method,
+                    headers={**lies, **headers},
+                    data=sent if method == "POST" else None,
+                    buffered=True,
+                )
+                told = [
+                    value
+                    for name, value in answer.headers
+                    if name.lower() in ("location", "refresh")
+                    or (name.lower().startswith("hx-"))
+                ]
+
+                for value in told:
+                    led.add(value.partition("?")[0])
+                    # A slash is missing, or there are two: Flask itself leads to the
+                    # same host.
+                    value = value.removeprefix("http://localhost")
+                    assert re.match(r"/integrations/?[a-z/0-9]*(\?|$)", value), value
+
+                assert f'"//{evil}' not in answer.text
+                assert f"=https://{evil}" not in answer.text
+
+    assert len(led) > 3
+
+
+# More than a form has
+
+
+def test_a_form_takes_only_its_fields(filled: Filled) -> None:
+    host, credly, template_id = filled
+    browser = Browser(host.app)
+    other = str(uuid.uuid4())
+    extra = {
+        "id": "99",
+        "mapping_id": "99",
+        "connection_id": "99",
+        "organization_id": other,
+        "kind": "learning_path",
+        "course_id": "other",
+        "course_title": "other",
+        "template_id": other,
+        "state": "issued",
+        "member_id": "other",
+        "badge_id": other,
+        "test": "",
+        "attempts": "-9",
+        "expired": "0",
+        "is_admin": "1",
+        "next_request_at": "2000-01-01",
+    }
+    fields = {"course": "course:sql", "template": template_id}
+    added = browser.post(f"{WINDOW}/mappings", **extra, **fields)
+    page = f"{WINDOW}/mappings/1/test"
+    tried = browser.post(page, page=page, **{**extra, **FIELDS})
+    assert (added.status_code, tried.status_code) == (303, 303)
+
+    with host.app.app_context():
+        first, second = host.db.session.scalars(sa.select(Mapping).order_by(Mapping.id))
+        assert (first.kind, first.course_id) == ("course", "py-101")
+        assert (second.id, second.kind, second.course_id) == (2, "course", "sql")
+        assert (second.course_title, second.template_id) == ("SQL basics", template_id)
+        connected = host.db.session.scalars(sa.select(Connection)).one()
+        assert connected.organization_id == credly.organization_id
+        row = host.rows()[-1]
+        assert (row.state, row.test, row.attempts) == ("pending", True, 0)
+        assert row.member_id.startswith("test-")
+        assert row.badge_id is None
+        assert row.organization_id == credly.organization_id
+        host.db.session.remove()
+
+
+@pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
+@pytest.mark.parametrize("where", ["/mappings", "/mappings/1"])
+def test_a_mapping_takes_only_what_is_offered(
+    filled: Filled, where: str, headers: t.Any
+) -> None:
+    """Not another organization's template, nor one that is archived, nor a course that
+    is not in the catalogue.
+    """
+    host, credly, template_id = filled
+    archived = credly.add_template("Archived Badge")
+    foreign = CredlySimulator().add_template("Badge of another organization")
+
+    with host.app.app_context():
+        connection.sync_templates(host.state)
+        credly.change_template(archived, state="archived")
+        connection.sync_templates(host.state)
+        host.db.session.remove()
+
+    browser = Browser(host.app)
+    before = snapshot(host, credly)
+
+    for course, template in (
+        ("course:sql", archived),
+        ("course:sql", foreign),
+        ("course:sql", template_id.upper()),
+        ("course:sql", f"{template_id} "[:-2]),
+        ("course:not-there", template_id),
+        ("learning_path:sql", template_id),
+        ("course:data", template_id),
+        ("COURSE:sql", template_id),
+        ("course:SQL", template_id),
+    ):
+        answer = browser.post(
+            f"{WINDOW}{where}", headers=headers, course=course, template=template
+        )
+        assert answer.status_code == 422, (course, template)
+
+    assert snapshot(host, credly) == before
+
+
+def test_a_foreign_id_is_an_unknown_one(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    """The ids of a connection that was removed mean nothing to the next, and its answer
+    does not tell that they ever did.
+    """
+    host = make_host(past_completions=past_completions)
+    fill(host, credly)
+
+    with host.app.app_context():
+        connection.remove(host.state)
+        connect(host, credly)
+        # SQLite gives the number of the last row anew.
+        host.db.session.execute(sa.update(Mapping).values(id=50))
+        host.db.session.commit()
+        host.db.session.remove()
+
+    browser = Browser(host.app)
+    token = browser.token(WINDOW)
+    before = snapshot(host, credly)
+    compared = 0
+
+    for rule in host.app.url_map.iter_rules():
+        if not {"mapping_id", "run_id"} & rule.arguments:
+            continue
+
+        for method in sorted((rule.methods or set()) - {"HEAD", "OPTIONS"}):
+            for headers in ({}, HX):
+                answers = []
+
+                for number in ("1", "999"):
+                    path = re.sub("<int:[a-z_]+>", number, rule.rule)
+                    answer = browser.client.open(
+                        path,
+                        method=method,
+                        headers=headers,
+                        data={"csrf_token": token, **FIELDS, "template": "x"},
+                        follow_redirects=True,
+                    )
+                    text = re.sub(r'value="[^"]{60,}"', "", answer.text)
+                    text = re.sub(r"credly-edit-[0-9a-f]{8}", "", text)
+                    text = re.sub(r'value="[0-9a-f]{8}"', "", text)
+                    given = dict(answer.headers)
+                    given.pop("Set-Cookie", None)
+                    given.pop("Content-Length", None)
+                    answers.append(
+                        (answer.status, str(given), text.replace(number, "N"))
+                    )
+
+                assert answers[0] == answers[1], (method, rule.rule)
+                compared += 1
+
+    assert compared > 10
+    assert snapshot(host, credly) == before
