@@ -525,7 +525,7 @@ PAYLOADS = [
     "&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#x22;&#34;",
     "%(number)s %s %d %(x)s %",
     '[[<b>]] [["]]',
-    "a\x00<b>\x00",
+    "a\x01<b>\x7f",
     "\ufeff\u202e<b>\u2028<i>",
     "\uff1cscript\uff1ealert(1)\uff1c/script\uff1e",
     "<" * 150,
@@ -925,8 +925,9 @@ def test_no_redirect_leads_to_where_a_request_says(filled: Filled) -> None:
                     value = value.removeprefix("http://localhost")
                     assert re.match(r"/integrations/?[a-z/0-9]*(\?|$)", value), value
 
-                assert f'"//{evil}' not in answer.text
-                assert f"=https://{evil}" not in answer.text
+                if answer.mimetype == "text/html" and path.startswith(LIST):
+                    links = Tree(answer.text).links
+                    assert [each for each in links if not is_own(each)] == []
 
     assert len(led) > 3
 
@@ -1062,9 +1063,8 @@ def test_a_foreign_id_is_an_unknown_one(
                     given = dict(answer.headers)
                     given.pop("Set-Cookie", None)
                     given.pop("Content-Length", None)
-                    answers.append(
-                        (answer.status, str(given), text.replace(number, "N"))
-                    )
+                    text = re.sub(rf"\b{number}\b", "N", text)
+                    answers.append((answer.status, str(given), text))
 
                 assert answers[0] == answers[1], (method, rule.rule)
                 compared += 1
