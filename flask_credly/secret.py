@@ -17,4 +17,4 @@ class Secret(str):
         return "Secret('***')"
 
     def __reduce_ex__(self, protocol: t.SupportsIndex) -> t.NoReturn:
-        raise TypeError("A secret cannot be pickled.")
+        raise TypeError("A secret is not to be written down.")

@@ -229,7 +229,7 @@ class Client:
         except ValueError:  # of a header, while requests prepares what is not followed
             raise OutcomeUnknown("Credly's answer could not be read.") from None
         else:
-            answers.raise_for_status(response)
+            answers.raise_for_status(response, hide=token)
             return answers.read_json(response)
 
         # Without the chain: its text holds the address, and that may hold an e-mail.
