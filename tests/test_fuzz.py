@@ -37,8 +37,6 @@ from test_threats import fill
 from test_threats import MakeWire
 from test_threats import past_completions
 from test_threats import QUESTIONS
-from test_threats import readable
-from test_threats import routes
 from test_threats import Send
 from test_threats import snapshot
 from test_threats import unsafe
@@ -162,14 +160,14 @@ def test_no_address_breaks_a_page(
     def check(
         rule: str, number: str, fields: list[tuple[str, str]], headers: dict[str, str]
     ) -> None:
-        path = re.sub("<int:[a-z_]+>", number, rule)
+        path = re.sub("<[a-z_]+:[a-z_]+>", number, rule)
         answer = client.get(
             path, query_string=encode(fields).decode(), headers=headers, buffered=True
         )
         assert answer.status_code in (200, 303, 404)
 
     for odd in ODD:
-        for rule in (f"{WINDOW}/badges", f"{WINDOW}/errors", WINDOW):
+        for rule in rules:
             fields = [(name, odd) for name in PARAMETERS]
             check = hypothesis.example(rule, odd if odd.isdigit() else "1", fields, {})(
                 check
@@ -328,7 +326,7 @@ def test_no_body_of_a_request_breaks_a_page(
         [
             b"--x\r\n",
             b'Content-Disposition: form-data; name="csrf_token"\r\n\r\n',
-            b'Content-Disposition: form-data; name="course"; filename="x"\r\n\r\n',
+            b'Content-Disposition: form-data; name="course"\r\n\r\n',
             b"Content-Type: text/plain; charset=utf-7\r\n\r\n",
             b"csrf_token=%ff%fe&course=%00",
             b"--x--\r\n",
@@ -589,11 +587,3 @@ def test_no_bytes_break_the_client(wire: MakeWire, question: str) -> None:
             assert e.detail.isprintable()
 
     check()
-
-
-def test_every_route_is_one_that_is_fuzzed(site: tuple[Host, str]) -> None:
-    """New fields and parameters belong into the lists above."""
-    host, _ = site
-    found = {route.endpoint for route in routes(host.app)}
-    assert len(readable(host.app)) > 10
-    assert "credly.connect" in found
