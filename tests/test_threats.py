@@ -1278,7 +1278,7 @@ def test_secrets_and_members_stay_where_they_belong(
     look()
     post(f"{WINDOW}/badges/1/retry")
     # An answer that repeats what it was sent
-    echo = {"error_description": f"{SECRET} of {CANARY.email}", "error": SECRET}
+    echo = {"error_description": f"Unknown: {SECRET}", "error": SECRET}
     credly.revoke_tokens()
     credly.fail("token", status=500, body=echo)
     work()
@@ -1287,6 +1287,17 @@ def test_secrets_and_members_stay_where_they_belong(
     credly.fail("issue", how="hang")
     work()
     look()
+
+    for status in (429, 401):
+        credly.fail("issue", status=status, body={"message": f"No {CANARY.email}."})
+
+        with host.app.app_context():
+            host.complete(member=dataclasses.replace(CANARY, id=f"c4nary-{status}"))
+            host.db.session.execute(sa.update(Connection).values(paused_until=None))
+            host.db.session.commit()
+
+        work()
+        look()
 
     # A job that fails leaves its traceback in Redis.
     with host.app.app_context():

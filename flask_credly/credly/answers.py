@@ -61,7 +61,7 @@ def is_uuid(value: t.Any) -> t.TypeGuard[str]:
         return False
 
 
-def explain(response: requests.Response, *, hide: str = "") -> str:
+def explain(response: requests.Response, *, hide: cabc.Iterable[str] = ()) -> str:
     """Find the words for an error in an answer of any shape.
 
     :param hide: What was sent and may not be shown: the answer may repeat it.
@@ -73,7 +73,9 @@ def explain(response: requests.Response, *, hide: str = "") -> str:
     if not found:
         return f"Credly answered {status}."
 
-    found = found.replace(hide, "***") if hide else found
+    for text in filter(None, hide):
+        found = found.replace(text, "***")
+
     return f"{clean(found)} ({status})"
 
 
@@ -127,7 +129,9 @@ def retry_after(response: requests.Response) -> float:
     return min(max(seconds, 1.0), 3600.0)
 
 
-def raise_for_status(response: requests.Response, *, hide: str = "") -> None:
+def raise_for_status(
+    response: requests.Response, *, hide: cabc.Iterable[str] = ()
+) -> None:
     """Turn every answer but 200 and 201 into the error that says what to do.
 
     :param hide: What was sent and may not be shown.
