@@ -8,7 +8,7 @@ import typing as t
 class Secret(str):
     """A Client Secret or an access token. Text to whoever sends it, but hidden in what
     is made of it for developers: a traceback that shows variables, the ``repr`` of what
-    holds it. It cannot be pickled.
+    holds it. It cannot be serialized.
     """
 
     __slots__ = ()

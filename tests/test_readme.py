@@ -38,6 +38,7 @@ def app(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> t.Iterator[F
         "SECRET_KEY": "a key for tests",
         "SQLALCHEMY_DATABASE_URI": f"sqlite:///{tmp_path / 'school.db'}",
         "CREDLY_REDIS_URL": DEAD_REDIS,
+        "TESTING": "true",
         "WTF_CSRF_ENABLED": "false",
     }
 

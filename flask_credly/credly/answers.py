@@ -74,7 +74,7 @@ def explain(response: requests.Response, *, hide: cabc.Iterable[str] = ()) -> st
         return f"Credly answered {status}."
 
     for text in filter(None, hide):
-        found = found.replace(text, "***")
+        found = re.sub(rf"(?<!\w){re.escape(text)}(?!\w)", "***", found)
 
     return f"{clean(found)} ({status})"
 
@@ -154,7 +154,7 @@ def raise_for_status(
     if status == 429:
         raise RateLimited(detail, retry_after=retry_after(response))
 
-    if status == 422 and "already has this badge" in detail.lower():
+    if status == 422 and "already has this badge" in explain(response).lower():
         raise AlreadyHeld(detail, status=status)
 
     if 400 <= status < 500 and status not in (408, 425):
