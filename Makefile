@@ -1,6 +1,7 @@
 # make demo    start the example application
 # make test    check and test everything
 # make bench   measure what it costs, beside peers, and write docs/benchmark.json
+# make fuzz    ten thousand odd forms, addresses and answers
 # make storm   the long storm: real processes killed at random, ten seeds, two databases
 # make docs    write the pages that are made from the code
 # make words   gather the texts that can be translated
@@ -8,7 +9,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist worksteal
 
-.PHONY: demo test check bench storm docs words format clean
+.PHONY: demo test check bench fuzz storm docs words format clean
 
 demo: .venv/ready
 	@exec $(BIN)/python -m example_app $(DEMO_ARGS)
@@ -24,6 +25,10 @@ check: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+# Fourteen tests; some run fixed examples besides.
+fuzz: .venv/ready
+	CREDLY_TEST_EXAMPLES=720 $(BIN)/pytest $(PYTEST_ARGS) tests/test_fuzz.py $(FUZZ_ARGS)
 
 storm: .venv/ready
 	$(BIN)/python -m tests.storm --system both --database sqlite,postgresql --seeds 10 $(STORM_ARGS)

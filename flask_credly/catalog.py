@@ -97,7 +97,8 @@ def read_completion(
     :raises ValueError: A value cannot be used.
     """
     if unknown:
-        raise TypeError(f"course_completed does not take {', '.join(sorted(unknown))}.")
+        names = ", ".join(clean(name, 50) for name in sorted(unknown))
+        raise TypeError(f"course_completed does not take {names}.")
 
     if not isinstance(member, Member):
         raise TypeError("member must be a flask_credly.Member.")

@@ -14,6 +14,7 @@ from sqlalchemy import orm
 
 from . import signals
 from .admin import make_blueprint
+from .catalog import clean
 from .catalog import Completion
 from .catalog import read_completion
 from .cli import make_group
@@ -173,9 +174,10 @@ def _log_lost(
         "A completion was not recorded: member %r, %s %r, completed at %s. Send it"
         " again once the cause is mended.",
         member_id,
-        kind,
+        # These are as they were sent: no line of the log may be made of them.
+        clean(str(kind), 50),
         course_id,
-        completed_at,
+        clean(str(completed_at), 50),
     )
 
 

@@ -14,6 +14,7 @@ import json
 import typing as t
 
 from .errors import ConnectionExpired
+from .secret import Secret
 from .settings import encryption_keys
 
 if t.TYPE_CHECKING:
@@ -36,11 +37,15 @@ def seal(config: Config, value: str, *, context: str) -> str:
     :param context: What it is and whose. Sealed with it and compared at unsealing: a
         sealed value that was moved to another place does not open there.
     """
-    plain = json.dumps({"context": context, "value": value})
-    return _fernet(config).encrypt(plain.encode()).decode()
+    # Not by way of a variable: a traceback may show it.
+    return (
+        _fernet(config)
+        .encrypt(json.dumps({"context": context, "value": value}).encode())
+        .decode()
+    )
 
 
-def unseal(config: Config, sealed: str, *, context: str) -> str:
+def unseal(config: Config, sealed: str, *, context: str) -> Secret:
     """Decrypt what :func:`seal` made.
 
     :raises ConnectionExpired: If no configured key opens it, or it belongs elsewhere.
@@ -53,12 +58,13 @@ def unseal(config: Config, sealed: str, *, context: str) -> str:
     except InvalidToken:
         plain = {}
 
-    if plain.get("context") != context:
-        raise ConnectionExpired(
-            "The stored credentials cannot be decrypted with the configured keys."
-        ) from None
+    if plain.get("context") == context:
+        return Secret(plain["value"])
 
-    return t.cast(str, plain["value"])
+    del plain  # A traceback may show it.
+    raise ConnectionExpired(
+        "The stored credentials cannot be decrypted with the configured keys."
+    )
 
 
 def _fernet(config: Config) -> MultiFernet:

@@ -47,7 +47,8 @@ class Settings:
 
     api_url: str
     token_url: str
-    redis_url: str
+    redis_url: str = dataclasses.field(repr=False)
+    """May hold a password."""
     queue: QueueSetting
     retry_delay: float
     timeout: float

@@ -8,6 +8,7 @@ import gzip
 import http.server
 import json
 import pathlib
+import re
 import socket
 import ssl
 import threading
@@ -268,6 +269,17 @@ class TestIssue:
 
         assert kind is type(caught.value)
         assert len(mock.calls) == 1
+
+    def test_what_it_repeats_is_not_shown(
+        self, mock: responses.RequestsMock, client: Client
+    ) -> None:
+        said = f"No {REQUEST.email}, no secret-token."
+        mock.add("POST", re.compile(".*"), status=429, json={"message": said})
+
+        with pytest.raises(RateLimited) as caught:
+            client.issue("secret-token", REQUEST)
+
+        assert caught.value.detail == "No ***, no ***. (HTTP 429)"
 
     def test_foreign_words_are_one_short_line(
         self, mock: responses.RequestsMock, client: Client

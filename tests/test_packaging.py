@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "flask_credly"
 
 ROOMS = (
-    ("catalog", "errors", "signals", "assets", "words"),
+    ("catalog", "errors", "secret", "signals", "assets", "words"),
     ("settings", "models", "keys"),
     ("credly",),
     ("ledger",),

@@ -38,6 +38,7 @@ def app(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> t.Iterator[F
         "SECRET_KEY": "a key for tests",
         "SQLALCHEMY_DATABASE_URI": f"sqlite:///{tmp_path / 'school.db'}",
         "CREDLY_REDIS_URL": DEAD_REDIS,
+        "TESTING": "true",
         "WTF_CSRF_ENABLED": "false",
     }
 
@@ -136,13 +137,14 @@ def test_every_hook_is_named() -> None:
     assert set(re.findall(r"`@credly\.(\w+)`", README)) == set(hooks)
 
 
-def test_every_fault_has_its_test() -> None:
+@pytest.mark.parametrize(("name", "number"), [("faults", 40), ("threats", 25)])
+def test_every_fault_and_threat_has_its_test(name: str, number: int) -> None:
     folder = pathlib.Path(__file__).parent
-    page = (folder.parent / "docs/faults.md").read_text()
+    page = (folder.parent / f"docs/{name}.md").read_text()
     rows = [line for line in page.splitlines() if line.startswith("| ")]
     named = re.findall(r"`(test_\w+\.py)::(\w+)`", page)
 
-    assert len(rows) > 40
+    assert len(rows) > number
     assert [row for row in rows if "::" not in row and "| test |" not in row] == []
     assert [
         f"{file}::{name}"

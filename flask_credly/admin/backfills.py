@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import typing as t
 
-from flask import request
 from flask.typing import ResponseReturnValue
 
 from .. import connection
@@ -21,6 +20,7 @@ from .answer import page
 from .answer import say
 from .answer import wants_fragment
 from .forms import Button
+from .log import number
 from .mappings import gone
 from .window import in_the_way
 
@@ -82,11 +82,10 @@ def show_backfill(run_id: int) -> ResponseReturnValue:
     if not wants_fragment():
         return page("credly/backfilling.html", **{**in_the_way(connected), **context})
 
-    said = request.args.get("said", "")
     return fragment(
         "credly/_progress.html",
         **context,
-        tell=not said.isdecimal() or int(said) != context["quarter"],
+        tell=number("said") != context["quarter"],
     )
 
 

@@ -29,6 +29,7 @@ from .answer import wants_fragment
 from .export import csv_file
 from .forms import Button
 from .log import number
+from .log import searched
 from .mappings import KIND_NAMES
 from .mappings import list_courses
 
@@ -199,12 +200,14 @@ def status_of(row: Issuance, *, paused: bool = False) -> str:
 
 def _filter() -> Filter:
     status = request.args.get("status", "")
-    kind, _, course_id = request.args.get("course", "").partition(":")
+    # PostgreSQL takes no NUL, and no course has one.
+    course = request.args.get("course", "").replace("\0", "")
+    kind, _, course_id = course.partition(":")
     return Filter(
         status=t.cast(issuances.Status, status) if status in STATUSES else None,
         kind=kind,
         course_id=course_id,
-        text=request.args.get("q", "").strip(),
+        text=searched(),
         id=number("id"),
     )
 

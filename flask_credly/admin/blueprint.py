@@ -12,6 +12,8 @@ from flask import request
 from flask import Response
 from flask.typing import ResponseReturnValue
 from flask_wtf.csrf import CSRFError
+from werkzeug.routing import IntegerConverter
+from werkzeug.routing import Map
 
 from .. import assets
 from .. import words
@@ -27,6 +29,7 @@ from . import remove
 from . import window
 from .answer import is_ours
 from .answer import wants_fragment
+from .log import MAX_ID
 
 OWN_LAYOUT = "credly/base.html"
 
@@ -79,6 +82,15 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
 ]
 
 
+class _RowId(IntegerConverter):
+    """A row's id. A number that none can have is an unknown address."""
+
+    regex = r"\d{1,10}"
+
+    def __init__(self, map: Map) -> None:
+        super().__init__(map, max=MAX_ID)
+
+
 class _Blueprint(Blueprint):
     def get_send_file_max_age(self, filename: str | None) -> int | None:
         # The URL changes with the content.
@@ -96,7 +108,11 @@ def make_blueprint(settings: Settings) -> Blueprint:
         static_url_path="/static",
     )
 
+    # First: the rules are read after it.
+    blueprint.record(lambda setup: setup.app.url_map.converters.update(credly=_RowId))
+
     for method, path, view in ROUTES:
+        path = path.replace("<int:", "<credly:")
         blueprint.add_url_rule(path, view_func=view, methods=[method])
 
     # Before every view: none can be forgotten.

@@ -9,7 +9,8 @@ import io
 from flask import Response
 from flask import stream_with_context
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# The last four are as wide as the letters of East Asia, and taken for the others there.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0", "＝", "＋", "－", "＠")
 
 
 def csv_file(name: str, header: list[str], rows: cabc.Iterable[list[str]]) -> Response:

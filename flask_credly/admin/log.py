@@ -8,6 +8,7 @@ from flask import request
 from flask.typing import ResponseReturnValue
 
 from .. import connection
+from ..catalog import clean
 from ..ledger import issuances
 from ..ledger import log
 from ..ledger.paging import Page
@@ -18,6 +19,9 @@ from ..words import gettext
 from .answer import go_to
 from .answer import page
 from .export import csv_file
+
+MAX_ID = 2**31 - 1
+"""The largest id that a row can have. PostgreSQL takes no larger one in a question."""
 
 
 @dataclasses.dataclass
@@ -106,10 +110,16 @@ def export_errors() -> ResponseReturnValue:
 
 def _filter() -> tuple[str, str]:
     error = request.args.get("type", "")
-    return error if error in log.ERRORS else "", request.args.get("q", "").strip()
+    return error if error in log.ERRORS else "", searched()
 
 
 def number(name: str) -> int | None:
     """Read a row's id from the address."""
     value = request.args.get(name, "")
-    return int(value) if value.isdecimal() and len(value) < 18 else None
+    found = int(value) if value.isdecimal() and len(value) < 18 else None
+    return found if found is None or found <= MAX_ID else None
+
+
+def searched() -> str:
+    """Read what is searched for from the address."""
+    return clean(request.args.get("q"), 255)

@@ -15,7 +15,6 @@ from flask import Response
 from flask.typing import ResponseReturnValue
 
 from .. import connection
-from ..catalog import clean
 from ..catalog import Course
 from ..catalog import KINDS
 from ..issuing import bell
@@ -330,8 +329,8 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
         state.engine,
         mapping_id,
         email=form.email.data,
-        first_name=clean(form.first_name.data, 255),
-        last_name=clean(form.last_name.data, 255),
+        first_name=form.first_name.data,
+        last_name=form.last_name.data,
     )
 
     if added is None:

@@ -31,6 +31,7 @@ from ..models import Issuance
 from ..models import LogEntry
 from ..models import Mapping
 from ..models import Template
+from ..secret import Secret
 from ..settings import State
 from . import templates
 
@@ -94,6 +95,7 @@ def connect(
     :raises CouldNotVerify: Credly could not be asked.
     """
     organization_id = organization_id.lower()
+    client_secret = Secret(client_secret)
 
     if not keys.can_seal(state.app.config):
         raise NoKey

@@ -61,12 +61,22 @@ def is_uuid(value: t.Any) -> t.TypeGuard[str]:
         return False
 
 
-def explain(response: requests.Response) -> str:
-    """Find the words for an error in an answer of any shape."""
+def explain(response: requests.Response, *, hide: cabc.Iterable[str] = ()) -> str:
+    """Find the words for an error in an answer of any shape.
+
+    :param hide: What was sent and may not be shown: the answer may repeat it.
+    """
     body = read_json(response)
     found = _find_message(body) if isinstance(body, dict) else None
     status = f"HTTP {response.status_code}"
-    return f"{clean(found)} ({status})" if found else f"Credly answered {status}."
+
+    if not found:
+        return f"Credly answered {status}."
+
+    for text in filter(None, hide):
+        found = re.sub(rf"(?<!\w){re.escape(text)}(?!\w)", "***", found)
+
+    return f"{clean(found)} ({status})"
 
 
 def _find_message(body: dict[str, t.Any]) -> str | None:
@@ -119,9 +129,12 @@ def retry_after(response: requests.Response) -> float:
     return min(max(seconds, 1.0), 3600.0)
 
 
-def raise_for_status(response: requests.Response) -> None:
+def raise_for_status(
+    response: requests.Response, *, hide: cabc.Iterable[str] = ()
+) -> None:
     """Turn every answer but 200 and 201 into the error that says what to do.
 
+    :param hide: What was sent and may not be shown.
     :raises Unauthorized: 401.
     :raises RateLimited: 429.
     :raises AlreadyHeld: 422 that says the member has this badge.
@@ -133,7 +146,7 @@ def raise_for_status(response: requests.Response) -> None:
     if status in (200, 201):
         return
 
-    detail = explain(response)
+    detail = explain(response, hide=hide)
 
     if status == 401:
         raise Unauthorized(detail, status=status)
@@ -141,7 +154,7 @@ def raise_for_status(response: requests.Response) -> None:
     if status == 429:
         raise RateLimited(detail, retry_after=retry_after(response))
 
-    if status == 422 and "already has this badge" in detail.lower():
+    if status == 422 and "already has this badge" in explain(response).lower():
         raise AlreadyHeld(detail, status=status)
 
     if 400 <= status < 500 and status not in (408, 425):

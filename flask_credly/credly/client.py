@@ -112,7 +112,7 @@ class Client:
 
         :raises AlreadyHeld: Credly refuses it as a duplicate.
         """
-        body = self._ask(token, "POST", "badges", body=badge.body())
+        body = self._ask(token, "POST", "badges", body=badge.body(), hide=badge.email)
         data = answers.data_of(body)
 
         if not isinstance(data, dict) or not _echoes(data, badge):
@@ -158,7 +158,7 @@ class Client:
 
         # Each row is checked: had the service ignored the filter, these would be
         # strangers' badges.
-        for page in self._pages(token, "badges", {"filter": found}):
+        for page in self._pages(token, "badges", {"filter": found}, hide=badge.email):
             for row in page:
                 if _is_badge_of(row, badge) and row["id"] not in known:
                     return Badge(row["id"])
@@ -178,10 +178,10 @@ class Client:
         )
 
     def _pages(
-        self, token: str, path: str, query: dict[str, str]
+        self, token: str, path: str, query: dict[str, str], *, hide: str
     ) -> cabc.Iterator[list[t.Any]]:
         for number in range(1, MAX_PAGES + 1):
-            rows, is_last = self._page(token, path, query, number)
+            rows, is_last = self._page(token, path, query, number, hide=hide)
             yield rows
 
             if is_last:
@@ -190,12 +190,19 @@ class Client:
         raise OutcomeUnknown("Credly's list has no end.")
 
     def _page(
-        self, token: str, path: str, query: dict[str, str], number: int
+        self,
+        token: str,
+        path: str,
+        query: dict[str, str],
+        number: int,
+        *,
+        hide: str = "",
     ) -> tuple[list[t.Any], bool]:
         # The answer's next_page_url has another path, perhaps another host, and may
         # lack the filter: it is never followed.
         query = {**query, "page": str(number)}
-        body = self._ask(token, "GET", f"{path}?{urllib.parse.urlencode(query)}")
+        path = f"{path}?{urllib.parse.urlencode(query)}"
+        body = self._ask(token, "GET", path, hide=hide)
         rows = answers.data_of(body)
 
         if not isinstance(rows, list) or not isinstance(body.get("metadata"), dict):
@@ -212,6 +219,7 @@ class Client:
         path: str,
         *,
         body: dict[str, t.Any] | None = None,
+        hide: str = "",
     ) -> t.Any:
         failure: requests.RequestException
 
@@ -229,7 +237,8 @@ class Client:
         except ValueError:  # of a header, while requests prepares what is not followed
             raise OutcomeUnknown("Credly's answer could not be read.") from None
         else:
-            answers.raise_for_status(response)
+            # An answer may repeat what was sent, and what it says goes into a log.
+            answers.raise_for_status(response, hide=(token, hide))
             return answers.read_json(response)
 
         # Without the chain: its text holds the address, and that may hold an e-mail.

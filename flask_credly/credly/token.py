@@ -12,6 +12,7 @@ from ..errors import ConnectionExpired
 from ..errors import CredlyError
 from ..errors import RateLimited
 from ..errors import Unavailable
+from ..secret import Secret
 from . import answers
 from . import transport
 
@@ -32,7 +33,7 @@ class Token:
     :param expires_in: Seconds from now.
     """
 
-    value: str = dataclasses.field(repr=False)
+    value: Secret
     expires_in: int
 
 
@@ -49,6 +50,8 @@ def fetch_token(
     :raises Unavailable: Anything else: the endpoint is in trouble, and nothing was
         learned about the credentials.
     """
+    client_secret = Secret(client_secret)
+
     # Loaded here: a web process never needs it.
     from authlib.integrations.requests_client import OAuth2Session
 
@@ -66,7 +69,7 @@ def fetch_token(
             answer = session.fetch_token(
                 token_url, grant_type="client_credentials", allow_redirects=False
             )
-            return Token(answer["access_token"], answer["expires_in"])
+            return Token(Secret(answer["access_token"]), answer["expires_in"])
         except requests.RequestException as e:
             failure = Unavailable(transport.translate(e).detail)
         except CredlyError as e:
@@ -76,11 +79,11 @@ def fetch_token(
                 f"The token endpoint's answer could not be read ({type(e).__name__})."
             )
 
-    # The server's words may repeat what was sent. Raised here, without the chain:
+    # The server's words may repeat what was sent. Raised anew and without the chain:
     # the frames below hold the secret.
     failure.detail = failure.detail.replace(client_secret, "***")
     failure.args = (failure.detail,)
-    raise failure from None
+    raise failure.with_traceback(None) from None
 
 
 def _check_answer(response: requests.Response) -> requests.Response:

@@ -52,22 +52,24 @@ class _BoundedAnswer(http.client.HTTPResponse):
 
     def __init__(self, sock: socket.socket, *args: t.Any, **kwargs: t.Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        deadline = time.monotonic() + (sock.gettimeout() or 0)
-        self.fp = io.BufferedReader(_UntilDeadline(self.fp.detach(), deadline))
+        self.fp = io.BufferedReader(_UntilDeadline(self.fp.detach(), sock))
 
 
 class _UntilDeadline(io.RawIOBase):
-    def __init__(self, raw: io.RawIOBase, deadline: float) -> None:
+    def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
         self._raw = raw
-        self._deadline = deadline
+        self._sock = sock
+        self._deadline = time.monotonic() + (sock.gettimeout() or 0)
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: t.Any) -> int | None:
-        if time.monotonic() > self._deadline:
+        if (left := self._deadline - time.monotonic()) <= 0:
             raise TimeoutError("too slow")
 
+        # urllib3 sets it again before the next request.
+        self._sock.settimeout(left)
         return self._raw.readinto(buffer)
 
     def close(self) -> None:

@@ -15,6 +15,7 @@ from ..errors import Unavailable
 from ..ledger import clock
 from ..ledger.transaction import in_transaction
 from ..models import Connection
+from ..secret import Secret
 from ..settings import State
 
 EARLY = 90
@@ -28,7 +29,7 @@ class SharedToken:
     :param version: Grows with every token of the connection.
     """
 
-    value: str = dataclasses.field(repr=False)
+    value: Secret
     version: int
 
 
@@ -78,7 +79,7 @@ def seal_secret(state: State, organization_id: str, secret: str) -> str:
     )
 
 
-def unseal_secret(state: State, row: Connection) -> str:
+def unseal_secret(state: State, row: Connection) -> Secret:
     """Open the stored Client Secret.
 
     :raises ConnectionExpired: If it cannot be decrypted.
@@ -90,7 +91,7 @@ def _context(organization_id: str, field: str) -> str:
     return f"credly_connection/{organization_id}/{field}"
 
 
-def _unseal(state: State, row: Connection, sealed: str, field: str) -> str:
+def _unseal(state: State, row: Connection, sealed: str, field: str) -> Secret:
     context = _context(row.organization_id, field)
     return keys.unseal(state.app.config, sealed, context=context)
 
