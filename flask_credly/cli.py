@@ -55,7 +55,7 @@ def worker(burst: bool) -> None:
 def status(as_json: bool) -> None:
     """Show what waits and whether anything is in the way."""
     state = get_state()
-    found = overview.read(state.session)
+    found = overview.read(state.session, config=state.app.config)
     until = found.paused_until
     values: dict[str, t.Any] = {
         "connection": found.connection,

@@ -3,6 +3,7 @@
 Every function that changes something commits it.
 """
 
+from .connecting import ask as ask
 from .connecting import check as check
 from .connecting import connect as connect
 from .connecting import Connected as Connected

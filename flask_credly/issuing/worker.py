@@ -13,6 +13,7 @@ from flask import Flask
 from rq.exceptions import StopRequested
 from rq.worker import Worker
 
+from .. import keys
 from ..ledger import backfills
 from ..ledger import claim
 from ..ledger import gates
@@ -152,6 +153,7 @@ def work(state: State, *, burst: bool) -> None:
     :raises redis.RedisError: If Redis cannot be reached at the start. Later on, the
         worker waits until it is back.
     """
+    keys.warn_of_derived(state.app.config)
     queue = bell.make_queue(
         state.app, state.settings, redis.Redis.from_url(state.settings.redis_url)
     )
