@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import json
 import sys
@@ -186,7 +185,14 @@ def doctor(as_json: bool) -> None:
     well = not any(each.status == "error" for each in found)
 
     if as_json:
-        checks = {each.check: dataclasses.asdict(each) for each in found}
+        checks = {
+            each.check: {
+                "status": each.status,
+                "detail": each.detail,
+                "mend": each.mend,
+            }
+            for each in found
+        }
         click.echo(json.dumps({"ok": well, "checks": checks}))
     else:
         for each in found:

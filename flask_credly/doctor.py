@@ -208,8 +208,8 @@ class _Examination:
             )
         except jinja2.TemplateSyntaxError as e:
             return _error(
-                f"{e.name or layout} has an error in line {e.lineno}: every page fails.",
-                "Correct that line.",
+                f"{e.name or layout} has an error: every page fails.",
+                f"Correct its line {e.lineno}.",
             )
 
         if blocks is not None and "content" not in blocks:
@@ -409,7 +409,8 @@ class _Examination:
                 "The stored Client Secret cannot be decrypted with the configured keys."
                 " Badges wait.",
                 "Put the key that is missing at the end of CREDLY_ENCRYPTION_KEYS, or"
-                f" enter the Client Secret again at {self._page('/credly/connection')}.",
+                " enter the Client Secret again at"
+                f" {self._page('/credly/connection')}.",
             )
 
         if found.unreadable:
@@ -438,9 +439,9 @@ class _Examination:
         if seen.connection == "expired":
             return _error(
                 "Connection expired. Badges wait.",
-                f"Reconnect at {self._page('/credly/connection')}. Where only the key was"
-                f" missing for a while, Test connection at {self._page('/credly')}"
-                " is enough.",
+                f"Reconnect at {self._page('/credly/connection')}. Where only the key"
+                " was missing for a while, Test connection at"
+                f" {self._page('/credly')} is enough.",
             )
 
         if seen.switched_off:
