@@ -49,11 +49,6 @@ SKEW = 60.0
 OLD_TEMPLATES = dt.timedelta(days=2)
 """A worker loads them once a day."""
 
-MAKE_A_KEY = (
-    'python -c "from cryptography.fernet import Fernet;'
-    ' print(Fernet.generate_key().decode())"'
-)
-
 _PATIENCE = 2.0
 
 
@@ -171,14 +166,14 @@ class _Examination:
         if not keys.can_seal(self._config):
             return _error(
                 "There is no key to encrypt the Client Secret with.",
-                f"Set CREDLY_ENCRYPTION_KEYS. Make a key with {MAKE_A_KEY}",
+                f"Set CREDLY_ENCRYPTION_KEYS. Make a key with {keys.MAKE_A_KEY}",
             )
 
         if keys.is_derived(self._config):
             return _warning(
                 "CREDLY_ENCRYPTION_KEYS is not set: SECRET_KEY stands in for it.",
                 "Set CREDLY_ENCRYPTION_KEYS, restart everything, and run"
-                f" flask credly rotate-keys. Make a key with {MAKE_A_KEY}",
+                f" flask credly rotate-keys. Make a key with {keys.MAKE_A_KEY}",
             )
 
         return _ok("CREDLY_ENCRYPTION_KEYS is set.")

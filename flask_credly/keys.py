@@ -23,6 +23,12 @@ if t.TYPE_CHECKING:
 
 logger = logging.getLogger("flask_credly")
 
+MAKE_A_KEY = (
+    'python -c "from cryptography.fernet import Fernet;'
+    ' print(Fernet.generate_key().decode())"'
+)
+"""The command that makes one."""
+
 Config = cabc.Mapping[str, t.Any]
 
 

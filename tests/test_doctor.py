@@ -663,6 +663,7 @@ class TestWorkersOfTwoApplications:
         assert signature not in key
 
     def test_a_worker_that_died_is_not_counted(self, clinic: Clinic) -> None:
-        clinic.queue.connection.delete(clinic.worker.key)
+        clinic.queue.connection.delete(clinic.worker.key)  # as after a SIGKILL
 
+        assert workers.count(clinic.host.state) == 0
         assert clinic.troubles() == {"workers": "warning"}

@@ -35,11 +35,9 @@ class Failure:
 def count(state: State) -> int | None:
     """Count the workers that listen on the queue. ``None``: Redis cannot be asked."""
     from redis.exceptions import RedisError
-    from rq import Worker
 
     try:
-        queue = bell.web_queue(state)
-        return Worker.count(queue=queue)
+        return len(listening(bell.web_queue(state)))
     except (RedisError, OSError):
         return None
 
@@ -89,7 +87,8 @@ def sign_job(state: State) -> None:
 
 
 def listening(queue: rq.Queue) -> dict[str, str | None]:
-    """Get the workers that live and listen on a queue, each with its signature.
+    """Get the workers that live and listen on a queue, each with its signature. RQ's
+    own count has those that were killed as well.
 
     :raises redis.RedisError: If Redis cannot be asked.
     """
@@ -97,13 +96,16 @@ def listening(queue: rq.Queue) -> dict[str, str | None]:
     from rq.utils import as_text
 
     found: dict[str, str | None] = {}
+    known = Worker.all_keys(queue=queue)
 
-    for key in Worker.all_keys(queue=queue):
-        born, death, signed = queue.connection.hmget(
-            key, ["last_heartbeat", "death", _SIGNATURE]
-        )
+    with queue.connection.pipeline(transaction=False) as pipeline:
+        for key in known:
+            pipeline.hmget(key, ["last_heartbeat", "death", _SIGNATURE])
 
-        if born and not death:
+        entries = pipeline.execute()
+
+    for key, (seen_at, death, signed) in zip(known, entries, strict=True):
+        if seen_at and not death:
             name = key.removeprefix(Worker.redis_worker_namespace_prefix)
             found[name] = as_text(signed) if signed else None
 
