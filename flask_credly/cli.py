@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import json
 import sys
@@ -182,21 +183,14 @@ def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) ->
 def doctor(as_json: bool) -> None:
     """Check everything, and say what mends what is wrong."""
     found = examination.examine(get_state())
-    well = not any(each.status == "error" for each in found)
+    well = not any(each.status == "error" for each in found.values())
 
     if as_json:
-        checks = {
-            each.check: {
-                "status": each.status,
-                "detail": each.detail,
-                "mend": each.mend,
-            }
-            for each in found
-        }
+        checks = {name: dataclasses.asdict(each) for name, each in found.items()}
         click.echo(json.dumps({"ok": well, "checks": checks}))
     else:
-        for each in found:
-            click.echo(f"{each.status:8}{each.check:12}{each.detail}")
+        for name, each in found.items():
+            click.echo(f"{each.status:8}{name:12}{each.detail}")
 
             if each.mend:
                 click.echo(f"{'':20}→ {each.mend}")

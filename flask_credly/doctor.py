@@ -56,61 +56,51 @@ _PATIENCE = 2.0
 class Finding:
     """What came of one check.
 
-    :param check: Its name, which stays the same from release to release.
     :param status: "error": badges are not issued, or will not be. "skipped": it depends
         on something that is wrong or not there.
     :param mend: What to do. ``None``: nothing.
     """
 
-    check: str
     status: Status
     detail: str
     mend: str | None = None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Verdict:
-    status: Status
-    detail: str
-    mend: str | None = None
+def _ok(detail: str) -> Finding:
+    return Finding("ok", detail)
 
 
-def _ok(detail: str) -> _Verdict:
-    return _Verdict("ok", detail)
+def _skipped(detail: str) -> Finding:
+    return Finding("skipped", detail)
 
 
-def _skipped(detail: str) -> _Verdict:
-    return _Verdict("skipped", detail)
+def _warning(detail: str, mend: str) -> Finding:
+    return Finding("warning", detail, mend)
 
 
-def _warning(detail: str, mend: str) -> _Verdict:
-    return _Verdict("warning", detail, mend)
+def _error(detail: str, mend: str) -> Finding:
+    return Finding("error", detail, mend)
 
 
-def _error(detail: str, mend: str) -> _Verdict:
-    return _Verdict("error", detail, mend)
-
-
-def examine(state: State) -> list[Finding]:
-    """Make all checks. Raises nothing: a check that cannot be made says so.
+def examine(state: State) -> dict[str, Finding]:
+    """Make all checks, and get what came of each by its name. The names stay the same
+    from release to release. Raises nothing: a check that cannot be made says so.
 
     Asks Credly for one page of badge templates, where the connection is in force.
     """
     examination = _Examination(state)
-    found: list[Finding] = []
+    found: dict[str, Finding] = {}
     failed: set[str] = set()
 
     for name, check, needed in _CHECKS:
         if missing := [each for each in needed if each in failed]:
-            verdict = _skipped(f"Not checked: see {missing[0]}.")
+            found[name] = _skipped(f"Not checked: see {missing[0]}.")
         else:
-            verdict = _make(examination, name, check)
+            found[name] = _make(examination, name, check)
 
         # What hangs on it cannot be checked either.
-        if verdict.status == "error" or missing:
+        if found[name].status == "error" or missing:
             failed.add(name)
-
-        found.append(Finding(name, verdict.status, verdict.detail, mend=verdict.mend))
 
     return found
 
@@ -118,8 +108,8 @@ def examine(state: State) -> list[Finding]:
 def _make(
     examination: _Examination,
     name: str,
-    check: cabc.Callable[[_Examination], _Verdict],
-) -> _Verdict:
+    check: cabc.Callable[[_Examination], Finding],
+) -> Finding:
     try:
         return check(examination)
     except Exception as e:
@@ -139,7 +129,7 @@ class _Examination:
 
     # The application.
 
-    def settings(self) -> _Verdict:
+    def settings(self) -> Finding:
         known = {
             f"CREDLY_{field.name.upper()}" for field in dataclasses.fields(Settings)
         }
@@ -162,7 +152,7 @@ class _Examination:
 
         return _ok(f"Credly is asked at {self._state.settings.api_url}.")
 
-    def key(self) -> _Verdict:
+    def key(self) -> Finding:
         if not keys.can_seal(self._config):
             return _error(
                 "There is no key to encrypt the Client Secret with.",
@@ -178,7 +168,7 @@ class _Examination:
 
         return _ok("CREDLY_ENCRYPTION_KEYS is set.")
 
-    def hooks(self) -> _Verdict:
+    def hooks(self) -> Finding:
         optional = {
             "member": self._state.load_member,
             "past_completions": self._state.past_completions,
@@ -188,7 +178,7 @@ class _Examination:
         text = f"Given: {', '.join(given)}."
         return _ok(f"{text} Not given: {', '.join(missing)}." if missing else text)
 
-    def pages(self) -> _Verdict:
+    def pages(self) -> Finding:
         layout = self._state.settings.layout
 
         try:
@@ -219,7 +209,7 @@ class _Examination:
 
     # The database.
 
-    def database(self) -> _Verdict:
+    def database(self) -> Finding:
         try:
             with self._state.engine.connect() as connected:
                 clock.now(connected)
@@ -231,7 +221,7 @@ class _Examination:
 
         return _ok(f"Reached, by {self._state.engine.dialect.name}.")
 
-    def tables(self) -> _Verdict:
+    def tables(self) -> Finding:
         inspector = sa.inspect(self._state.engine)
         there = set(inspector.get_table_names())
         tables = Base.metadata.sorted_tables
@@ -258,7 +248,7 @@ class _Examination:
 
         return _error(f"Missing: {', '.join(missing + parts)}.", mend)
 
-    def clock(self) -> _Verdict:
+    def clock(self) -> Finding:
         before = dt.datetime.now(dt.UTC)
 
         with self._state.engine.connect() as connected:
@@ -301,7 +291,7 @@ class _Examination:
         )
         return bell.make_queue(self._state.app, self._state.settings, patient)
 
-    def redis(self) -> _Verdict:
+    def redis(self) -> Finding:
         from redis import ConnectionError
         from redis import RedisError
         from redis import TimeoutError
@@ -337,7 +327,7 @@ class _Examination:
     def _listening(self) -> dict[str, str | None]:
         return workers.listening(self._queue)
 
-    def workers(self) -> _Verdict:
+    def workers(self) -> Finding:
         if not self._listening:
             return _warning(
                 f"None listens on the queue {self._queue.name!r}.",
@@ -346,7 +336,7 @@ class _Examination:
 
         return _ok(f"{len(self._listening)} on the queue {self._queue.name!r}.")
 
-    def queue(self) -> _Verdict:
+    def queue(self) -> Finding:
         own = workers.signature(self._state.engine)
         others = [each for each in self._listening.values() if each not in (own, None)]
 
@@ -361,7 +351,7 @@ class _Examination:
 
         return _ok("No other application's worker is on it.")
 
-    def jobs(self) -> _Verdict:
+    def jobs(self) -> Finding:
         failed = [
             each
             for each in workers.failures(self._queue)
@@ -396,7 +386,7 @@ class _Examination:
         with orm.Session(self._state.engine) as session:
             return overview.read(session, config=self._config)
 
-    def secret(self) -> _Verdict:
+    def secret(self) -> Finding:
         found = connection.rotate_keys(self._state, dry_run=True)
 
         if self._seen.unreadable:
@@ -422,7 +412,7 @@ class _Examination:
 
         return _ok("On the newest key." if found.current else "Nothing is stored.")
 
-    def connection(self) -> _Verdict:
+    def connection(self) -> Finding:
         seen = self._seen
 
         if seen.connection == "none":
@@ -453,7 +443,7 @@ class _Examination:
 
         return _ok("Connected.")
 
-    def token(self) -> _Verdict:
+    def token(self) -> Finding:
         gate = gates.read(self._state.engine)
 
         if gate is None:
@@ -484,7 +474,7 @@ class _Examination:
 
         return _ok("Credly accepts it.")
 
-    def templates(self) -> _Verdict:
+    def templates(self) -> Finding:
         with orm.Session(self._state.engine) as session:
             row = connection.get(session)
             number = connection.count_templates(session)
@@ -509,7 +499,7 @@ class _Examination:
 
         return self._age(row, number)
 
-    def _age(self, row: Connection, number: int) -> _Verdict:
+    def _age(self, row: Connection, number: int) -> Finding:
         at = row.templates_synced_at
 
         if at is None:
@@ -525,7 +515,7 @@ class _Examination:
 
     # What waits.
 
-    def waiting(self) -> _Verdict:
+    def waiting(self) -> Finding:
         seen = self._seen
 
         if seen.overdue_since is not None:
@@ -540,7 +530,7 @@ class _Examination:
 
         return _ok(f"{seen.pending}, the first for {seen.oldest_pending_seconds} s.")
 
-    def failed(self) -> _Verdict:
+    def failed(self) -> Finding:
         if not self._seen.failed:
             return _ok("No badge failed.")
 
@@ -555,7 +545,7 @@ class _Examination:
         return f"{root}{self._state.settings.url_prefix}{path}"
 
 
-_Check = tuple[str, cabc.Callable[[_Examination], _Verdict], tuple[str, ...]]
+_Check = tuple[str, cabc.Callable[[_Examination], Finding], tuple[str, ...]]
 
 _CHECKS: tuple[_Check, ...] = (
     ("settings", _Examination.settings, ()),
@@ -631,7 +621,7 @@ def _cause(error: sa.exc.SQLAlchemyError) -> str:
     return type(getattr(error, "orig", None) or error).__name__
 
 
-def _clocks(seconds: float, whose: str, *, behind: bool) -> _Verdict:
+def _clocks(seconds: float, whose: str, *, behind: bool) -> Finding:
     return _warning(
         f"This machine's is {seconds:.0f} s {'behind' if behind else 'ahead of'}"
         f" {whose}.",
