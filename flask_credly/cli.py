@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import json
+import sys
 import typing as t
 
 import click
@@ -11,6 +13,8 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from . import connection
+from . import doctor as examination
+from . import keys
 from .errors import CredlyError
 from .issuing import backfill as past
 from .issuing import bell
@@ -32,6 +36,8 @@ def make_group() -> AppGroup:
     group.command("sync")(sync)
     group.command("retry")(retry)
     group.command("backfill")(backfill)
+    group.command("doctor")(doctor)
+    group.command("rotate-keys")(rotate_keys)
     return group
 
 
@@ -55,7 +61,7 @@ def worker(burst: bool) -> None:
 def status(as_json: bool) -> None:
     """Show what waits and whether anything is in the way."""
     state = get_state()
-    found = overview.read(state.session)
+    found = overview.read(state.session, config=state.app.config)
     until = found.paused_until
     values: dict[str, t.Any] = {
         "connection": found.connection,
@@ -171,3 +177,48 @@ def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) ->
 
     if not dry_run:
         past.run(state)
+
+
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def doctor(as_json: bool) -> None:
+    """Check everything, and say what mends what is wrong."""
+    found = examination.examine(get_state())
+    well = not any(each.status == "error" for each in found.values())
+
+    if as_json:
+        checks = {name: dataclasses.asdict(each) for name, each in found.items()}
+        click.echo(json.dumps({"ok": well, "checks": checks}))
+    else:
+        for name, each in found.items():
+            click.echo(f"{each.status:8}{name:12}{each.detail}")
+
+            if each.mend:
+                click.echo(f"{'':20}→ {each.mend}")
+
+    sys.exit(0 if well else 1)
+
+
+@click.option("--dry-run", is_flag=True, help="Look only.")
+def rotate_keys(dry_run: bool) -> None:
+    """Encrypt the stored secrets with the newest key."""
+    state = get_state()
+
+    if not keys.can_seal(state.app.config):
+        raise click.ClickException(
+            "There is no key. Set CREDLY_ENCRYPTION_KEYS, newest first."
+        )
+
+    found = connection.rotate_keys(state, dry_run=dry_run)
+    done = "to be encrypted" if dry_run or found.unreadable else "encrypted"
+    click.echo(
+        f"{len(found.rotated)} {done} with"
+        f" the newest key, {len(found.current)} there already,"
+        f" {len(found.unreadable)} unreadable."
+    )
+
+    if found.unreadable:
+        raise click.ClickException(
+            f"No configured key decrypts the {' and the '.join(found.unreadable)}, so"
+            " nothing was changed. Put the key that is missing at the end of"
+            " CREDLY_ENCRYPTION_KEYS, or let an admin enter the Client Secret again."
+        )

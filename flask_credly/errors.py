@@ -55,3 +55,15 @@ class ConnectionExpired(CredlyError):
     """The stored credentials are no longer good: the token endpoint refused them,
     the API refused a fresh token, or they cannot be decrypted any more.
     """
+
+
+class SecretUnreadable(ConnectionExpired):
+    """What is stored cannot be decrypted with the configured keys. To the admin that
+    is the same as expired credentials: enter them again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "The stored Client Secret cannot be decrypted with the configured keys."
+            " Enter the Client Secret again."
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import typing as t
 
 from flask import current_app
@@ -12,6 +13,7 @@ from flask import has_app_context
 from sqlalchemy import event
 from sqlalchemy import orm
 
+from . import keys
 from . import signals
 from .admin import make_blueprint
 from .catalog import clean
@@ -137,12 +139,9 @@ class Credly:
         with app.app_context():
             record.watch_writes(state.engine)
 
-        if not app.config.get("CREDLY_ENCRYPTION_KEYS"):
-            logger.warning(
-                "CREDLY_ENCRYPTION_KEYS is not set. The Client Secret is encrypted with"
-                " a key derived from SECRET_KEY, and has to be entered again when that"
-                " changes without SECRET_KEY_FALLBACKS."
-            )
+        # Not for each command of Flask's: the worker says it itself.
+        if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
+            keys.warn_of_derived(app.config)
 
         app.extensions["credly"] = state
         app.register_blueprint(make_blueprint(state.settings))

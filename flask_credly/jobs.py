@@ -18,6 +18,7 @@ from flask.cli import ScriptInfo
 from . import connection
 from .errors import CredlyError
 from .issuing import bell
+from .issuing import workers
 from .issuing.backfill import run as run_backfills
 from .issuing.drain import drain as drain_ledger
 from .settings import get_state
@@ -30,6 +31,7 @@ def drain() -> None:
     with _app().app_context():
         state = get_state()
         bell.heard(state)
+        workers.sign_job(state)
 
         if drain_ledger(state):
             bell.ring(state)

@@ -1,9 +1,10 @@
 """Seals secrets before they are stored.
 
 The keys are ``CREDLY_ENCRYPTION_KEYS``, newest first: the first seals, all unseal.
-Without them a key is derived from ``SECRET_KEY`` and, for reading, from each of
-``SECRET_KEY_FALLBACKS``. They are read at each use, so that a key that changed is
-noticed.
+After them come the keys derived from ``SECRET_KEY`` and from each of
+``SECRET_KEY_FALLBACKS``: one of these seals where no other is set, and goes on to
+unseal when the setting is added. They are read at each use, so that a key that changed
+is noticed.
 """
 
 from __future__ import annotations
@@ -11,24 +12,50 @@ from __future__ import annotations
 import base64
 import collections.abc as cabc
 import json
+import logging
 import typing as t
 
-from .errors import ConnectionExpired
+from .errors import SecretUnreadable
 from .secret import Secret
 from .settings import encryption_keys
 
 if t.TYPE_CHECKING:
-    from cryptography.fernet import MultiFernet
+    from cryptography.fernet import Fernet
+
+logger = logging.getLogger("flask_credly")
+
+MAKE_A_KEY = (
+    'python -c "from cryptography.fernet import Fernet;'
+    ' print(Fernet.generate_key().decode())"'
+)
+"""The command that makes one."""
 
 Config = cabc.Mapping[str, t.Any]
 
 
 def can_seal(config: Config) -> bool:
     """Whether there is a key to seal with."""
-    return bool(
-        encryption_keys(config.get("CREDLY_ENCRYPTION_KEYS"))
-        or config.get("SECRET_KEY")
-    )
+    return not is_derived(config) or bool(config.get("SECRET_KEY"))
+
+
+def is_derived(config: Config) -> bool:
+    """Whether the key that seals is derived from ``SECRET_KEY``."""
+    return not encryption_keys(config.get("CREDLY_ENCRYPTION_KEYS"))
+
+
+def warn_of_derived(config: Config) -> None:
+    """Warn where the key is derived. For the start of what runs for long."""
+    if is_derived(config):
+        logger.warning(
+            "CREDLY_ENCRYPTION_KEYS is not set. The Client Secret is encrypted with a"
+            " key derived from SECRET_KEY, and has to be entered again when that"
+            " changes without SECRET_KEY_FALLBACKS."
+        )
+
+
+def context_of(organization_id: str, field: str) -> str:
+    """Name what is sealed: a column of the connection to one organization."""
+    return f"credly_connection/{organization_id}/{field}"
 
 
 def seal(config: Config, value: str, *, context: str) -> str:
@@ -36,10 +63,17 @@ def seal(config: Config, value: str, *, context: str) -> str:
 
     :param context: What it is and whose. Sealed with it and compared at unsealing: a
         sealed value that was moved to another place does not open there.
+    :raises RuntimeError: If there is no key: see :func:`can_seal`.
     """
+    if not can_seal(config):
+        raise RuntimeError(
+            "Flask-Credly needs CREDLY_ENCRYPTION_KEYS or SECRET_KEY to store the"
+            " Client Secret."
+        )
+
     # Not by way of a variable: a traceback may show it.
     return (
-        _fernet(config)
+        _fernets(config)[0]
         .encrypt(json.dumps({"context": context, "value": value}).encode())
         .decode()
     )
@@ -48,46 +82,58 @@ def seal(config: Config, value: str, *, context: str) -> str:
 def unseal(config: Config, sealed: str, *, context: str) -> Secret:
     """Decrypt what :func:`seal` made.
 
-    :raises ConnectionExpired: If no configured key opens it, or it belongs elsewhere.
-        To the admin that is the same as expired credentials: enter them again.
+    :raises SecretUnreadable: If no configured key opens it, or it belongs elsewhere.
     """
     from cryptography.fernet import InvalidToken
+    from cryptography.fernet import MultiFernet
 
     try:
-        plain = json.loads(_fernet(config).decrypt(sealed))
-    except InvalidToken:
+        plain = json.loads(MultiFernet(_fernets(config)).decrypt(sealed))
+    except (InvalidToken, ValueError):  # the latter where there is no key at all
         plain = {}
 
     if plain.get("context") == context:
         return Secret(plain["value"])
 
     del plain  # A traceback may show it.
-    raise ConnectionExpired(
-        "The stored credentials cannot be decrypted with the configured keys."
-    )
+    raise SecretUnreadable from None
 
 
-def _fernet(config: Config) -> MultiFernet:
+def opens(config: Config, sealed: str, *, context: str) -> bool:
+    """Whether :func:`unseal` would succeed."""
+    try:
+        unseal(config, sealed, context=context)
+    except SecretUnreadable:
+        return False
+
+    return True
+
+
+def is_current(config: Config, sealed: str) -> bool:
+    """Whether it was sealed with the key that seals now."""
+    from cryptography.fernet import InvalidToken
+
+    try:
+        _fernets(config)[0].decrypt(sealed)
+    except (InvalidToken, IndexError):  # the latter where there is no key at all
+        return False
+
+    return True
+
+
+def _fernets(config: Config) -> list[Fernet]:
+    """Get all keys, the one that seals first."""
     # Loaded here: most web requests never need it.
     from cryptography.fernet import Fernet
-    from cryptography.fernet import MultiFernet
 
-    keys = encryption_keys(config.get("CREDLY_ENCRYPTION_KEYS"))
-
-    if not keys:
-        secrets = [
-            config.get("SECRET_KEY"),
-            *(config.get("SECRET_KEY_FALLBACKS") or ()),
-        ]
-        keys = [_derive(secret) for secret in secrets if secret]
-
-    if not keys:
-        raise RuntimeError(
-            "Flask-Credly needs CREDLY_ENCRYPTION_KEYS or SECRET_KEY to store the"
-            " Client Secret."
+    secrets = [config.get("SECRET_KEY"), *(config.get("SECRET_KEY_FALLBACKS") or ())]
+    return [
+        Fernet(key)
+        for key in (
+            *encryption_keys(config.get("CREDLY_ENCRYPTION_KEYS")),
+            *(_derive(secret) for secret in secrets if secret),
         )
-
-    return MultiFernet([Fernet(key) for key in keys])
+    ]
 
 
 def _derive(secret: str | bytes) -> str:

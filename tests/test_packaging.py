@@ -25,7 +25,7 @@ ROOMS = (
     ("ledger",),
     ("issuing",),
     ("connection",),
-    ("jobs", "admin", "cli"),
+    ("jobs", "admin", "doctor", "cli"),
     ("extension",),
     ("__init__",),
 )

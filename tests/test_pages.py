@@ -894,13 +894,18 @@ class TestState:
 
     def test_lost_key_page_is_200(self, mapped: tuple[Browser, Connected, int]) -> None:
         browser, connected, _ = mapped
-        connected.host.app.config["CREDLY_ENCRYPTION_KEYS"] = [
-            "MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA="
-        ]
+        connected.host.app.config.update(
+            SECRET_KEY="another", SECRET_KEY_FALLBACKS=None
+        )
+        asked = len(connected.credly.received)
+        card, window = browser.get(LIST), browser.get(WINDOW)
+        assert (card.status_code, window.status_code) == (200, 200)
+        assert "Connection expired" in card.text
+        assert "Enter the Client Secret again." in window.text
 
-        assert browser.get(WINDOW).status_code == 200
         response = browser.post(f"{WINDOW}/test")
-        assert "Unable to connect" in browser.get(response.location).text
+        assert "Enter the Client Secret again." in browser.get(response.location).text
+        assert len(connected.credly.received) == asked
 
     def test_missing_tables_leave_the_list(
         self, host: Host, browser: Browser, caplog: pytest.LogCaptureFixture

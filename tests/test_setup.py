@@ -336,6 +336,23 @@ def test_a_worker_without_redis_says_so(host: Host) -> None:
     assert "CREDLY_REDIS_URL" in failed.output
 
 
+def test_a_command_does_not_warn_of_a_derived_key(
+    make_host: MakeHost,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """But for the worker, which runs for long."""
+    monkeypatch.setenv("FLASK_RUN_FROM_CLI", "true")
+    runner = make_host().app.test_cli_runner()
+    runner.invoke(args=["credly", "status"])
+    assert caplog.messages == []
+
+    runner.invoke(args=["credly", "worker", "--burst"])
+    assert [message[:35] for message in caplog.messages] == [
+        "CREDLY_ENCRYPTION_KEYS is not set. "
+    ]
+
+
 def test_a_derived_key_is_warned_of_once(
     make_host: MakeHost, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -171,13 +171,13 @@ def _add_headers(response: Response) -> Response:
 
     response.vary.update(["HX-Request", "HX-Boosted", "HX-History-Restore-Request"])
 
-    if response.mimetype == "text/html" and _is_own_layout():
+    if response.mimetype == "text/html" and is_own_layout():
         response.headers.setdefault("Content-Security-Policy", CONTENT_SECURITY_POLICY)
 
     return response
 
 
-def _is_own_layout() -> bool:
+def is_own_layout() -> bool:
     """Whether the page stands in our layout: not in a host's, nor in one that the host
     put in its place under the same name.
     """

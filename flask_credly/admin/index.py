@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import typing as t
 
+from flask import current_app
 from flask import g
 from flask import render_template
 from flask.typing import ResponseReturnValue
@@ -53,7 +54,9 @@ def _known() -> dict[str, t.Any]:
 
     try:
         known = {
-            "overview": overview.read(session, at_most=AT_MOST),
+            "overview": overview.read(
+                session, config=current_app.config, at_most=AT_MOST
+            ),
             "connection": connection.get(session),
         }
     except SQLAlchemyError:

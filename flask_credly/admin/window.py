@@ -10,6 +10,7 @@ from flask.typing import ResponseReturnValue
 
 from .. import connection
 from ..errors import CredlyError
+from ..errors import SecretUnreadable
 from ..issuing import bell
 from ..issuing import workers
 from ..ledger import backfills
@@ -44,6 +45,10 @@ UNREACHABLE = mark(
 OTHER_ORGANIZATION = mark(
     "Credly is connected to another organization. Remove the integration first; that"
     " clears its mappings and error log."
+)
+UNREADABLE = mark(
+    "The stored Client Secret cannot be decrypted with the configured keys. Enter the"
+    " Client Secret again."
 )
 NO_KEY = mark(
     "The Client Secret cannot be stored safely yet. Ask the developer of this site to"
@@ -86,7 +91,9 @@ def in_the_way(connected: Connection) -> dict[str, t.Any]:
     return {
         "button": Button(),
         "connection": connected,
-        "overview": overview.read(state.session, at_most=AT_MOST),
+        "overview": overview.read(
+            state.session, config=state.app.config, at_most=AT_MOST
+        ),
         "workers": workers.count(state),
     }
 
@@ -166,6 +173,8 @@ def test() -> ResponseReturnValue:
 
     try:
         connection.check(get_state())
+    except SecretUnreadable:
+        say(gettext(UNREADABLE))
     except connection.NotVerified:
         say(gettext(REFUSED))
     except connection.CouldNotVerify:

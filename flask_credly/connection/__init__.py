@@ -3,6 +3,7 @@
 Every function that changes something commits it.
 """
 
+from .connecting import ask as ask
 from .connecting import check as check
 from .connecting import connect as connect
 from .connecting import Connected as Connected
@@ -23,6 +24,8 @@ from .mappings import mapped_courses as mapped_courses
 from .mappings import remove_mapping as remove_mapping
 from .mappings import UnknownMapping as UnknownMapping
 from .mappings import UnknownTemplate as UnknownTemplate
+from .rotating import rotate_keys as rotate_keys
+from .rotating import Rotation as Rotation
 from .templates import count_templates as count_templates
 from .templates import get_template as get_template
 from .templates import list_templates as list_templates

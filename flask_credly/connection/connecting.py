@@ -14,6 +14,7 @@ from .. import keys
 from ..errors import ConnectionExpired
 from ..errors import CredlyError
 from ..errors import Refused
+from ..errors import SecretUnreadable
 from ..errors import Unauthorized
 from ..issuing import bell
 from ..issuing.token import get_token
@@ -122,23 +123,43 @@ def check(state: State) -> None:
     good, and expired if they are not.
 
     :raises NotConnected: There is no connection.
+    :raises SecretUnreadable: They cannot be decrypted, and Credly was not asked.
     :raises NotVerified: Credly refused them.
     :raises CouldNotVerify: Credly could not be asked.
     """
     if (gate := gates.read(state.engine)) is None:
         raise NotConnected
 
+    try:
+        ask(state, gate)
+    except NotVerified:
+        _note_check(state.engine, gate.generation)
+        raise
+
+    _note_check(state.engine, gate.generation, expired=False)
+    bell.ring(state)
+
+
+def ask(state: State, gate: gates.Gate) -> dt.datetime | None:
+    """Ask Credly whether the stored credentials are good. Changes nothing but the
+    cached token.
+
+    :return: The time on Credly's clock, if its answer says.
+    :raises SecretUnreadable: They cannot be decrypted, and Credly was not asked.
+    :raises NotVerified: Credly refused them.
+    :raises CouldNotVerify: Credly could not be asked.
+    """
     with templates.open_client(state, gate.organization_id) as client:
         try:
             _list_first(state, client, gate.generation)
+        except SecretUnreadable:
+            raise
         except (Refused, Unauthorized, ConnectionExpired) as e:
-            _note_check(state.engine, gate.generation)
             raise NotVerified(e.detail, status=e.status) from None
         except CredlyError as e:
             raise CouldNotVerify(e.detail, status=e.status) from None
 
-    _note_check(state.engine, gate.generation, expired=False)
-    bell.ring(state)
+        return client.answered_at()
 
 
 @in_transaction

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
+import email.utils
 import json
 import threading
 import typing as t
@@ -95,6 +96,7 @@ class Client:
         self._local = threading.local()
         self._sessions: list[requests.Session] = []
         self._prepared: dict[tuple[str, str], requests.PreparedRequest] = {}
+        self._date = ""
 
     def __enter__(self) -> t.Self:
         return self
@@ -106,6 +108,15 @@ class Client:
         """Close the connections of all threads."""
         for session in self._sessions:
             session.close()
+
+    def answered_at(self) -> dt.datetime | None:
+        """Get the time that the last answer has on Credly's clock. ``None``: it does
+        not say, or there was none.
+        """
+        try:
+            return email.utils.parsedate_to_datetime(self._date).astimezone(dt.UTC)
+        except (ValueError, OverflowError):
+            return None
 
     def issue(self, token: str, badge: BadgeRequest) -> Badge:
         """Issue a badge.
@@ -237,6 +248,7 @@ class Client:
         except ValueError:  # of a header, while requests prepares what is not followed
             raise OutcomeUnknown("Credly's answer could not be read.") from None
         else:
+            self._date = response.headers.get("Date", "")
             # An answer may repeat what was sent, and what it says goes into a log.
             answers.raise_for_status(response, hide=(token, hide))
             return answers.read_json(response)

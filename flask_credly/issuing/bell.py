@@ -25,6 +25,7 @@ logger = logging.getLogger("flask_credly")
 DRAIN = "flask_credly.jobs.drain"
 SYNC = "flask_credly.jobs.sync"
 BACKFILL = "flask_credly.jobs.backfill"
+OWN_JOBS = frozenset({DRAIN, SYNC, BACKFILL})
 
 WEB_TIMEOUT = 0.15
 """Seconds a web request waits for Redis. redis-py's own defaults add up to a minute."""

@@ -23,6 +23,7 @@ from .. import signals
 from ..credly import Client
 from ..errors import CredlyError
 from ..errors import RateLimited
+from ..errors import SecretUnreadable
 from ..errors import Unauthorized
 from ..ledger import claim
 from ..ledger import gates
@@ -512,7 +513,12 @@ class _Drain:
 
         if answer == "unauthorized":
             logger.warning("The connection to Credly has expired: %s", detail)
-            gates.expire(self._engine, generation)
+
+            if isinstance(error, SecretUnreadable):
+                gates.expire(self._engine, generation, detail)
+            else:
+                gates.expire(self._engine, generation)
+
             return
 
         reason: gates.Reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime as dt
 import time
@@ -11,6 +12,7 @@ from sqlalchemy import orm
 
 from .. import keys
 from ..errors import CredlyError
+from ..errors import SecretUnreadable
 from ..errors import Unavailable
 from ..ledger import clock
 from ..ledger.transaction import in_transaction
@@ -40,6 +42,7 @@ def get_token(state: State, generation: str, *, rejected: int = 0) -> SharedToke
     could run into a rate limit, or revoke each other's tokens.
 
     :param rejected: A version that the API did not accept: get a later one.
+    :raises SecretUnreadable: The Client Secret cannot be decrypted.
     :raises ConnectionExpired: The credentials are no longer good.
     :raises RateLimited: The token endpoint answered 429.
     :raises Unavailable: The token endpoint cannot be asked, or the integration was
@@ -49,15 +52,20 @@ def get_token(state: State, generation: str, *, rejected: int = 0) -> SharedToke
 
     while True:
         row, now = _read(state, generation)
+        # First: as long as a cached token opens, a lost key would go unnoticed.
+        secret = unseal_secret(state, row)
 
         if row.token and row.token_version > rejected and row.token_expires_at:
             if row.token_expires_at - dt.timedelta(seconds=EARLY) > now:
-                return SharedToken(
-                    _unseal(state, row, row.token, "token"), row.token_version
-                )
+                # A process whose keys are not the same yet may have sealed it. The
+                # Client Secret, if that opens, gets another.
+                with contextlib.suppress(SecretUnreadable):
+                    return SharedToken(
+                        _unseal(state, row, row.token, "token"), row.token_version
+                    )
 
         if _take_fetch(state.engine, row, now, state.settings.timeout + 5):
-            return _fetch(state, row)
+            return _fetch(state, row, secret)
 
         if time.monotonic() > patience:
             raise Unavailable("Another worker is fetching an access token.")
@@ -68,31 +76,26 @@ def get_token(state: State, generation: str, *, rejected: int = 0) -> SharedToke
 def seal_token(state: State, organization_id: str, token: str) -> str:
     """Seal a token for the connection's row."""
     return keys.seal(
-        state.app.config, token, context=_context(organization_id, "token")
+        state.app.config, token, context=keys.context_of(organization_id, "token")
     )
 
 
 def seal_secret(state: State, organization_id: str, secret: str) -> str:
     """Seal a Client Secret for the connection's row."""
-    return keys.seal(
-        state.app.config, secret, context=_context(organization_id, "client_secret")
-    )
+    context = keys.context_of(organization_id, "client_secret")
+    return keys.seal(state.app.config, secret, context=context)
 
 
 def unseal_secret(state: State, row: Connection) -> Secret:
     """Open the stored Client Secret.
 
-    :raises ConnectionExpired: If it cannot be decrypted.
+    :raises SecretUnreadable: If it cannot be decrypted.
     """
     return _unseal(state, row, row.client_secret, "client_secret")
 
 
-def _context(organization_id: str, field: str) -> str:
-    return f"credly_connection/{organization_id}/{field}"
-
-
 def _unseal(state: State, row: Connection, sealed: str, field: str) -> Secret:
-    context = _context(row.organization_id, field)
+    context = keys.context_of(row.organization_id, field)
     return keys.unseal(state.app.config, sealed, context=context)
 
 
@@ -150,7 +153,7 @@ def _save(
     )
 
 
-def _fetch(state: State, row: Connection) -> SharedToken:
+def _fetch(state: State, row: Connection, secret: str) -> SharedToken:
     # Loaded here: a web request asks for a new token only in a form's answer.
     from ..credly import fetch_token
 
@@ -158,7 +161,7 @@ def _fetch(state: State, row: Connection) -> SharedToken:
         token = fetch_token(
             state.settings.token_url,
             row.client_id,
-            unseal_secret(state, row),
+            secret,
             timeout=state.settings.timeout,
         )
     except CredlyError:

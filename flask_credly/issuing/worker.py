@@ -13,20 +13,20 @@ from flask import Flask
 from rq.exceptions import StopRequested
 from rq.worker import Worker
 
+from .. import keys
 from ..ledger import backfills
 from ..ledger import claim
 from ..ledger import gates
 from ..settings import get_state
 from ..settings import State
 from . import bell
+from . import workers
 from .stopping import stopping
 
 logger = logging.getLogger("flask_credly")
 
 SWEEP_INTERVAL = 5
 """Seconds between two looks at the ledger for rows that nobody rang for."""
-
-OWN_JOBS = frozenset({bell.DRAIN, bell.SYNC, bell.BACKFILL})
 
 
 class OwnJob(rq.job.Job):
@@ -36,7 +36,7 @@ class OwnJob(rq.job.Job):
 
     @property
     def func(self) -> t.Any:
-        if self.func_name not in OWN_JOBS:
+        if self.func_name not in bell.OWN_JOBS:
             raise PermissionError(f"Not a job of Flask-Credly: {self.func_name!r}.")
 
         return super().func
@@ -62,6 +62,7 @@ class CredlyWorker(Worker):
         )
         self._app = app
         self._failed = False
+        self._signed = False
         self.told_to_stop = False
 
     def request_stop(self, signum: t.Any, frame: t.Any) -> None:
@@ -130,6 +131,9 @@ class CredlyWorker(Worker):
         queue = self.queues[0]
         gate = gates.read(state.engine)
 
+        if gate is not None and not self._signed:
+            self._sign(state)
+
         if claim.any_due(state.engine, gate):
             bell.enqueue_drain(queue, insist=queue.is_empty())
 
@@ -138,6 +142,11 @@ class CredlyWorker(Worker):
 
         if gate is not None and backfills.any_due(state.engine):
             bell.enqueue_backfill(queue)
+
+    def _sign(self, state: State) -> None:
+        if (signature := workers.signature(state.engine)) is not None:
+            workers.sign(self.queues[0], self.name, signature)
+            self._signed = True
 
 
 def _forget_connections(state: State) -> None:
@@ -152,6 +161,7 @@ def work(state: State, *, burst: bool) -> None:
     :raises redis.RedisError: If Redis cannot be reached at the start. Later on, the
         worker waits until it is back.
     """
+    keys.warn_of_derived(state.app.config)
     queue = bell.make_queue(
         state.app, state.settings, redis.Redis.from_url(state.settings.redis_url)
     )

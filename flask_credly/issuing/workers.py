@@ -1,18 +1,142 @@
-"""Which workers there are."""
+"""Which workers there are, and how they fare."""
 
 from __future__ import annotations
 
+import collections.abc as cabc
+import dataclasses
+import hashlib
+import typing as t
+
+import sqlalchemy as sa
+
+from ..models import Installation
 from ..settings import State
 from . import bell
+
+if t.TYPE_CHECKING:
+    import rq
+
+_SIGNATURE = "credly_installation"
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A job that failed on a worker.
+
+    :param error: The name of the exception.
+    :param ours: Whether it is a job of Flask-Credly.
+    """
+
+    worker: str
+    error: str
+    ours: bool
 
 
 def count(state: State) -> int | None:
     """Count the workers that listen on the queue. ``None``: Redis cannot be asked."""
     from redis.exceptions import RedisError
-    from rq import Worker
 
     try:
-        queue = bell.web_queue(state)
-        return Worker.count(queue=queue)
+        return len(listening(bell.web_queue(state)))
     except (RedisError, OSError):
         return None
+
+
+def signature(engine: sa.Engine) -> str | None:
+    """Get what tells this installation from others on the same Redis. ``None``: it was
+    never connected, and so has nothing to issue.
+    """
+    with engine.connect() as connection:
+        key = connection.execute(sa.select(Installation.key)).scalar_one_or_none()
+
+    if key is None:
+        return None
+
+    # Not the key itself: the names of members towards Credly are hashed with it.
+    return hashlib.sha256(f"flask-credly queue {key}".encode()).hexdigest()[:16]
+
+
+def sign(queue: rq.Queue, worker: str, signature: str) -> None:
+    """Note whose badges a worker issues: in RQ's own entry of the worker, which ends
+    with it.
+
+    :raises redis.RedisError: If Redis does not take it.
+    """
+    with queue.connection.pipeline() as pipeline:
+        pipeline.hset(_key(worker), _SIGNATURE, signature)
+        # For the case that it has ended in this moment.
+        pipeline.expire(_key(worker), 120)
+        pipeline.execute()
+
+
+def sign_job(state: State) -> None:
+    """Do what :func:`sign` does for the worker that runs this job, if one does."""
+    from redis.exceptions import RedisError
+    from rq import get_current_job
+
+    if (job := get_current_job()) is None or not job.worker_name:
+        return
+
+    if (own := signature(state.engine)) is None:
+        return
+
+    try:
+        sign(bell.web_queue(state), job.worker_name, own)
+    except (RedisError, OSError):
+        return  # the worker says by itself that Redis is away
+
+
+def listening(queue: rq.Queue) -> dict[str, str | None]:
+    """Get the workers that live and listen on a queue, each with its signature. RQ's
+    own count has those that were killed as well.
+
+    :raises redis.RedisError: If Redis cannot be asked.
+    """
+    from rq import Worker
+    from rq.utils import as_text
+
+    found: dict[str, str | None] = {}
+    known = Worker.all_keys(queue=queue)
+
+    with queue.connection.pipeline(transaction=False) as pipeline:
+        for key in known:
+            pipeline.hmget(key, ["last_heartbeat", "death", _SIGNATURE])
+
+        entries = pipeline.execute()
+
+    for key, (seen_at, death, signed) in zip(known, entries, strict=True):
+        if seen_at and not death:
+            name = key.removeprefix(Worker.redis_worker_namespace_prefix)
+            found[name] = as_text(signed) if signed else None
+
+    return found
+
+
+def failures(queue: rq.Queue, *, limit: int = 20) -> cabc.Iterator[Failure]:
+    """Get the jobs that failed last.
+
+    :raises redis.RedisError: If Redis cannot be asked.
+    """
+    from rq.job import Job
+    from rq.utils import as_text
+
+    ids = queue.failed_job_registry.get_job_ids(-limit, -1, cleanup=False)
+
+    for id_ in ids:
+        job = Job(id_, connection=queue.connection, serializer=queue.serializer)
+        # Not the job's own data: whatever anybody has put there, it is not unpacked.
+        described = as_text(queue.connection.hget(job.key, "description") or "")
+        result = job.latest_result()
+
+        if result is None or not result.exc_string:
+            continue
+
+        error = result.exc_string.strip().splitlines()[-1].partition(":")[0]
+        ours = described in bell.OWN_JOBS
+        yield Failure(result.worker_name, error.rpartition(".")[2], ours)
+
+
+def _key(worker: str) -> str:
+    from rq import Worker
+
+    return f"{Worker.redis_worker_namespace_prefix}{worker}"

@@ -191,9 +191,12 @@ def reserve(
 
 
 @in_transaction
-def expire(connection: sa.Connection, generation: str) -> bool:
+def expire(
+    connection: sa.Connection, generation: str, details: str = log.EXPIRED_DETAILS
+) -> bool:
     """Close the gate until the admin reconnects. Writes one log entry an outage.
 
+    :param details: Those of the log entry.
     :return: Whether this call closed it.
     """
     now = clock.now(connection)
@@ -204,7 +207,7 @@ def expire(connection: sa.Connection, generation: str) -> bool:
     ).rowcount
 
     if closed:
-        log.write(connection, now, log.CONNECTION_EXPIRED, log.EXPIRED_DETAILS)
+        log.write(connection, now, log.CONNECTION_EXPIRED, details)
 
     return bool(closed)
 

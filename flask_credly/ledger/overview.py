@@ -9,6 +9,7 @@ import typing as t
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from .. import keys
 from ..models import Connection
 from ..models import Issuance
 from ..models import Mapping
@@ -26,6 +27,8 @@ OVERDUE = dt.timedelta(minutes=2)
 class Overview:
     """The state of the integration in numbers.
 
+    :param unreadable: The stored Client Secret cannot be decrypted with this process's
+        keys: ``connection`` is "expired" then.
     :param switched_off: The admin has paused issuing: ``connection`` is "paused" then,
         and ``paused_until`` is ``None`` unless Credly has asked for a pause too.
     :param oldest_pending_seconds: Since when the longest waiting badge waits.
@@ -36,6 +39,7 @@ class Overview:
     connection: ConnectionState
     paused_until: dt.datetime | None
     pause_reason: str | None
+    unreadable: bool
     switched_off: bool
     pending: int
     issued: int
@@ -48,10 +52,15 @@ class Overview:
 
 
 def read(
-    session: orm.Session | orm.scoped_session[t.Any], *, at_most: int | None = None
+    session: orm.Session | orm.scoped_session[t.Any],
+    *,
+    config: keys.Config | None = None,
+    at_most: int | None = None,
 ) -> Overview:
     """Count.
 
+    :param config: The application's, to see whether the stored Client Secret can be
+        decrypted. ``None``: not to look.
     :param at_most: Where to stop counting each state, so that a page takes no longer
         with a million badges. ``None``: at the end.
     """
@@ -71,7 +80,8 @@ def read(
     query = sa.select(Connection).execution_options(populate_existing=True)
     connection = session.scalars(query).one_or_none()
     paused = _paused_until(connection, now)
-    state = _state(connection, paused)
+    unreadable = config is not None and not _opens(connection, config)
+    state = _state(connection, paused, unreadable)
     overdue = state == "connected" and due_at and due_at < now - OVERDUE
 
     def seen(*states: str) -> int:
@@ -82,6 +92,7 @@ def read(
         connection=state,
         paused_until=paused,
         pause_reason=connection.pause_reason if connection and paused else None,
+        unreadable=unreadable,
         switched_off=connection is not None and connection.switched_off,
         pending=seen("pending", "sending"),
         issued=seen("issued"),
@@ -128,13 +139,23 @@ def _paused_until(
     return until if until and until > now else None
 
 
+def _opens(connection: Connection | None, config: keys.Config) -> bool:
+    if connection is None:
+        return True
+
+    context = keys.context_of(connection.organization_id, "client_secret")
+    return keys.opens(config, connection.client_secret, context=context)
+
+
 def _state(
-    connection: Connection | None, paused_until: dt.datetime | None
+    connection: Connection | None,
+    paused_until: dt.datetime | None,
+    unreadable: bool,
 ) -> ConnectionState:
     if connection is None:
         return "none"
 
-    if connection.expired:
+    if connection.expired or unreadable:
         return "expired"
 
     return "paused" if paused_until or connection.switched_off else "connected"

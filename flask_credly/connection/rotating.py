@@ -1,0 +1,83 @@
+"""Encrypting once more what is stored, with the newest key."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import sqlalchemy as sa
+
+from .. import keys
+from ..errors import SecretUnreadable
+from ..ledger.transaction import in_transaction
+from ..models import Connection
+from ..models import CONNECTION_ID
+from ..settings import State
+
+_SEALED = {"client_secret": "Client Secret", "token": "access token"}
+"""The columns with encrypted values, and what they hold."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotation:
+    """What became of the encrypted values, by what they hold.
+
+    :param rotated: Encrypted once more: they were on an older key.
+    :param current: On the newest key already.
+    :param unreadable: No configured key decrypts them.
+    """
+
+    rotated: tuple[str, ...]
+    current: tuple[str, ...]
+    unreadable: tuple[str, ...]
+
+
+def rotate_keys(state: State, *, dry_run: bool = False) -> Rotation:
+    """Encrypt what is stored with the newest key, in one transaction. A second time
+    changes nothing.
+
+    Where anything is unreadable, nothing is changed.
+
+    :param dry_run: Change nothing in any case, only look.
+    """
+    return _rotate(state.engine, state.app.config, dry_run)
+
+
+@in_transaction
+def _rotate(connection: sa.Connection, config: keys.Config, dry_run: bool) -> Rotation:
+    if not dry_run:
+        # First, for the lock: a worker may save a new token at this moment.
+        connection.execute(sa.update(Connection).values(id=CONNECTION_ID))
+
+    columns = [getattr(Connection, name) for name in _SEALED]
+    row = connection.execute(
+        sa.select(Connection.organization_id, *columns)
+    ).one_or_none()
+
+    if row is None:
+        return Rotation((), (), ())
+
+    values: dict[str, str] = {}
+    current, unreadable = [], []
+
+    for name, what in _SEALED.items():
+        if (sealed := getattr(row, name)) is None:
+            continue
+
+        context = keys.context_of(row.organization_id, name)
+
+        try:
+            value = keys.unseal(config, sealed, context=context)
+        except SecretUnreadable:
+            unreadable.append(what)
+            continue
+
+        if keys.is_current(config, sealed):
+            current.append(what)
+        else:
+            values[name] = keys.seal(config, value, context=context)
+
+    if values and not unreadable and not dry_run:
+        connection.execute(sa.update(Connection).values(**values))
+
+    rotated = tuple(_SEALED[name] for name in values)
+    return Rotation(rotated, tuple(current), tuple(unreadable))

@@ -1,0 +1,633 @@
+"""Checks everything that has to be right, and says what mends what is wrong.
+
+It changes nothing but the cached access token, and prints neither secrets nor anything
+of a member.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import datetime as dt
+import difflib
+import functools
+import logging
+import typing as t
+
+import jinja2
+import jinja2.nodes
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from . import connection
+from . import keys
+from .admin.blueprint import is_own_layout
+from .errors import CredlyError
+from .errors import SecretUnreadable
+from .issuing import bell
+from .issuing import workers
+from .ledger import clock
+from .ledger import gates
+from .ledger import overview
+from .models import Base
+from .models import Connection
+from .models import Mapping
+from .models import Template
+from .settings import Settings
+from .settings import State
+
+if t.TYPE_CHECKING:
+    import rq
+
+logger = logging.getLogger("flask_credly")
+
+Status = t.Literal["ok", "warning", "error", "skipped"]
+
+SKEW = 60.0
+"""Seconds that two clocks may differ."""
+
+OLD_TEMPLATES = dt.timedelta(days=2)
+"""A worker loads them once a day."""
+
+_PATIENCE = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """What came of one check.
+
+    :param status: "error": badges are not issued, or will not be. "skipped": it depends
+        on something that is wrong or not there.
+    :param mend: What to do. ``None``: nothing.
+    """
+
+    status: Status
+    detail: str
+    mend: str | None = None
+
+
+def _ok(detail: str) -> Finding:
+    return Finding("ok", detail)
+
+
+def _skipped(detail: str) -> Finding:
+    return Finding("skipped", detail)
+
+
+def _warning(detail: str, mend: str) -> Finding:
+    return Finding("warning", detail, mend)
+
+
+def _error(detail: str, mend: str) -> Finding:
+    return Finding("error", detail, mend)
+
+
+def examine(state: State) -> dict[str, Finding]:
+    """Make all checks, and get what came of each by its name. The names stay the same
+    from release to release. Raises nothing: a check that cannot be made says so.
+
+    Asks Credly for one page of badge templates, where the connection is in force.
+    """
+    examination = _Examination(state)
+    found: dict[str, Finding] = {}
+    failed: set[str] = set()
+
+    for name, check, needed in _CHECKS:
+        if missing := [each for each in needed if each in failed]:
+            found[name] = _skipped(f"Not checked: see {missing[0]}.")
+        else:
+            found[name] = _make(examination, name, check)
+
+        # What hangs on it cannot be checked either.
+        if found[name].status == "error" or missing:
+            failed.add(name)
+
+    return found
+
+
+def _make(
+    examination: _Examination,
+    name: str,
+    check: cabc.Callable[[_Examination], Finding],
+) -> Finding:
+    try:
+        return check(examination)
+    except Exception as e:
+        # Its text may hold an address with a password.
+        logger.debug("The check %r failed.", name, exc_info=True)
+        return _error(
+            f"Could not be checked ({type(e).__name__}).",
+            "The logger flask_credly has the traceback at its level DEBUG.",
+        )
+
+
+class _Examination:
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._config = state.app.config
+        self._credly_ahead: float | None = None
+
+    # The application.
+
+    def settings(self) -> Finding:
+        known = {
+            f"CREDLY_{field.name.upper()}" for field in dataclasses.fields(Settings)
+        }
+        known |= {"CREDLY_SANDBOX", "CREDLY_ENCRYPTION_KEYS"}
+        given = {name for name in self._config if name.startswith("CREDLY_")}
+
+        if strange := sorted(given - known):
+            meant = {
+                name: difflib.get_close_matches(name, known, 1) for name in strange
+            }
+            return _warning(
+                f"No such setting: {', '.join(strange)}.",
+                " ".join(
+                    f"Write {likely[0]} in place of {name}."
+                    if likely
+                    else f"Remove {name}."
+                    for name, likely in meant.items()
+                ),
+            )
+
+        return _ok(f"Credly is asked at {self._state.settings.api_url}.")
+
+    def key(self) -> Finding:
+        if not keys.can_seal(self._config):
+            return _error(
+                "There is no key to encrypt the Client Secret with.",
+                f"Set CREDLY_ENCRYPTION_KEYS. Make a key with {keys.MAKE_A_KEY}",
+            )
+
+        if keys.is_derived(self._config):
+            return _warning(
+                "CREDLY_ENCRYPTION_KEYS is not set: SECRET_KEY stands in for it.",
+                "Set CREDLY_ENCRYPTION_KEYS, restart everything, and run"
+                f" flask credly rotate-keys. Make a key with {keys.MAKE_A_KEY}",
+            )
+
+        return _ok("CREDLY_ENCRYPTION_KEYS is set.")
+
+    def hooks(self) -> Finding:
+        optional = {
+            "member": self._state.load_member,
+            "past_completions": self._state.past_completions,
+        }
+        given = ["courses", "is_admin", *(name for name in optional if optional[name])]
+        missing = [name for name in optional if not optional[name]]
+        text = f"Given: {', '.join(given)}."
+        return _ok(f"{text} Not given: {', '.join(missing)}." if missing else text)
+
+    def pages(self) -> Finding:
+        layout = self._state.settings.layout
+
+        try:
+            if is_own_layout():
+                return _ok("They stand in their own layout, with its htmx.")
+
+            blocks = _blocks(self._state.app.jinja_env, layout)
+        except jinja2.TemplateNotFound as e:
+            return _error(
+                f"There is no template {e.name}: every page fails.",
+                "Correct CREDLY_LAYOUT, or the template that it names.",
+            )
+        except jinja2.TemplateSyntaxError as e:
+            return _error(
+                f"{e.name or layout} has an error: every page fails.",
+                f"Correct its line {e.lineno}.",
+            )
+
+        if blocks is not None and "content" not in blocks:
+            return _error(
+                f"{layout} has no block named content: every page is empty.",
+                "Add {% block content %}{% endblock %} to it.",
+            )
+
+        return _ok(
+            f"They stand in {layout}, and use its htmx where it loads 2.0 or later."
+        )
+
+    # The database.
+
+    def database(self) -> Finding:
+        try:
+            with self._state.engine.connect() as connected:
+                clock.now(connected)
+        except sa.exc.SQLAlchemyError as e:
+            return _error(
+                f"The database cannot be reached ({_cause(e)}).",
+                "Is it running at the address of SQLALCHEMY_DATABASE_URI?",
+            )
+
+        return _ok(f"Reached, by {self._state.engine.dialect.name}.")
+
+    def tables(self) -> Finding:
+        inspector = sa.inspect(self._state.engine)
+        there = set(inspector.get_table_names())
+        tables = Base.metadata.sorted_tables
+        missing = [table.name for table in tables if table.name not in there]
+        parts = [
+            part
+            for table in tables
+            if table.name in there
+            for part in _missing_parts(inspector, table)
+        ]
+
+        if not missing and not parts:
+            return _ok(f"All {len(tables)} are there, with all columns.")
+
+        if "migrate" in self._state.app.extensions:
+            mend = "flask db migrate, read what it wrote, then flask db upgrade"
+        elif parts:
+            mend = (
+                "db.create_all() adds nothing to a table that is there: use"
+                " Flask-Migrate, or add it by ALTER TABLE."
+            )
+        else:
+            mend = "db.create_all(), after credly.init_app(app)"
+
+        return _error(f"Missing: {', '.join(missing + parts)}.", mend)
+
+    def clock(self) -> Finding:
+        before = dt.datetime.now(dt.UTC)
+
+        with self._state.engine.connect() as connected:
+            there = clock.now(connected)
+
+        after = dt.datetime.now(dt.UTC)
+        # Not more than is certain: the answer took its time.
+        apart = max((there - after).total_seconds(), (before - there).total_seconds())
+
+        if apart > SKEW:
+            return _clocks(apart, "the database's", behind=there > after)
+
+        if self._credly_ahead is not None and abs(self._credly_ahead) > SKEW:
+            ahead = self._credly_ahead
+            return _clocks(abs(ahead), "Credly's", behind=ahead > 0)
+
+        if clock.server_now(self._state.engine.dialect.name) is None:
+            compared = []  # its database has no other
+        else:
+            compared = ["the database's"]
+
+        if self._credly_ahead is not None:
+            compared.append("Credly's")
+
+        return _ok(f"As {' and '.join(compared)}." if compared else "The only one.")
+
+    # Redis.
+
+    @functools.cached_property
+    def _queue(self) -> rq.Queue:
+        import redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        patient = redis.Redis.from_url(
+            self._state.settings.redis_url,
+            socket_timeout=_PATIENCE,
+            socket_connect_timeout=_PATIENCE,
+            retry=Retry(NoBackoff(), 0),
+        )
+        return bell.make_queue(self._state.app, self._state.settings, patient)
+
+    def redis(self) -> Finding:
+        from redis import ConnectionError
+        from redis import RedisError
+        from redis import TimeoutError
+
+        by_name = isinstance(self._state.settings.queue, str)
+        where = "the address of CREDLY_REDIS_URL" if by_name else "CREDLY_QUEUE's Redis"
+
+        try:
+            queue = self._queue
+        except Exception as e:  # whatever a host's function raises
+            return _error(
+                f"The function in CREDLY_QUEUE fails ({type(e).__name__}).",
+                "It takes the app and returns an rq.Queue.",
+            )
+
+        try:
+            # A write: a replica, or one without memory, would take no job.
+            queue.connection.set(f"flask-credly:doctor:{queue.name}", 1, ex=1)
+        except (ConnectionError, TimeoutError, OSError) as e:
+            return _error(
+                f"Redis cannot be reached ({type(e).__name__}). Badges wait.",
+                f"Is it running at {where}?",
+            )
+        except RedisError as e:
+            return _error(
+                f"Redis answers and takes nothing ({type(e).__name__}). Badges wait.",
+                f"Is {where} that of a Redis with memory left, and no replica?",
+            )
+
+        return _ok("Reached.")
+
+    @functools.cached_property
+    def _listening(self) -> dict[str, str | None]:
+        return workers.listening(self._queue)
+
+    def workers(self) -> Finding:
+        if not self._listening:
+            return _warning(
+                f"None listens on the queue {self._queue.name!r}.",
+                "flask credly worker",
+            )
+
+        return _ok(f"{len(self._listening)} on the queue {self._queue.name!r}.")
+
+    def queue(self) -> Finding:
+        own = workers.signature(self._state.engine)
+        others = [each for each in self._listening.values() if each not in (own, None)]
+
+        if others:
+            return _error(
+                f"The queue {self._queue.name!r} is shared with another application:"
+                f" {len(others)} of its {len(self._listening)} workers issue that one's"
+                " badges, and miss these.",
+                "Give one of the applications another CREDLY_QUEUE, and restart its"
+                " workers.",
+            )
+
+        return _ok("No other application's worker is on it.")
+
+    def jobs(self) -> Finding:
+        failed = [
+            each
+            for each in workers.failures(self._queue)
+            # Of one that has ended since, it may be mended.
+            if each.worker in self._listening
+        ]
+
+        if any(each.ours and each.error == "DeserializationError" for each in failed):
+            return _error(
+                "A worker cannot read the jobs: it has another serializer.",
+                f"Start it so: rq worker --serializer json {self._queue.name}",
+            )
+
+        if errors := sorted({each.error for each in failed if each.ours}):
+            return _error(
+                f"Jobs failed ({', '.join(errors)}).",
+                "The worker's log has the reason.",
+            )
+
+        if failed:
+            return _warning(
+                "Jobs of something else are put into this queue, and fail.",
+                "Give those another queue, or CREDLY_QUEUE another name.",
+            )
+
+        return _ok("None failed.")
+
+    # The connection.
+
+    @functools.cached_property
+    def _seen(self) -> overview.Overview:
+        with orm.Session(self._state.engine) as session:
+            return overview.read(session, config=self._config)
+
+    def secret(self) -> Finding:
+        found = connection.rotate_keys(self._state, dry_run=True)
+
+        if self._seen.unreadable:
+            return _error(
+                "The stored Client Secret cannot be decrypted with the configured keys."
+                " Badges wait.",
+                "Put the key that is missing at the end of CREDLY_ENCRYPTION_KEYS, or"
+                " enter the Client Secret again at"
+                f" {self._page('/credly/connection')}.",
+            )
+
+        if found.unreadable:
+            return _warning(
+                "The access token was encrypted by a process with other keys.",
+                "Give all processes the same CREDLY_ENCRYPTION_KEYS.",
+            )
+
+        if found.rotated:
+            return _warning(
+                f"On an older key: {', '.join(found.rotated)}.",
+                "flask credly rotate-keys",
+            )
+
+        return _ok("On the newest key." if found.current else "Nothing is stored.")
+
+    def connection(self) -> Finding:
+        seen = self._seen
+
+        if seen.connection == "none":
+            return _warning(
+                "Credly is not connected.",
+                f"An admin connects it at {self._page('/credly')}.",
+            )
+
+        if seen.connection == "expired":
+            return _error(
+                "Connection expired. Badges wait.",
+                f"Reconnect at {self._page('/credly/connection')}. Where only the key"
+                " was missing for a while, Test connection at"
+                f" {self._page('/credly')} is enough.",
+            )
+
+        if seen.switched_off:
+            return _warning(
+                "An admin has paused issuing. Badges wait.",
+                f"Resume issuing at {self._page('/credly')}.",
+            )
+
+        if seen.paused_until is not None:
+            return _warning(
+                f"Paused until {_time(seen.paused_until)} ({seen.pause_reason}).",
+                "Nothing: it goes on by itself.",
+            )
+
+        return _ok("Connected.")
+
+    def token(self) -> Finding:
+        gate = gates.read(self._state.engine)
+
+        if gate is None:
+            return _skipped("Not checked: see connection.")
+
+        if self._seen.paused_until is not None:
+            return _skipped("Credly is not asked during a pause.")
+
+        try:
+            answered_at = connection.ask(self._state, gate)
+        except connection.NotVerified as e:
+            return _error(
+                f"Credly refuses the credentials. {e.detail}",
+                f"Enter them again at {self._page('/credly/connection')}.",
+            )
+        except SecretUnreadable:
+            return _skipped("Not checked: see secret.")
+        except CredlyError as e:
+            return _error(
+                f"Credly could not be asked. {e.detail}",
+                f"If it lasts: can this machine reach {self._state.settings.token_url}"
+                f" and {self._state.settings.api_url}?",
+            )
+
+        if answered_at is not None:
+            now = dt.datetime.now(dt.UTC)
+            self._credly_ahead = (answered_at - now).total_seconds()
+
+        return _ok("Credly accepts it.")
+
+    def templates(self) -> Finding:
+        with orm.Session(self._state.engine) as session:
+            row = connection.get(session)
+            number = connection.count_templates(session)
+            gone = session.execute(
+                sa.select(Mapping.course_id, Template.name)
+                .join(Mapping.template)
+                .where(Template.active.is_(False))
+                .order_by(Mapping.id)
+            ).all()
+
+        if row is None:
+            return _skipped("Not checked: see connection.")
+
+        if gone:
+            pairs = ", ".join(f"{name} for {course}" for course, name in gone[:5])
+            more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
+            return _error(
+                f"Mapped, and not active at Credly any more: {pairs}{more}.",
+                "Activate them there and run flask credly sync, or change the mapping"
+                f" at {self._page('/credly')}.",
+            )
+
+        return self._age(row, number)
+
+    def _age(self, row: Connection, number: int) -> Finding:
+        at = row.templates_synced_at
+
+        if at is None:
+            return _warning("They were never loaded whole.", "flask credly sync")
+
+        text = f"{number} active, loaded at {_time(at)}"
+        old = dt.datetime.now(dt.UTC) - at > OLD_TEMPLATES
+
+        if row.templates_failed_at is not None or old:
+            return _warning(f"{text}, and not since.", "flask credly sync")
+
+        return _ok(f"{text}.")
+
+    # What waits.
+
+    def waiting(self) -> Finding:
+        seen = self._seen
+
+        if seen.overdue_since is not None:
+            return _error(
+                f"{seen.pending} waiting, the first since"
+                f" {_time(seen.overdue_since)}, though nothing is in the way.",
+                "flask credly worker; where one is running, its log has the reason.",
+            )
+
+        if seen.oldest_pending_seconds is None:
+            return _ok("Nothing waits.")
+
+        return _ok(f"{seen.pending}, the first for {seen.oldest_pending_seconds} s.")
+
+    def failed(self) -> Finding:
+        if not self._seen.failed:
+            return _ok("No badge failed.")
+
+        return _warning(
+            f"{self._seen.failed} failed.",
+            f"{self._page('/credly/badges?status=failed')} says why. After that,"
+            " flask credly retry --all",
+        )
+
+    def _page(self, path: str) -> str:
+        root = self._config.get("APPLICATION_ROOT", "/").rstrip("/")
+        return f"{root}{self._state.settings.url_prefix}{path}"
+
+
+_Check = tuple[str, cabc.Callable[[_Examination], Finding], tuple[str, ...]]
+
+_CHECKS: tuple[_Check, ...] = (
+    ("settings", _Examination.settings, ()),
+    ("key", _Examination.key, ()),
+    ("hooks", _Examination.hooks, ()),
+    ("pages", _Examination.pages, ()),
+    ("database", _Examination.database, ()),
+    ("tables", _Examination.tables, ("database",)),
+    ("redis", _Examination.redis, ()),
+    ("workers", _Examination.workers, ("redis",)),
+    ("queue", _Examination.queue, ("redis", "tables")),
+    ("jobs", _Examination.jobs, ("redis",)),
+    ("secret", _Examination.secret, ("tables",)),
+    ("connection", _Examination.connection, ("tables",)),
+    ("token", _Examination.token, ("tables", "secret", "connection")),
+    ("clock", _Examination.clock, ("database",)),
+    ("templates", _Examination.templates, ("tables",)),
+    ("waiting", _Examination.waiting, ("tables",)),
+    ("failed", _Examination.failed, ("tables",)),
+)
+"""Each with those that it depends on."""
+
+
+def _missing_parts(inspector: sa.Inspector, table: sa.Table) -> cabc.Iterator[str]:
+    columns = {column["name"] for column in inspector.get_columns(table.name)}
+    lacking = [name for name in table.columns.keys() if name not in columns]
+    yield from (f"{table.name}.{name}" for name in lacking)
+
+    # What keeps a second badge for one completion out.
+    found = [
+        *(each["column_names"] for each in inspector.get_indexes(table.name)),
+        *(
+            each["column_names"]
+            for each in inspector.get_unique_constraints(table.name)
+        ),
+    ]
+
+    for constraint in table.constraints:
+        if isinstance(constraint, sa.UniqueConstraint):
+            names = [column.name for column in constraint.columns]
+
+            if names not in found and not set(names) & set(lacking):
+                yield f"the unique constraint of {table.name} on {', '.join(names)}"
+
+
+def _blocks(environment: jinja2.Environment, name: str) -> set[str] | None:
+    """Get the blocks of a template and of those that it stands in. ``None``: they are
+    named at run time only.
+    """
+    if environment.loader is None:
+        return None
+
+    source, *_ = environment.loader.get_source(environment, name)
+    found = set(environment.get_template(name).blocks)
+
+    for outer in environment.parse(source).find_all(jinja2.nodes.Extends):
+        named = outer.template
+        more = (
+            _blocks(environment, named.value)
+            if isinstance(named, jinja2.nodes.Const)
+            else None
+        )
+
+        if more is None:
+            return None
+
+        found |= more
+
+    return found
+
+
+def _cause(error: sa.exc.SQLAlchemyError) -> str:
+    return type(getattr(error, "orig", None) or error).__name__
+
+
+def _clocks(seconds: float, whose: str, *, behind: bool) -> Finding:
+    return _warning(
+        f"This machine's is {seconds:.0f} s {'behind' if behind else 'ahead of'}"
+        f" {whose}.",
+        "Let both machines take their time from the network (NTP).",
+    )
+
+
+def _time(at: dt.datetime) -> str:
+    return at.strftime("%Y-%m-%d %H:%M UTC")

@@ -1,0 +1,669 @@
+"""``flask credly doctor``: each thing that can be wrong, by its name."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import contextlib
+import dataclasses
+import datetime as dt
+import email.utils
+import json
+import pathlib
+import re
+import typing as t
+import uuid
+
+import pytest
+import redis
+import rq
+import sqlalchemy as sa
+from click.testing import Result
+from conftest import connect
+from conftest import Connected
+from conftest import every_database
+from conftest import Host
+from conftest import MakeHost
+from cryptography.fernet import Fernet
+from flask import Flask
+from flask_migrate import Migrate
+from flask_sqlalchemy import SQLAlchemy
+from test_worker import Farm
+from test_worker import farm as farm
+from test_worker import wait_for
+from test_worker import WORKER
+
+from flask_credly import connection
+from flask_credly.issuing import bell
+from flask_credly.issuing import workers
+from flask_credly.issuing.worker import CredlyWorker
+from flask_credly.ledger import clock
+from flask_credly.ledger import gates
+from flask_credly.models import Connection
+from flask_credly.models import Installation
+from flask_credly.models import Issuance
+from flask_credly.models import Template
+from flask_credly.settings import get_state
+from flask_credly.settings import Settings
+from flask_credly.testing import CredlySimulator
+
+KEY, OTHER = (Fernet.generate_key().decode() for _ in range(2))
+
+CHECKS = [
+    "settings",
+    "key",
+    "hooks",
+    "pages",
+    "database",
+    "tables",
+    "redis",
+    "workers",
+    "queue",
+    "jobs",
+    "secret",
+    "connection",
+    "token",
+    "clock",
+    "templates",
+    "waiting",
+    "failed",
+]
+
+
+class Clinic:
+    """A host in which all is well: connected, mapped, with a worker."""
+
+    def __init__(
+        self, connected: Connected, queue: rq.Queue, folder: pathlib.Path
+    ) -> None:
+        self.host, self.credly, self.template_id = connected
+        self.app = self.host.app
+        self.queue = queue
+        self.folder = folder
+        self.worker = CredlyWorker(self.app, queue)
+        self.worker.register_birth()  # type: ignore[no-untyped-call]
+        self.worker._ring(get_state())
+
+    def run(self, *arguments: str) -> Result:
+        self.host.db.session.rollback()
+        return self.app.test_cli_runner().invoke(
+            args=["credly", "doctor", *arguments], catch_exceptions=False
+        )
+
+    def doctor(self) -> tuple[int, dict[str, dict[str, t.Any]]]:
+        done = self.run("--json")
+        found = json.loads(done.output)
+        assert found["ok"] == (done.exit_code == 0)
+        assert list(found["checks"]) == CHECKS
+        return done.exit_code, found["checks"]
+
+    def troubles(self) -> dict[str, str]:
+        """What is not as it should be, by its name."""
+        _, checks = self.doctor()
+        return {
+            name: check["status"]
+            for name, check in checks.items()
+            if check["status"] in ("warning", "error")
+        }
+
+    def change(self, statement: str | sa.sql.dml.DMLWhereBase) -> None:
+        """Change the database behind the application's back."""
+        with self.host.state.engine.begin() as connected:
+            connected.execute(
+                sa.text(statement) if isinstance(statement, str) else statement
+            )
+
+
+MakeClinic = cabc.Callable[..., Clinic]
+
+
+@pytest.fixture
+def make_clinic(
+    make_host: MakeHost,
+    credly: CredlySimulator,
+    redis_url: str,
+    tmp_path: pathlib.Path,
+) -> cabc.Iterator[MakeClinic]:
+    with contextlib.ExitStack() as stack:
+
+        def make(**given: t.Any) -> Clinic:
+            host = make_host(
+                **{
+                    "CREDLY_REDIS_URL": redis_url,
+                    "CREDLY_QUEUE": f"credly-{uuid.uuid4().hex}",
+                    "CREDLY_ENCRYPTION_KEYS": [KEY],
+                    "member": lambda id_: None,
+                    "past_completions": lambda *_: [],
+                    **given,
+                }
+            )
+            stack.enter_context(host.app.app_context())
+            patient = stack.enter_context(redis.Redis.from_url(redis_url))
+            queue = bell.make_queue(host.app, host.state.settings, patient)
+            host.state.web_queue.queue = queue
+            return Clinic(connect(host, credly), queue, tmp_path)
+
+        yield make
+
+    if (away := tmp_path / "away.db").exists():
+        (tmp_path / "host.db").rmdir()
+        away.rename(tmp_path / "host.db")
+
+
+@pytest.fixture
+def clinic(make_clinic: MakeClinic) -> Clinic:
+    return make_clinic()
+
+
+@every_database
+def test_all_is_well(clinic: Clinic) -> None:
+    done = clinic.run()
+    status, checks = clinic.doctor()
+
+    assert {check["status"] for check in checks.values()} == {"ok"}, checks
+    assert (status, done.exit_code) == (0, 0)
+    assert {line.split()[0] for line in done.output.splitlines()} == {"ok"}
+    assert all(check["detail"] and not check["mend"] for check in checks.values())
+
+
+# Each breaks one thing.
+
+
+def no_key(clinic: Clinic) -> None:
+    clinic.app.config.update(CREDLY_ENCRYPTION_KEYS=None, SECRET_KEY=None)
+
+
+def derived_key(clinic: Clinic) -> None:
+    clinic.app.config["CREDLY_ENCRYPTION_KEYS"] = None
+    credly = clinic.credly
+    connection.connect(
+        clinic.host.state,
+        organization_id=credly.organization_id,
+        client_id=credly.client_id,
+        client_secret=credly.client_secret,
+    )
+
+
+def lost_key(clinic: Clinic) -> None:
+    clinic.app.config["CREDLY_ENCRYPTION_KEYS"] = [OTHER]
+
+
+def older_key(clinic: Clinic) -> None:
+    clinic.app.config["CREDLY_ENCRYPTION_KEYS"] = [OTHER, KEY]
+
+
+def token_of_other_keys(clinic: Clinic) -> None:
+    clinic.change(sa.update(Connection).values(token="sealed elsewhere"))
+
+
+def misspelled_setting(clinic: Clinic) -> None:
+    clinic.app.config["CREDLY_RETRY_DELY"] = 5
+
+
+def database_away(clinic: Clinic) -> None:
+    clinic.host.state.engine.dispose()
+    path = clinic.folder / "host.db"
+    path.rename(clinic.folder / "away.db")
+    path.mkdir()
+
+
+def table_missing(clinic: Clinic) -> None:
+    clinic.change("DROP TABLE credly_attempt")
+
+
+def column_missing(clinic: Clinic) -> None:
+    clinic.change("ALTER TABLE credly_issuance DROP COLUMN look_ups")
+
+
+def constraint_missing(clinic: Clinic) -> None:
+    table = t.cast(sa.Table, Issuance.__table__)
+    plain = sa.Table(
+        table.name,
+        sa.MetaData(),
+        *(sa.Column(each.name, each.type) for each in table.columns),
+    )
+    clinic.change(f"DROP TABLE {table.name}")
+    plain.create(clinic.host.state.engine)
+
+
+def redis_read_only(clinic: Clinic) -> None:
+    def refuse(*_: t.Any, **__: t.Any) -> t.NoReturn:
+        raise redis.exceptions.ReadOnlyError("You can't write against a replica.")
+
+    connection = redis.Redis.from_url(clinic.host.state.settings.redis_url)
+    connection.set = refuse  # type: ignore[method-assign]
+    give_queue(clinic, lambda _: rq.Queue(connection=connection))
+
+
+def queue_function_fails(clinic: Clinic) -> None:
+    def fail(_: Flask) -> t.NoReturn:
+        raise KeyError("RQ_QUEUES")
+
+    give_queue(clinic, fail)
+
+
+def give_queue(clinic: Clinic, queue: t.Any) -> None:
+    changed = dataclasses.replace(clinic.host.state.settings, queue=queue)
+    clinic.app.extensions["credly"] = dataclasses.replace(
+        clinic.host.state, settings=changed
+    )
+
+
+def no_worker(clinic: Clinic) -> None:
+    clinic.worker.register_death()  # type: ignore[no-untyped-call]
+
+
+def queue_shared(clinic: Clinic) -> None:
+    other = CredlyWorker(clinic.app, clinic.queue)
+    other.register_birth()  # type: ignore[no-untyped-call]
+    workers.sign(clinic.queue, other.name, "of another application")
+
+
+def pickle_worker(clinic: Clinic) -> None:
+    bell.enqueue_drain(clinic.queue, insist=True)
+    fail_jobs(clinic, rq.Queue(clinic.queue.name, connection=clinic.queue.connection))
+
+
+def failing_jobs(clinic: Clinic) -> None:
+    clinic.queue.enqueue_call(
+        "flask_credly.jobs.gone", description=bell.DRAIN, failure_ttl=60
+    )
+    fail_jobs(clinic, clinic.queue)
+
+
+def foreign_jobs(clinic: Clinic) -> None:
+    clinic.queue.enqueue_call("os.getcwdx", failure_ttl=60)
+    fail_jobs(clinic, clinic.queue)
+
+
+def fail_jobs(clinic: Clinic, queue: rq.Queue) -> None:
+    """Run what is in the queue, as a worker that goes on to live."""
+
+    class Living(rq.SimpleWorker):
+        def register_death(self) -> None:
+            pass
+
+    worker = Living([queue], connection=queue.connection, serializer=queue.serializer)
+    worker.work(burst=True, logging_level="CRITICAL")
+    assert queue.failed_job_registry.count
+
+
+def disconnected(clinic: Clinic) -> None:
+    connection.remove(clinic.host.state)
+
+
+def expired(clinic: Clinic) -> None:
+    gate = gates.read(clinic.host.state.engine)
+    assert gate is not None
+    gates.expire(clinic.host.state.engine, gate.generation)
+
+
+def rate_limited(clinic: Clinic) -> None:
+    gate = gates.read(clinic.host.state.engine)
+    assert gate is not None
+    gates.pause(clinic.host.state.engine, gate.generation, "rate limit", 90, "slow")
+
+
+def switched_off(clinic: Clinic) -> None:
+    gates.switch(clinic.host.state.engine, on=False)
+
+
+def refused(clinic: Clinic) -> None:
+    clinic.credly.revoke_client()
+    clinic.credly.revoke_tokens()
+
+
+def unreachable(clinic: Clinic) -> None:
+    clinic.credly.fail("templates", how="reset")
+
+
+def token_endpoint_down(clinic: Clinic) -> None:
+    clinic.change(sa.update(Connection).values(token=None))
+    clinic.credly.fail("token", status=503)
+
+
+def template_archived(clinic: Clinic) -> None:
+    clinic.change(sa.update(Template).values(active=False))
+
+
+def templates_old(clinic: Clinic) -> None:
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(days=3)
+    clinic.change(sa.update(Connection).values(templates_synced_at=before))
+
+
+def templates_failed(clinic: Clinic) -> None:
+    now = dt.datetime.now(dt.UTC)
+    clinic.change(sa.update(Connection).values(templates_failed_at=now))
+
+
+def templates_never_loaded(clinic: Clinic) -> None:
+    clinic.change(sa.update(Connection).values(templates_synced_at=None))
+
+
+def overdue(clinic: Clinic) -> None:
+    clinic.host.complete()
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=10)
+    clinic.change(sa.update(Issuance).values(due_at=before, recorded_at=before))
+
+
+def badge_failed(clinic: Clinic) -> None:
+    clinic.host.complete()
+    clinic.change(sa.update(Issuance).values(state="failed", due_at=None))
+
+
+def credlys_clock_is_ahead(clinic: Clinic) -> None:
+    ahead = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=10)
+    clinic.credly.fail(
+        "templates",
+        status=200,
+        headers={"Date": email.utils.format_datetime(ahead, usegmt=True)},
+        body={"data": [], "metadata": {"total_pages": 1}},
+    )
+
+
+def layout_missing(clinic: Clinic) -> None:
+    give_layout(clinic, "nowhere.html")
+
+
+def layout_without_content(clinic: Clinic) -> None:
+    give_layout(clinic, "host.html", "{% block body %}{% endblock %}")
+
+
+def layout_with_an_error(clinic: Clinic) -> None:
+    give_layout(clinic, "host.html", "{% block content %}")
+
+
+def give_layout(clinic: Clinic, name: str, text: str | None = None) -> None:
+    clinic.app.root_path = str(clinic.folder)
+    (clinic.folder / "templates").mkdir()
+
+    if text is not None:
+        (clinic.folder / "templates" / name).write_text(text)
+
+    clinic.app.jinja_loader.searchpath[:] = [str(clinic.folder / "templates")]  # type: ignore[union-attr]
+    changed = dataclasses.replace(clinic.host.state.settings, layout=name)
+    clinic.app.extensions["credly"] = dataclasses.replace(
+        clinic.host.state, settings=changed
+    )
+
+
+FAULTS: list[tuple[cabc.Callable[[Clinic], None], str, str, str]] = [
+    (no_key, "key", "error", "Set CREDLY_ENCRYPTION_KEYS"),
+    (derived_key, "key", "warning", "flask credly rotate-keys"),
+    (lost_key, "secret", "error", "/integrations/credly/connection"),
+    (older_key, "secret", "warning", "flask credly rotate-keys"),
+    (token_of_other_keys, "secret", "warning", "the same CREDLY_ENCRYPTION_KEYS"),
+    (misspelled_setting, "settings", "warning", "CREDLY_RETRY_DELAY in place of"),
+    (database_away, "database", "error", "SQLALCHEMY_DATABASE_URI"),
+    (table_missing, "tables", "error", "db.create_all()"),
+    (column_missing, "tables", "error", "ALTER TABLE"),
+    (constraint_missing, "tables", "error", "ALTER TABLE"),
+    (redis_read_only, "redis", "error", "no replica"),
+    (queue_function_fails, "redis", "error", "returns an rq.Queue"),
+    (no_worker, "workers", "warning", "flask credly worker"),
+    (queue_shared, "queue", "error", "CREDLY_QUEUE"),
+    (pickle_worker, "jobs", "error", "--serializer json"),
+    (failing_jobs, "jobs", "error", "worker's log"),
+    (foreign_jobs, "jobs", "warning", "CREDLY_QUEUE"),
+    (disconnected, "connection", "warning", "/integrations/credly"),
+    (expired, "connection", "error", "/integrations/credly/connection"),
+    (rate_limited, "connection", "warning", "goes on by itself"),
+    (switched_off, "connection", "warning", "Resume issuing"),
+    (refused, "token", "error", "/integrations/credly/connection"),
+    (unreachable, "token", "error", "can this machine reach"),
+    (token_endpoint_down, "token", "error", "https://www.credly.com/oauth/token"),
+    (template_archived, "templates", "error", "change the mapping"),
+    (templates_old, "templates", "warning", "flask credly sync"),
+    (templates_failed, "templates", "warning", "flask credly sync"),
+    (templates_never_loaded, "templates", "warning", "flask credly sync"),
+    (overdue, "waiting", "error", "flask credly worker"),
+    (badge_failed, "failed", "warning", "flask credly retry --all"),
+    (credlys_clock_is_ahead, "clock", "warning", "NTP"),
+    (layout_missing, "pages", "error", "CREDLY_LAYOUT"),
+    (layout_without_content, "pages", "error", "{% block content %}"),
+    (layout_with_an_error, "pages", "error", "line 1"),
+]
+
+FOLLOWED_BY = {
+    # As the page does: a lost key is a lost connection.
+    "lost_key": {"connection": "error"},
+    "no_key": {"secret": "error", "connection": "error"},
+    "constraint_missing": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "name", "status", "mend"),
+    FAULTS,
+    ids=[fault.__name__ for fault, *_ in FAULTS],
+)
+def test_a_fault_is_named_and_what_mends_it(
+    clinic: Clinic,
+    fault: cabc.Callable[[Clinic], None],
+    name: str,
+    status: str,
+    mend: str,
+) -> None:
+    fault(clinic)
+    exit_code, checks = clinic.doctor()
+    troubles = {
+        each: check["status"]
+        for each, check in checks.items()
+        if check["status"] not in ("ok", "skipped")
+    }
+
+    assert troubles == {name: status, **FOLLOWED_BY.get(fault.__name__, {})}, checks
+    assert mend in checks[name]["mend"]
+    assert exit_code == (1 if "error" in troubles.values() else 0)
+
+
+def test_what_is_missing_in_the_database_is_listed(clinic: Clinic) -> None:
+    table_missing(clinic)
+    column_missing(clinic)
+    detail = clinic.doctor()[1]["tables"]["detail"]
+
+    assert "credly_attempt" in detail
+    assert "credly_issuance.look_ups" in detail
+
+
+def test_a_host_with_flask_migrate_is_told_its_commands(
+    make_clinic: MakeClinic,
+) -> None:
+    def setup(app: Flask, db: SQLAlchemy) -> None:
+        Migrate(app, db)
+
+    clinic = make_clinic(setup=setup)
+    column_missing(clinic)
+
+    assert "flask db upgrade" in clinic.doctor()[1]["tables"]["mend"]
+
+
+def test_redis_that_is_away_is_an_error(host: Host) -> None:
+    done = host.app.test_cli_runner().invoke(args=["credly", "doctor"])
+
+    assert done.exit_code == 1
+    assert "Is it running at the address of CREDLY_REDIS_URL?" in done.output
+    assert "skipped workers" in done.output
+
+
+def test_a_clock_that_differs_from_the_databases_is_named(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=5)
+    monkeypatch.setattr(clock, "now", lambda _: behind)
+    found = clinic.doctor()[1]["clock"]
+
+    assert found["status"] == "warning"
+    assert "ahead of the database's" in found["detail"]
+
+
+def test_everything_wrong_at_once_is_still_an_answer(clinic: Clinic) -> None:
+    no_key(clinic)
+    database_away(clinic)
+    queue_function_fails(clinic)
+    layout_missing(clinic)
+
+    exit_code, checks = clinic.doctor()
+
+    assert exit_code == 1
+    assert {name for name in CHECKS if checks[name]["status"] == "error"} == {
+        "key",
+        "pages",
+        "database",
+        "redis",
+    }
+    assert checks["token"]["status"] == "skipped"
+
+
+def test_a_check_that_fails_itself_is_an_error(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: t.Any) -> t.NoReturn:
+        raise LookupError("with a pass-word")
+
+    monkeypatch.setattr(workers, "listening", fail)
+    exit_code, checks = clinic.doctor()
+
+    assert exit_code == 1
+    assert checks["workers"]["detail"] == "Could not be checked (LookupError)."
+    assert "pass-word" not in json.dumps(checks)
+
+
+@pytest.mark.parametrize("fault", [lost_key, expired, rate_limited, disconnected])
+def test_credly_is_not_asked_where_it_must_not_be(
+    clinic: Clinic, fault: cabc.Callable[[Clinic], None]
+) -> None:
+    fault(clinic)
+    asked = len(clinic.credly.received)
+    _, checks = clinic.doctor()
+
+    assert checks["token"]["status"] == "skipped"
+    assert len(clinic.credly.received) == asked
+
+
+def test_it_changes_no_row_of_ours(clinic: Clinic) -> None:
+    def rows() -> list[t.Any]:
+        with clinic.host.state.engine.connect() as connected:
+            return [
+                connected.execute(sa.select(table)).all()
+                for table in Connection.metadata.sorted_tables
+            ]
+
+    clinic.host.complete()
+    before = rows()
+    clinic.doctor()
+
+    assert rows() == before
+
+
+@pytest.mark.parametrize(
+    "fault", [None, refused, overdue, badge_failed, database_away, lost_key]
+)
+def test_no_secret_and_no_member_is_printed(
+    clinic: Clinic,
+    fault: cabc.Callable[[Clinic], None] | None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clinic.host.complete("member-4711")
+    row = connection.get(clinic.host.db.session)
+    assert row is not None
+    hidden = [
+        clinic.credly.client_secret,
+        row.client_secret,
+        row.token,
+        KEY,
+        OTHER,
+        "a key for tests",
+        "example.org",
+        "Ada",
+        "4711",
+    ]
+
+    if fault is not None:
+        fault(clinic)
+
+    caplog.clear()
+    said = clinic.run().output + clinic.run("--json").output + caplog.text
+
+    assert [each for each in hidden if t.cast(str, each) in said] == []
+
+
+def test_a_layout_of_the_hosts_is_named_with_its_htmx(clinic: Clinic) -> None:
+    outer = "{% block content %}{% endblock %}"
+    give_layout(clinic, "host.html", '{% extends "outer.html" %}')
+    (clinic.folder / "templates/outer.html").write_text(outer)
+    found = clinic.doctor()[1]["pages"]
+
+    assert found["status"] == "ok"
+    assert "host.html" in found["detail"]
+    assert "htmx" in found["detail"]
+
+
+def test_hooks_that_are_not_given_are_named(make_clinic: MakeClinic) -> None:
+    found = make_clinic(member=None).doctor()[1]["hooks"]
+
+    assert found["status"] == "ok"
+    assert found["detail"].endswith("Not given: member.")
+
+
+def test_every_setting_is_known(clinic: Clinic) -> None:
+    source = pathlib.Path(__file__).parent.parent / "flask_credly/settings.py"
+    names = set(re.findall(r'"(CREDLY_[A-Z_]+)"', source.read_text()))
+
+    for name in names - set(clinic.app.config):
+        clinic.app.config[name] = None
+
+    assert clinic.doctor()[1]["settings"]["status"] == "ok"
+    assert len(names) > len(Settings.__dataclass_fields__)
+
+
+class TestWorkersOfTwoApplications:
+    def test_a_worker_says_whose_badges_it_issues(self, farm: Farm) -> None:
+        process = farm.start(*WORKER)
+        queue = bell.web_queue(farm.host.state)
+        own = workers.signature(farm.host.state.engine)
+        wait_for(lambda: own in workers.listening(queue).values())
+
+        assert '"queue": {"status": "ok"' in farm.run(
+            "flask", "credly", "doctor", "--json"
+        )
+
+        # Another application: other tables, the same queue.
+        farm.host.db.session.execute(
+            sa.update(Installation).values(key=uuid.uuid4().hex)
+        )
+        farm.host.db.session.commit()
+        found = farm.host.app.test_cli_runner().invoke(args=["credly", "doctor"])
+
+        assert found.exit_code == 1
+        assert "is shared with another application: 1 of its 1 workers" in found.output
+        assert process.poll() is None
+
+    def test_rqs_own_worker_says_it_with_its_first_job(self, clinic: Clinic) -> None:
+        no_worker(clinic)
+        bell.enqueue_drain(clinic.queue, insist=True)
+
+        class Living(rq.SimpleWorker):
+            def register_death(self) -> None:
+                pass
+
+        worker = Living(
+            [clinic.queue], connection=clinic.queue.connection, serializer="json"
+        )
+        worker.work(burst=True, logging_level="CRITICAL")
+        own = workers.signature(clinic.host.state.engine)
+
+        assert workers.listening(clinic.queue) == {worker.name: own}
+
+    def test_a_signature_is_not_the_installations_key(self, clinic: Clinic) -> None:
+        key = clinic.host.db.session.scalar(sa.select(Installation.key))
+        signature = workers.signature(clinic.host.state.engine)
+
+        assert key is not None
+        assert signature is not None
+        assert signature not in key
+
+    def test_a_worker_that_died_is_not_counted(self, clinic: Clinic) -> None:
+        clinic.queue.connection.delete(clinic.worker.key)  # as after a SIGKILL
+
+        assert workers.count(clinic.host.state) == 0
+        assert clinic.troubles() == {"workers": "warning"}
