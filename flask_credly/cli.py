@@ -11,6 +11,7 @@ from flask import current_app
 from flask.cli import AppGroup
 
 from . import connection
+from .catalog import read_id
 from .errors import CredlyError
 from .issuing import backfill as past
 from .issuing import bell
@@ -20,6 +21,8 @@ from .ledger import claim
 from .ledger import gates
 from .ledger import issuances
 from .ledger import overview
+from .ledger import people
+from .ledger import prune as old
 from .settings import get_state
 
 
@@ -32,6 +35,9 @@ def make_group() -> AppGroup:
     group.command("sync")(sync)
     group.command("retry")(retry)
     group.command("backfill")(backfill)
+    group.command("prune")(prune)
+    group.command("erase-member")(erase_member)
+    group.command("export-member")(export_member)
     return group
 
 
@@ -171,3 +177,63 @@ def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) ->
 
     if not dry_run:
         past.run(state)
+
+
+@click.option("--dry-run", is_flag=True, help="Count only.")
+def prune(dry_run: bool) -> None:
+    """Forget what is older than the settings say. The worker does so once a day."""
+    state = get_state()
+
+    if dry_run:
+        click.echo("Nothing is changed. It would be:")
+
+    for each in old.prune(state.engine, state.settings, dry_run=dry_run):
+        click.echo(f"{each.what:48}{'kept' if each.rows is None else each.rows}")
+
+
+@click.argument("member_id", metavar="ID")
+def erase_member(member_id: str) -> None:
+    """Make all that is stored about a member name nobody, by your id of the member.
+
+    Close the account first, so that no completion is signalled after it.
+    """
+    erased = people.erase(get_state().engine, _member_id(member_id))
+
+    if not erased.badges:
+        click.echo("Nothing is stored about this member.")
+        return
+
+    click.echo(
+        f"Badges that name nobody any more: {erased.badges}\n"
+        f"Among them waiting, and not sent any more: {erased.cancelled}\n"
+        f"Entries of the error log redacted: {erased.log_entries}"
+    )
+
+    if erased.perhaps_issued:
+        click.echo(
+            "Among those not sent any more, Credly may have issued:"
+            f" {erased.perhaps_issued}"
+        )
+
+    click.echo(
+        "What Credly was sent is still there, and no badge was revoked: the e-mail"
+        " address, the names, the time of each completion, the badge templates and a"
+        " hash of the member's id. Ask Credly to erase it."
+    )
+
+    for badge_id in erased.at_credly:
+        click.echo(f"Badge at Credly: {badge_id}")
+
+
+@click.argument("member_id", metavar="ID")
+def export_member(member_id: str) -> None:
+    """Print all that is stored about a member as JSON, by your id of the member."""
+    found = people.export(get_state().engine, _member_id(member_id))
+    click.echo(json.dumps(found, ensure_ascii=False, indent=2))
+
+
+def _member_id(given: str) -> str:
+    try:
+        return read_id(given, "ID")
+    except ValueError as e:
+        raise click.UsageError(str(e)) from None

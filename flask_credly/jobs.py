@@ -20,6 +20,7 @@ from .errors import CredlyError
 from .issuing import bell
 from .issuing.backfill import run as run_backfills
 from .issuing.drain import drain as drain_ledger
+from .ledger.prune import prune as prune_ledger
 from .settings import get_state
 
 logger = logging.getLogger("flask_credly")
@@ -48,6 +49,13 @@ def sync() -> None:
             connection.sync_templates(get_state())
         except CredlyError as e:
             logger.warning("The badge templates could not be loaded: %s", e.detail)
+
+
+def prune() -> None:
+    """Forget what is older than the settings say."""
+    with _app().app_context():
+        state = get_state()
+        prune_ledger(state.engine, state.settings)
 
 
 def _app() -> Flask:

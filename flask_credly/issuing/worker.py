@@ -26,7 +26,7 @@ logger = logging.getLogger("flask_credly")
 SWEEP_INTERVAL = 5
 """Seconds between two looks at the ledger for rows that nobody rang for."""
 
-OWN_JOBS = frozenset({bell.DRAIN, bell.SYNC, bell.BACKFILL})
+OWN_JOBS = frozenset({bell.DRAIN, bell.SYNC, bell.BACKFILL, bell.PRUNE})
 
 
 class OwnJob(rq.job.Job):
@@ -138,6 +138,8 @@ class CredlyWorker(Worker):
 
         if gate is not None and backfills.any_due(state.engine):
             bell.enqueue_backfill(queue)
+
+        bell.enqueue_prune(queue)
 
 
 def _forget_connections(state: State) -> None:
