@@ -126,7 +126,7 @@ def test_every_table_is_named() -> None:
 def test_every_command_is_named(host: Host) -> None:
     group = t.cast(AppGroup, host.app.cli.commands["credly"])
 
-    assert set(group.commands) == set(re.findall(r"`flask credly (\w+)", README))
+    assert set(group.commands) == set(re.findall(r"`flask credly ([\w-]+)", README))
 
 
 def test_every_hook_is_named() -> None:

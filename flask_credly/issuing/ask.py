@@ -81,11 +81,13 @@ def earner_id(installation: str, member_id: str) -> str:
 
 def _anonymous(detail: str, row: Row) -> str:
     """Take the address and names out of Credly's own words, which go into logs."""
-    for value in (row.email, row.first_name, row.last_name):
-        if value.strip():
+    named = ((row.email, re.I), (row.first_name, 0), (row.last_name, 0))
+
+    for value, flags in named:
+        if value := value.strip():
             # Not in the midst of a word: a name may be two letters long.
-            whole = rf"(?<!\w){re.escape(value.strip())}(?!\w)"
-            detail = re.sub(whole, "…", detail, flags=re.I)
+            whole = rf"(?<!\w){re.escape(value)}(?!\w)"
+            detail = re.sub(whole, "…", detail, flags=flags)
 
     return detail
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
-import types
 import typing as t
 
 import sqlalchemy as sa
@@ -15,6 +14,7 @@ from ..models import Issuance
 from ..models import LogEntry
 from ..settings import Settings
 from . import clock
+from . import people
 from .issuances import STATES
 from .transaction import in_transaction
 
@@ -31,7 +31,7 @@ class Rule:
     :param model: The table. It is gone through by id.
     :param since: The time that counts.
     :param also: What must hold besides.
-    :param values: What is overwritten. Empty: the rows are deleted.
+    :param values: What is overwritten. ``None``: the rows are deleted.
     """
 
     what: str
@@ -39,7 +39,7 @@ class Rule:
     model: t.Any
     since: t.Any
     also: tuple[sa.ColumnElement[bool], ...] = ()
-    values: cabc.Mapping[str, str] = types.MappingProxyType({})
+    values: dict[str, str] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,14 +53,10 @@ class Pruned:
     rows: int | None
 
 
-_NOBODY = {"email": "", "first_name": "", "last_name": ""}
-
-
 def _rules(settings: Settings) -> tuple[Rule, ...]:
     log_days, people_days = settings.log_days, settings.personal_data_days
     given = [days for days in (log_days, people_days) if days is not None]
     waiting = Issuance.state.in_(STATES["waiting"])
-    named = sa.or_(*(getattr(Issuance, name) != "" for name in _NOBODY))
     return (
         # It names members too.
         Rule(
@@ -80,8 +76,8 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
             people_days,
             Issuance,
             Issuance.settled_at,
-            (sa.not_(waiting), named),
-            _NOBODY,
+            (sa.not_(waiting), people.IS_NAMED),
+            people.NOBODY,
         ),
     )
 
@@ -140,9 +136,9 @@ def _forget(
     # Asked once more: a badge may have been retried.
     these = (rule.model.id.in_(ids), old)
 
-    if rule.values:
-        change: t.Any = sa.update(rule.model).where(*these).values(**rule.values)
+    if rule.values is None:
+        change: t.Any = sa.delete(rule.model).where(*these)
     else:
-        change = sa.delete(rule.model).where(*these)
+        change = sa.update(rule.model).where(*these).values(**rule.values)
 
     return connection.execute(change).rowcount
