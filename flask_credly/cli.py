@@ -211,7 +211,7 @@ def erase_member(member_id: str) -> None:
 
     if erased.perhaps_issued:
         click.echo(
-            "Among those not sent any more, Credly may have issued:"
+            "Among them not known to be issued, though Credly may have done so:"
             f" {erased.perhaps_issued}"
         )
 

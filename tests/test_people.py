@@ -10,6 +10,7 @@ import json
 import logging
 import pathlib
 import re
+import threading
 import typing as t
 
 import pytest
@@ -20,6 +21,7 @@ from conftest import COURSES
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
+from test_faults import servers
 from test_worker import Farm
 from test_worker import farm as farm
 from test_worker import wait_for
@@ -30,9 +32,12 @@ from flask_credly import connection
 from flask_credly import jobs
 from flask_credly import Member
 from flask_credly.credly import Client
+from flask_credly.ledger import claim
+from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
 from flask_credly.ledger import people
 from flask_credly.ledger import prune
+from flask_credly.ledger import settle
 from flask_credly.models import Attempt
 from flask_credly.models import Base
 from flask_credly.models import Issuance
@@ -230,7 +235,7 @@ class TestErase:
 
             row = host.row()
             assert (row.state, row.error) == ("cancelled", people.PERHAPS_ISSUED)
-            assert "Credly may have issued: 1" in said
+            assert "Credly may have done so: 1" in said
             assert (credly.count("issue"), credly.count("look-up")) == (1, 0)
 
     @pytest.mark.parametrize("ids", [["--all"], ["1", "2", "3"]])
@@ -453,6 +458,35 @@ class TestEraseInFlight:
 
         assert named_in(everything(host)) == []
         assert host.row().state == "cancelled"
+
+    @servers
+    @pytest.mark.parametrize("then", ["commit", "rollback"])
+    def test_a_worker_that_writes_at_this_moment_is_waited_for(
+        self, host: Host, credly: CredlySimulator, then: str
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            host.complete(member=ADA)
+            engine = host.state.engine
+            gate = gates.read(engine)
+            assert gate is not None
+            (row,) = claim.claim(engine, gate, limit=1, lease_seconds=60)
+            said: list[people.Erased] = []
+
+            with engine.connect() as worker:
+                settle.fail.__wrapped__(worker, row, f"{ADA.email} is refused")  # type: ignore[attr-defined]
+                eraser = threading.Thread(
+                    target=lambda: said.append(people.erase(engine, ADA.id))
+                )
+                eraser.start()
+                eraser.join(0.5)
+                assert said == []
+                getattr(worker, then)()
+                eraser.join()
+
+            assert named_in(everything(host)) == []
+            assert [erased.log_entries for erased in said] == [then == "commit"]
+            assert [row.state for row in host.rows()] == ["cancelled"]
 
     def test_a_profile_loaded_meanwhile_is_not_saved(
         self, make_host: MakeHost, credly: CredlySimulator

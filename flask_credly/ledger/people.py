@@ -50,7 +50,8 @@ class Erased:
 
     :param badges: Rows of the ledger that no longer name the member.
     :param cancelled: Those among them that waited, and are not sent any more.
-    :param perhaps_issued: Those among the cancelled that Credly may have issued.
+    :param perhaps_issued: Those that are not known to be issued, and that Credly may
+        have issued all the same.
     :param log_entries: Entries of the error log that no longer name the member.
     :param at_credly: Credly's ids of the badges it has issued. They are not stored
         any more.
@@ -92,13 +93,12 @@ def erase_in(connection: sa.Connection, member_id: str) -> Erased:
     if not rows:
         return Erased(0, 0, 0, 0, ())
 
-    waited = [row for row in rows if row.state in _WAITING]
     _rewrite(connection, rows)
     _end_attempts(connection, [row.id for row in rows], now)
     return Erased(
         badges=len(rows),
-        cancelled=len(waited),
-        perhaps_issued=sum(row.maybe_issued for row in waited),
+        cancelled=sum(row.state in _WAITING for row in rows),
+        perhaps_issued=sum(_error(row) == PERHAPS_ISSUED for row in rows),
         log_entries=sum(_redact(connection, row.id, row.badge_name) for row in rows),
         # A test may have found the badge that the member had.
         at_credly=tuple(dict.fromkeys(row.badge_id for row in rows if row.badge_id)),
