@@ -215,11 +215,13 @@ def erase_member(member_id: str) -> None:
             f" {erased.perhaps_issued}"
         )
 
-    click.echo(
-        "What Credly was sent is still there, and no badge was revoked: the e-mail"
-        " address, the names, the time of each completion, the badge templates and a"
-        " hash of the member's id. Ask Credly to erase it."
-    )
+    if erased.sent_to_credly:
+        click.echo(
+            f"Among them Credly was sent: {erased.sent_to_credly}\n"
+            "It is still there, and no badge was revoked: the e-mail address, the"
+            " names, the time of completion, the badge template and a hash of the"
+            " member's id. Ask Credly to erase it."
+        )
 
     for badge_id in erased.at_credly:
         click.echo(f"Badge at Credly: {badge_id}")

@@ -32,6 +32,7 @@ from flask_credly import connection
 from flask_credly import jobs
 from flask_credly import Member
 from flask_credly.credly import Client
+from flask_credly.issuing import bell
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
@@ -139,6 +140,7 @@ class TestErase:
             ]
             assert (erased.badges, erased.cancelled) == (4, 1)
             assert (erased.perhaps_issued, erased.log_entries) == (0, 1)
+            assert erased.sent_to_credly == 3
             assert named_in(everything(host), erased.at_credly) == []
 
     @every_database
@@ -259,7 +261,7 @@ class TestErase:
         host.credly.erase_member(ADA.id)
         before = everything(host)
 
-        assert host.credly.erase_member(ADA.id) == people.Erased(0, 0, 0, 0, ())
+        assert host.credly.erase_member(ADA.id) == people.Erased(0, 0, 0, 0, 0, ())
         assert everything(host) == before
 
     def test_a_late_signal_makes_no_second_badge(self, connected: Connected) -> None:
@@ -623,10 +625,22 @@ class TestEraseCommand:
         assert "Badges that name nobody any more: 4" in said
         assert "not sent any more: 1" in said
         assert "Entries of the error log redacted: 1" in said
+        assert "Credly was sent: 3\n" in said
         assert "Ask Credly to erase it." in said
         assert re.findall(r"Badge at Credly: (.+)", said) == at_credly
         assert len(at_credly) == 1
         assert named_in(everything(host)) == []
+
+    def test_credly_need_not_be_asked_for_what_it_never_got(
+        self, connected: Connected
+    ) -> None:
+        host, _, _ = connected
+        host.complete(member=ADA)
+
+        said = run(host, "erase-member", ADA.id)
+
+        assert "not sent any more: 1" in said
+        assert "Credly" not in said
 
     def test_nobody_is_said_to_be_nobody(self, connected: Connected) -> None:
         said = run(connected.host, "erase-member", "nobody")
@@ -866,8 +880,9 @@ class TestPrune:
         session.commit()
         farm.start(*WORKER)
         wait_for(lambda: not farm.host.log())
-        (key,) = farm.redis.scan_iter("flask-credly:prune:*")
-        assert 86_000 < t.cast(int, farm.redis.ttl(key)) <= 86_400
+        queue = bell.web_queue(farm.host.state)
+        key = f"flask-credly:prune:{queue.name}"
+        assert 80_000 < t.cast(int, queue.connection.ttl(key)) <= 86_400
 
     def test_it_works_without_a_connection(self, host: Host) -> None:
         assert "Entries of the error log deleted" in run(host, "prune")

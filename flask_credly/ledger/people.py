@@ -53,6 +53,7 @@ class Erased:
     :param perhaps_issued: Those that are not known to be issued, and that Credly may
         have issued all the same.
     :param log_entries: Entries of the error log that no longer name the member.
+    :param sent_to_credly: Those of which Credly was sent the member's data.
     :param at_credly: Credly's ids of the badges it has issued. They are not stored
         any more.
     """
@@ -61,6 +62,7 @@ class Erased:
     cancelled: int
     perhaps_issued: int
     log_entries: int
+    sent_to_credly: int
     at_credly: tuple[str, ...]
 
 
@@ -86,12 +88,14 @@ def erase_in(connection: sa.Connection, member_id: str) -> Erased:
             Issuance.state,
             Issuance.badge_name,
             Issuance.badge_id,
+            Issuance.attempts,
             Issuance.maybe_issued,
+            sa.exists().where(Attempt.issuance_id == Issuance.id).label("asked"),
         ).where(sa.or_(*these))
     ).all()
 
     if not rows:
-        return Erased(0, 0, 0, 0, ())
+        return Erased(0, 0, 0, 0, 0, ())
 
     _rewrite(connection, rows)
     _end_attempts(connection, [row.id for row in rows], now)
@@ -100,6 +104,10 @@ def erase_in(connection: sa.Connection, member_id: str) -> Erased:
         cancelled=sum(row.state in _WAITING for row in rows),
         perhaps_issued=sum(_error(row) == PERHAPS_ISSUED for row in rows),
         log_entries=sum(_redact(connection, row.id, row.badge_name) for row in rows),
+        sent_to_credly=sum(
+            _was_sent(row.asked, row.state, row.attempts, row.maybe_issued)
+            for row in rows
+        ),
         # A test may have found the badge that the member had.
         at_credly=tuple(dict.fromkeys(row.badge_id for row in rows if row.badge_id)),
     )
@@ -201,7 +209,9 @@ def export(engine: sa.Engine, member_id: str) -> dict[str, t.Any]:
     for row in rows:
         row["attempts_made"] = _of(row, attempts)
         row["error_log"] = _of(row, entries)
-        row["sent_to_credly"] = list(SENT_TO_CREDLY) if _was_sent(row) else []
+        asked = bool(row["attempts_made"])
+        sent = _was_sent(asked, row["state"], row["attempts"], row["maybe_issued"])
+        row["sent_to_credly"] = list(SENT_TO_CREDLY) if sent else []
 
     return {"member_id": member_id, "badges": rows}
 
@@ -227,11 +237,6 @@ def _of(
     return [each for each in others if each["issuance_id"] == row["id"]]
 
 
-def _was_sent(row: dict[str, t.Any]) -> bool:
-    # Its attempts may have been pruned, and be counted anew since a retry.
-    return bool(
-        row["attempts_made"]
-        or row["attempts"]
-        or row["maybe_issued"]
-        or row["state"] in _MADE
-    )
+def _was_sent(asked: bool, state: str, attempts: int, maybe_issued: bool) -> bool:
+    # The records of its requests may be pruned, and be counted anew since a retry.
+    return asked or state in _MADE or attempts > 0 or maybe_issued
