@@ -541,7 +541,7 @@ def test_credlys_own_words_name_nobody(
     host.drain()
 
     ((_, details),) = host.log()
-    assert details.endswith("Too many for … (… …). (HTTP 429)")
+    assert details.endswith("Too many for … (…). (HTTP 429)")
     assert named_in(caplog.text, NAMES[1:]) == []
 
 

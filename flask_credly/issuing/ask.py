@@ -80,14 +80,13 @@ def earner_id(installation: str, member_id: str) -> str:
 
 
 def _anonymous(detail: str, row: Row) -> str:
-    """Take the address and names out of Credly's own words, which go into logs."""
-    named = ((row.email, re.I), (row.first_name, 0), (row.last_name, 0))
-
-    for value, flags in named:
+    """Take the address and the name out of Credly's own words, which go into logs. A
+    part of the name alone may be any word.
+    """
+    for value in (row.email, f"{row.first_name} {row.last_name}"):
         if value := value.strip():
-            # Not in the midst of a word: a name may be two letters long.
             whole = rf"(?<!\w){re.escape(value)}(?!\w)"
-            detail = re.sub(whole, "…", detail, flags=flags)
+            detail = re.sub(whole, "…", detail, flags=re.I)
 
     return detail
 
