@@ -120,18 +120,23 @@ def read_completion(
 
     return Completion(
         member=Member(
-            id=_id(member.id, "member.id"),
+            id=read_id(member.id, "member.id"),
             email=clean(member.email, 320),
             first_name=clean(member.first_name, 255),
             last_name=clean(member.last_name, 255),
         ),
-        course_id=_id(course_id, "course_id"),
+        course_id=read_id(course_id, "course_id"),
         kind=t.cast(Kind, kind),
         completed_at=completed_at,
     )
 
 
-def _id(value: t.Any, name: str) -> str:
+def read_id(value: t.Any, name: str) -> str:
+    """Check an id of the host's.
+
+    :param name: What the error calls it.
+    :raises ValueError: If it cannot be one.
+    """
     # An integer key is the commonest slip, and harmless.
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)

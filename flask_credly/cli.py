@@ -15,6 +15,7 @@ from flask.cli import AppGroup
 from . import connection
 from . import doctor as examination
 from . import keys
+from .catalog import read_id
 from .errors import CredlyError
 from .issuing import backfill as past
 from .issuing import bell
@@ -24,6 +25,8 @@ from .ledger import claim
 from .ledger import gates
 from .ledger import issuances
 from .ledger import overview
+from .ledger import people
+from .ledger import prune as old
 from .settings import get_state
 
 
@@ -38,6 +41,9 @@ def make_group() -> AppGroup:
     group.command("backfill")(backfill)
     group.command("doctor")(doctor)
     group.command("rotate-keys")(rotate_keys)
+    group.command("prune")(prune)
+    group.command("erase-member")(erase_member)
+    group.command("export-member")(export_member)
     return group
 
 
@@ -222,3 +228,65 @@ def rotate_keys(dry_run: bool) -> None:
             " nothing was changed. Put the key that is missing at the end of"
             " CREDLY_ENCRYPTION_KEYS, or let an admin enter the Client Secret again."
         )
+
+
+@click.option("--dry-run", is_flag=True, help="Count only.")
+def prune(dry_run: bool) -> None:
+    """Forget what is older than the settings say. The worker does so once a day."""
+    state = get_state()
+
+    if dry_run:
+        click.echo("Nothing is changed. It would be:")
+
+    for each in old.prune(state.engine, state.settings, dry_run=dry_run):
+        click.echo(f"{each.what:48}{'kept' if each.rows is None else each.rows}")
+
+
+@click.argument("member_id", metavar="ID")
+def erase_member(member_id: str) -> None:
+    """Make all that is stored about a member name nobody, by your id of the member.
+
+    Close the account first, so that no completion is signalled after it.
+    """
+    erased = people.erase(get_state().engine, _member_id(member_id))
+
+    if not erased.badges:
+        click.echo("Nothing is stored about this member.")
+        return
+
+    click.echo(
+        f"Badges that name nobody any more: {erased.badges}\n"
+        f"Among them waiting, and not sent any more: {erased.cancelled}\n"
+        f"Entries of the error log redacted: {erased.log_entries}"
+    )
+
+    if erased.perhaps_issued:
+        click.echo(
+            "Among them not known to be issued, though Credly may have done so:"
+            f" {erased.perhaps_issued}"
+        )
+
+    if erased.sent_to_credly:
+        click.echo(
+            f"Among them Credly was sent: {erased.sent_to_credly}\n"
+            "It is still there, and no badge was revoked: the e-mail address, the"
+            " names, the time of completion, the badge template and a hash of the"
+            " member's id. Ask Credly to erase it."
+        )
+
+    for badge_id in erased.at_credly:
+        click.echo(f"Badge at Credly: {badge_id}")
+
+
+@click.argument("member_id", metavar="ID")
+def export_member(member_id: str) -> None:
+    """Print all that is stored about a member as JSON, by your id of the member."""
+    found = people.export(get_state().engine, _member_id(member_id))
+    click.echo(json.dumps(found, ensure_ascii=False, indent=2))
+
+
+def _member_id(given: str) -> str:
+    try:
+        return read_id(given, "ID")
+    except ValueError as e:
+        raise click.UsageError(str(e)) from None

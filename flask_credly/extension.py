@@ -19,11 +19,15 @@ from .admin import make_blueprint
 from .catalog import clean
 from .catalog import Completion
 from .catalog import read_completion
+from .catalog import read_id
 from .cli import make_group
 from .issuing import bell
+from .ledger import people
 from .ledger import record
+from .ledger.transaction import hide_parameters
 from .models import copy_tables
 from .settings import AdminHook
+from .settings import get_state
 from .settings import Hook
 from .settings import MemberHook
 from .settings import PastHook
@@ -146,6 +150,34 @@ class Credly:
         app.extensions["credly"] = state
         app.register_blueprint(make_blueprint(state.settings))
         app.cli.add_command(make_group())
+
+    def erase_member(self, member_id: str) -> people.Erased:
+        """Make everything that is stored about a member name nobody, and send nothing
+        of it any more. For your own code that closes an account; do that first, so that
+        no completion is signalled after it. Credly has to be asked separately.
+
+        Where ``db.session`` has written in its open transaction, it is a part of that
+        transaction, and done when you commit. Needs an application context.
+
+        :return: What was done, in numbers, and Credly's ids of the badges.
+        :raises ValueError: If it cannot be a member's id.
+        """
+        state, member_id = get_state(), read_id(member_id, "member_id")
+        session = state.session()
+
+        if record.has_writes(session, state.engine):
+            with hide_parameters():
+                return people.erase_in(session.connection(), member_id)
+
+        return people.erase(state.engine, member_id)
+
+    def export_member(self, member_id: str) -> dict[str, t.Any]:
+        """Get everything that is stored about a member, fit for JSON. Needs an
+        application context.
+
+        :raises ValueError: If it cannot be a member's id.
+        """
+        return people.export(get_state().engine, read_id(member_id, "member_id"))
 
 
 # One receiver for all apps, found through the sender: blinker would forget a function

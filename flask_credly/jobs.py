@@ -21,6 +21,7 @@ from .issuing import bell
 from .issuing import workers
 from .issuing.backfill import run as run_backfills
 from .issuing.drain import drain as drain_ledger
+from .ledger.prune import prune as prune_ledger
 from .settings import get_state
 
 logger = logging.getLogger("flask_credly")
@@ -50,6 +51,13 @@ def sync() -> None:
             connection.sync_templates(get_state())
         except CredlyError as e:
             logger.warning("The badge templates could not be loaded: %s", e.detail)
+
+
+def prune() -> None:
+    """Forget what is older than the settings say."""
+    with _app().app_context():
+        state = get_state()
+        prune_ledger(state.engine, state.settings)
 
 
 def _app() -> Flask:

@@ -239,6 +239,8 @@ class Issuance(Base):
     error: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
     test: orm.Mapped[bool] = orm.mapped_column(default=False)
     """The admin's own try of a mapping: no member's badge."""
+    erased_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When it was made to name nobody: it is never tried again."""
 
 
 class Backfill(Base):

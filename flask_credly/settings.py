@@ -57,6 +57,8 @@ class Settings:
     url_prefix: str
     layout: str
     platform_name: str
+    log_days: int | None
+    personal_data_days: int | None
 
     @classmethod
     def from_config(cls, config: cabc.Mapping[str, t.Any]) -> t.Self:
@@ -84,6 +86,8 @@ class Settings:
             url_prefix=_prefix(config.get("CREDLY_URL_PREFIX", "/integrations")),
             layout=_layout(config.get("CREDLY_LAYOUT", "credly/base.html")),
             platform_name=_text(config, "CREDLY_PLATFORM_NAME", ""),
+            log_days=_days(config, "CREDLY_LOG_DAYS", 90),
+            personal_data_days=_days(config, "CREDLY_PERSONAL_DATA_DAYS", None),
         )
 
 
@@ -247,6 +251,20 @@ def _rate(value: t.Any) -> float | None:
         raise _wrong(
             "CREDLY_MAX_PER_SECOND", value, "a number from 0.01 to 1000, or None"
         )
+
+    return value
+
+
+def _days(
+    config: cabc.Mapping[str, t.Any], key: str, default: int | None
+) -> int | None:
+    value = config.get(key, default)
+
+    if value is None:
+        return None
+
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 36500:
+        raise _wrong(key, value, "a whole number of days from 1 to 36500, or None")
 
     return value
 

@@ -135,6 +135,8 @@ def test_two_apps_share_one_db_and_one_extension() -> None:
         ("CREDLY_URL_PREFIX", ["", "/", "integrations", "/a b", None]),
         ("CREDLY_LAYOUT", ["", "base.jinja", "base.txt", None]),
         ("CREDLY_PLATFORM_NAME", [None, 7]),
+        ("CREDLY_LOG_DAYS", [0, -1, 1.5, "90", True, 40_000]),
+        ("CREDLY_PERSONAL_DATA_DAYS", [0, -1, 1.5, "90", True, 40_000]),
     ],
 )
 def test_a_wrong_value_is_an_error_that_names_the_key(

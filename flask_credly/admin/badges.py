@@ -164,7 +164,7 @@ def export_badges() -> ResponseReturnValue:
 
 def _cells(row: Issuance) -> list[str]:
     return [
-        row.member_id,
+        gettext("Erased member") if row.erased_at else row.member_id,
         row.email,
         row.first_name,
         row.last_name,

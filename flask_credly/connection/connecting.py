@@ -22,6 +22,7 @@ from ..issuing.token import seal_secret
 from ..issuing.token import seal_token
 from ..ledger import clock
 from ..ledger import gates
+from ..ledger import people
 from ..ledger.transaction import in_transaction
 from ..models import Attempt
 from ..models import Backfill
@@ -217,11 +218,7 @@ def _end_issuances(connection: sa.Connection) -> None:
             error="The integration was removed.",
         )
     )
-    connection.execute(
-        sa.update(Issuance)
-        .where(Issuance.email != "")
-        .values(email="", first_name="", last_name="")
-    )
+    connection.execute(sa.update(Issuance).where(people.IS_NAMED).values(people.NOBODY))
 
 
 def _refuse_other(state: State, organization_id: str) -> None:

@@ -25,7 +25,8 @@ logger = logging.getLogger("flask_credly")
 DRAIN = "flask_credly.jobs.drain"
 SYNC = "flask_credly.jobs.sync"
 BACKFILL = "flask_credly.jobs.backfill"
-OWN_JOBS = frozenset({DRAIN, SYNC, BACKFILL})
+PRUNE = "flask_credly.jobs.prune"
+OWN_JOBS = frozenset({DRAIN, SYNC, BACKFILL, PRUNE})
 
 WEB_TIMEOUT = 0.15
 """Seconds a web request waits for Redis. redis-py's own defaults add up to a minute."""
@@ -37,12 +38,15 @@ JOB_TIMEOUT = 600
 """Seconds after which RQ ends a job. A drain ends by itself long before."""
 
 BACKFILL_TIMEOUT = 6 * 3600
-"""The same for a backfill, which reads as long as the host has completions."""
+"""The same for a backfill, which reads as long as the host has completions, and for
+what goes through whole tables.
+"""
 
 INTERVAL = 1.0
 """Seconds between two rings of a process for completions that come in."""
 
 _RUNG_FOR = 60
+_DAY = 86_400
 
 
 def ring(state: State, *, insist: bool = False) -> bool:
@@ -115,6 +119,16 @@ def enqueue_backfill(queue: rq.Queue) -> None:
     """
     if queue.connection.set(_key(queue, "backfill"), 1, nx=True, ex=_RUNG_FOR):
         _enqueue(queue, BACKFILL, BACKFILL_TIMEOUT)
+
+
+def enqueue_prune(queue: rq.Queue) -> None:
+    """Ask, once a day, for what is old to be forgotten. Only Redis remembers when that
+    was: one time more does no harm.
+
+    :raises redis.RedisError: If Redis does not take it.
+    """
+    if queue.connection.set(_key(queue, "prune"), 1, nx=True, ex=_DAY):
+        _enqueue(queue, PRUNE, BACKFILL_TIMEOUT)
 
 
 def heard(state: State) -> None:

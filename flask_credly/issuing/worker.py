@@ -143,6 +143,8 @@ class CredlyWorker(Worker):
         if gate is not None and backfills.any_due(state.engine):
             bell.enqueue_backfill(queue)
 
+        bell.enqueue_prune(queue)
+
     def _sign(self, state: State) -> None:
         if (signature := workers.signature(state.engine)) is not None:
             workers.sign(self.queues[0], self.name, signature)

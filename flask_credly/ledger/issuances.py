@@ -151,6 +151,7 @@ def retry(connection: sa.Connection, row_id: int | None = None) -> int:
         these = sa.and_(
             Issuance.id == row_id,
             Issuance.state.in_(("failed", "cancelled")),
+            Issuance.erased_at.is_(None),
             _MAPPED,
         )
 

@@ -34,6 +34,11 @@ def failed_details(badge_name: str, email: str, error: str) -> str:
     return f"Failed to issue badge “{badge_name}” to “{email}”. {error}"
 
 
+def erased_details(badge_name: str) -> str:
+    """Word the details of a badge that was not issued to a member who was erased."""
+    return f"Failed to issue badge “{badge_name}” to a member who was erased."
+
+
 def rate_limit_details(error: str) -> str:
     """Word the details of a pause asked for by Credly."""
     return f"Hit Credly API rate limit; badge issuance paused. {error}"

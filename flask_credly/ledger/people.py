@@ -1,0 +1,242 @@
+"""What is stored about one member: given out, and made to name nobody."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import datetime as dt
+import secrets
+import typing as t
+
+import sqlalchemy as sa
+
+from ..models import Attempt
+from ..models import Issuance
+from ..models import LogEntry
+from . import clock
+from . import log
+from .transaction import hide_parameters
+from .transaction import in_transaction
+
+CANCELLED = "The member was erased."
+PERHAPS_ISSUED = "The member was erased. Credly may have issued the badge."
+
+SENT_TO_CREDLY = (
+    "recipient_email",
+    "issued_to_first_name",
+    "issued_to_last_name",
+    "badge_template_id",
+    "issued_at",
+    "issuer_earner_id",
+)
+"""What a request to issue a badge holds, as Credly names it."""
+
+NOBODY = {"email": "", "first_name": "", "last_name": ""}
+"""Who a badge is for, once it is not said any more."""
+
+IS_NAMED = sa.or_(*(getattr(Issuance, name) != "" for name in NOBODY))
+"""Whether a row says who its badge is for."""
+
+_ROWS = t.cast(sa.Table, Issuance.__table__)
+_LOG = t.cast(sa.Table, LogEntry.__table__)
+
+_MADE = ("issued", "held")
+_WAITING = ("pending", "sending")
+
+
+@dataclasses.dataclass(frozen=True)
+class Erased:
+    """What an erasure did.
+
+    :param badges: Rows of the ledger that no longer name the member.
+    :param cancelled: Those among them that waited, and are not sent any more.
+    :param perhaps_issued: Those that are not known to be issued, and that Credly may
+        have issued all the same.
+    :param log_entries: Entries of the error log that no longer name the member.
+    :param sent_to_credly: Those of which Credly was sent the member's data.
+    :param at_credly: Credly's ids of the badges it has issued. They are not stored
+        any more.
+    """
+
+    badges: int
+    cancelled: int
+    perhaps_issued: int
+    log_entries: int
+    sent_to_credly: int
+    at_credly: tuple[str, ...]
+
+
+def erase_in(connection: sa.Connection, member_id: str) -> Erased:
+    """Make all rows of a member name nobody, in the transaction that is open.
+
+    What was issued stays as a row that is counted, each under a random name of its
+    own. What waits is not sent any more; a worker that has it under way loses its
+    lease, and can write nothing of it down. Test badges that were sent to the member's
+    address count as the member's.
+    """
+    now = clock.now(connection)
+    # First, and not read before: a worker that writes at this moment is waited for,
+    # and what it wrote is seen.
+    these = [_close(connection, now, Issuance.member_id == member_id)]
+
+    if emails := _emails(connection, these[0]):
+        these.append(_close(connection, now, _tests_for(emails)))
+
+    rows = connection.execute(
+        sa.select(
+            Issuance.id,
+            Issuance.state,
+            Issuance.badge_name,
+            Issuance.badge_id,
+            Issuance.attempts,
+            Issuance.maybe_issued,
+            sa.exists().where(Attempt.issuance_id == Issuance.id).label("asked"),
+        ).where(sa.or_(*these))
+    ).all()
+
+    if not rows:
+        return Erased(0, 0, 0, 0, 0, ())
+
+    _rewrite(connection, rows)
+    _end_attempts(connection, [row.id for row in rows], now)
+    return Erased(
+        badges=len(rows),
+        cancelled=sum(row.state in _WAITING for row in rows),
+        perhaps_issued=sum(_error(row) == PERHAPS_ISSUED for row in rows),
+        log_entries=sum(_redact(connection, row.id, row.badge_name) for row in rows),
+        sent_to_credly=sum(
+            _was_sent(row.asked, row.state, row.attempts, row.maybe_issued)
+            for row in rows
+        ),
+        # A test may have found the badge that the member had.
+        at_credly=tuple(dict.fromkeys(row.badge_id for row in rows if row.badge_id)),
+    )
+
+
+erase = in_transaction(erase_in)
+
+
+def _close(
+    connection: sa.Connection, now: dt.datetime, these: sa.ColumnElement[bool]
+) -> sa.ColumnElement[bool]:
+    """Take rows away from whoever holds them."""
+    connection.execute(
+        sa.update(_ROWS)
+        .where(these)
+        .values(
+            erased_at=now,
+            lease=None,
+            due_at=None,
+            settled_at=sa.func.coalesce(_ROWS.c.settled_at, now),
+        )
+    )
+    return these
+
+
+def _emails(connection: sa.Connection, these: sa.ColumnElement[bool]) -> list[str]:
+    found = connection.scalars(
+        sa.select(sa.func.lower(Issuance.email))
+        .where(these, Issuance.email != "")
+        .distinct()
+    )
+    return list(found)
+
+
+def _tests_for(emails: list[str]) -> sa.ColumnElement[bool]:
+    return sa.and_(Issuance.test, sa.func.lower(Issuance.email).in_(emails))
+
+
+def _rewrite(connection: sa.Connection, rows: cabc.Sequence[t.Any]) -> None:
+    connection.execute(
+        sa.update(_ROWS)
+        .where(_ROWS.c.id == sa.bindparam("row_id"))
+        .values(**NOBODY, badge_id=None),
+        [
+            {
+                "row_id": row.id,
+                # Each its own: they no longer say that they belong together.
+                "member_id": f"erased-{secrets.token_hex(8)}",
+                "state": row.state if row.state in _MADE else "cancelled",
+                "error": _error(row),
+            }
+            for row in rows
+        ],
+    )
+
+
+def _error(row: t.Any) -> str | None:
+    if row.state in _MADE:
+        return None
+
+    return PERHAPS_ISSUED if row.maybe_issued else CANCELLED
+
+
+def _end_attempts(connection: sa.Connection, ids: list[int], now: dt.datetime) -> None:
+    # Credly's own words may name the member.
+    these = sa.update(Attempt).where(Attempt.issuance_id.in_(ids))
+    connection.execute(these.values(detail=None))
+    connection.execute(
+        these.where(Attempt.finished_at.is_(None)).values(
+            finished_at=now, answer="unknown"
+        )
+    )
+
+
+def _redact(connection: sa.Connection, row_id: int, badge_name: str) -> int:
+    return connection.execute(
+        sa.update(_LOG)
+        .where(_LOG.c.issuance_id == row_id)
+        .values(details=log.erased_details(badge_name))
+    ).rowcount
+
+
+def export(engine: sa.Engine, member_id: str) -> dict[str, t.Any]:
+    """Get all that is stored about a member, fit for JSON. Times are ISO 8601.
+
+    Test badges that were sent to the member's address count as the member's.
+    """
+    with hide_parameters(), engine.connect() as connection:
+        these = Issuance.member_id == member_id
+
+        if emails := _emails(connection, these):
+            these = sa.or_(these, _tests_for(emails))
+
+        rows = _read(connection, Issuance, these)
+        ids = [row["id"] for row in rows]
+        attempts = _read(connection, Attempt, Attempt.issuance_id.in_(ids))
+        entries = _read(connection, LogEntry, LogEntry.issuance_id.in_(ids))
+
+    for row in rows:
+        row["attempts_made"] = _of(row, attempts)
+        row["error_log"] = _of(row, entries)
+        asked = bool(row["attempts_made"])
+        sent = _was_sent(asked, row["state"], row["attempts"], row["maybe_issued"])
+        row["sent_to_credly"] = list(SENT_TO_CREDLY) if sent else []
+
+    return {"member_id": member_id, "badges": rows}
+
+
+def _read(
+    connection: sa.Connection, model: t.Any, these: sa.ColumnElement[bool]
+) -> list[dict[str, t.Any]]:
+    # A lease is a worker's, and opens a row.
+    columns = [each for each in model.__table__.columns if each.key != "lease"]
+    found = connection.execute(sa.select(*columns).where(these).order_by(model.id))
+    return [
+        {
+            name: value.isoformat() if isinstance(value, dt.datetime) else value
+            for name, value in row._mapping.items()
+        }
+        for row in found
+    ]
+
+
+def _of(
+    row: dict[str, t.Any], others: list[dict[str, t.Any]]
+) -> list[dict[str, t.Any]]:
+    return [each for each in others if each["issuance_id"] == row["id"]]
+
+
+def _was_sent(asked: bool, state: str, attempts: int, maybe_issued: bool) -> bool:
+    # The records of its requests may be pruned, and be counted anew since a retry.
+    return asked or state in _MADE or attempts > 0 or maybe_issued

@@ -1,0 +1,144 @@
+"""Forgets what is older than it needs to be."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import datetime as dt
+import typing as t
+
+import sqlalchemy as sa
+
+from ..models import Attempt
+from ..models import Issuance
+from ..models import LogEntry
+from ..settings import Settings
+from . import clock
+from . import people
+from .issuances import STATES
+from .transaction import in_transaction
+
+LOT = 1000
+"""Rows that are changed in one transaction, so that nobody waits long for them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """What is forgotten of one table.
+
+    :param what: In words, to be put before a number.
+    :param days: After how many. ``None``: never.
+    :param model: The table. It is gone through by id.
+    :param since: The time that counts.
+    :param also: What must hold besides.
+    :param values: What is overwritten. ``None``: the rows are deleted.
+    """
+
+    what: str
+    days: int | None
+    model: t.Any
+    since: t.Any
+    also: tuple[sa.ColumnElement[bool], ...] = ()
+    values: dict[str, str] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Pruned:
+    """What became of a rule.
+
+    :param rows: How many were forgotten. ``None``: they are kept for ever.
+    """
+
+    what: str
+    rows: int | None
+
+
+def _rules(settings: Settings) -> tuple[Rule, ...]:
+    log_days, people_days = settings.log_days, settings.personal_data_days
+    given = [days for days in (log_days, people_days) if days is not None]
+    waiting = Issuance.state.in_(STATES["waiting"])
+    return (
+        # It names members too.
+        Rule(
+            "Entries of the error log deleted",
+            min(given, default=None),
+            LogEntry,
+            LogEntry.at,
+        ),
+        Rule(
+            "Records of requests deleted",
+            log_days,
+            Attempt,
+            Attempt.finished_at,
+        ),
+        Rule(
+            "Badges whose address and names were emptied",
+            people_days,
+            Issuance,
+            Issuance.settled_at,
+            (sa.not_(waiting), people.IS_NAMED),
+            people.NOBODY,
+        ),
+    )
+
+
+def prune(
+    engine: sa.Engine, settings: Settings, *, dry_run: bool = False
+) -> list[Pruned]:
+    """Forget what is old, lot by lot.
+
+    :param dry_run: Count only.
+    """
+    with engine.connect() as connection:
+        now = clock.now(connection)
+
+    return [
+        Pruned(
+            rule.what,
+            None if rule.days is None else _prune(engine, rule, now, dry_run),
+        )
+        for rule in _rules(settings)
+    ]
+
+
+def _prune(engine: sa.Engine, rule: Rule, now: dt.datetime, dry_run: bool) -> int:
+    assert rule.days is not None
+    old = sa.and_(rule.since < now - dt.timedelta(days=rule.days), *rule.also)
+    found, after = 0, 0
+
+    # Each lot goes on where the one before ended: all of them read the table once.
+    while ids := _next(engine, rule, old, after):
+        found += len(ids) if dry_run else _forget(engine, rule, old, ids)
+        after = ids[-1]
+
+    return found
+
+
+def _next(
+    engine: sa.Engine, rule: Rule, old: sa.ColumnElement[bool], after: int
+) -> cabc.Sequence[int]:
+    id_ = rule.model.id
+
+    # Not in the transaction that writes: see ``claim``.
+    with engine.connect() as connection:
+        return connection.scalars(
+            sa.select(id_).where(id_ > after, old).order_by(id_).limit(LOT)
+        ).all()
+
+
+@in_transaction
+def _forget(
+    connection: sa.Connection,
+    rule: Rule,
+    old: sa.ColumnElement[bool],
+    ids: cabc.Sequence[int],
+) -> int:
+    # Asked once more: a badge may have been retried.
+    these = (rule.model.id.in_(ids), old)
+
+    if rule.values is None:
+        change: t.Any = sa.delete(rule.model).where(*these)
+    else:
+        change = sa.update(rule.model).where(*these).values(**rule.values)
+
+    return connection.execute(change).rowcount
