@@ -176,6 +176,13 @@ def _log_lost(
         kind,
         course_id,
         completed_at,
+        extra={
+            "credly_event": "completion_lost",
+            "credly_member": member_id,
+            "credly_kind": kind,
+            "credly_course": course_id,
+            "credly_completed_at": completed_at,
+        },
     )
 
 
@@ -246,7 +253,10 @@ def _ring_after_commit(session: orm.Session) -> None:
         try:
             bell.ring(state)
         except Exception:
-            logger.exception("No worker could be rung. The next sweep finds the row.")
+            logger.exception(
+                "No worker could be rung. The next sweep finds the row.",
+                extra={"credly_event": "queue_unreachable"},
+            )
 
 
 @event.listens_for(orm.Session, "after_transaction_end")
@@ -264,6 +274,13 @@ def _finish_notes(session: orm.Session, transaction: orm.SessionTransaction) -> 
                 note.completion.member.id,
                 note.completion.kind,
                 note.completion.course_id,
+                extra={
+                    "credly_event": "completion_taken_back",
+                    "credly_member": note.completion.member.id,
+                    "credly_kind": note.completion.kind,
+                    "credly_course": note.completion.course_id,
+                    "credly_completed_at": note.completion.completed_at,
+                },
             )
 
 

@@ -47,7 +47,11 @@ def sync() -> None:
         try:
             connection.sync_templates(get_state())
         except CredlyError as e:
-            logger.warning("The badge templates could not be loaded: %s", e.detail)
+            logger.warning(
+                "The badge templates could not be loaded: %s",
+                e.detail,
+                extra={"credly_event": "templates_not_loaded"},
+            )
 
 
 def _app() -> Flask:

@@ -157,6 +157,7 @@ def _try(state: State, ask: t.Callable[[rq.Queue], object]) -> bool:
             "The queue cannot be reached (%s). Nothing is lost: badges wait in the"
             " database until a worker sweeps.",
             type(e).__name__,
+            extra={"credly_event": "queue_unreachable"},
         )
         return False
 
