@@ -1,5 +1,7 @@
 # make demo    start the example application
 # make test    check and test everything
+# make test-lowest  the same tests with the oldest versions that pyproject.toml allows
+# make audit   ask the package index whether a version in use is known to be unsafe
 # make bench   measure what it costs, beside peers, and write docs/benchmark.json
 # make fuzz    ten thousand odd forms, addresses and answers
 # make storm   the long storm: real processes killed at random, ten seeds, two databases
@@ -9,13 +11,24 @@ PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist worksteal
 
-.PHONY: demo test check bench fuzz storm docs words format clean
+LOWEST := .venv-lowest/bin
+LOWEST_ARGS ?= -n auto --dist worksteal
+AUDIT := .venv-audit/bin
+
+.PHONY: demo test test-lowest audit check bench fuzz storm docs words format clean
 
 demo: .venv/ready
 	@exec $(BIN)/python -m example_app $(DEMO_ARGS)
 
 test: check
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# A real browser drives the same server code once more; what it adds are scripts.
+test-lowest: .venv-lowest/ready
+	$(LOWEST)/python -m pytest --ignore tests/test_browser.py $(LOWEST_ARGS)
+
+audit: .venv-audit/ready
+	$(AUDIT)/pip-audit --strict --no-deps --disable-pip -r requirements-dev.txt
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -45,7 +58,7 @@ format: .venv/ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv .venv-lowest .venv-audit build dist
 
 .venv/ready: pyproject.toml requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -55,4 +68,19 @@ clean:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# As .venv, then each dependency at its lower bound.
+.venv-lowest/ready: pyproject.toml requirements-dev.txt
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	sed -n 's/^    "\(.*\)>=\(.*\)",$$/\1==\2/p' pyproject.toml > .venv-lowest/bounds.txt
+	$(LOWEST)/python -m pip install --quiet --disable-pip-version-check --no-deps -r .venv-lowest/bounds.txt
+	$(LOWEST)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(LOWEST)/python -m pip check
+	@touch $@
+
+.venv-audit/ready: Makefile
+	$(PYTHON) -m venv .venv-audit
+	$(AUDIT)/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
 	@touch $@

@@ -200,15 +200,23 @@ def _log_lost(
     member_id: object, kind: object, course_id: object, completed_at: object
 ) -> None:
     # The host's request goes on. Here is all that is needed to do it again, but for
-    # the member's name and address.
+    # the member's name and address. These two are as they were sent: no line may be
+    # made of them.
+    kind, completed_at = clean(str(kind), 50), clean(str(completed_at), 50)
     logger.exception(
         "A completion was not recorded: member %r, %s %r, completed at %s. Send it"
         " again once the cause is mended.",
         member_id,
-        # These are as they were sent: no line of the log may be made of them.
-        clean(str(kind), 50),
+        kind,
         course_id,
-        clean(str(completed_at), 50),
+        completed_at,
+        extra={
+            "credly_event": "completion_lost",
+            "credly_member": member_id,
+            "credly_kind": kind,
+            "credly_course": course_id,
+            "credly_completed_at": completed_at,
+        },
     )
 
 
@@ -279,7 +287,10 @@ def _ring_after_commit(session: orm.Session) -> None:
         try:
             bell.ring_soon(state)
         except Exception:
-            logger.exception("No worker could be rung. The next sweep finds the row.")
+            logger.exception(
+                "No worker could be rung. The next sweep finds the row.",
+                extra={"credly_event": "queue_unreachable"},
+            )
 
 
 @event.listens_for(orm.Session, "after_transaction_end")
@@ -297,6 +308,13 @@ def _finish_notes(session: orm.Session, transaction: orm.SessionTransaction) -> 
                 note.completion.member.id,
                 note.completion.kind,
                 note.completion.course_id,
+                extra={
+                    "credly_event": "completion_taken_back",
+                    "credly_member": note.completion.member.id,
+                    "credly_kind": note.completion.kind,
+                    "credly_course": note.completion.course_id,
+                    "credly_completed_at": note.completion.completed_at,
+                },
             )
 
 

@@ -50,7 +50,11 @@ def sync() -> None:
         try:
             connection.sync_templates(get_state())
         except CredlyError as e:
-            logger.warning("The badge templates could not be loaded: %s", e.detail)
+            logger.warning(
+                "The badge templates could not be loaded: %s",
+                e.detail,
+                extra={"credly_event": "templates_not_loaded"},
+            )
 
 
 def prune() -> None:

@@ -1,14 +1,27 @@
 """The signals. The host sends the first; the extension sends the others.
 
+The sender is the application. What comes with each, as keywords:
+
 :data:`course_completed`
-    ``course_completed.send(app, member=Member(...), course_id="py-101")``, with
-    ``kind``, ``completed_at`` (aware) and ``session`` as options.
-:data:`badge_issued`, :data:`badge_failed`
-    Sent in the worker after the ledger row was saved, with ``member_id``,
-    ``course_id``, ``kind`` and ``template_id``; ``badge_failed`` adds ``error``.
+    ``member`` (a :class:`.Member`), ``course_id``; as options ``kind``,
+    ``completed_at`` (an aware time) and ``session``.
+
+:data:`badge_issued`
+    ``member_id``, ``course_id``, ``kind``, ``template_id``, ``badge_id``, Credly's id
+    of the badge.
+
+:data:`badge_failed`
+    ``member_id``, ``course_id``, ``kind``, ``template_id``, ``error``: the reason, in
+    words for the admin. What it quotes of Credly may hold the member's address.
+
 :data:`issuance_paused`
-    Sent in the worker when issuing stops for a while, with ``until``, an aware
-    time, and ``reason``.
+    ``until``: an aware time, or ``None`` where an admin has to reconnect;
+    ``reason``: "rate limit", "unavailable" or "expired".
+
+They are sent after the ledger was saved, by the process that saved it: a worker's, but
+that an expired connection may also be found by one that loads the badge templates. A
+pause is sent once, not for each badge that waits. Test badges send nothing. A receiver
+that raises is logged, and stops nothing.
 """
 
 from __future__ import annotations

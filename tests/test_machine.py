@@ -165,6 +165,8 @@ class Ledger(stateful.RuleBasedStateMachine):
 
     def remove(self) -> None:
         connection.remove(self.host.state)
+        # As the request ends: SQLite gives the numbers of the rows once more.
+        self.host.db.session.remove()
 
     def map(self, course: t.Any, number: int) -> None:
         try:

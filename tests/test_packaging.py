@@ -1,16 +1,19 @@
-"""The parts that a host installs: the wheel, its files, the order of its modules."""
+"""The parts that a host installs: the wheel, its files, types and modules."""
 
 from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import venv
 import zipfile
 
 import pytest
@@ -83,12 +86,19 @@ def test_only_one_room_speaks_http_and_one_encrypts() -> None:
         assert "pickle" not in text
 
 
-def test_the_vendored_htmx_is_the_published_one() -> None:
-    found = PACKAGE.parent / "static/vendor/htmx-4.0.1.min.js"
+@pytest.mark.parametrize("folder", ["static/vendor", "tests/vendor"])
+def test_the_vendored_scripts_are_the_published_ones(folder: str) -> None:
+    """A script cannot be changed, added or replaced without saying so."""
+    where = ROOT / folder
+    manifest = json.loads((where / "vendored.json").read_text())
 
-    assert hashlib.sha256(found.read_bytes()).hexdigest() == (
-        "a0abb04f2f45a1f89d1d4844023245537e5e6014c87b144553e0607b4cc32130"
-    )
+    assert set(manifest) == {path.name for path in where.glob("*.js")}
+
+    for name, said in manifest.items():
+        found = (where / name).read_bytes()
+        assert hashlib.sha256(found).hexdigest() == said["sha256"]
+        assert f"-{said['version']}.min.js" in name
+        assert said["origin"] and said["licence"]
 
 
 FORBIDDEN = (
@@ -116,6 +126,31 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         [*command, str(folder), str(ROOT)], check=True, capture_output=True, text=True
     )
     return folder
+
+
+def test_a_wheel_is_the_same_wherever_it_is_built(tmp_path: pathlib.Path) -> None:
+    sums: set[str] = set()
+
+    for name in ("here", "elsewhere/and/deeper"):
+        copy = tmp_path / name / "source"
+        ignore = shutil.ignore_patterns(
+            ".*", "__pycache__", "tests", "benchmarks", "build", "dist"
+        )
+        shutil.copytree(ROOT, copy, ignore=ignore)
+
+        for path in copy.rglob("*"):
+            path.touch()  # when it was checked out says nothing
+
+        command = [sys.executable, "-m", "build", "--no-isolation", "--wheel"]
+        subprocess.run(
+            [*command, "--outdir", str(tmp_path / name), str(copy)],
+            env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"},
+            check=True,
+            capture_output=True,
+        )
+        sums.add(hashlib.sha256(wheel_of(tmp_path / name).read_bytes()).hexdigest())
+
+    assert len(sums) == 1
 
 
 def files_below(*folders: str) -> set[str]:
@@ -216,6 +251,89 @@ def test_an_installed_wheel_finds_its_files(
 
     assert where == str(tmp_path / "flask_credly/__init__.py")
     assert stray == "[]"
+
+
+CONSUMER = """
+import datetime as dt
+
+from flask import Flask
+from flask_credly import badge_issued
+from flask_credly import Course
+from flask_credly import course_completed
+from flask_credly import Credly
+from flask_credly import jobs
+from flask_credly import Member
+from flask_credly.testing import CredlySimulator
+
+credly = Credly()
+
+
+@credly.courses
+def courses() -> list[Course]:
+    return [Course(id="py-101", title="Python 101")]
+
+
+@credly.is_admin
+def is_admin() -> bool:
+    return True
+
+
+@credly.member
+def member(member_id: str) -> Member | None:
+    return None
+
+
+def complete(app: Flask, at: dt.datetime) -> None:
+    ada = Member(id="42", email="ada@example.org", first_name="Ada", last_name="E")
+    course_completed.send(app, member=ada, course_id="py-101", completed_at=at)
+    jobs.drain()
+
+
+@badge_issued.connect
+def issued(app: Flask, *, badge_id: str, **given: str) -> None:
+    print(badge_id, CredlySimulator().badges)
+
+
+def create_app() -> Flask:
+    app = Flask(__name__)
+    credly.init_app(app)
+    reveal_type(courses())
+    return app
+"""
+
+
+def test_a_host_is_checked_against_our_types(
+    built: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    # An environment with the wheel, and what it needs from ours.
+    environment = tmp_path / "environment"
+    venv.create(environment, symlinks=True)
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "ours.pth").write_text(sysconfig.get_path("purelib"))
+
+    with zipfile.ZipFile(wheel_of(built)) as wheel:
+        wheel.extractall(site)
+
+    (tmp_path / "consumer.py").write_text(CONSUMER)
+    (tmp_path / "wrong.py").write_text(
+        "from flask_credly import Member\nMember(id=42)\n"
+    )
+
+    def check(name: str) -> str:
+        options = ["--strict", "--config-file=", "--cache-dir", str(tmp_path / "cache")]
+        options += ["--python-executable", str(environment / "bin/python")]
+        return subprocess.run(
+            [sys.executable, "-m", "mypy", *options, name],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    said = check("consumer.py")
+    assert 'Revealed type is "list[flask_credly.catalog.Course]"' in said
+    assert "error:" not in said
+    assert "Success: no issues found" in said
+    assert 'Argument "id" to "Member" has incompatible type' in check("wrong.py")
 
 
 def test_a_bare_checkout_finds_its_files() -> None:

@@ -100,7 +100,7 @@ class Farm:
             if key.startswith(("CREDLY_", "SECRET_KEY", "SQLALCHEMY_DATABASE"))
             and isinstance(value, (str, int, float))
         }
-        self._environment = {
+        self.environment = {
             **os.environ,
             "HOST_CONFIG": json.dumps(config),
             "FLASK_APP": "host_app",
@@ -111,7 +111,7 @@ class Farm:
         """Run a command to its end. Its output must hold no trouble."""
         found = subprocess.run(
             [sys.executable, "-m", *command],
-            env=self._environment,
+            env=self.environment,
             cwd=self._folder,
             capture_output=True,
             text=True,
@@ -123,7 +123,7 @@ class Farm:
     def start(self, *command: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
-            env=self._environment,
+            env=self.environment,
             cwd=self._folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -44,7 +44,10 @@ def ask_backfill(mapping_id: int) -> ResponseReturnValue:
         course = connection.course_of(mapping)
         found = backfill.preview(state, course, seconds=SECONDS)
     except Exception:
-        logger.exception("The @credly.past_completions hook failed.")
+        logger.exception(
+            "The @credly.past_completions hook failed.",
+            extra={"credly_event": "hook_failed", "credly_hook": "past_completions"},
+        )
 
     return page("credly/backfill.html", button=Button(), mapping=mapping, preview=found)
 

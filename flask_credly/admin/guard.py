@@ -16,7 +16,10 @@ def ask() -> bool | Response:
     try:
         allowed = get_state().is_admin()
     except Exception:
-        logger.exception("The @credly.is_admin hook failed; nobody is let in.")
+        logger.exception(
+            "The @credly.is_admin hook failed; nobody is let in.",
+            extra={"credly_event": "hook_failed", "credly_hook": "is_admin"},
+        )
         return False
 
     return allowed if isinstance(allowed, Response) else allowed is True

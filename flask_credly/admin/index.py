@@ -61,7 +61,10 @@ def _known() -> dict[str, t.Any]:
         }
     except SQLAlchemyError:
         # The list is also there for other integrations.
-        logger.exception("The state of the integration could not be read.")
+        logger.exception(
+            "The state of the integration could not be read.",
+            extra={"credly_event": "state_not_read"},
+        )
         session.rollback()
 
     return {"button": Button(), **known}

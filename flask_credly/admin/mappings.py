@@ -223,7 +223,10 @@ def list_courses() -> list[Course] | None:
     try:
         return list(get_state().list_courses())
     except Exception:
-        logger.exception("The @credly.courses hook failed.")
+        logger.exception(
+            "The @credly.courses hook failed.",
+            extra={"credly_event": "hook_failed", "credly_hook": "courses"},
+        )
         return None
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import orm
 
 from ..errors import ConnectionExpired
 from ..errors import Unauthorized
+from ..issuing import announce
 from ..issuing.token import get_token
 from ..ledger import clock
 from ..ledger import gates
@@ -111,7 +112,9 @@ def _sync(state: State, gate: gates.Gate) -> bool:
             try:
                 return load(state, client, token.value)
             except Unauthorized as e:
-                gates.expire(state.engine, gate.generation)
+                if gates.expire(state.engine, gate.generation):
+                    announce.expired(state, e.detail)
+
                 raise ConnectionExpired(e.detail, status=e.status) from None
 
 

@@ -127,7 +127,14 @@ class Asker:
         except Exception as e:
             # Whatever it was, it must not keep other badges from being issued. Its
             # text may name the member.
-            logger.error("A request to Credly failed: %s", type(e).__name__)
+            logger.error(
+                "A request to Credly failed: %s",
+                type(e).__name__,
+                extra={
+                    "credly_event": "request_failed",
+                    "credly_issuance": step.row.id,
+                },
+            )
             unknown = OutcomeUnknown("Credly's answer could not be read.")
             return Outcome("unknown", error=unknown)
 

@@ -134,7 +134,14 @@ def run(state: State) -> None:
         except Exception:
             # The admin finds it on the run's page; the next one finds what is left.
             logger.exception(
-                "The backfill of %s %r failed.", taken.kind, taken.course_id
+                "The backfill of %s %r failed.",
+                taken.kind,
+                taken.course_id,
+                extra={
+                    "credly_event": "backfill_failed",
+                    "credly_kind": taken.kind,
+                    "credly_course": taken.course_id,
+                },
             )
             backfills.finish(state.engine, taken, failed=True)
 

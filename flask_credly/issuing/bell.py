@@ -81,7 +81,10 @@ def _ring_late(state: State) -> None:
     try:
         ring(state)
     except Exception:
-        logger.exception("No worker could be rung. The next sweep finds the row.")
+        logger.exception(
+            "No worker could be rung. The next sweep finds the row.",
+            extra={"credly_event": "queue_unreachable"},
+        )
 
 
 def ask_for_sync(state: State) -> bool:
@@ -202,6 +205,7 @@ def _try(state: State, ask: t.Callable[[rq.Queue], object]) -> bool:
             "The queue cannot be reached (%s). Nothing is lost: badges wait in the"
             " database until a worker sweeps.",
             type(e).__name__,
+            extra={"credly_event": "queue_unreachable"},
         )
         return False
 

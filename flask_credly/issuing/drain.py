@@ -14,12 +14,9 @@ import logging
 import queue
 import threading
 import time
-import typing as t
 
-import blinker
 import sqlalchemy as sa
 
-from .. import signals
 from ..credly import Client
 from ..errors import CredlyError
 from ..errors import RateLimited
@@ -27,6 +24,7 @@ from ..errors import SecretUnreadable
 from ..errors import Unauthorized
 from ..ledger import claim
 from ..ledger import gates
+from ..ledger import log
 from ..ledger import settle
 from ..ledger.claim import Row
 from ..ledger.decide import Answer
@@ -35,6 +33,7 @@ from ..ledger.decide import Phase
 from ..ledger.settle import Settlement
 from ..models import Installation
 from ..settings import State
+from . import announce
 from . import bell
 from . import profile
 from .ask import answer_to
@@ -336,7 +335,7 @@ class _Drain:
 
     def _fail(self, row: Row, detail: str) -> None:
         if settle.fail(self._engine, row, detail) and not row.test:
-            self._send_failed(row, detail)
+            announce.failed(self._state, row, detail)
 
     def _begin(self, room: int) -> list[tuple[Row, bool]]:
         rows = [self._cleared.popleft() for _ in range(min(room, len(self._cleared)))]
@@ -463,7 +462,14 @@ class _Drain:
             except settle.LeaseLost:
                 continue  # another worker sees to it
             except sa.exc.SQLAlchemyError:
-                logger.exception("What became of row %d was not saved.", each.row.id)
+                logger.exception(
+                    "What became of badge %d was not saved.",
+                    each.row.id,
+                    extra={
+                        "credly_event": "badge_not_saved",
+                        "credly_issuance": each.row.id,
+                    },
+                )
 
         return saved
 
@@ -512,12 +518,11 @@ class _Drain:
         generation = self._gate.generation
 
         if answer == "unauthorized":
-            logger.warning("The connection to Credly has expired: %s", detail)
+            unreadable = isinstance(error, SecretUnreadable)
+            words = detail if unreadable else log.EXPIRED_DETAILS
 
-            if isinstance(error, SecretUnreadable):
-                gates.expire(self._engine, generation, detail)
-            else:
-                gates.expire(self._engine, generation)
+            if gates.expire(self._engine, generation, words):
+                announce.expired(self._state, detail)
 
             return
 
@@ -531,8 +536,7 @@ class _Drain:
         until = gates.pause(self._engine, generation, reason, seconds, detail)
 
         if until is not None:
-            logger.warning("Issuing is paused until %s: %s", until.isoformat(), detail)
-            _send(signals.issuance_paused, self._state, until=until, reason=reason)
+            announce.paused(self._state, until, reason, detail)
 
     def _learn(self, answers: list[Answer]) -> None:
         """Widen gently after a pause."""
@@ -563,23 +567,9 @@ class _Drain:
             return
 
         if each.rule.then == "failed":
-            self._send_failed(each.row, each.detail or "")
+            announce.failed(self._state, each.row, each.detail or "")
         elif each.rule.then == "issued":
-            _send(
-                signals.badge_issued,
-                self._state,
-                **_names(each.row),
-                badge_id=each.badge_id,
-            )
-
-    def _send_failed(self, row: Row, error: str) -> None:
-        logger.warning(
-            "No badge for member %r, %s %r: see the error log.",
-            row.member_id,
-            row.kind,
-            row.course_id,
-        )
-        _send(signals.badge_failed, self._state, **_names(row), error=error)
+            announce.issued(self._state, each.row, each.badge_id)
 
 
 class _Pace:
@@ -619,22 +609,6 @@ def _answered(
         for each, step in in_flight.items()
         if each.done() and not each.cancelled() and not each.exception()
     ]
-
-
-def _names(row: Row) -> dict[str, str]:
-    return {
-        "member_id": row.member_id,
-        "course_id": row.course_id,
-        "kind": row.kind,
-        "template_id": row.template_id,
-    }
-
-
-def _send(signal: blinker.Signal, state: State, **payload: t.Any) -> None:
-    try:
-        signal.send(state.app, **payload)
-    except Exception:
-        logger.exception("A receiver of %r failed.", signal)
 
 
 def _detail(row: Row, answer: Answer, outcome: Outcome) -> str | None:

@@ -27,7 +27,7 @@ def missing(row: Row | Member) -> str | None:
 
 def refresh(state: State, row: Row) -> Row:
     """Load the profile as it is now, where the host gives the hook, and save it."""
-    if (member := _load(state, row.member_id)) is None:
+    if (member := _load(state, row)) is None:
         return row
 
     fresh = dataclasses.replace(
@@ -43,14 +43,22 @@ def refresh(state: State, row: Row) -> Row:
     return fresh
 
 
-def _load(state: State, member_id: str) -> Member | None:
+def _load(state: State, row: Row) -> Member | None:
     if state.load_member is None:
         return None
 
     try:
-        member = state.load_member(member_id)
+        member = state.load_member(row.member_id)
     except (Exception, SystemExit):
-        logger.exception("The @credly.member hook failed for %r.", member_id)
+        logger.exception(
+            "The @credly.member hook failed for badge %d.",
+            row.id,
+            extra={
+                "credly_event": "hook_failed",
+                "credly_hook": "member",
+                "credly_issuance": row.id,
+            },
+        )
         return None
     finally:
         # What the hook read must not stay open while Credly is asked.

@@ -123,9 +123,16 @@ class CredlyWorker(Worker):
                 raise StopRequested from e
 
             if isinstance(e, redis.RedisError):
-                logger.warning("The sweep could not ring: %s", type(e).__name__)
+                logger.warning(
+                    "The sweep could not ring: %s",
+                    type(e).__name__,
+                    extra={"credly_event": "queue_unreachable"},
+                )
             else:
-                logger.exception("The sweep failed and is tried again.")
+                logger.exception(
+                    "The sweep failed and is tried again.",
+                    extra={"credly_event": "sweep_failed"},
+                )
 
     def _ring(self, state: State) -> None:
         queue = self.queues[0]
@@ -193,7 +200,10 @@ def _work_once(app: Flask, queue: rq.Queue, *, burst: bool) -> bool:
 
 
 def _wait_for(connection: redis.Redis) -> None:
-    logger.warning("Redis is away. The worker goes on when it is back.")
+    logger.warning(
+        "Redis is away. The worker goes on when it is back.",
+        extra={"credly_event": "queue_unreachable"},
+    )
 
     while True:
         time.sleep(1)

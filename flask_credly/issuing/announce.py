@@ -1,0 +1,77 @@
+"""Tells the host, by signals and in the log, what became of its badges."""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import typing as t
+
+import blinker
+
+from .. import signals
+from ..ledger import gates
+from ..ledger.claim import Row
+from ..settings import State
+
+logger = logging.getLogger("flask_credly")
+
+
+def issued(state: State, row: Row, badge_id: str | None) -> None:
+    """Say that a member has the badge."""
+    _send(signals.badge_issued, state, **_names(row), badge_id=badge_id)
+
+
+def failed(state: State, row: Row, error: str) -> None:
+    """Say that a badge was given up."""
+    # The detail may hold the member's address, and the admin finds it by this number.
+    logger.warning(
+        "Badge %d failed: see the error log.",
+        row.id,
+        extra={"credly_event": "badge_failed", "credly_issuance": row.id},
+    )
+    _send(signals.badge_failed, state, **_names(row), error=error)
+
+
+def paused(state: State, until: dt.datetime, reason: gates.Reason, detail: str) -> None:
+    """Say that issuing stops for a while."""
+    logger.warning(
+        "Issuing is paused until %s: %s",
+        until.isoformat(),
+        detail,
+        extra={
+            "credly_event": "issuance_paused",
+            "credly_reason": reason,
+            "credly_until": until.isoformat(),
+        },
+    )
+    _send(signals.issuance_paused, state, until=until, reason=reason)
+
+
+def expired(state: State, detail: str) -> None:
+    """Say that issuing stops until an admin reconnects."""
+    logger.warning(
+        "The connection to Credly has expired: %s",
+        detail,
+        extra={"credly_event": "connection_expired"},
+    )
+    _send(signals.issuance_paused, state, until=None, reason="expired")
+
+
+def _names(row: Row) -> dict[str, str]:
+    return {
+        "member_id": row.member_id,
+        "course_id": row.course_id,
+        "kind": row.kind,
+        "template_id": row.template_id,
+    }
+
+
+def _send(signal: blinker.NamedSignal, state: State, **payload: t.Any) -> None:
+    try:
+        signal.send(state.app, **payload)
+    except Exception:
+        logger.exception(
+            "A receiver of %r failed.",
+            signal,
+            extra={"credly_event": "receiver_failed", "credly_signal": signal.name},
+        )
