@@ -1,0 +1,471 @@
+"""The pages in docs/recipes hold what they say: their code, files and commands are
+taken from them and run.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import time
+import typing as t
+import urllib.request
+import uuid
+from concurrent import futures
+
+import earlier_tables
+import pytest
+import sqlalchemy as sa
+from conftest import every_database
+from conftest import MakeHost
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+
+from example_app.redis_server import free_port
+from flask_credly.models import Base
+from flask_credly.models import copy_tables
+from flask_credly.models import Issuance
+from flask_credly.testing import CredlySimulator
+
+RECIPES = pathlib.Path(__file__).parent.parent / "docs/recipes"
+TESTS = pathlib.Path(__file__).parent
+
+CONVENTION = {
+    "ix": "i_%(column_0_label)s",
+    "uq": "u_%(table_name)s_%(column_0_name)s",
+    "fk": "f_%(table_name)s_%(column_0_name)s",
+    "pk": "p_%(table_name)s",
+}
+"""A host's own."""
+
+
+def blocks(page: str, language: str = "python") -> list[str]:
+    """Read the code of one language that a page holds."""
+    return re.findall(rf"```{language}\n(.*?)```", (RECIPES / page).read_text(), re.S)
+
+
+(GUNICORN_CONFIG,) = blocks("gunicorn.md")
+(GUNICORN,) = blocks("gunicorn.md", "sh")
+(MIGRATING_APP,) = blocks("migrations.md")
+FIRST_TIME, UPGRADE = blocks("migrations.md", "sh")
+
+
+class Site:
+    """A folder with a host's files, and programs that run there."""
+
+    def __init__(self, folder: pathlib.Path, **config: str) -> None:
+        self.folder = folder
+        programs = pathlib.Path(sys.executable).parent
+        self.environment = {
+            **os.environ,
+            "FLASK_APP": "app",
+            "FLASK_SECRET_KEY": "a key for tests",
+            **{f"FLASK_{key}": value for key, value in config.items()},
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join([str(folder), str(TESTS), *sys.path]),
+        }
+        self._running: list[subprocess.Popen[str]] = []
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text)
+
+    def run(self, commands: str, **environment: str) -> str:
+        """Run commands to their end. Get what they print."""
+        done = subprocess.run(
+            ["sh", "-ec", commands],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def start(self, command: str, **environment: str) -> None:
+        """Start a program. It is stopped at the end, gently."""
+        log = (self.folder / f"log-{len(self._running)}").open("w")
+
+        with log:
+            self._running.append(
+                subprocess.Popen(
+                    shlex.split(command),
+                    cwd=self.folder,
+                    env={**self.environment, **environment},
+                    stdout=log,
+                    stderr=log,
+                    text=True,
+                )
+            )
+
+    def stop(self) -> None:
+        for process in self._running:
+            process.terminate()
+
+        for process in self._running:
+            process.wait(timeout=30)
+
+    def logs(self) -> str:
+        return "".join(path.read_text() for path in self.folder.glob("log-*"))
+
+
+@pytest.fixture
+def site(
+    tmp_path: pathlib.Path, database: str, redis_url: str, simulator: CredlySimulator
+) -> cabc.Iterator[Site]:
+    """A site with a database, a Redis and a Credly, all real but the last."""
+    with simulator.serve() as server:
+        made = Site(
+            tmp_path,
+            SQLALCHEMY_DATABASE_URI=database,
+            CREDLY_REDIS_URL=redis_url,
+            CREDLY_QUEUE=f"credly-{uuid.uuid4().hex}",
+            CREDLY_API_URL=server.api_url,
+            CREDLY_TOKEN_URL=server.token_url,
+            CREDLY_RETRY_DELAY="0",
+            CREDLY_ENCRYPTION_KEYS=earlier_tables.KEY,
+        )
+
+        try:
+            yield made
+        finally:
+            made.stop()
+            drop_everything(database)
+
+    assert simulator.problems == []
+
+
+@pytest.fixture
+def simulator() -> CredlySimulator:
+    credly = CredlySimulator(
+        organization_id=earlier_tables.ORGANIZATION_ID,
+        client_id=earlier_tables.CLIENT_ID,
+        client_secret=earlier_tables.CLIENT_SECRET,
+    )
+    credly.add_template("Python Badge", id=earlier_tables.TEMPLATE_ID)
+    return credly
+
+
+@pytest.fixture
+def engine(database: str) -> cabc.Iterator[sa.Engine]:
+    made = sa.create_engine(database)
+    yield made
+    made.dispose()
+
+
+def drop_everything(database: str) -> None:
+    engine = sa.create_engine(database)
+    metadata = sa.MetaData()
+    metadata.reflect(engine)
+    metadata.drop_all(engine)
+    engine.dispose()
+
+
+def names_in(engine: sa.Engine) -> set[str]:
+    """Read the names of all constraints and indexes of our tables."""
+    found: set[str | None] = set()
+    inspector = sa.inspect(engine)
+
+    for table in Base.metadata.tables:
+        found.add(inspector.get_pk_constraint(table)["name"])
+        found.update(each["name"] for each in inspector.get_unique_constraints(table))
+        found.update(each["name"] for each in inspector.get_foreign_keys(table))
+        found.update(each["name"] for each in inspector.get_indexes(table))
+
+    return {name for name in found if name and name != "PRIMARY"}
+
+
+def names_of(metadata: sa.MetaData) -> set[str]:
+    return {
+        str(each.name)
+        for table in metadata.tables.values()
+        for each in [*table.constraints, *table.indexes]
+    }
+
+
+class TestMigrations:
+    @every_database
+    def test_a_migration_made_on_sqlite_runs_everywhere_and_leaves_nothing_to_do(
+        self, site: Site, engine: sa.Engine, database: str
+    ) -> None:
+        """In a host with a naming convention, comparing all that Alembic can."""
+        app = MIGRATING_APP.replace(
+            "db = SQLAlchemy()",
+            "import sqlalchemy\n"
+            f"db = SQLAlchemy(metadata=sqlalchemy.MetaData(None, None, {CONVENTION}))",
+        )
+        compare = "migrate.alembic_ctx_kwargs['compare_server_default'] = True\n"
+        site.write("app.py", app + compare)
+        local = f"sqlite:///{site.folder / 'local.db'}"
+        site.run(FIRST_TIME, FLASK_SQLALCHEMY_DATABASE_URI=local)
+        site.run("flask db upgrade")
+
+        assert "No new upgrade operations" in site.run("flask db check")
+        expected = names_of(Base.metadata)
+
+        if engine.dialect.name == "mysql":
+            expected = {name for name in expected if not name.startswith("pk_")}
+
+        assert names_in(engine) == expected
+        (version,) = (site.folder / "migrations/versions").glob("*.py")
+        assert "flask_credly" not in version.read_text()
+
+    @every_database
+    def test_an_upgrade_keeps_every_row_and_the_worker_goes_on(
+        self, site: Site, engine: sa.Engine, simulator: CredlySimulator
+    ) -> None:
+        earlier = MIGRATING_APP.replace("credly.init_app(app)", "pass").replace(
+            "db = SQLAlchemy()",
+            "import earlier_tables\ndb = SQLAlchemy(metadata=earlier_tables.metadata)",
+        )
+        site.write("app.py", earlier)
+        site.run(FIRST_TIME)
+        tables = earlier_tables.metadata.tables
+
+        with engine.begin() as connection:
+            for name, rows in earlier_tables.ROWS.items():
+                connection.execute(sa.insert(tables[name]), rows)
+
+        before = read(engine)
+        site.write("app.py", MIGRATING_APP)
+        site.run(UPGRADE)
+
+        assert read(engine) == before
+        assert "No new upgrade operations" in site.run("flask db check")
+
+        # A process of the version before runs on for a while.
+        with engine.begin() as connection:
+            connection.execute(
+                sa.insert(tables["credly_issuance"]), earlier_tables.NEW_ISSUANCE
+            )
+
+        # The badge whose answer was lost is there.
+        simulator.award(earlier_tables.TEMPLATE_ID, "member-3@example.org")
+        site.run("flask credly worker --burst")
+        states = {row["member_id"]: row["state"] for row in read(engine)[ISSUANCES]}
+
+        assert states == {
+            "1": "issued",
+            "2": "issued",
+            "3": "issued",
+            "4": "failed",
+            "5": "cancelled",
+            "6": "held",
+            "9": "issued",
+        }
+        assert sorted(badge["recipient_email"] for badge in simulator.badges) == [
+            f"member-{number}@example.org" for number in (2, 3, 9)
+        ]
+
+    def test_a_column_that_every_row_needs_has_a_default_in_the_database(self) -> None:
+        """So that a filled table takes it, and an older process need not know it."""
+        assert [
+            str(column)
+            for table in Base.metadata.tables.values()
+            for column in table.columns
+            if column.default is not None and column.server_default is None
+        ] == []
+
+    @pytest.mark.parametrize("convention", [None, CONVENTION])
+    def test_names_are_ours_whatever_the_hosts_convention(
+        self, convention: dict[str, str] | None
+    ) -> None:
+        metadata = sa.MetaData(naming_convention=convention)
+        copy_tables(metadata)
+
+        assert names_of(metadata) == names_of(Base.metadata)
+
+    @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+    def test_a_host_with_a_schema_of_its_own(
+        self, database: str, engine: sa.Engine, make_host: MakeHost
+    ) -> None:
+        with engine.begin() as connection:
+            connection.execute(sa.text("CREATE SCHEMA school"))
+
+        def setup(app: Flask, db: SQLAlchemy) -> None:
+            db.metadata.schema = "school"
+            sa.Table("member", db.metadata, sa.Column("id", sa.Integer))
+
+        host = make_host(setup=setup)
+
+        with host.app.app_context():
+            assert host.rows() == []
+            assert sa.inspect(engine).get_table_names("school") == ["member"]
+            assert "credly_issuance" in sa.inspect(engine).get_table_names()
+            host.db.session.remove()
+
+        with engine.begin() as connection:
+            connection.execute(sa.text("DROP SCHEMA school CASCADE"))
+
+
+ISSUANCES = Issuance.__tablename__
+
+
+def read(engine: sa.Engine) -> dict[str, list[dict[str, t.Any]]]:
+    """Read the tables as the earlier version knows them."""
+    with engine.connect() as connection:
+        return {
+            name: [
+                dict(row)
+                for row in connection.execute(
+                    sa.select(table).order_by(table.c.id)
+                ).mappings()
+            ]
+            for name, table in earlier_tables.metadata.tables.items()
+        }
+
+
+SERVED = """
+
+# Added by the test: a view that completes, and a watch over connections.
+import os
+from flask import current_app
+from flask_credly import Member, course_completed
+from redis.connection import AbstractConnection
+import sqlalchemy
+
+def complete(member_id):
+    course_completed.send(
+        current_app._get_current_object(),
+        member=Member(member_id, f"member-{member_id}@example.org", "Ada", "Example"),
+        course_id="py-101",
+    )
+
+def report():
+    with open("shared", "a") as file:
+        file.write("a connection of another process\\n")
+
+@sqlalchemy.event.listens_for(sqlalchemy.Pool, "connect")
+def remember(connection, record):
+    record.info["process"] = os.getpid()
+
+@sqlalchemy.event.listens_for(sqlalchemy.Pool, "checkout")
+def compare(connection, record, proxy):
+    if record.info["process"] != os.getpid():
+        report()
+
+send = AbstractConnection.send_packed_command
+
+def send_packed_command(self, *args, **given):
+    if self.pid != os.getpid():
+        report()
+    return send(self, *args, **given)
+
+AbstractConnection.send_packed_command = send_packed_command
+make_app = create_app
+
+def create_app():
+    app = make_app()
+
+    @app.post("/complete/<member_id>")
+    def view(member_id):
+        complete(member_id)
+        return str(os.getpid())
+
+    if "COMPLETE_AT_START" in os.environ:
+        # Opens a connection to the database, and one to Redis.
+        with app.app_context():
+            complete("at-start")
+
+    return app
+"""
+
+
+def connect(engine: sa.Engine) -> None:
+    """Connect a site whose tables are empty, and map its course."""
+    tables = Base.metadata.tables
+
+    with engine.begin() as connection:
+        for name, rows in earlier_tables.ROWS.items():
+            if name not in (ISSUANCES, "credly_attempt", "credly_log_entry"):
+                connection.execute(sa.insert(tables[name]), rows)
+
+
+def complete_for_many(url: str, number: int = 30) -> set[str]:
+    """Complete a course for many members at once, each twice, and go on until two
+    processes have answered.
+
+    :return: The members' addresses.
+    """
+    processes: set[str] = set()
+    done: set[str] = set()
+    until = time.monotonic() + 60
+
+    def complete(member_id: str) -> None:
+        request = urllib.request.Request(f"{url}/complete/{member_id}", method="POST")
+
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            processes.add(answer.read().decode())
+
+        done.add(f"member-{member_id}@example.org")
+
+    with futures.ThreadPoolExecutor(8) as pool:
+        while len(done) < number or len(processes) < 2:
+            assert time.monotonic() < until, processes
+            start = len(done)
+            members = [str(each) for each in range(start, start + number)]
+            list(pool.map(complete, [*members, *members]))
+
+    return done
+
+
+def wait_until_served(url: str, site: Site) -> None:
+    until = time.monotonic() + 60
+
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(f"{url}/integrations/static/credly.css"):
+                return
+        except OSError:
+            time.sleep(0.1)
+
+    pytest.fail(site.logs())
+
+
+class TestGunicorn:
+    @pytest.mark.parametrize(
+        ("database", "config"),
+        [
+            ("postgresql", GUNICORN_CONFIG),
+            ("sqlite", GUNICORN_CONFIG),
+            ("sqlite", ""),
+        ],
+        indirect=["database"],
+        ids=["postgresql-preloaded", "sqlite-preloaded", "sqlite"],
+    )
+    def test_every_completion_is_one_badge(
+        self, site: Site, engine: sa.Engine, simulator: CredlySimulator, config: str
+    ) -> None:
+        members = self.serve(site, engine, config)
+        site.run("flask credly worker --burst")
+
+        assert sorted(badge["recipient_email"] for badge in simulator.badges) == sorted(
+            [*members, "member-at-start@example.org"]
+        )
+        assert not (site.folder / "shared").exists()
+
+    def test_without_post_fork_a_connection_has_two_processes(
+        self, site: Site, engine: sa.Engine
+    ) -> None:
+        """What the page's post_fork is for, and that the test above would notice."""
+        self.serve(site, engine, "preload_app = True")
+
+        assert (site.folder / "shared").exists()
+
+    def serve(self, site: Site, engine: sa.Engine, config: str) -> set[str]:
+        site.write("app.py", MIGRATING_APP + SERVED)
+        site.write("gunicorn.conf.py", config)
+        Base.metadata.create_all(engine)
+        connect(engine)
+        address = f"127.0.0.1:{free_port()}"
+        site.start(
+            GUNICORN,
+            GUNICORN_CMD_ARGS=f"--bind {address} --workers 2 --no-control-socket",
+            COMPLETE_AT_START="1",
+        )
+        wait_until_served(f"http://{address}", site)
+        return complete_for_many(f"http://{address}")
