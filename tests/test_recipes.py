@@ -18,14 +18,34 @@ import uuid
 from concurrent import futures
 
 import earlier_tables
+import flask_login
+import flask_security
 import pytest
 import sqlalchemy as sa
+from conftest import connect as connect_host
 from conftest import every_database
+from conftest import Host
 from conftest import MakeHost
 from flask import Flask
+from flask.testing import FlaskClient
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import orm
+from test_browser import browser as browser
+from test_browser import choose
+from test_browser import click
+from test_browser import expect_said
+from test_browser import make_site as make_site
+from test_browser import MakeSite
+from test_browser import open_page as open_page
+from test_browser import OpenPage
+from test_browser import watches as watches
 
 from example_app.redis_server import free_port
+from example_app.redis_server import own_redis
+from flask_credly import Course
+from flask_credly import course_completed
+from flask_credly import Credly
+from flask_credly import Member
 from flask_credly.models import Base
 from flask_credly.models import copy_tables
 from flask_credly.models import Issuance
@@ -52,6 +72,13 @@ def blocks(page: str, language: str = "python") -> list[str]:
 (GUNICORN,) = blocks("gunicorn.md", "sh")
 (MIGRATING_APP,) = blocks("migrations.md")
 FIRST_TIME, UPGRADE = blocks("migrations.md", "sh")
+
+
+def run_code(page: str, number: int = 0, **names: t.Any) -> dict[str, t.Any]:
+    """Run code of a page, with what it calls the host's."""
+    names["__name__"] = "recipe"
+    exec(compile(blocks(page)[number], page, "exec"), names)
+    return names
 
 
 class Site:
@@ -469,3 +496,353 @@ class TestGunicorn:
         )
         wait_until_served(f"http://{address}", site)
         return complete_for_many(f"http://{address}")
+
+
+LIST = "/integrations/"
+CONNECT = "/integrations/credly"
+
+
+class TestFlaskLogin:
+    @pytest.fixture
+    def host(self, make_host: MakeHost) -> Host:
+        names: dict[str, t.Any] = {}
+
+        def setup(app: Flask, db: SQLAlchemy) -> None:
+            class User(flask_login.UserMixin, db.Model):  # type: ignore[name-defined]
+                id = sa.Column(sa.Integer, primary_key=True)
+                email = sa.Column(sa.String(100))
+                first_name = sa.Column(sa.String(100))
+                last_name = sa.Column(sa.String(100))
+                is_admin = sa.Column(sa.Boolean)
+
+            names.update(
+                run_code("flask-login.md", credly=Credly(), db=db, User=User), User=User
+            )
+            names["login"].init_app(app)
+            names["login"].user_loader(lambda id: db.session.get(User, int(id)))
+
+            @app.get("/log-in", defaults={"number": 0})
+            @app.get("/log-in/<int:number>")
+            def log_in(number: int) -> str:
+                if number:
+                    flask_login.login_user(db.session.get(User, number))
+
+                return "Log in"
+
+            @app.post("/complete")
+            def complete() -> str:
+                course_completed.send(
+                    app,
+                    member=names["member_of"](flask_login.current_user),
+                    course_id="py-101",
+                )
+                return "Well done."
+
+        host = make_host(
+            is_admin=lambda: names["is_admin"](),
+            member=lambda id: names["member"](id),
+            setup=setup,
+        )
+
+        with host.app.app_context():
+            for name in ("admin", "ada"):
+                user = names["User"](
+                    email=f"{name}@example.org",
+                    first_name=name.title(),
+                    last_name="Example",
+                    is_admin=name == "admin",
+                )
+                host.db.session.add(user)
+                host.db.session.flush()
+
+            host.db.session.commit()
+
+        return host
+
+    def test_a_visitor_is_sent_to_the_login(self, host: Host) -> None:
+        client = host.app.test_client()
+        login = "/log-in?next=%2Fintegrations%2F"
+
+        assert client.get(LIST).location == login
+        assert client.post(CONNECT).status_code == 302
+        answer = client.get(LIST, headers={"HX-Request": "true"})
+        assert (answer.status_code, answer.headers["HX-Redirect"]) == (401, login)
+
+    @pytest.mark.parametrize(("number", "status"), [(1, 200), (2, 403)])
+    def test_an_admin_is_let_in_and_a_member_is_not(
+        self, host: Host, number: int, status: int
+    ) -> None:
+        client = host.app.test_client()
+        client.get(f"/log-in/{number}")
+
+        assert client.get(LIST).status_code == status
+
+    def test_a_members_badge_has_the_address_of_the_retry(
+        self, host: Host, credly: CredlySimulator, in_context: None
+    ) -> None:
+        connect_host(host, credly)
+        client = host.app.test_client()
+        client.get("/log-in/2")
+        client.post("/complete")
+        assert host.row().member_id == "2"
+
+        credly.fail("issue", status=422)
+        host.db.session.execute(sa.text("UPDATE user SET email = 'new@example.org'"))
+        host.db.session.commit()
+        host.drain()
+
+        assert [badge["recipient_email"] for badge in credly.badges] == [
+            "new@example.org"
+        ]
+
+
+class TestFlaskSecurity:
+    @pytest.fixture
+    def client(self, make_host: MakeHost) -> FlaskClient:
+        names = run_code("flask-security.md", credly=Credly())
+        datastores: list[t.Any] = []
+
+        def setup(app: Flask, db: SQLAlchemy) -> None:
+            has_role = sa.Table(
+                "roles",
+                db.metadata,
+                sa.Column("user_id", sa.ForeignKey("user.id")),
+                sa.Column("role_id", sa.ForeignKey("role.id")),
+            )
+
+            class Role(flask_security.RoleMixin, db.Model):  # type: ignore
+                id = sa.Column(sa.Integer, primary_key=True)
+                name = sa.Column(sa.String(100))
+
+            class User(flask_security.UserMixin, db.Model):  # type: ignore
+                id = sa.Column(sa.Integer, primary_key=True)
+                email = sa.Column(sa.String(100))
+                first_name = sa.Column(sa.String(100))
+                last_name = sa.Column(sa.String(100))
+                password = sa.Column(sa.String(255))
+                active = sa.Column(sa.Boolean)
+                fs_uniquifier = sa.Column(sa.String(64))
+                roles = orm.relationship(Role, secondary=has_role)
+
+            datastore = flask_security.SQLAlchemyUserDatastore(db, User, Role)
+            flask_security.Security(app, datastore)
+            datastores.append(datastore)
+
+        host = make_host(
+            is_admin=names["is_admin"],
+            setup=setup,
+            SECURITY_PASSWORD_HASH="pbkdf2_sha512",
+            SECURITY_PASSWORD_SALT="salt",
+            SECURITY_EMAIL_VALIDATOR_ARGS={"check_deliverability": False},
+            WTF_CSRF_ENABLED=False,
+        )
+
+        with host.app.app_context():
+            (datastore,) = datastores
+            password = flask_security.hash_password("a password")
+
+            for name, roles in (
+                ("admin", [datastore.create_role(name="admin")]),
+                ("ada", []),
+            ):
+                user = datastore.create_user(
+                    email=f"{name}@example.org",
+                    first_name=name.title(),
+                    last_name="Example",
+                    password=password,
+                    roles=roles,
+                )
+
+            host.db.session.commit()
+            assert names["member_of"](user) == Member(
+                "2", "ada@example.org", "Ada", "Example"
+            )
+
+        return host.app.test_client()
+
+    def test_a_visitor_is_sent_to_the_login(self, client: FlaskClient) -> None:
+        assert client.get(LIST).location == "/login?next=/integrations/"
+        assert client.post(CONNECT).status_code == 302
+
+    @pytest.mark.parametrize(("name", "status"), [("admin", 200), ("ada", 403)])
+    def test_an_admin_is_let_in_and_a_member_is_not(
+        self, client: FlaskClient, name: str, status: int
+    ) -> None:
+        account = {"email": f"{name}@example.org", "password": "a password"}
+        assert client.post("/login", data=account).status_code == 302
+
+        assert client.get(LIST).status_code == status
+
+
+class TestFlaskTalisman:
+    def test_tags_carry_the_nonce_of_the_policy(self, make_host: MakeHost) -> None:
+        host = make_host()
+        run_code("flask-talisman.md")["secure"](host.app)
+        client = host.app.test_client()
+        plain = client.get(LIST)
+        assert plain.location == "https://localhost/integrations/"
+
+        page = client.get(LIST, base_url="https://localhost")
+        policy = page.headers["Content-Security-Policy"]
+        (nonce,) = set(re.findall(r"'nonce-([^']+)'", policy))
+
+        assert "default-src 'self'" in policy
+        tags = re.findall(r"<(?:script|link rel=.stylesheet.)[^>]*>", page.text)
+        assert len(tags) == 3
+        assert [tag for tag in tags if f' nonce="{nonce}"' not in tag] == []
+
+    @pytest.mark.parametrize("scripts", ["'self'", "'strict-dynamic'"])
+    def test_the_pages_work_under_the_policy(
+        self, make_site: MakeSite, open_page: OpenPage, scripts: str
+    ) -> None:
+        site = make_site()
+        names = run_code("flask-talisman.md")
+        names["policy"]["script-src"] = scripts
+        names["policy"]["img-src"].append("https://images.example.org")
+        site.host.app.debug = True  # no redirect to https
+        names["secure"](site.host.app)
+        site.connect()
+        page = open_page(site, CONNECT)
+        choose(page, "Python 101", "Python Badge")
+        click(page, "Save mapping")
+        expect_said(page, "Mapping saved: Python 101 to Python Badge.")
+
+        assert page.evaluate("typeof htmx") == "object"
+        assert page.url.endswith(CONNECT)
+
+
+class TestSeveralApps:
+    def test_each_has_its_ledger_and_its_workers(
+        self, site: Site, simulator: CredlySimulator
+    ) -> None:
+        site.write("app.py", blocks("several-apps.md")[0])
+        config = {
+            key.removeprefix("FLASK_"): value
+            for key, value in site.environment.items()
+            if key.startswith("FLASK_") and key != "FLASK_CREDLY_QUEUE"
+        }
+
+        for name in ("school", "club"):
+            url = f"sqlite:///{site.folder / name}.db"
+            own = {**config, "SQLALCHEMY_DATABASE_URI": url}
+            site.environment.update(
+                {f"{name.upper()}_{key}": value for key, value in own.items()}
+            )
+            engine = sa.create_engine(url)
+            Base.metadata.create_all(engine)
+            connect(engine)
+
+            with engine.begin() as connection:
+                if name == "club":
+                    connection.execute(
+                        sa.text("UPDATE credly_mapping SET course_id = 'chess'")
+                    )
+
+            engine.dispose()
+
+        site.write("complete.py", COMPLETE_IN_BOTH)
+        assert site.run("python complete.py") == "credly-school credly-club\n"
+        school, club = blocks("several-apps.md", "sh")[0].splitlines()
+
+        site.run(f"{school} --burst")
+        assert [badge["recipient_email"] for badge in simulator.badges] == [
+            "school@example.org"
+        ]
+        site.run(f"{club} --burst")
+        assert [badge["recipient_email"] for badge in simulator.badges] == [
+            "school@example.org",
+            "club@example.org",
+        ]
+
+    def test_two_extensions_keep_to_their_own_application(
+        self, make_host: MakeHost, tmp_path: pathlib.Path
+    ) -> None:
+        first = make_host()
+        second = make_host(
+            courses=lambda: [Course(id="chess", title="Chess openings")],
+            is_admin=lambda: False,
+            SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path / 'second.db'}",
+        )
+
+        assert first.app.test_client().get(LIST).status_code == 200
+        assert second.app.test_client().get(LIST).status_code == 403
+        assert [course.id for course in second.state.list_courses()] == ["chess"]
+
+
+COMPLETE_IN_BOTH = """
+from app import create_club, create_school
+from flask_credly import Member, course_completed
+
+school, club = create_school(), create_club()
+print(school.config["CREDLY_QUEUE"], club.config["CREDLY_QUEUE"])
+
+with club.app_context():
+    for app, name, course in ((school, "school", "py-101"), (club, "club", "chess")):
+        member = Member(name, f"{name}@example.org", "Ada", "Example")
+        course_completed.send(app, member=member, course_id=course)
+"""
+
+
+class TestRQ:
+    @pytest.fixture
+    def queued(self, site: Site, engine: sa.Engine) -> cabc.Iterator[Site]:
+        """A site whose host has a job of its own, and a completion."""
+        queue, setting, program = blocks("rq.md")
+        own = "def greet():\n    open('greeted', 'w').close()\n"
+        made = "    app.config.from_prefixed_env()"
+        line = f"    {setting.strip()}\n"
+        app = MIGRATING_APP.replace(made, line + made)
+        assert line in app
+        site.write("app.py", own + queue + app)
+        site.write("program.py", f"from app import *\n{program}")
+        del site.environment["FLASK_CREDLY_QUEUE"]
+        Base.metadata.create_all(engine)
+        connect(engine)
+
+        with own_redis(free_port()) as url:
+            site.environment |= {"REDIS_URL": url, "FLASK_REDIS_URL": url}
+            site.write("complete.py", COMPLETE_BESIDE_A_JOB)
+            site.run("python complete.py")
+            yield site
+
+    def test_our_worker_beside_the_hosts(
+        self, queued: Site, simulator: CredlySimulator
+    ) -> None:
+        queued.run(f"{self.command(0)} --burst")
+
+        assert len(simulator.badges) == 1
+        assert not (queued.folder / "greeted").exists()
+
+    def test_rqs_worker_does_both(
+        self, queued: Site, simulator: CredlySimulator
+    ) -> None:
+        queued.run(f"{self.command(1)} --burst")
+
+        assert len(simulator.badges) == 1
+        assert (queued.folder / "greeted").exists()
+
+    def test_the_hosts_program_does_both(
+        self, queued: Site, simulator: CredlySimulator
+    ) -> None:
+        del queued.environment["FLASK_APP"]
+        queued.run("python program.py")
+
+        assert len(simulator.badges) == 1
+        assert (queued.folder / "greeted").exists()
+
+    def command(self, number: int) -> str:
+        return blocks("rq.md", "sh")[number].strip()
+
+
+COMPLETE_BESIDE_A_JOB = """
+import app as host
+from flask_credly import Member, course_completed
+from rq import Queue
+
+app = host.create_app()
+member = Member("1", "ada@example.org", "Ada", "Example")
+course_completed.send(app, member=member, course_id="py-101")
+queue = host.credly_queue(app)
+assert queue.count == 1
+Queue("default", connection=queue.connection).enqueue("app.greet")
+"""
