@@ -5,10 +5,12 @@ taken from them and run.
 from __future__ import annotations
 
 import collections.abc as cabc
+import json
 import os
 import pathlib
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -22,10 +24,12 @@ import flask_login
 import flask_security
 import pytest
 import sqlalchemy as sa
+import yaml
 from conftest import connect as connect_host
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
+from conftest import missing
 from flask import Flask
 from flask.testing import FlaskClient
 from flask_sqlalchemy import SQLAlchemy
@@ -484,18 +488,8 @@ class TestGunicorn:
         assert (site.folder / "shared").exists()
 
     def serve(self, site: Site, engine: sa.Engine, config: str) -> set[str]:
-        site.write("app.py", MIGRATING_APP + SERVED)
-        site.write("gunicorn.conf.py", config)
         Base.metadata.create_all(engine)
-        connect(engine)
-        address = f"127.0.0.1:{free_port()}"
-        site.start(
-            GUNICORN,
-            GUNICORN_CMD_ARGS=f"--bind {address} --workers 2 --no-control-socket",
-            COMPLETE_AT_START="1",
-        )
-        wait_until_served(f"http://{address}", site)
-        return complete_for_many(f"http://{address}")
+        return serve(site, engine, GUNICORN, config, COMPLETE_AT_START="1")
 
 
 LIST = "/integrations/"
@@ -846,3 +840,130 @@ queue = host.credly_queue(app)
 assert queue.count == 1
 Queue("default", connection=queue.connection).enqueue("app.greet")
 """
+
+
+class TestServers:
+    @pytest.fixture
+    def units(self, site: Site) -> dict[str, str]:
+        """The units by name, with this folder and its programs."""
+        page = (RECIPES / "servers.md").read_text()
+        found = re.findall(
+            r"`/etc/systemd/system/(.+?)`.*?```systemd\n(.*?)```", page, re.S
+        )
+        programs = str(pathlib.Path(sys.executable).parent)
+        return {
+            name: text.replace("/srv/school/venv/bin", programs).replace(
+                "/srv/school", str(site.folder)
+            )
+            for name, text in found
+        }
+
+    def test_systemd_understands_the_units(
+        self, units: dict[str, str], tmp_path: pathlib.Path
+    ) -> None:
+        if not shutil.which("systemd-analyze"):
+            missing("systemd", "no systemd-analyze on the PATH")
+
+        assert len(units) == len(blocks("servers.md", "systemd")) == 4
+
+        for name, text in units.items():
+            (tmp_path / name).write_text(text)
+
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", *units],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+    def test_what_the_units_start_issues_badges(
+        self,
+        site: Site,
+        engine: sa.Engine,
+        simulator: CredlySimulator,
+        units: dict[str, str],
+    ) -> None:
+        (settings,) = blocks("servers.md", "ini")
+        assert set(re.findall(r"^(\w+)=", settings, re.M)) <= set(site.environment)
+        commands = {
+            name.removesuffix(".service"): command
+            for name, text in units.items()
+            for command in re.findall(r"^ExecStart=(.+)$", text, re.M)
+        }
+        Base.metadata.create_all(engine)
+        web, worker = commands["school-web"], commands["school-worker@"]
+        done = serve(site, engine, web)
+        assert "A worker was rung." in site.run(commands["school-sweep"])
+        site.start(worker)
+        site.start(worker)
+
+        assert_badges(simulator, done)
+
+    @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+    def test_what_compose_starts_issues_badges(
+        self, site: Site, engine: sa.Engine, simulator: CredlySimulator
+    ) -> None:
+        file = yaml.safe_load(blocks("servers.md", "yaml")[0])
+        services = file["services"]
+        (command,) = re.findall(
+            r"^CMD (\[.+\])$", blocks("servers.md", "dockerfile")[0], re.M
+        )
+        commands = {
+            name: shlex.join(service.get("command") or json.loads(command))
+            for name, service in services.items()
+            if "image" not in service
+        }
+        assert set(commands) == {"web", "worker", "migrate"}
+
+        for name in commands:
+            assert set(services[name]["environment"]) <= set(site.environment)
+            assert set(services[name]["depends_on"]) <= set(services)
+
+        assert services["migrate"]["restart"] == "no"
+        local = f"sqlite:///{site.folder / 'local.db'}"
+        site.write("app.py", MIGRATING_APP)
+        site.run(FIRST_TIME, FLASK_SQLALCHEMY_DATABASE_URI=local)
+        site.run(commands["migrate"])
+        done = serve(site, engine, commands["web"])
+        site.start(commands["worker"])
+        site.start(commands["worker"])
+
+        assert_badges(simulator, done)
+
+
+def serve(
+    site: Site,
+    engine: sa.Engine,
+    command: str,
+    config: str = GUNICORN_CONFIG,
+    **environment: str,
+) -> set[str]:
+    """Serve a site with gunicorn, and complete its course for many.
+
+    :return: The members' addresses.
+    """
+    site.write("app.py", MIGRATING_APP + SERVED)
+    site.write("gunicorn.conf.py", config)
+    connect(engine)
+    address = f"127.0.0.1:{free_port()}"
+    # An address in the command would go before the environment's.
+    site.start(
+        re.sub(r"--bind \S+", "", command),
+        GUNICORN_CMD_ARGS=f"--bind {address} --workers 2 --no-control-socket",
+        **environment,
+    )
+    wait_until_served(f"http://{address}", site)
+    return complete_for_many(f"http://{address}")
+
+
+def assert_badges(simulator: CredlySimulator, addresses: set[str]) -> None:
+    """Wait until each of these has its badge: nobody has two, and nobody else one."""
+    until = time.monotonic() + 60
+
+    while len(simulator.badges) < len(addresses):
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.1)
+
+    found = sorted(badge["recipient_email"] for badge in simulator.badges)
+    assert found == sorted(addresses)
