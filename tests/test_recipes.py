@@ -487,6 +487,22 @@ class TestGunicorn:
 
         assert (site.folder / "shared").exists()
 
+    def test_nothing_is_opened_while_the_application_is_made(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for key, value in site.environment.items():
+            monkeypatch.setenv(key, value)
+
+        app = run_code("migrations.md")["create_app"]()
+
+        with app.app_context():
+            (opened,) = app.extensions["sqlalchemy"].engines.values()
+            assert opened.pool.status().startswith(
+                "Pool size: 5  Connections in pool: 0"
+            )
+
+        assert app.extensions["credly"].web_queue.queue is None
+
     def serve(self, site: Site, engine: sa.Engine, config: str) -> set[str]:
         Base.metadata.create_all(engine)
         return serve(site, engine, GUNICORN, config, COMPLETE_AT_START="1")
@@ -502,7 +518,7 @@ class TestFlaskLogin:
         names: dict[str, t.Any] = {}
 
         def setup(app: Flask, db: SQLAlchemy) -> None:
-            class User(flask_login.UserMixin, db.Model):  # type: ignore[name-defined]
+            class User(flask_login.UserMixin, db.Model):
                 id = sa.Column(sa.Integer, primary_key=True)
                 email = sa.Column(sa.String(100))
                 first_name = sa.Column(sa.String(100))
@@ -604,11 +620,11 @@ class TestFlaskSecurity:
                 sa.Column("role_id", sa.ForeignKey("role.id")),
             )
 
-            class Role(flask_security.RoleMixin, db.Model):  # type: ignore
+            class Role(flask_security.RoleMixin, db.Model):
                 id = sa.Column(sa.Integer, primary_key=True)
                 name = sa.Column(sa.String(100))
 
-            class User(flask_security.UserMixin, db.Model):  # type: ignore
+            class User(flask_security.UserMixin, db.Model):
                 id = sa.Column(sa.Integer, primary_key=True)
                 email = sa.Column(sa.String(100))
                 first_name = sa.Column(sa.String(100))
@@ -967,3 +983,17 @@ def assert_badges(simulator: CredlySimulator, addresses: set[str]) -> None:
 
     found = sorted(badge["recipient_email"] for badge in simulator.badges)
     assert found == sorted(addresses)
+
+
+def test_the_readme_names_every_recipe() -> None:
+    readme = (RECIPES.parent.parent / "README.md").read_text()
+
+    assert set(re.findall(r"docs/recipes/([\w-]+\.md)", readme)) == {
+        path.name for path in RECIPES.iterdir()
+    }
+
+
+def test_links_between_recipes_lead_somewhere() -> None:
+    for path in RECIPES.iterdir():
+        for name in re.findall(r"\]\((.+?)\)", path.read_text()):
+            assert (RECIPES / name).exists(), f"{path.name}: {name}"
