@@ -57,6 +57,7 @@ from flask_credly.testing import CredlySimulator
 
 RECIPES = pathlib.Path(__file__).parent.parent / "docs/recipes"
 TESTS = pathlib.Path(__file__).parent
+ISSUANCES = Issuance.__tablename__
 
 CONVENTION = {
     "ix": "i_%(column_0_label)s",
@@ -331,9 +332,6 @@ class TestMigrations:
 
         with engine.begin() as connection:
             connection.execute(sa.text("DROP SCHEMA school CASCADE"))
-
-
-ISSUANCES = Issuance.__tablename__
 
 
 def read(engine: sa.Engine) -> dict[str, list[dict[str, t.Any]]]:
