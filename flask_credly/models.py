@@ -24,7 +24,12 @@ NAMING = {
 
 
 class Base(orm.DeclarativeBase):
-    """Base of the extension's models. Its metadata is not the host's."""
+    """Base of the extension's models. Its metadata is not the host's.
+
+    A column that cannot be null and comes later has a default in the database, too: a
+    filled table takes it, and processes of the version before need not know it. Truth
+    values are written "0" and "1", which every database takes.
+    """
 
     metadata = sa.MetaData(naming_convention=NAMING)
 
@@ -114,8 +119,10 @@ class Connection(Base):
     templates_failed_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When the list could not be loaded. Null once it was."""
 
-    expired: orm.Mapped[bool] = orm.mapped_column(default=False)
-    switched_off: orm.Mapped[bool] = orm.mapped_column(default=False)
+    expired: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
+    switched_off: orm.Mapped[bool] = orm.mapped_column(
+        default=False, server_default="0"
+    )
     """The admin has paused issuing. Completions are still recorded."""
     paused_until: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """Until when nothing is sent. Kept after that time, until a request succeeds:
@@ -131,7 +138,7 @@ class Connection(Base):
 
     token: orm.Mapped[str | None] = orm.mapped_column(sa.Text)
     """Sealed."""
-    token_version: orm.Mapped[int] = orm.mapped_column(default=0)
+    token_version: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     token_expires_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     token_fetch_until: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """Until when one worker has the right to fetch the next token."""
@@ -148,8 +155,10 @@ class Template(Base):
     )
     name: orm.Mapped[str] = orm.mapped_column(sa.String(255))
     image_url: orm.Mapped[str | None] = orm.mapped_column(sa.String(2000))
-    allows_duplicates: orm.Mapped[bool] = orm.mapped_column(default=False)
-    active: orm.Mapped[bool] = orm.mapped_column(default=True)
+    allows_duplicates: orm.Mapped[bool] = orm.mapped_column(
+        default=False, server_default="0"
+    )
+    active: orm.Mapped[bool] = orm.mapped_column(default=True, server_default="1")
     """Whether Credly listed it as active at the last sync."""
 
 
@@ -220,24 +229,26 @@ class Issuance(Base):
     the end of the lease while ``sending``, null in every final state. What claim and
     sweep look at.
     """
-    bulk: orm.Mapped[bool] = orm.mapped_column(default=False)
+    bulk: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
     """Recorded by a backfill: gives way to completions that come in."""
     backfill_id: orm.Mapped[int | None]
     lease: orm.Mapped[str | None] = orm.mapped_column(_id(32), index=True)
     """The fencing token of the worker that holds the row."""
-    attempts: orm.Mapped[int] = orm.mapped_column(default=0)
+    attempts: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Requests to issue that count: at most two."""
-    maybe_issued: orm.Mapped[bool] = orm.mapped_column(default=False)
+    maybe_issued: orm.Mapped[bool] = orm.mapped_column(
+        default=False, server_default="0"
+    )
     """A request went out and its outcome is not known: look before the next."""
-    deaths: orm.Mapped[int] = orm.mapped_column(default=0)
+    deaths: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Workers that have died while they held the row."""
-    look_ups: orm.Mapped[int] = orm.mapped_column(default=0)
+    look_ups: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Look-ups that had no clear answer."""
     settled_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     badge_id: orm.Mapped[str | None] = orm.mapped_column(sa.String(36))
     """Credly's id of the issued badge."""
     error: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
-    test: orm.Mapped[bool] = orm.mapped_column(default=False)
+    test: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
     """The admin's own try of a mapping: no member's badge."""
     erased_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When it was made to name nobody: it is never tried again."""
@@ -264,9 +275,9 @@ class Backfill(Base):
     """When a worker may take it up: moved ahead while one records, null at the end."""
     lease: orm.Mapped[str | None] = orm.mapped_column(_id(32))
     """The token of the worker that records."""
-    completed: orm.Mapped[int] = orm.mapped_column(default=0)
+    completed: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Completions read from the host so far."""
-    incomplete: orm.Mapped[int] = orm.mapped_column(default=0)
+    incomplete: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Those of members without an address or name."""
 
 
@@ -314,13 +325,31 @@ def copy_tables(metadata: sa.MetaData) -> None:
     there already, so that several apps can share one ``db``.
     """
     for table in Base.metadata.sorted_tables:
-        if table.name in metadata.tables:
-            continue
+        if table.name not in metadata.tables:
+            _copy_table(table, metadata)
 
+
+def _copy_table(table: sa.Table, metadata: sa.MetaData) -> None:
+    # Our statements name no schema: the tables are not put into the host's either.
+    schema, metadata.schema = metadata.schema, None
+
+    try:
         copy = table.to_metadata(metadata)
+    finally:
+        metadata.schema = schema
 
-        for column in copy.columns:
-            # Alembic would write "flask_credly.models.UTCDateTime()" into the
-            # host's migration, without the import.
-            if isinstance(column.type, UTCDateTime):
-                column.type = column.type.impl_instance
+    names = {_columns(index): index.name for index in table.indexes}
+
+    for index in copy.indexes:
+        # Those of one column are made anew, by the host's naming convention.
+        index.name = names[_columns(index)]
+
+    for column in copy.columns:
+        # Alembic would write "flask_credly.models.UTCDateTime()" into the host's
+        # migration, without the import.
+        if isinstance(column.type, UTCDateTime):
+            column.type = column.type.impl_instance
+
+
+def _columns(index: sa.Index) -> tuple[str, ...]:
+    return tuple(column.name for column in index.columns)

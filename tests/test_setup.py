@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import subprocess
 import sys
 import typing as t
@@ -17,7 +16,6 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from flask_credly import Credly
-from flask_credly.models import Base
 from flask_credly.models import Issuance
 from flask_credly.models import UTCDateTime
 from flask_credly.settings import get_state
@@ -199,57 +197,6 @@ print(sorted(heavy & set(sys.modules)))
     )
 
     assert found.stdout.strip() == "[]"
-
-
-MIGRATIONS = """
-import sys
-from flask import Flask
-from flask_migrate import Migrate, init, migrate, upgrade
-from flask_sqlalchemy import SQLAlchemy
-from flask_credly import Credly
-
-app = Flask("app")
-app.config.update(SECRET_KEY="k", SQLALCHEMY_DATABASE_URI=sys.argv[1])
-db = SQLAlchemy()
-db.init_app(app)
-credly = Credly()
-credly.courses(list)
-credly.is_admin(lambda: True)
-credly.init_app(app)
-Migrate(app, db, directory=sys.argv[2])
-
-with app.app_context():
-    init()
-    migrate(message="first")
-    upgrade()
-    migrate(message="second")
-"""
-
-
-@every_database
-def test_flask_migrate_sees_the_tables_and_then_no_change(
-    database: str, tmp_path: pathlib.Path
-) -> None:
-    folder = tmp_path / "migrations"
-    engine = sa.create_engine(database)
-
-    try:
-        subprocess.run(
-            [sys.executable, "-c", MIGRATIONS, database, str(folder)],
-            capture_output=True,
-            check=True,
-        )
-        made = set(sa.inspect(engine).get_table_names())
-    finally:
-        metadata = sa.MetaData()
-        metadata.reflect(engine)
-        metadata.drop_all(engine)
-        engine.dispose()
-
-    (version,) = (folder / "versions").glob("*.py")
-    assert set(Base.metadata.tables) <= made
-    assert "first" in version.name
-    assert "flask_credly" not in version.read_text()
 
 
 @every_database

@@ -1,0 +1,997 @@
+"""The pages in docs/recipes hold what they say: their code, files and commands are
+taken from them and run.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import typing as t
+import urllib.request
+import uuid
+from concurrent import futures
+
+import earlier_tables
+import flask_login
+import flask_security
+import pytest
+import sqlalchemy as sa
+import yaml
+from conftest import connect as connect_host
+from conftest import every_database
+from conftest import Host
+from conftest import MakeHost
+from conftest import missing
+from flask import Flask
+from flask.testing import FlaskClient
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import orm
+from test_browser import browser as browser
+from test_browser import choose
+from test_browser import click
+from test_browser import expect_said
+from test_browser import make_site as make_site
+from test_browser import MakeSite
+from test_browser import open_page as open_page
+from test_browser import OpenPage
+from test_browser import watches as watches
+
+from example_app.redis_server import free_port
+from example_app.redis_server import own_redis
+from flask_credly import Course
+from flask_credly import course_completed
+from flask_credly import Credly
+from flask_credly import Member
+from flask_credly.models import Base
+from flask_credly.models import copy_tables
+from flask_credly.models import Issuance
+from flask_credly.testing import CredlySimulator
+
+RECIPES = pathlib.Path(__file__).parent.parent / "docs/recipes"
+TESTS = pathlib.Path(__file__).parent
+ISSUANCES = Issuance.__tablename__
+
+CONVENTION = {
+    "ix": "i_%(column_0_label)s",
+    "uq": "u_%(table_name)s_%(column_0_name)s",
+    "fk": "f_%(table_name)s_%(column_0_name)s",
+    "pk": "p_%(table_name)s",
+}
+"""A host's own."""
+
+
+def blocks(page: str, language: str = "python") -> list[str]:
+    """Read the code of one language that a page holds."""
+    return re.findall(rf"```{language}\n(.*?)```", (RECIPES / page).read_text(), re.S)
+
+
+(GUNICORN_CONFIG,) = blocks("gunicorn.md")
+(GUNICORN,) = blocks("gunicorn.md", "sh")
+(MIGRATING_APP,) = blocks("migrations.md")
+FIRST_TIME, UPGRADE = blocks("migrations.md", "sh")
+
+
+def run_code(page: str, number: int = 0, **names: t.Any) -> dict[str, t.Any]:
+    """Run code of a page, with what it calls the host's."""
+    names["__name__"] = "recipe"
+    exec(compile(blocks(page)[number], page, "exec"), names)
+    return names
+
+
+class Site:
+    """A folder with a host's files, and programs that run there."""
+
+    def __init__(self, folder: pathlib.Path, **config: str) -> None:
+        self.folder = folder
+        programs = pathlib.Path(sys.executable).parent
+        self.environment = {
+            **os.environ,
+            "FLASK_APP": "app",
+            "FLASK_SECRET_KEY": "a key for tests",
+            **{f"FLASK_{key}": value for key, value in config.items()},
+            "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+            "PYTHONPATH": os.pathsep.join([str(folder), str(TESTS), *sys.path]),
+        }
+        self._running: list[subprocess.Popen[str]] = []
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text)
+
+    def run(self, commands: str, **environment: str) -> str:
+        """Run commands to their end. Get what they print."""
+        done = subprocess.run(
+            ["sh", "-ec", commands],
+            cwd=self.folder,
+            env={**self.environment, **environment},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def start(self, command: str, **environment: str) -> None:
+        """Start a program. It is stopped at the end, gently."""
+        log = (self.folder / f"log-{len(self._running)}").open("w")
+
+        with log:
+            self._running.append(
+                subprocess.Popen(
+                    shlex.split(command),
+                    cwd=self.folder,
+                    env={**self.environment, **environment},
+                    stdout=log,
+                    stderr=log,
+                    text=True,
+                )
+            )
+
+    def stop(self) -> None:
+        for process in self._running:
+            process.terminate()
+
+        for process in self._running:
+            process.wait(timeout=30)
+
+    def logs(self) -> str:
+        return "".join(path.read_text() for path in self.folder.glob("log-*"))
+
+
+@pytest.fixture
+def site(
+    tmp_path: pathlib.Path, database: str, redis_url: str, simulator: CredlySimulator
+) -> cabc.Iterator[Site]:
+    """A site with a database, a Redis and a Credly, all real but the last."""
+    with simulator.serve() as server:
+        made = Site(
+            tmp_path,
+            SQLALCHEMY_DATABASE_URI=database,
+            CREDLY_REDIS_URL=redis_url,
+            CREDLY_QUEUE=f"credly-{uuid.uuid4().hex}",
+            CREDLY_API_URL=server.api_url,
+            CREDLY_TOKEN_URL=server.token_url,
+            CREDLY_RETRY_DELAY="0",
+            CREDLY_ENCRYPTION_KEYS=earlier_tables.KEY,
+        )
+
+        try:
+            yield made
+        finally:
+            made.stop()
+            drop_everything(database)
+
+    assert simulator.problems == []
+
+
+@pytest.fixture
+def simulator() -> CredlySimulator:
+    credly = CredlySimulator(
+        organization_id=earlier_tables.ORGANIZATION_ID,
+        client_id=earlier_tables.CLIENT_ID,
+        client_secret=earlier_tables.CLIENT_SECRET,
+    )
+    credly.add_template("Python Badge", id=earlier_tables.TEMPLATE_ID)
+    return credly
+
+
+@pytest.fixture
+def engine(database: str) -> cabc.Iterator[sa.Engine]:
+    made = sa.create_engine(database)
+    yield made
+    made.dispose()
+
+
+def drop_everything(database: str) -> None:
+    engine = sa.create_engine(database)
+    metadata = sa.MetaData()
+    metadata.reflect(engine)
+    metadata.drop_all(engine)
+    engine.dispose()
+
+
+def names_in(engine: sa.Engine) -> set[str]:
+    """Read the names of all constraints and indexes of our tables."""
+    found: set[str | None] = set()
+    inspector = sa.inspect(engine)
+
+    for table in Base.metadata.tables:
+        found.add(inspector.get_pk_constraint(table)["name"])
+        found.update(each["name"] for each in inspector.get_unique_constraints(table))
+        found.update(each["name"] for each in inspector.get_foreign_keys(table))
+        found.update(each["name"] for each in inspector.get_indexes(table))
+
+    return {name for name in found if name and name != "PRIMARY"}
+
+
+def names_of(metadata: sa.MetaData) -> set[str]:
+    return {
+        str(each.name)
+        for table in metadata.tables.values()
+        for each in [*table.constraints, *table.indexes]
+    }
+
+
+class TestMigrations:
+    @every_database
+    def test_a_migration_made_on_sqlite_runs_everywhere_and_leaves_nothing_to_do(
+        self, site: Site, engine: sa.Engine, database: str
+    ) -> None:
+        """In a host with a naming convention, comparing all that Alembic can."""
+        app = MIGRATING_APP.replace(
+            "db = SQLAlchemy()",
+            "import sqlalchemy\n"
+            f"db = SQLAlchemy(metadata=sqlalchemy.MetaData(None, None, {CONVENTION}))",
+        )
+        compare = "migrate.alembic_ctx_kwargs['compare_server_default'] = True\n"
+        site.write("app.py", app + compare)
+        local = f"sqlite:///{site.folder / 'local.db'}"
+        site.run(FIRST_TIME, FLASK_SQLALCHEMY_DATABASE_URI=local)
+        site.run("flask db upgrade")
+
+        assert "No new upgrade operations" in site.run("flask db check")
+        expected = names_of(Base.metadata)
+
+        if engine.dialect.name == "mysql":
+            expected = {name for name in expected if not name.startswith("pk_")}
+
+        assert names_in(engine) == expected
+        (version,) = (site.folder / "migrations/versions").glob("*.py")
+        assert "flask_credly" not in version.read_text()
+
+    @every_database
+    def test_an_upgrade_keeps_every_row_and_the_worker_goes_on(
+        self, site: Site, engine: sa.Engine, simulator: CredlySimulator
+    ) -> None:
+        earlier = MIGRATING_APP.replace("credly.init_app(app)", "pass").replace(
+            "db = SQLAlchemy()",
+            "import earlier_tables\ndb = SQLAlchemy(metadata=earlier_tables.metadata)",
+        )
+        site.write("app.py", earlier)
+        site.run(FIRST_TIME)
+        tables = earlier_tables.metadata.tables
+
+        with engine.begin() as connection:
+            for name, rows in earlier_tables.ROWS.items():
+                connection.execute(sa.insert(tables[name]), rows)
+
+        before = read(engine)
+        site.write("app.py", MIGRATING_APP)
+        site.run(UPGRADE)
+
+        assert read(engine) == before
+        assert "No new upgrade operations" in site.run("flask db check")
+
+        # A process of the version before runs on for a while.
+        with engine.begin() as connection:
+            connection.execute(
+                sa.insert(tables["credly_issuance"]), earlier_tables.NEW_ISSUANCE
+            )
+
+        # The badge whose answer was lost is there.
+        simulator.award(earlier_tables.TEMPLATE_ID, "member-3@example.org")
+        site.run("flask credly worker --burst")
+        states = {row["member_id"]: row["state"] for row in read(engine)[ISSUANCES]}
+
+        assert states == {
+            "1": "issued",
+            "2": "issued",
+            "3": "issued",
+            "4": "failed",
+            "5": "cancelled",
+            "6": "held",
+            "9": "issued",
+        }
+        assert sorted(badge["recipient_email"] for badge in simulator.badges) == [
+            f"member-{number}@example.org" for number in (2, 3, 9)
+        ]
+
+    def test_a_column_that_every_row_needs_has_a_default_in_the_database(self) -> None:
+        """So that a filled table takes it, and an older process need not know it."""
+        assert [
+            str(column)
+            for table in Base.metadata.tables.values()
+            for column in table.columns
+            if column.default is not None and column.server_default is None
+        ] == []
+
+    @pytest.mark.parametrize("convention", [None, CONVENTION])
+    def test_names_are_ours_whatever_the_hosts_convention(
+        self, convention: dict[str, str] | None
+    ) -> None:
+        metadata = sa.MetaData(naming_convention=convention)
+        copy_tables(metadata)
+
+        assert names_of(metadata) == names_of(Base.metadata)
+
+    @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+    def test_a_host_with_a_schema_of_its_own(
+        self, database: str, engine: sa.Engine, make_host: MakeHost
+    ) -> None:
+        with engine.begin() as connection:
+            connection.execute(sa.text("CREATE SCHEMA school"))
+
+        def setup(app: Flask, db: SQLAlchemy) -> None:
+            db.metadata.schema = "school"
+            sa.Table("member", db.metadata, sa.Column("id", sa.Integer))
+
+        host = make_host(setup=setup)
+
+        with host.app.app_context():
+            assert host.rows() == []
+            assert sa.inspect(engine).get_table_names("school") == ["member"]
+            assert "credly_issuance" in sa.inspect(engine).get_table_names()
+            host.db.session.remove()
+
+        with engine.begin() as connection:
+            connection.execute(sa.text("DROP SCHEMA school CASCADE"))
+
+
+def read(engine: sa.Engine) -> dict[str, list[dict[str, t.Any]]]:
+    """Read the tables as the earlier version knows them."""
+    with engine.connect() as connection:
+        return {
+            name: [
+                dict(row)
+                for row in connection.execute(
+                    sa.select(table).order_by(table.c.id)
+                ).mappings()
+            ]
+            for name, table in earlier_tables.metadata.tables.items()
+        }
+
+
+SERVED = """
+
+# Added by the test: a view that completes, and a watch over connections.
+import os
+from flask import current_app
+from flask_credly import Member, course_completed
+from redis.connection import AbstractConnection
+import sqlalchemy
+
+def complete(member_id):
+    course_completed.send(
+        current_app._get_current_object(),
+        member=Member(member_id, f"member-{member_id}@example.org", "Ada", "Example"),
+        course_id="py-101",
+    )
+
+def report():
+    with open("shared", "a") as file:
+        file.write("a connection of another process\\n")
+
+@sqlalchemy.event.listens_for(sqlalchemy.Pool, "connect")
+def remember(connection, record):
+    record.info["process"] = os.getpid()
+
+@sqlalchemy.event.listens_for(sqlalchemy.Pool, "checkout")
+def compare(connection, record, proxy):
+    if record.info["process"] != os.getpid():
+        report()
+
+send = AbstractConnection.send_packed_command
+
+def send_packed_command(self, *args, **given):
+    if self.pid != os.getpid():
+        report()
+    return send(self, *args, **given)
+
+AbstractConnection.send_packed_command = send_packed_command
+make_app = create_app
+
+def create_app():
+    app = make_app()
+
+    @app.post("/complete/<member_id>")
+    def view(member_id):
+        complete(member_id)
+        return str(os.getpid())
+
+    if "COMPLETE_AT_START" in os.environ:
+        # Opens a connection to the database, and one to Redis.
+        with app.app_context():
+            complete("at-start")
+
+    return app
+"""
+
+
+def connect(engine: sa.Engine) -> None:
+    """Connect a site whose tables are empty, and map its course."""
+    tables = Base.metadata.tables
+
+    with engine.begin() as connection:
+        for name, rows in earlier_tables.ROWS.items():
+            if name not in (ISSUANCES, "credly_attempt", "credly_log_entry"):
+                connection.execute(sa.insert(tables[name]), rows)
+
+
+def complete_for_many(url: str, number: int = 30) -> set[str]:
+    """Complete a course for many members at once, each twice, and go on until two
+    processes have answered.
+
+    :return: The members' addresses.
+    """
+    processes: set[str] = set()
+    done: set[str] = set()
+    until = time.monotonic() + 60
+
+    def complete(member_id: str) -> None:
+        request = urllib.request.Request(f"{url}/complete/{member_id}", method="POST")
+
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            processes.add(answer.read().decode())
+
+        done.add(f"member-{member_id}@example.org")
+
+    with futures.ThreadPoolExecutor(8) as pool:
+        while len(done) < number or len(processes) < 2:
+            assert time.monotonic() < until, processes
+            start = len(done)
+            members = [str(each) for each in range(start, start + number)]
+            list(pool.map(complete, [*members, *members]))
+
+    return done
+
+
+def wait_until_served(url: str, site: Site) -> None:
+    until = time.monotonic() + 60
+
+    while time.monotonic() < until:
+        try:
+            with urllib.request.urlopen(f"{url}/integrations/static/credly.css"):
+                return
+        except OSError:
+            time.sleep(0.1)
+
+    pytest.fail(site.logs())
+
+
+class TestGunicorn:
+    @pytest.mark.parametrize(
+        ("database", "config"),
+        [
+            ("postgresql", GUNICORN_CONFIG),
+            ("sqlite", GUNICORN_CONFIG),
+            ("sqlite", ""),
+        ],
+        indirect=["database"],
+        ids=["postgresql-preloaded", "sqlite-preloaded", "sqlite"],
+    )
+    def test_every_completion_is_one_badge(
+        self, site: Site, engine: sa.Engine, simulator: CredlySimulator, config: str
+    ) -> None:
+        members = self.serve(site, engine, config)
+        site.run("flask credly worker --burst")
+
+        assert sorted(badge["recipient_email"] for badge in simulator.badges) == sorted(
+            [*members, "member-at-start@example.org"]
+        )
+        assert not (site.folder / "shared").exists()
+
+    def test_without_post_fork_a_connection_has_two_processes(
+        self, site: Site, engine: sa.Engine
+    ) -> None:
+        """What the page's post_fork is for, and that the test above would notice."""
+        self.serve(site, engine, "preload_app = True")
+
+        assert (site.folder / "shared").exists()
+
+    def test_nothing_is_opened_while_the_application_is_made(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for key, value in site.environment.items():
+            monkeypatch.setenv(key, value)
+
+        app = run_code("migrations.md")["create_app"]()
+
+        with app.app_context():
+            (opened,) = app.extensions["sqlalchemy"].engines.values()
+            assert opened.pool.status().startswith(
+                "Pool size: 5  Connections in pool: 0"
+            )
+
+        assert app.extensions["credly"].web_queue.queue is None
+
+    def serve(self, site: Site, engine: sa.Engine, config: str) -> set[str]:
+        Base.metadata.create_all(engine)
+        return serve(site, engine, GUNICORN, config, COMPLETE_AT_START="1")
+
+
+LIST = "/integrations/"
+CONNECT = "/integrations/credly"
+
+
+class TestFlaskLogin:
+    @pytest.fixture
+    def host(self, make_host: MakeHost) -> Host:
+        names: dict[str, t.Any] = {}
+
+        def setup(app: Flask, db: SQLAlchemy) -> None:
+            class User(flask_login.UserMixin, db.Model):
+                id = sa.Column(sa.Integer, primary_key=True)
+                email = sa.Column(sa.String(100))
+                first_name = sa.Column(sa.String(100))
+                last_name = sa.Column(sa.String(100))
+                is_admin = sa.Column(sa.Boolean)
+
+            names.update(
+                run_code("flask-login.md", credly=Credly(), db=db, User=User), User=User
+            )
+            names["login"].init_app(app)
+            names["login"].user_loader(lambda id: db.session.get(User, int(id)))
+
+            @app.get("/log-in", defaults={"number": 0})
+            @app.get("/log-in/<int:number>")
+            def log_in(number: int) -> str:
+                if number:
+                    flask_login.login_user(db.session.get(User, number))
+
+                return "Log in"
+
+            @app.post("/complete")
+            def complete() -> str:
+                course_completed.send(
+                    app,
+                    member=names["member_of"](flask_login.current_user),
+                    course_id="py-101",
+                )
+                return "Well done."
+
+        host = make_host(
+            is_admin=lambda: names["is_admin"](),
+            member=lambda id: names["member"](id),
+            setup=setup,
+        )
+
+        with host.app.app_context():
+            for name in ("admin", "ada"):
+                user = names["User"](
+                    email=f"{name}@example.org",
+                    first_name=name.title(),
+                    last_name="Example",
+                    is_admin=name == "admin",
+                )
+                host.db.session.add(user)
+                host.db.session.flush()
+
+            host.db.session.commit()
+
+        return host
+
+    def test_a_visitor_is_sent_to_the_login(self, host: Host) -> None:
+        client = host.app.test_client()
+        login = "/log-in?next=%2Fintegrations%2F"
+
+        assert client.get(LIST).location == login
+        assert client.post(CONNECT).status_code == 302
+        answer = client.get(LIST, headers={"HX-Request": "true"})
+        assert (answer.status_code, answer.headers["HX-Redirect"]) == (401, login)
+
+    @pytest.mark.parametrize(("number", "status"), [(1, 200), (2, 403)])
+    def test_an_admin_is_let_in_and_a_member_is_not(
+        self, host: Host, number: int, status: int
+    ) -> None:
+        client = host.app.test_client()
+        client.get(f"/log-in/{number}")
+
+        assert client.get(LIST).status_code == status
+
+    def test_a_members_badge_has_the_address_of_the_retry(
+        self, host: Host, credly: CredlySimulator, in_context: None
+    ) -> None:
+        connect_host(host, credly)
+        client = host.app.test_client()
+        client.get("/log-in/2")
+        client.post("/complete")
+        assert host.row().member_id == "2"
+
+        credly.fail("issue", status=422)
+        host.db.session.execute(sa.text("UPDATE user SET email = 'new@example.org'"))
+        host.db.session.commit()
+        host.drain()
+
+        assert [badge["recipient_email"] for badge in credly.badges] == [
+            "new@example.org"
+        ]
+
+
+class TestFlaskSecurity:
+    @pytest.fixture
+    def client(self, make_host: MakeHost) -> FlaskClient:
+        names = run_code("flask-security.md", credly=Credly())
+        datastores: list[t.Any] = []
+
+        def setup(app: Flask, db: SQLAlchemy) -> None:
+            has_role = sa.Table(
+                "roles",
+                db.metadata,
+                sa.Column("user_id", sa.ForeignKey("user.id")),
+                sa.Column("role_id", sa.ForeignKey("role.id")),
+            )
+
+            class Role(flask_security.RoleMixin, db.Model):
+                id = sa.Column(sa.Integer, primary_key=True)
+                name = sa.Column(sa.String(100))
+
+            class User(flask_security.UserMixin, db.Model):
+                id = sa.Column(sa.Integer, primary_key=True)
+                email = sa.Column(sa.String(100))
+                first_name = sa.Column(sa.String(100))
+                last_name = sa.Column(sa.String(100))
+                password = sa.Column(sa.String(255))
+                active = sa.Column(sa.Boolean)
+                fs_uniquifier = sa.Column(sa.String(64))
+                roles = orm.relationship(Role, secondary=has_role)
+
+            datastore = flask_security.SQLAlchemyUserDatastore(db, User, Role)
+            flask_security.Security(app, datastore)
+            datastores.append(datastore)
+
+        host = make_host(
+            is_admin=names["is_admin"],
+            setup=setup,
+            SECURITY_PASSWORD_HASH="pbkdf2_sha512",
+            SECURITY_PASSWORD_SALT="salt",
+            SECURITY_EMAIL_VALIDATOR_ARGS={"check_deliverability": False},
+            WTF_CSRF_ENABLED=False,
+        )
+
+        with host.app.app_context():
+            (datastore,) = datastores
+            password = flask_security.hash_password("a password")
+
+            for name, roles in (
+                ("admin", [datastore.create_role(name="admin")]),
+                ("ada", []),
+            ):
+                user = datastore.create_user(
+                    email=f"{name}@example.org",
+                    first_name=name.title(),
+                    last_name="Example",
+                    password=password,
+                    roles=roles,
+                )
+
+            host.db.session.commit()
+            assert names["member_of"](user) == Member(
+                "2", "ada@example.org", "Ada", "Example"
+            )
+
+        return host.app.test_client()
+
+    def test_a_visitor_is_sent_to_the_login(self, client: FlaskClient) -> None:
+        assert client.get(LIST).location == "/login?next=/integrations/"
+        assert client.post(CONNECT).status_code == 302
+
+    @pytest.mark.parametrize(("name", "status"), [("admin", 200), ("ada", 403)])
+    def test_an_admin_is_let_in_and_a_member_is_not(
+        self, client: FlaskClient, name: str, status: int
+    ) -> None:
+        account = {"email": f"{name}@example.org", "password": "a password"}
+        assert client.post("/login", data=account).status_code == 302
+
+        assert client.get(LIST).status_code == status
+
+
+class TestFlaskTalisman:
+    def test_tags_carry_the_nonce_of_the_policy(self, make_host: MakeHost) -> None:
+        host = make_host()
+        run_code("flask-talisman.md")["secure"](host.app)
+        client = host.app.test_client()
+        plain = client.get(LIST)
+        assert plain.location == "https://localhost/integrations/"
+
+        page = client.get(LIST, base_url="https://localhost")
+        policy = page.headers["Content-Security-Policy"]
+        (nonce,) = set(re.findall(r"'nonce-([^']+)'", policy))
+
+        assert "default-src 'self'" in policy
+        tags = re.findall(r"<(?:script|link rel=.stylesheet.)[^>]*>", page.text)
+        assert len(tags) == 3
+        assert [tag for tag in tags if f' nonce="{nonce}"' not in tag] == []
+
+    @pytest.mark.parametrize("scripts", ["'self'", "'strict-dynamic'"])
+    def test_the_pages_work_under_the_policy(
+        self, make_site: MakeSite, open_page: OpenPage, scripts: str
+    ) -> None:
+        site = make_site()
+        names = run_code("flask-talisman.md")
+        names["policy"]["script-src"] = scripts
+        names["policy"]["img-src"].append("https://images.example.org")
+        site.host.app.debug = True  # no redirect to https
+        names["secure"](site.host.app)
+        site.connect()
+        page = open_page(site, CONNECT)
+        choose(page, "Python 101", "Python Badge")
+        click(page, "Save mapping")
+        expect_said(page, "Mapping saved: Python 101 to Python Badge.")
+
+        assert page.evaluate("typeof htmx") == "object"
+        assert page.url.endswith(CONNECT)
+
+
+class TestSeveralApps:
+    def test_each_has_its_ledger_and_its_workers(
+        self, site: Site, simulator: CredlySimulator
+    ) -> None:
+        site.write("app.py", blocks("several-apps.md")[0])
+        config = {
+            key.removeprefix("FLASK_"): value
+            for key, value in site.environment.items()
+            if key.startswith("FLASK_") and key != "FLASK_CREDLY_QUEUE"
+        }
+
+        for name in ("school", "club"):
+            url = f"sqlite:///{site.folder / name}.db"
+            own = {**config, "SQLALCHEMY_DATABASE_URI": url}
+            site.environment.update(
+                {f"{name.upper()}_{key}": value for key, value in own.items()}
+            )
+            engine = sa.create_engine(url)
+            Base.metadata.create_all(engine)
+            connect(engine)
+
+            with engine.begin() as connection:
+                if name == "club":
+                    connection.execute(
+                        sa.text("UPDATE credly_mapping SET course_id = 'chess'")
+                    )
+
+            engine.dispose()
+
+        site.write("complete.py", COMPLETE_IN_BOTH)
+        assert site.run("python complete.py") == "credly-school credly-club\n"
+        school, club = blocks("several-apps.md", "sh")[0].splitlines()
+
+        site.run(f"{school} --burst")
+        assert [badge["recipient_email"] for badge in simulator.badges] == [
+            "school@example.org"
+        ]
+        site.run(f"{club} --burst")
+        assert [badge["recipient_email"] for badge in simulator.badges] == [
+            "school@example.org",
+            "club@example.org",
+        ]
+
+    def test_two_extensions_keep_to_their_own_application(
+        self, make_host: MakeHost, tmp_path: pathlib.Path
+    ) -> None:
+        first = make_host()
+        second = make_host(
+            courses=lambda: [Course(id="chess", title="Chess openings")],
+            is_admin=lambda: False,
+            SQLALCHEMY_DATABASE_URI=f"sqlite:///{tmp_path / 'second.db'}",
+        )
+
+        assert first.app.test_client().get(LIST).status_code == 200
+        assert second.app.test_client().get(LIST).status_code == 403
+        assert [course.id for course in second.state.list_courses()] == ["chess"]
+
+
+COMPLETE_IN_BOTH = """
+from app import create_club, create_school
+from flask_credly import Member, course_completed
+
+school, club = create_school(), create_club()
+print(school.config["CREDLY_QUEUE"], club.config["CREDLY_QUEUE"])
+
+with club.app_context():
+    for app, name, course in ((school, "school", "py-101"), (club, "club", "chess")):
+        member = Member(name, f"{name}@example.org", "Ada", "Example")
+        course_completed.send(app, member=member, course_id=course)
+"""
+
+
+class TestRQ:
+    @pytest.fixture
+    def queued(self, site: Site, engine: sa.Engine) -> cabc.Iterator[Site]:
+        """A site whose host has a job of its own, and a completion."""
+        queue, setting, program = blocks("rq.md")
+        own = "def greet():\n    open('greeted', 'w').close()\n"
+        made = "    app.config.from_prefixed_env()"
+        line = f"    {setting.strip()}\n"
+        app = MIGRATING_APP.replace(made, line + made)
+        assert line in app
+        site.write("app.py", own + queue + app)
+        site.write("program.py", f"from app import *\n{program}")
+        del site.environment["FLASK_CREDLY_QUEUE"]
+        Base.metadata.create_all(engine)
+        connect(engine)
+
+        with own_redis(free_port()) as url:
+            site.environment |= {"REDIS_URL": url, "FLASK_REDIS_URL": url}
+            site.write("complete.py", COMPLETE_BESIDE_A_JOB)
+            site.run("python complete.py")
+            yield site
+
+    def test_our_worker_beside_the_hosts(
+        self, queued: Site, simulator: CredlySimulator
+    ) -> None:
+        queued.run(f"{self.command(0)} --burst")
+
+        assert len(simulator.badges) == 1
+        assert not (queued.folder / "greeted").exists()
+
+    def test_rqs_worker_does_both(
+        self, queued: Site, simulator: CredlySimulator
+    ) -> None:
+        queued.run(f"{self.command(1)} --burst")
+
+        assert len(simulator.badges) == 1
+        assert (queued.folder / "greeted").exists()
+
+    def test_the_hosts_program_does_both(
+        self, queued: Site, simulator: CredlySimulator
+    ) -> None:
+        del queued.environment["FLASK_APP"]
+        queued.run("python program.py")
+
+        assert len(simulator.badges) == 1
+        assert (queued.folder / "greeted").exists()
+
+    def command(self, number: int) -> str:
+        return blocks("rq.md", "sh")[number].strip()
+
+
+COMPLETE_BESIDE_A_JOB = """
+import app as host
+from flask_credly import Member, course_completed
+from rq import Queue
+
+app = host.create_app()
+member = Member("1", "ada@example.org", "Ada", "Example")
+course_completed.send(app, member=member, course_id="py-101")
+queue = host.credly_queue(app)
+assert queue.count == 1
+Queue("default", connection=queue.connection).enqueue("app.greet")
+"""
+
+
+class TestServers:
+    @pytest.fixture
+    def units(self, site: Site) -> dict[str, str]:
+        """The units by name, with this folder and its programs."""
+        page = (RECIPES / "servers.md").read_text()
+        found = re.findall(
+            r"`/etc/systemd/system/(.+?)`.*?```systemd\n(.*?)```", page, re.S
+        )
+        programs = str(pathlib.Path(sys.executable).parent)
+        return {
+            name: text.replace("/srv/school/venv/bin", programs).replace(
+                "/srv/school", str(site.folder)
+            )
+            for name, text in found
+        }
+
+    def test_systemd_understands_the_units(
+        self, units: dict[str, str], tmp_path: pathlib.Path
+    ) -> None:
+        if not shutil.which("systemd-analyze"):
+            missing("systemd", "no systemd-analyze on the PATH")
+
+        assert len(units) == len(blocks("servers.md", "systemd")) == 4
+
+        for name, text in units.items():
+            (tmp_path / name).write_text(text)
+
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", *units],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+    def test_what_the_units_start_issues_badges(
+        self,
+        site: Site,
+        engine: sa.Engine,
+        simulator: CredlySimulator,
+        units: dict[str, str],
+    ) -> None:
+        (settings,) = blocks("servers.md", "ini")
+        assert set(re.findall(r"^(\w+)=", settings, re.M)) <= set(site.environment)
+        commands = {
+            name.removesuffix(".service"): command
+            for name, text in units.items()
+            for command in re.findall(r"^ExecStart=(.+)$", text, re.M)
+        }
+        Base.metadata.create_all(engine)
+        web, worker = commands["school-web"], commands["school-worker@"]
+        done = serve(site, engine, web)
+        assert "A worker was rung." in site.run(commands["school-sweep"])
+        site.start(worker)
+        site.start(worker)
+
+        assert_badges(simulator, done)
+
+    @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+    def test_what_compose_starts_issues_badges(
+        self, site: Site, engine: sa.Engine, simulator: CredlySimulator
+    ) -> None:
+        file = yaml.safe_load(blocks("servers.md", "yaml")[0])
+        services = file["services"]
+        (command,) = re.findall(
+            r"^CMD (\[.+\])$", blocks("servers.md", "dockerfile")[0], re.M
+        )
+        commands = {
+            name: shlex.join(service.get("command") or json.loads(command))
+            for name, service in services.items()
+            if "image" not in service
+        }
+        assert set(commands) == {"web", "worker", "migrate"}
+
+        for name in commands:
+            assert set(services[name]["environment"]) <= set(site.environment)
+            assert set(services[name]["depends_on"]) <= set(services)
+
+        assert services["migrate"]["restart"] == "no"
+        local = f"sqlite:///{site.folder / 'local.db'}"
+        site.write("app.py", MIGRATING_APP)
+        site.run(FIRST_TIME, FLASK_SQLALCHEMY_DATABASE_URI=local)
+        site.run(commands["migrate"])
+        done = serve(site, engine, commands["web"])
+        site.start(commands["worker"])
+        site.start(commands["worker"])
+
+        assert_badges(simulator, done)
+
+
+def serve(
+    site: Site,
+    engine: sa.Engine,
+    command: str,
+    config: str = GUNICORN_CONFIG,
+    **environment: str,
+) -> set[str]:
+    """Serve a site with gunicorn, and complete its course for many.
+
+    :return: The members' addresses.
+    """
+    site.write("app.py", MIGRATING_APP + SERVED)
+    site.write("gunicorn.conf.py", config)
+    connect(engine)
+    address = f"127.0.0.1:{free_port()}"
+    # An address in the command would go before the environment's.
+    site.start(
+        re.sub(r"--bind \S+", "", command),
+        GUNICORN_CMD_ARGS=f"--bind {address} --workers 2 --no-control-socket",
+        **environment,
+    )
+    wait_until_served(f"http://{address}", site)
+    return complete_for_many(f"http://{address}")
+
+
+def assert_badges(simulator: CredlySimulator, addresses: set[str]) -> None:
+    """Wait until each of these has its badge: nobody has two, and nobody else one."""
+    until = time.monotonic() + 60
+
+    while len(simulator.badges) < len(addresses):
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.1)
+
+    found = sorted(badge["recipient_email"] for badge in simulator.badges)
+    assert found == sorted(addresses)
+
+
+def test_the_readme_names_every_recipe() -> None:
+    readme = (RECIPES.parent.parent / "README.md").read_text()
+
+    assert set(re.findall(r"docs/recipes/([\w-]+\.md)", readme)) == {
+        path.name for path in RECIPES.iterdir()
+    }
+
+
+def test_links_between_recipes_lead_somewhere() -> None:
+    for path in RECIPES.iterdir():
+        for name in re.findall(r"\]\((.+?)\)", path.read_text()):
+            assert (RECIPES / name).exists(), f"{path.name}: {name}"
