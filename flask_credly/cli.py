@@ -15,6 +15,7 @@ from .errors import CredlyError
 from .issuing import backfill as past
 from .issuing import bell
 from .issuing import workers
+from .ledger import audit
 from .ledger import backfills
 from .ledger import claim
 from .ledger import gates
@@ -105,7 +106,7 @@ def sync() -> None:
         )
 
     try:
-        count = connection.sync_templates(state)
+        count = connection.sync_templates(state, by=audit.COMMAND_LINE)
     except CredlyError as e:
         raise click.ClickException(
             f"The list could not be loaded. {e.detail}"
@@ -123,7 +124,9 @@ def retry(ids: tuple[int, ...], everything: bool) -> None:
 
     state = get_state()
     wanted = [None] if everything else list(ids)
-    tried = sum(issuances.retry(state.engine, each) for each in wanted)
+    tried = sum(
+        issuances.retry(state.engine, each, by=audit.COMMAND_LINE) for each in wanted
+    )
     click.echo(f"{tried} to be issued once more.")
 
     if tried and not bell.ring(state):
@@ -167,7 +170,7 @@ def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) ->
         )
 
         if found.to_issue and not dry_run:
-            backfills.start(state.engine, mapping.id, since)
+            backfills.start(state.engine, mapping.id, since, by=audit.COMMAND_LINE)
 
     if not dry_run:
         past.run(state)

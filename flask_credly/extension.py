@@ -20,6 +20,7 @@ from .cli import make_group
 from .issuing import bell
 from .ledger import record
 from .models import copy_tables
+from .settings import ActorHook
 from .settings import AdminHook
 from .settings import Hook
 from .settings import MemberHook
@@ -57,6 +58,7 @@ class Credly:
         self._is_admin: AdminHook | None = None
         self._member: MemberHook | None = None
         self._past_completions: PastHook | None = None
+        self._actor: ActorHook | None = None
 
     def courses(self, hook: HookT) -> HookT:
         """Register the function that lists the courses and learning paths that can be
@@ -91,6 +93,13 @@ class Credly:
         completion.
         """
         self._past_completions = hook
+        return hook
+
+    def actor(self, hook: HookT) -> HookT:
+        """Register the function that names the admin who is at work, for the audit
+        trail: a string, or ``None`` where that is not known.
+        """
+        self._actor = hook
         return hook
 
     def init_app(self, app: Flask) -> None:
@@ -130,6 +139,7 @@ class Credly:
             is_admin=self._is_admin,
             load_member=self._member,
             past_completions=self._past_completions,
+            name_actor=self._actor,
         )
         copy_tables(state.db.metadata)
 

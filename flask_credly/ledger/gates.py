@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from ..models import Connection
 from ..models import CONNECTION_ID
+from . import audit
 from . import clock
 from . import log
 from .transaction import in_transaction
@@ -210,6 +211,10 @@ def expire(connection: sa.Connection, generation: str) -> bool:
 
 
 @in_transaction
-def switch(connection: sa.Connection, *, on: bool) -> None:
-    """Let the admin stop all issuing, or let it go on. What was begun is finished."""
-    connection.execute(sa.update(Connection).values(switched_off=not on))
+def switch(connection: sa.Connection, *, on: bool, by: str | None = None) -> None:
+    """Let the admin stop all issuing, or let it go on. What was begun is finished.
+
+    :param by: Who does it, for :func:`.audit.note`.
+    """
+    if connection.execute(sa.update(Connection).values(switched_off=not on)).rowcount:
+        audit.note(connection, by, "resume" if on else "pause")
