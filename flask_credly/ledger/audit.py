@@ -240,8 +240,13 @@ def _take_back(connection: sa.Connection, entry_id: int) -> None:
 def _tell(connection: sa.Connection, values: cabc.Mapping[str, t.Any]) -> None:
     # At the commit, so that what is rolled back or done again is told once or never.
     # The values have no line breaks: clean() takes them out.
+    transaction = connection.get_transaction()
+
     @event.listens_for(connection, "commit", once=True)
     def tell(connection: sa.Connection) -> None:
+        if connection.get_transaction() is not transaction:
+            return
+
         logger.info(
             "%s by %s: %s: %s",
             values["action"],
