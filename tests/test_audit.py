@@ -443,7 +443,7 @@ class TestActor:
         with host.app.app_context():
             assert entries(host) == [("", "export activity", "", "ok")]
 
-        assert "unknown" in text_of(browser.get(ACTIVITY))
+        assert "Unknown" in text_of(browser.get(ACTIVITY))
 
 
 @pytest.mark.parametrize("answer", [False, redirect("/login")], ids=["page", "login"])
@@ -658,7 +658,7 @@ class TestPage:
         assert header == ["Timestamp", "Who", "What", "Outcome"]
         assert [row[1:] for row in rows] == [
             [ADMIN, "Export the activity", "Done"],
-            ["command line", "Load the badge templates", "Failed"],
+            ["Command line", "Load the badge templates", "Failed"],
             ["'=cmd()", "Map =cmd() → Badge", "Done"],
         ]
         assert all(dt.datetime.fromisoformat(row[0]).tzinfo for row in rows)

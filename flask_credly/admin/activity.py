@@ -48,9 +48,9 @@ def _words(entry: AuditEntry) -> list[str]:
 
 def _who(entry: AuditEntry) -> str:
     if entry.actor == audit.COMMAND_LINE:
-        return gettext(audit.COMMAND_LINE)
+        return gettext("Command line")
 
-    return entry.actor or gettext("unknown")
+    return entry.actor or gettext("Unknown")
 
 
 def _what_in_html(entry: AuditEntry, **values: t.Any) -> Markup:

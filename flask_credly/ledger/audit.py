@@ -29,7 +29,7 @@ from .transaction import in_transaction
 
 logger = logging.getLogger("flask_credly.audit")
 
-COMMAND_LINE = mark("command line")
+COMMAND_LINE = "command line"
 """The actor of every command."""
 
 # What each needs to know stands in its target: a mapping's course and badge, a badge's
