@@ -590,12 +590,10 @@ class TestNothingIsForgotten:
         session.commit()
 
         for action in audit.ACTIONS:
-            audit.note_alone(host.state.engine, "", action, "Gone")
+            audit.note_alone(host.state.engine, audit.COMMAND_LINE, action, "Gone")
 
         for outcome in audit.OUTCOMES:
-            audit.note_alone(
-                host.state.engine, audit.COMMAND_LINE, "pause", outcome=outcome
-            )
+            audit.note_alone(host.state.engine, "", "pause", outcome=outcome)
 
         return browser, connected, mapping_id
 
