@@ -31,6 +31,12 @@ def is_admin() -> bool:
     return person is not None and person.is_admin
 
 
+@credly.actor
+def name_actor() -> str | None:
+    person = current_person()
+    return f"{person.first_name} {person.last_name}" if person else None
+
+
 @credly.member
 def load_member(member_id: str) -> Member | None:
     person = db.session.get(models.Person, int(member_id))

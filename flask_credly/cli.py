@@ -20,6 +20,7 @@ from .errors import CredlyError
 from .issuing import backfill as past
 from .issuing import bell
 from .issuing import workers
+from .ledger import audit
 from .ledger import backfills
 from .ledger import claim
 from .ledger import gates
@@ -117,7 +118,7 @@ def sync() -> None:
         )
 
     try:
-        count = connection.sync_templates(state)
+        count = connection.sync_templates(state, by=audit.COMMAND_LINE)
     except CredlyError as e:
         raise click.ClickException(
             f"The list could not be loaded. {e.detail}"
@@ -135,7 +136,9 @@ def retry(ids: tuple[int, ...], everything: bool) -> None:
 
     state = get_state()
     wanted = [None] if everything else list(ids)
-    tried = sum(issuances.retry(state.engine, each) for each in wanted)
+    tried = sum(
+        issuances.retry(state.engine, each, by=audit.COMMAND_LINE) for each in wanted
+    )
     click.echo(f"{tried} to be issued once more.")
 
     if tried and not bell.ring(state):
@@ -179,7 +182,7 @@ def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) ->
         )
 
         if found.to_issue and not dry_run:
-            backfills.start(state.engine, mapping.id, since)
+            backfills.start(state.engine, mapping.id, since, by=audit.COMMAND_LINE)
 
     if not dry_run:
         past.run(state)
@@ -214,7 +217,7 @@ def rotate_keys(dry_run: bool) -> None:
             "There is no key. Set CREDLY_ENCRYPTION_KEYS, newest first."
         )
 
-    found = connection.rotate_keys(state, dry_run=dry_run)
+    found = connection.rotate_keys(state, dry_run=dry_run, by=audit.COMMAND_LINE)
     done = "to be encrypted" if dry_run or found.unreadable else "encrypted"
     click.echo(
         f"{len(found.rotated)} {done} with"
@@ -238,8 +241,13 @@ def prune(dry_run: bool) -> None:
     if dry_run:
         click.echo("Nothing is changed. It would be:")
 
-    for each in old.prune(state.engine, state.settings, dry_run=dry_run):
+    done = old.prune(state.engine, state.settings, dry_run=dry_run)
+
+    for each in done:
         click.echo(f"{each.what:48}{'kept' if each.rows is None else each.rows}")
+
+    if rows := 0 if dry_run else sum(each.rows or 0 for each in done):
+        audit.note_alone(state.engine, audit.COMMAND_LINE, "prune", str(rows))
 
 
 @click.argument("member_id", metavar="ID")
@@ -248,7 +256,9 @@ def erase_member(member_id: str) -> None:
 
     Close the account first, so that no completion is signalled after it.
     """
-    erased = people.erase(get_state().engine, _member_id(member_id))
+    erased = people.erase(
+        get_state().engine, _member_id(member_id), by=audit.COMMAND_LINE
+    )
 
     if not erased.badges:
         click.echo("Nothing is stored about this member.")
@@ -281,7 +291,12 @@ def erase_member(member_id: str) -> None:
 @click.argument("member_id", metavar="ID")
 def export_member(member_id: str) -> None:
     """Print all that is stored about a member as JSON, by your id of the member."""
-    found = people.export(get_state().engine, _member_id(member_id))
+    engine = get_state().engine
+    found = people.export(engine, _member_id(member_id))
+
+    if found["badges"]:
+        audit.note_alone(engine, audit.COMMAND_LINE, "export member")
+
     click.echo(json.dumps(found, ensure_ascii=False, indent=2))
 
 

@@ -26,6 +26,7 @@ from .ledger import people
 from .ledger import record
 from .ledger.transaction import hide_parameters
 from .models import copy_tables
+from .settings import ActorHook
 from .settings import AdminHook
 from .settings import get_state
 from .settings import Hook
@@ -64,6 +65,7 @@ class Credly:
         self._is_admin: AdminHook | None = None
         self._member: MemberHook | None = None
         self._past_completions: PastHook | None = None
+        self._actor: ActorHook | None = None
 
     def courses(self, hook: HookT) -> HookT:
         """Register the function that lists the courses and learning paths that can be
@@ -98,6 +100,13 @@ class Credly:
         completion.
         """
         self._past_completions = hook
+        return hook
+
+    def actor(self, hook: HookT) -> HookT:
+        """Register the function that names the admin who is at work, for the audit
+        trail: a string, or ``None`` where that is not known.
+        """
+        self._actor = hook
         return hook
 
     def init_app(self, app: Flask) -> None:
@@ -137,6 +146,7 @@ class Credly:
             is_admin=self._is_admin,
             load_member=self._member,
             past_completions=self._past_completions,
+            name_actor=self._actor,
         )
         copy_tables(state.db.metadata)
 

@@ -320,6 +320,22 @@ class LogEntry(Base):
     issuance_id: orm.Mapped[int | None] = orm.mapped_column(index=True)
 
 
+class AuditEntry(Base):
+    """One thing that an admin or a command has done. Survives Remove."""
+
+    __tablename__ = "credly_audit"
+
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime, index=True)
+    actor: orm.Mapped[str] = orm.mapped_column(sa.String(255))
+    """As the host names the admin. Empty: unknown."""
+    action: orm.Mapped[str] = orm.mapped_column(_id(30))
+    """One of :data:`flask_credly.ledger.audit.ACTIONS`."""
+    target: orm.Mapped[str] = orm.mapped_column(sa.String(800))
+    outcome: orm.Mapped[str] = orm.mapped_column(_id(10))
+    """One of :data:`flask_credly.ledger.audit.OUTCOMES`."""
+
+
 def copy_tables(metadata: sa.MetaData) -> None:
     """Copy our tables into the host's metadata. Does nothing for those that are
     there already, so that several apps can share one ``db``.

@@ -25,6 +25,7 @@ if t.TYPE_CHECKING:
 
 Hook = cabc.Callable[[], cabc.Iterable[Course]]
 AdminHook = cabc.Callable[[], "bool | Response"]
+ActorHook = cabc.Callable[[], "str | None"]
 MemberHook = cabc.Callable[[str], "Member | None"]
 PastHook = cabc.Callable[
     [Course, "dt.datetime | None"], cabc.Iterable["tuple[Member, dt.datetime]"]
@@ -121,6 +122,7 @@ class State:
     is_admin: AdminHook
     load_member: MemberHook | None
     past_completions: PastHook | None
+    name_actor: ActorHook | None
     web_queue: WebQueue = dataclasses.field(default_factory=WebQueue)
 
     @property

@@ -90,7 +90,7 @@
   });
 
   // What comes back from htmx: the names of version 2, then those of 4.
-  const SHOWN = [403, 422];
+  const SHOWN = [403, 422, 429];
   const LOGIN = 401;
 
   const isError = (status) => status >= 400 && status !== LOGIN && !SHOWN.includes(status);

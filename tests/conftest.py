@@ -199,6 +199,7 @@ def make_host(database: str) -> cabc.Iterator[MakeHost]:
         is_admin: cabc.Callable[[], t.Any] = lambda: True,
         member: cabc.Callable[[str], Member | None] | None = None,
         past_completions: cabc.Callable[..., t.Any] | None = None,
+        actor: cabc.Callable[[], t.Any] | None = None,
         setup: cabc.Callable[[Flask, SQLAlchemy], None] | None = None,
         **config: t.Any,
     ) -> Host:
@@ -223,6 +224,9 @@ def make_host(database: str) -> cabc.Iterator[MakeHost]:
 
         if past_completions is not None:
             credly.past_completions(past_completions)
+
+        if actor is not None:
+            credly.actor(actor)
 
         if setup is not None:
             setup(app, db)

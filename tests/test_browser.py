@@ -51,6 +51,7 @@ from flask_credly import Member
 from flask_credly.credly.answers import clean
 from flask_credly.errors import CredlyError
 from flask_credly.issuing import bell
+from flask_credly.ledger import audit
 from flask_credly.ledger import backfills
 from flask_credly.ledger import gates
 from flask_credly.models import Connection
@@ -63,6 +64,9 @@ if t.TYPE_CHECKING:
 ROOT = pathlib.Path(__file__).parent.parent
 HTMX_2 = ROOT / "tests/vendor/htmx-2.0.11.min.js"
 HTMX_4 = ROOT / "static/vendor/htmx-4.0.1.min.js"
+
+ORGANIZATION = "11111111-1111-4111-8111-111111111111"
+LONG = "A name that is long, " * 3 + "Unbroken" * 8
 
 AXE = Axe().axe_script
 
@@ -237,6 +241,31 @@ class Site:
                 ],
             )
             self.host.db.session.commit()
+
+    def act(self) -> None:
+        """Do something of everything that is noted, in the browser's place."""
+        with self.context():
+            engine = self.host.state.engine
+            audit.note_alone(engine, "Grace Example", "connect", ORGANIZATION)
+            audit.note_alone(engine, "", "map", "Python 101 → Python Badge")
+            audit.note_alone(engine, audit.COMMAND_LINE, "retry all", "12")
+            audit.note_alone(engine, "Grace Example", "test", outcome="refused")
+            audit.note_alone(engine, "Grace Example", "sync", outcome="failed")
+            audit.note_alone(engine, LONG, "map", f"{LONG} → {LONG}")
+            audit.note_alone(
+                engine, "Grace Example", "reconnect", ORGANIZATION, "begun"
+            )
+
+    def connect_too_often(self) -> None:
+        with self.context():
+            engine = self.host.state.engine
+
+            for _ in range(20):
+                audit.note_alone(engine, "", "connect", ORGANIZATION, "refused")
+
+    def remove(self) -> None:
+        with self.context():
+            connection.remove(self.host.state, by="Grace Example")
 
     def switch_off(self) -> None:
         with self.context():
@@ -435,12 +464,13 @@ class Watch:
     """Notes what must not happen on any page.
 
     :ivar statuses: What may be answered to a request. Chromium writes an error to the
-        console for 400 and above; a form that is shown again is a 422.
+        console for 400 and above; a form that is shown again is a 422, and a 429 where
+        it was sent too often.
     """
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self.statuses = {422}
+        self.statuses = {422, 429}
         self.problems: list[str] = []
 
     def observe(self, page: Page) -> None:
@@ -814,6 +844,16 @@ def with_a_refusal(page: Page) -> None:
     expect(page.get_by_text(REFUSED)).to_be_visible()
 
 
+def with_too_many_tries(page: Page) -> None:
+    page.get_by_label("Organization ID").fill(ORGANIZATION)
+    page.get_by_label("Client ID").fill("typed-id")
+    page.get_by_label("Client Secret").fill("typed-secret")
+    click(page, "Connect")
+    expect(page.get_by_role("alert")).to_be_visible()
+    expect(page.get_by_label("Client ID")).to_have_value("typed-id")
+    expect(page.get_by_label("Client Secret")).to_have_value("")
+
+
 def with_open_rows(page: Page) -> None:
     click(page, "Change mapping for Data path", "link")
     expect(page.locator(".credly-editing")).to_have_count(1)
@@ -881,6 +921,14 @@ SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
     "retry": (Site.fill, f"{WINDOW}/badges/retry", None),
     "test": (Site.fill, f"{WINDOW}/mappings/1/test", with_an_empty_test),
     "errors": (Site.fill, f"{WINDOW}/errors", None),
+    "activity": (
+        lambda site: (site.fill(), site.act()),
+        f"{WINDOW}/activity",
+        None,
+    ),
+    "activity-empty": (None, f"{WINDOW}/activity", None),
+    "list-removed": (lambda site: (site.fill(), site.remove()), LIST, None),
+    "connect-too-often": (Site.connect_too_often, WINDOW, with_too_many_tries),
     "remove": (Site.fill, f"{WINDOW}/remove", None),
     "dialog": (Site.fill, WINDOW, with_the_dialog),
 }
@@ -967,6 +1015,7 @@ def compare_tree(site: Site, page: Page, screen: str) -> None:
         (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID"),
         (f'"?{re.escape(site.credly.client_id)}"?', "CLIENT"),
         (r"127\.0\.0\.1:\d+", "CREDLY"),
+        (r"in \d+ minutes", "in MINUTES"),
     ):
         tree = re.sub(changing, name, tree)
 

@@ -43,6 +43,7 @@ from flask_credly import connection
 from flask_credly import Course
 from flask_credly import jobs
 from flask_credly import words
+from flask_credly.ledger import audit
 from flask_credly.models import Connection
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
@@ -587,6 +588,13 @@ class TestNothingIsForgotten:
             ],
         )
         session.commit()
+
+        for action in audit.ACTIONS:
+            audit.note_alone(host.state.engine, audit.COMMAND_LINE, action, "Gone")
+
+        for outcome in audit.OUTCOMES:
+            audit.note_alone(host.state.engine, "", "pause", outcome=outcome)
+
         return browser, connected, mapping_id
 
     def check(self, browser: Browser, connected: Connected, *paths: str) -> None:
@@ -624,6 +632,7 @@ class TestNothingIsForgotten:
             f"{BADGES}/retry",
             f"{WINDOW}/errors",
             f"{WINDOW}/errors?q=nothing",
+            f"{WINDOW}/activity",
             f"{WINDOW}/remove",
         )
 
@@ -694,6 +703,7 @@ class TestNothingIsForgotten:
             connection.list_mappings(connected.host.db.session)[0].id,
         )
         self.check(browser, connected, WINDOW, f"{WINDOW}/errors")
+        self.check(browser, connected, f"{WINDOW}/activity")
         connection.remove(connected.host.state)
         self.check(browser, connected, LIST, WINDOW)
 

@@ -20,6 +20,7 @@ from .answer import page
 from .answer import say
 from .answer import wants_fragment
 from .forms import Button
+from .guard import actor
 from .log import number
 from .mappings import gone
 from .window import in_the_way
@@ -60,7 +61,9 @@ def start_backfill(mapping_id: int) -> ResponseReturnValue:
     if state.past_completions is None:
         return gone()
 
-    if (run_id := backfills.start(state.engine, mapping_id)) is None:
+    run_id = backfills.start(state.engine, mapping_id, by=actor())
+
+    if run_id is None:
         return gone()
 
     bell.ask_for_backfill(state)
@@ -96,7 +99,7 @@ def stop_backfill(run_id: int) -> ResponseReturnValue:
     """Stop, and finish what is on its way."""
     Button().is_valid()
     state = get_state()
-    backfills.stop(state.engine, run_id)
+    backfills.stop(state.engine, run_id, by=actor())
     found = backfills.progress(state.session, run_id)
 
     if found is None:

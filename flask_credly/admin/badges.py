@@ -12,6 +12,7 @@ from flask.typing import ResponseReturnValue
 
 from .. import connection
 from ..issuing import bell
+from ..ledger import audit
 from ..ledger import gates
 from ..ledger import issuances
 from ..ledger import overview
@@ -28,6 +29,7 @@ from .answer import say
 from .answer import wants_fragment
 from .export import csv_file
 from .forms import Button
+from .guard import actor
 from .log import number
 from .log import searched
 from .mappings import KIND_NAMES
@@ -86,7 +88,7 @@ def retry(issuance_id: int) -> ResponseReturnValue:
     Button().is_valid()
     state = get_state()
 
-    if issuances.retry(state.engine, issuance_id):
+    if issuances.retry(state.engine, issuance_id, by=actor()):
         bell.ring(state)
         said = gettext("The badge is tried once more.")
     else:
@@ -126,7 +128,7 @@ def retry_all() -> ResponseReturnValue:
     """Try all that failed once more."""
     Button().is_valid()
     state = get_state()
-    tried = issuances.retry(state.engine)
+    tried = issuances.retry(state.engine, by=actor())
 
     if tried:
         bell.ring(state)
@@ -143,7 +145,9 @@ def retry_all() -> ResponseReturnValue:
 
 def export_badges() -> ResponseReturnValue:
     """Send what the filters show as a file."""
-    rows = issuances.every(get_state().engine, _filter())
+    engine = get_state().engine
+    audit.note_alone(engine, actor(), "export badges")
+    rows = issuances.every(engine, _filter())
     header = [
         gettext("Member"),
         gettext("E-mail address"),

@@ -17,8 +17,10 @@ from werkzeug.routing import Map
 
 from .. import assets
 from .. import words
+from ..ledger import audit
 from ..settings import get_state
 from ..settings import Settings
+from . import activity
 from . import backfills
 from . import badges
 from . import guard
@@ -77,6 +79,8 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/backfills/<int:run_id>/stop", backfills.stop_backfill),
     ("GET", "/credly/errors", log.errors),
     ("GET", "/credly/errors.csv", log.export_errors),
+    ("GET", "/credly/activity", activity.activity),
+    ("GET", "/credly/activity.csv", activity.export_activity),
     ("GET", "/credly/remove", remove.ask),
     ("POST", "/credly/remove", remove.remove_integration),
 ]
@@ -153,6 +157,9 @@ def _guard() -> ResponseReturnValue | None:
 
     if allowed is True:
         return None
+
+    # Not in the table: anybody could fill that up.
+    audit.logger.info("Access to %s was denied.", request.endpoint)
 
     if allowed is not False:
         return allowed

@@ -6,6 +6,8 @@ import logging
 
 from werkzeug.wrappers import Response
 
+from ..catalog import clean
+from ..ledger.audit import COMMAND_LINE
 from ..settings import get_state
 
 logger = logging.getLogger("flask_credly")
@@ -28,3 +30,32 @@ def ask() -> bool | Response:
 def is_admin() -> bool:
     """Whether the current visitor is let in."""
     return ask() is True
+
+
+def actor() -> str:
+    """Ask the host who is at work. Empty: unknown, also where the hook fails; what the
+    admin does goes on.
+    """
+    state = get_state()
+
+    if state.name_actor is None:
+        return ""
+
+    try:
+        name = state.name_actor()
+    except Exception:
+        logger.exception("The @credly.actor hook failed; the audit trail names nobody.")
+        # Its failed statement would spoil ours.
+        state.session.rollback()
+        return ""
+
+    if name is not None and not isinstance(name, str):
+        logger.error(
+            "The @credly.actor hook must return a string or None, not %s; the audit"
+            " trail names nobody.",
+            type(name).__name__,
+        )
+
+    # Nobody passes for the command line.
+    name = clean(name, 255)
+    return "" if name == COMMAND_LINE else name

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import connection
+from ..ledger import audit
 from ..ledger import overview
 from ..settings import get_state
 from .answer import page
@@ -59,6 +60,7 @@ def _known() -> dict[str, t.Any]:
             ),
             "connection": connection.get(session),
         }
+        known["any_activity"] = not known["connection"] and audit.any_entry(session)
     except SQLAlchemyError:
         # The list is also there for other integrations.
         logger.exception(

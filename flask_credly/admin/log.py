@@ -9,6 +9,7 @@ from flask.typing import ResponseReturnValue
 
 from .. import connection
 from ..catalog import clean
+from ..ledger import audit
 from ..ledger import issuances
 from ..ledger import log
 from ..ledger.paging import Page
@@ -19,6 +20,7 @@ from ..words import gettext
 from .answer import go_to
 from .answer import page
 from .export import csv_file
+from .guard import actor
 
 MAX_ID = 2**31 - 1
 """The largest id that a row can have. PostgreSQL takes no larger one in a question."""
@@ -102,7 +104,9 @@ def errors() -> ResponseReturnValue:
 
 def export_errors() -> ResponseReturnValue:
     """Send what the filters show as a file."""
-    rows = log.every(get_state().engine, *_filter())
+    engine = get_state().engine
+    audit.note_alone(engine, actor(), "export errors")
+    rows = log.every(engine, *_filter())
     header = [gettext("Timestamp"), gettext("Error"), gettext("Details")]
     cells = ([row.at.isoformat(), gettext(row.error), row.details] for row in rows)
     return csv_file("credly-error-log", header, cells)

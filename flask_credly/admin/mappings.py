@@ -33,6 +33,7 @@ from .answer import wants_fragment
 from .forms import Button
 from .forms import MappingForm
 from .forms import TestForm
+from .guard import actor
 
 logger = logging.getLogger("flask_credly")
 
@@ -293,7 +294,7 @@ def change_expired(mapping_id: int) -> ResponseReturnValue:
 def remove_mapping(mapping_id: int) -> ResponseReturnValue:
     """Remove a mapping, and offer to take that back."""
     Button().is_valid()
-    removed = connection.remove_mapping(get_state(), mapping_id)
+    removed = connection.remove_mapping(get_state(), mapping_id, by=actor())
 
     if removed is None:
         return gone()
@@ -334,6 +335,7 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
         email=form.email.data,
         first_name=form.first_name.data,
         last_name=form.last_name.data,
+        by=actor(),
     )
 
     if added is None:
@@ -385,11 +387,15 @@ def _save(form: MappingForm, mapping_id: int | None, valid: bool) -> Response:
     try:
         if mapping_id is None:
             mapping = connection.add_mapping(
-                state, chosen, form.template.data, undo=form.undo.data == "1"
+                state,
+                chosen,
+                form.template.data,
+                undo=form.undo.data == "1",
+                by=actor(),
             )
         else:
             mapping = connection.change_mapping(
-                state, mapping_id, chosen, form.template.data
+                state, mapping_id, chosen, form.template.data, by=actor()
             )
     except connection.AlreadyMapped as e:
         error = gettext(

@@ -12,6 +12,7 @@ from .answer import go_to
 from .answer import page
 from .answer import say
 from .forms import Button
+from .guard import actor
 from .index import AT_MOST
 
 
@@ -29,6 +30,6 @@ def ask() -> ResponseReturnValue:
 def remove_integration() -> ResponseReturnValue:
     """Remove it. A second time does no harm."""
     Button().is_valid()
-    connection.remove(get_state())
+    connection.remove(get_state(), by=actor())
     say(gettext("Credly was removed."))
     return go_to("credly.index")

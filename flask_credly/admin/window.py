@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import math
 import typing as t
 
 from flask import request
@@ -31,6 +33,7 @@ from .answer import say
 from .answer import wants_fragment
 from .forms import Button
 from .forms import ConnectForm
+from .guard import actor
 from .index import AT_MOST
 from .log import fold
 
@@ -127,7 +130,12 @@ def connect() -> ResponseReturnValue:
             organization_id=form.organization_id.data,
             client_id=form.client_id.data,
             client_secret=form.client_secret.data,
+            by=actor(),
         )
+    except connection.TooOften as e:
+        response = _again(form, _too_often(e.wait), 429)
+        response.retry_after = math.ceil(e.wait.total_seconds())
+        return response
     except connection.NotVerified:
         return _again(form, gettext(REFUSED))
     except connection.CouldNotVerify:
@@ -172,9 +180,11 @@ def test() -> ResponseReturnValue:
     Button().is_valid()
 
     try:
-        connection.check(get_state())
+        connection.check(get_state(), by=actor())
     except SecretUnreadable:
         say(gettext(UNREADABLE))
+    except connection.TooOften as e:
+        say(_too_often(e.wait))
     except connection.NotVerified:
         say(gettext(REFUSED))
     except connection.CouldNotVerify:
@@ -190,7 +200,7 @@ def test() -> ResponseReturnValue:
 def pause() -> ResponseReturnValue:
     """Stop issuing, until the admin lets it go on."""
     Button().is_valid()
-    gates.switch(get_state().engine, on=False)
+    gates.switch(get_state().engine, on=False, by=actor())
     say(gettext("Issuing is paused. Completions are kept, and their badges wait."))
     return go_to("credly.show")
 
@@ -199,7 +209,7 @@ def resume() -> ResponseReturnValue:
     """Let issuing go on."""
     Button().is_valid()
     state = get_state()
-    gates.switch(state.engine, on=True)
+    gates.switch(state.engine, on=True, by=actor())
     bell.ring(state)
     say(gettext("Issuing goes on."))
     return go_to("credly.show")
@@ -210,7 +220,9 @@ def refresh_templates() -> ResponseReturnValue:
     Button().is_valid()
 
     try:
-        number = connection.sync_templates(get_state())
+        number = connection.sync_templates(get_state(), by=actor())
+    except connection.TooOften as e:
+        say(_too_often(e.wait))
     except CredlyError as e:
         say(
             gettext(
@@ -224,6 +236,21 @@ def refresh_templates() -> ResponseReturnValue:
     return go_to("credly.show")
 
 
+def _too_often(wait: dt.timedelta) -> str:
+    if wait > dt.timedelta(minutes=2):
+        return ngettext(
+            "This was tried too often. Try again in %(number)s minute.",
+            "This was tried too often. Try again in %(number)s minutes.",
+            math.ceil(wait / dt.timedelta(minutes=1)),
+        )
+
+    return ngettext(
+        "This was tried too often. Try again in %(number)s second.",
+        "This was tried too often. Try again in %(number)s seconds.",
+        math.ceil(wait.total_seconds()),
+    )
+
+
 def _prefilled(connected: t.Any) -> ConnectForm:
     form = ConnectForm(formdata=None)
 
@@ -234,7 +261,9 @@ def _prefilled(connected: t.Any) -> ConnectForm:
     return form
 
 
-def _again(form: ConnectForm, problem: str | None = None) -> Response:
+def _again(
+    form: ConnectForm, problem: str | None = None, status: int = 422
+) -> Response:
     """Show the form again. WTForms does not render a password that was typed."""
     context = {
         "form": form,
@@ -243,6 +272,6 @@ def _again(form: ConnectForm, problem: str | None = None) -> Response:
     }
 
     if wants_fragment():
-        return fragment("credly/_connect_form.html", 422, **context)
+        return fragment("credly/_connect_form.html", status, **context)
 
-    return page("credly/connect.html", 422, **context)
+    return page("credly/connect.html", status, **context)

@@ -14,6 +14,7 @@ from .connecting import NotConnected as NotConnected
 from .connecting import NotVerified as NotVerified
 from .connecting import OtherOrganization as OtherOrganization
 from .connecting import remove as remove
+from .connecting import TooOften as TooOften
 from .mappings import add_mapping as add_mapping
 from .mappings import AlreadyMapped as AlreadyMapped
 from .mappings import change_mapping as change_mapping

@@ -20,9 +20,11 @@ from ..issuing import bell
 from ..issuing.token import get_token
 from ..issuing.token import seal_secret
 from ..issuing.token import seal_token
+from ..ledger import audit
 from ..ledger import clock
 from ..ledger import gates
 from ..ledger import people
+from ..ledger.audit import TooOften as TooOften
 from ..ledger.transaction import in_transaction
 from ..models import Attempt
 from ..models import Backfill
@@ -84,13 +86,21 @@ def get(session: orm.Session | orm.scoped_session[t.Any]) -> Connection | None:
 
 
 def connect(
-    state: State, *, organization_id: str, client_id: str, client_secret: str
+    state: State,
+    *,
+    organization_id: str,
+    client_id: str,
+    client_secret: str,
+    by: str | None = None,
 ) -> Connected:
     """Verify the credentials, save them, and load the badge templates.
 
     For an organization that is connected already the mappings and the log are kept,
     and what was parked is released.
 
+    :param by: Who does it, for :func:`.audit.note`. Admins are limited: see
+        :data:`.audit.LIMITS`.
+    :raises TooOften: It was tried too often.
     :raises NoKey: Neither ``CREDLY_ENCRYPTION_KEYS`` nor ``SECRET_KEY`` is set.
     :raises OtherOrganization: Another one is connected.
     :raises NotVerified: Credly refused the credentials.
@@ -98,12 +108,32 @@ def connect(
     """
     organization_id = organization_id.lower()
     client_secret = Secret(client_secret)
+    gate = gates.read(state.engine)
+    again = gate is not None and gate.organization_id == organization_id
 
-    if not keys.can_seal(state.app.config):
-        raise NoKey
+    with audit.asking(
+        state.engine,
+        by,
+        "reconnect" if again else "connect",
+        organization_id,
+        refusals=(NotVerified, OtherOrganization, NoKey),
+    ) as entry_id:
+        if not keys.can_seal(state.app.config):
+            raise NoKey
 
-    _refuse_other(state, organization_id)
+        if gate is not None and not again:
+            raise OtherOrganization
 
+        return _connect(state, organization_id, client_id, client_secret, entry_id)
+
+
+def _connect(
+    state: State,
+    organization_id: str,
+    client_id: str,
+    client_secret: str,
+    entry_id: int | None,
+) -> Connected:
     with templates.open_client(state, organization_id) as client:
         token, first = _verify(state, client, client_id, client_secret)
         values = {
@@ -112,17 +142,20 @@ def connect(
             "client_secret": seal_secret(state, organization_id, client_secret),
             "token": seal_token(state, organization_id, token.value),
         }
-        _save(state.engine, values, token.expires_in)
+        _save(state.engine, values, token.expires_in, entry_id)
         complete = _load_templates(state, client, token, first)
 
     bell.ring(state)
     return Connected(templates.count(state), complete)
 
 
-def check(state: State) -> None:
+def check(state: State, *, by: str | None = None) -> None:
     """Verify the stored credentials. The connection is in force again if they are
     good, and expired if they are not.
 
+    :param by: Who does it, for :func:`.audit.note`. Admins are limited: see
+        :data:`.audit.LIMITS`.
+    :raises TooOften: It was tried too often.
     :raises NotConnected: There is no connection.
     :raises SecretUnreadable: They cannot be decrypted, and Credly was not asked.
     :raises NotVerified: Credly refused them.
@@ -131,6 +164,11 @@ def check(state: State) -> None:
     if (gate := gates.read(state.engine)) is None:
         raise NotConnected
 
+    with audit.asking(state.engine, by, "test", refusals=(NotVerified,)):
+        _check(state, gate)
+
+
+def _check(state: State, gate: gates.Gate) -> None:
     try:
         ask(state, gate)
     except NotVerified:
@@ -172,20 +210,21 @@ def _note_check(connection: sa.Connection, /, generation: str, **changes: bool) 
     )
 
 
-def remove(state: State) -> bool:
+def remove(state: State, *, by: str | None = None) -> bool:
     """Delete the credentials, the templates, the mappings and the error log, in one
     transaction.
 
     The ledger of what was issued stays, without personal data, so that a reconnect
-    does not issue it again. What was waiting is dropped.
+    does not issue it again; so does the audit trail. What was waiting is dropped.
 
+    :param by: Who does it, for :func:`.audit.note`.
     :return: Whether there was a connection.
     """
-    return _remove(state.engine)
+    return _remove(state.engine, by)
 
 
 @in_transaction
-def _remove(connection: sa.Connection) -> bool:
+def _remove(connection: sa.Connection, by: str | None) -> bool:
     # First: a backfill that writes at this moment is waited for, and its rows seen.
     connection.execute(sa.delete(Backfill))
     _end_issuances(connection)
@@ -194,7 +233,13 @@ def _remove(connection: sa.Connection) -> bool:
     for table in (LogEntry, Mapping, Template):
         connection.execute(sa.delete(table))
 
-    return bool(connection.execute(sa.delete(Connection)).rowcount)
+    organization_id = connection.scalar(sa.select(Connection.organization_id))
+    removed = bool(connection.execute(sa.delete(Connection)).rowcount)
+
+    if removed:
+        audit.note(connection, by, "remove", organization_id or "")
+
+    return removed
 
 
 def _end_issuances(connection: sa.Connection) -> None:
@@ -219,13 +264,6 @@ def _end_issuances(connection: sa.Connection) -> None:
         )
     )
     connection.execute(sa.update(Issuance).where(people.IS_NAMED).values(people.NOBODY))
-
-
-def _refuse_other(state: State, organization_id: str) -> None:
-    gate = gates.read(state.engine)
-
-    if gate is not None and gate.organization_id != organization_id:
-        raise OtherOrganization
 
 
 def _verify(
@@ -263,7 +301,12 @@ def _list_first(state: State, client: Client, generation: str) -> None:
 
 
 @in_transaction
-def _save(connection: sa.Connection, values: dict[str, t.Any], lifetime: int) -> None:
+def _save(
+    connection: sa.Connection,
+    values: dict[str, t.Any],
+    lifetime: int,
+    entry_id: int | None,
+) -> None:
     now = clock.now(connection)
     values = {
         **values,
@@ -290,6 +333,8 @@ def _save(connection: sa.Connection, values: dict[str, t.Any], lifetime: int) ->
         connection.execute(
             sa.insert(Installation).values(id=1, key=secrets.token_hex(16))
         )
+
+    audit.settle(connection, entry_id, "ok")
 
 
 def _refuse_second(connection: sa.Connection, values: dict[str, t.Any]) -> None:

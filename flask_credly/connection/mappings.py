@@ -12,6 +12,7 @@ from ..catalog import clean
 from ..catalog import Course
 from ..catalog import Kind
 from ..issuing import bell
+from ..ledger import audit
 from ..ledger import clock
 from ..models import CONNECTION_ID
 from ..models import Issuance
@@ -81,12 +82,18 @@ def course_of(mapping: Mapping) -> Course:
 
 
 def add_mapping(
-    state: State, course: Course, template_id: str, *, undo: bool = False
+    state: State,
+    course: Course,
+    template_id: str,
+    *,
+    undo: bool = False,
+    by: str | None = None,
 ) -> Mapping:
     """Map a course to a badge template.
 
     :param undo: Whether this takes back a removal: what was cancelled by it is due
         again.
+    :param by: Who does it, for :func:`.audit.note`.
     :raises NotConnected: There is no connection.
     :raises UnknownTemplate: No such active template.
     :raises AlreadyMapped: The course has a badge.
@@ -114,6 +121,7 @@ def add_mapping(
             )
         )
 
+    _note(session, by, "undo" if undo else "map", course, template)
     _commit(session, course)
 
     if undo:
@@ -123,11 +131,17 @@ def add_mapping(
 
 
 def change_mapping(
-    state: State, mapping_id: int, course: Course, template_id: str
+    state: State,
+    mapping_id: int,
+    course: Course,
+    template_id: str,
+    *,
+    by: str | None = None,
 ) -> Mapping:
     """Map another course, or to another badge template. Badges that wait, and were
     not perhaps issued already, become the new one.
 
+    :param by: Who does it, for :func:`.audit.note`.
     :raises UnknownMapping: It was removed.
     :raises NotConnected: There is no connection.
     :raises UnknownTemplate: No such active template.
@@ -150,14 +164,18 @@ def change_mapping(
         .where(Issuance.maybe_issued.is_(False))
         .values(template_id=template.id, badge_name=template.name)
     )
+    _note(session, by, "change mapping", course, template)
     _commit(session, course)
     return mapping
 
 
-def remove_mapping(state: State, mapping_id: int) -> Mapping | None:
+def remove_mapping(
+    state: State, mapping_id: int, *, by: str | None = None
+) -> Mapping | None:
     """Remove a mapping. Badges already issued are kept; those that wait are cancelled
     when their turn comes.
 
+    :param by: Who does it, for :func:`.audit.note`.
     :return: The removed mapping, or ``None`` if there was none.
     """
     session = state.session
@@ -166,6 +184,7 @@ def remove_mapping(state: State, mapping_id: int) -> Mapping | None:
         return None
 
     session.delete(mapping)
+    _note(session, by, "remove mapping", course_of(mapping), mapping.template)
     session.commit()
     return mapping
 
@@ -180,6 +199,18 @@ def _active_template(session: orm.scoped_session[t.Any], template_id: str) -> Te
         raise UnknownTemplate
 
     return template
+
+
+def _note(
+    session: orm.scoped_session[t.Any],
+    by: str | None,
+    action: str,
+    course: Course,
+    template: Template,
+) -> None:
+    title = clean(course.title, 500) or course.id
+    target = f"{title} → {template.name}"
+    audit.note(session.connection(), by, action, target)
 
 
 def _issuances(course: Course, state: str) -> sa.Update:

@@ -31,19 +31,24 @@ class Rotation:
     unreadable: tuple[str, ...]
 
 
-def rotate_keys(state: State, *, dry_run: bool = False) -> Rotation:
+def rotate_keys(
+    state: State, *, dry_run: bool = False, by: str | None = None
+) -> Rotation:
     """Encrypt what is stored with the newest key, in one transaction. A second time
     changes nothing.
 
     Where anything is unreadable, nothing is changed.
 
     :param dry_run: Change nothing in any case, only look.
+    :param by: Who does it, for :func:`.audit.note`.
     """
-    return _rotate(state.engine, state.app.config, dry_run)
+    return _rotate(state.engine, state.app.config, dry_run, by)
 
 
 @in_transaction
-def _rotate(connection: sa.Connection, config: keys.Config, dry_run: bool) -> Rotation:
+def _rotate(
+    connection: sa.Connection, config: keys.Config, dry_run: bool, by: str | None
+) -> Rotation:
     if not dry_run:
         # First, for the lock: a worker may save a new token at this moment.
         connection.execute(sa.update(Connection).values(id=CONNECTION_ID))
@@ -78,6 +83,7 @@ def _rotate(connection: sa.Connection, config: keys.Config, dry_run: bool) -> Ro
 
     if values and not unreadable and not dry_run:
         connection.execute(sa.update(Connection).values(**values))
+        audit.note(connection, by, "rotate keys")
 
     rotated = tuple(_SEALED[name] for name in values)
     return Rotation(rotated, tuple(current), tuple(unreadable))

@@ -11,6 +11,7 @@ from ..errors import ConnectionExpired
 from ..errors import Unauthorized
 from ..issuing import announce
 from ..issuing.token import get_token
+from ..ledger import audit
 from ..ledger import clock
 from ..ledger import gates
 from ..ledger.transaction import in_transaction
@@ -79,23 +80,27 @@ def count_templates(
     return session.scalar(query) or 0
 
 
-def sync_templates(state: State) -> int:
+def sync_templates(state: State, *, by: str | None = None) -> int:
     """Load all active badge templates from Credly. Those that are gone are marked as
     no longer active; no mapping is ever deleted.
 
+    :param by: Who does it, for :func:`.audit.note`. Admins are limited: see
+        :data:`.audit.LIMITS`.
     :return: How many there are. 0 without a connection.
+    :raises TooOften: It was tried too often.
     :raises CredlyError: Credly did not give the whole list. What was loaded is kept.
     """
     if (gate := gates.read(state.engine)) is None:
         return 0
 
-    complete = False
+    with audit.asking(state.engine, by, "sync"):
+        complete = False
 
-    try:
-        complete = _sync(state, gate)
-    finally:
-        if not complete:
-            _note_failure(state.engine)
+        try:
+            complete = _sync(state, gate)
+        finally:
+            if not complete:
+                _note_failure(state.engine)
 
     return count(state)
 

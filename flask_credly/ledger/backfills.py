@@ -22,6 +22,7 @@ from ..models import CONNECTION_ID
 from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
+from . import audit
 from . import clock
 from .paging import Session
 from .record import insert_all
@@ -75,11 +76,16 @@ class Progress:
 
 @in_transaction
 def start(
-    connection: sa.Connection, mapping_id: int, since: dt.datetime | None = None
+    connection: sa.Connection,
+    mapping_id: int,
+    since: dt.datetime | None = None,
+    *,
+    by: str | None = None,
 ) -> int | None:
     """Begin a run for a mapping's course. A worker does the rest.
 
     :param since: Only completions from then on.
+    :param by: Who does it, for :func:`.audit.note`.
     :return: The run's number, or ``None`` if the mapping is gone.
     """
     # The lock keeps two clicks from beginning two.
@@ -117,6 +123,7 @@ def start(
             state="recording",
         )
     )
+    audit.note(connection, by, "start backfill", mapping.course_title)
     assert added.inserted_primary_key is not None
     return t.cast(int, added.inserted_primary_key[0])
 
@@ -270,13 +277,20 @@ def finish(connection: sa.Connection, run: Run, *, failed: bool = False) -> None
 
 
 @in_transaction
-def stop(connection: sa.Connection, run_id: int) -> int:
+def stop(connection: sa.Connection, run_id: int, *, by: str | None = None) -> int:
     """Take back what was not begun. What is on its way is finished.
 
+    :param by: Who does it, for :func:`.audit.note`.
     :return: How many badges were taken back.
     """
     this = (Backfill.id == run_id, Backfill.state.in_(("recording", "recorded")))
-    _end(connection, *this, state="stopped")
+
+    if _end(connection, *this, state="stopped"):
+        title = connection.scalar(
+            sa.select(Backfill.course_title).where(Backfill.id == run_id)
+        )
+        audit.note(connection, by, "stop backfill", title or "")
+
     # Kept, and shown: the same completion may have been signalled since.
     return connection.execute(
         sa.update(Issuance)
@@ -296,9 +310,11 @@ def stop(connection: sa.Connection, run_id: int) -> int:
     ).rowcount
 
 
-def _end(connection: sa.Connection, *these: sa.ColumnElement[bool], state: str) -> None:
-    connection.execute(
-        sa.update(Backfill).where(*these).values(state=state, due_at=None)
+def _end(connection: sa.Connection, *these: sa.ColumnElement[bool], state: str) -> bool:
+    return bool(
+        connection.execute(
+            sa.update(Backfill).where(*these).values(state=state, due_at=None)
+        ).rowcount
     )
 
 

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from ..models import Connection
 from ..models import CONNECTION_ID
+from . import audit
 from . import clock
 from . import log
 from .transaction import in_transaction
@@ -213,6 +214,10 @@ def expire(
 
 
 @in_transaction
-def switch(connection: sa.Connection, *, on: bool) -> None:
-    """Let the admin stop all issuing, or let it go on. What was begun is finished."""
-    connection.execute(sa.update(Connection).values(switched_off=not on))
+def switch(connection: sa.Connection, *, on: bool, by: str | None = None) -> None:
+    """Let the admin stop all issuing, or let it go on. What was begun is finished.
+
+    :param by: Who does it, for :func:`.audit.note`.
+    """
+    if connection.execute(sa.update(Connection).values(switched_off=not on)).rowcount:
+        audit.note(connection, by, "resume" if on else "pause")

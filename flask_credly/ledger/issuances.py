@@ -13,6 +13,7 @@ from ..models import Connection
 from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
+from . import audit
 from . import clock
 from .paging import fetch
 from .paging import fetch_all
@@ -136,13 +137,16 @@ def _of_mapping(column: sa.ColumnElement[t.Any]) -> sa.ScalarSelect[t.Any]:
 
 
 @in_transaction
-def retry(connection: sa.Connection, row_id: int | None = None) -> int:
+def retry(
+    connection: sa.Connection, row_id: int | None = None, *, by: str | None = None
+) -> int:
     """Make badges due once more that were not issued, each with its two attempts.
 
     They become what their course is mapped to now. Where a request was made before,
     Credly is asked first whether the badge is there, so that none is issued twice.
 
     :param row_id: One that failed or was skipped. ``None``: all that failed.
+    :param by: Who does it, for :func:`.audit.note`.
     :return: How many are due. Those whose course is not mapped any more are left alone.
     """
     if row_id is None:
@@ -168,7 +172,7 @@ def retry(connection: sa.Connection, row_id: int | None = None) -> int:
         .execution_options(synchronize_session=False)
     )
     ours = sa.select(Connection.organization_id).scalar_subquery()
-    return connection.execute(
+    due = connection.execute(
         sa.update(Issuance)
         .where(these, Issuance.organization_id == ours)
         .ordered_values(
@@ -187,6 +191,13 @@ def retry(connection: sa.Connection, row_id: int | None = None) -> int:
         .execution_options(synchronize_session=False)
     ).rowcount
 
+    if due and row_id is None:
+        audit.note(connection, by, "retry all", str(due))
+    elif due:
+        audit.note(connection, by, "retry", str(row_id))
+
+    return due
+
 
 @in_transaction
 def add_test(
@@ -196,10 +207,12 @@ def add_test(
     email: str,
     first_name: str,
     last_name: str,
+    by: str | None = None,
 ) -> int | None:
     """Write a row for the badge of a mapping that counts for no member: the admin's own
     try.
 
+    :param by: Who does it, for :func:`.audit.note`.
     :return: The row's id, or ``None`` if the mapping is gone.
     """
     found = connection.execute(
@@ -232,4 +245,6 @@ def add_test(
         )
     )
     assert added.inserted_primary_key is not None
-    return t.cast(int, added.inserted_primary_key[0])
+    row_id = t.cast(int, added.inserted_primary_key[0])
+    audit.note(connection, by, "send test badge", str(row_id))
+    return row_id

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from ..models import Attempt
 from ..models import Issuance
 from ..models import LogEntry
+from . import audit
 from . import clock
 from . import log
 from .transaction import hide_parameters
@@ -66,13 +67,17 @@ class Erased:
     at_credly: tuple[str, ...]
 
 
-def erase_in(connection: sa.Connection, member_id: str) -> Erased:
+def erase_in(
+    connection: sa.Connection, member_id: str, *, by: str | None = None
+) -> Erased:
     """Make all rows of a member name nobody, in the transaction that is open.
 
     What was issued stays as a row that is counted, each under a random name of its
     own. What waits is not sent any more; a worker that has it under way loses its
     lease, and can write nothing of it down. Test badges that were sent to the member's
     address count as the member's.
+
+    :param by: Who does it, for :func:`.audit.note`.
     """
     now = clock.now(connection)
     # First, and not read before: a worker that writes at this moment is waited for,
@@ -97,6 +102,7 @@ def erase_in(connection: sa.Connection, member_id: str) -> Erased:
     if not rows:
         return Erased(0, 0, 0, 0, 0, ())
 
+    audit.note(connection, by, "erase member")
     _rewrite(connection, rows)
     _end_attempts(connection, [row.id for row in rows], now)
     return Erased(

@@ -10,6 +10,7 @@ import typing as t
 import sqlalchemy as sa
 
 from ..models import Attempt
+from ..models import AuditEntry
 from ..models import Issuance
 from ..models import LogEntry
 from ..settings import Settings
@@ -17,6 +18,9 @@ from . import clock
 from . import people
 from .issuances import STATES
 from .transaction import in_transaction
+
+AUDIT_DAYS = 365
+"""After how many days it is forgotten who did what."""
 
 LOT = 1000
 """Rows that are changed in one transaction, so that nobody waits long for them."""
@@ -79,6 +83,7 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
             (sa.not_(waiting), people.IS_NAMED),
             people.NOBODY,
         ),
+        Rule("Entries of the activity deleted", AUDIT_DAYS, AuditEntry, AuditEntry.at),
     )
 
 

@@ -1,0 +1,57 @@
+"""Who did what, and when: the audit trail, page by page, with an export."""
+
+from __future__ import annotations
+
+import typing as t
+
+from flask.typing import ResponseReturnValue
+from markupsafe import Markup
+
+from .. import connection
+from ..ledger import audit
+from ..models import AuditEntry
+from ..settings import get_state
+from ..words import gettext
+from ..words import html_gettext
+from .answer import page
+from .export import csv_file
+from .guard import actor
+from .log import number
+
+
+def activity() -> ResponseReturnValue:
+    """Show one page. It is there after Remove as well."""
+    session = get_state().session
+    return page(
+        "credly/activity.html",
+        activity=audit.page(session, before=number("before"), after=number("after")),
+        connection=connection.get(session),
+        who=_who,
+        what=_what_in_html,
+        outcomes=audit.OUTCOMES,
+    )
+
+
+def export_activity() -> ResponseReturnValue:
+    """Send all of it as a file."""
+    engine = get_state().engine
+    audit.note_alone(engine, actor(), "export activity")
+    header = [gettext("Timestamp"), gettext("Who"), gettext("What"), gettext("Outcome")]
+    cells = ([each.at.isoformat(), *_words(each)] for each in audit.every(engine))
+    return csv_file("credly-activity", header, cells)
+
+
+def _words(entry: AuditEntry) -> list[str]:
+    what = gettext(audit.ACTIONS.get(entry.action, entry.action), target=entry.target)
+    return [_who(entry), what, gettext(audit.OUTCOMES[entry.outcome])]
+
+
+def _who(entry: AuditEntry) -> str:
+    if entry.actor == audit.COMMAND_LINE:
+        return gettext("Command line")
+
+    return entry.actor or gettext("Unknown")
+
+
+def _what_in_html(entry: AuditEntry, **values: t.Any) -> Markup:
+    return html_gettext(audit.ACTIONS.get(entry.action, entry.action), **values)

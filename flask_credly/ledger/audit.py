@@ -1,0 +1,275 @@
+"""Who did what, and when: the trail of what admins and commands have done.
+
+An entry is written in the transaction of what it tells of, so that both are kept or
+neither. What asks Credly is noted before it does, and settled after; no other entry is
+ever changed, and Remove keeps them all.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import contextlib
+import datetime as dt
+import logging
+import typing as t
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from ..catalog import clean
+from ..errors import CredlyError
+from ..models import AuditEntry
+from ..words import mark
+from . import clock
+from .paging import fetch
+from .paging import fetch_all
+from .paging import Page
+from .paging import Session
+from .transaction import in_transaction
+
+logger = logging.getLogger("flask_credly.audit")
+
+COMMAND_LINE = "command line"
+"""The actor of every command."""
+
+# What each needs to know stands in its target: a mapping's course and badge, a badge's
+# number in the ledger, a number of rows. Never a member's name or address.
+ACTIONS: dict[str, str] = {
+    "connect": mark("Connect to organization %(target)s"),
+    "reconnect": mark("Connect again to organization %(target)s"),
+    "remove": mark("Remove the integration of organization %(target)s"),
+    "test": mark("Test the connection"),
+    "pause": mark("Pause issuing"),
+    "resume": mark("Resume issuing"),
+    "sync": mark("Load the badge templates"),
+    "map": mark("Map %(target)s"),
+    "change mapping": mark("Change a mapping to %(target)s"),
+    "remove mapping": mark("Remove the mapping %(target)s"),
+    "undo": mark("Undo the removal of the mapping %(target)s"),
+    "send test badge": mark("Send test badge %(target)s"),
+    "retry": mark("Retry badge %(target)s"),
+    "retry all": mark("Retry all failed badges: %(target)s"),
+    "start backfill": mark("Issue badges for earlier completions of %(target)s"),
+    "stop backfill": mark("Stop badges for earlier completions of %(target)s"),
+    "export badges": mark("Export the badges"),
+    "export errors": mark("Export the error log"),
+    "export activity": mark("Export the activity"),
+    "export member": mark("Export the data of a member"),
+    "erase member": mark("Erase the data of a member"),
+    "prune": mark("Delete what is older than it is kept: %(target)s"),
+    "rotate keys": mark("Encrypt the stored secrets with the newest key"),
+}
+
+OUTCOMES: dict[str, str] = {
+    "ok": mark("Done"),
+    "refused": mark("Refused"),
+    "failed": mark("Failed"),
+    "begun": mark("Not finished"),
+}
+"""``refused``: Credly or a rule of ours said no. ``failed``: Credly could not be asked.
+``begun``: under way, or the process died before it could write down what came of it.
+"""
+
+LIMITS = ((5, dt.timedelta(minutes=1)), (20, dt.timedelta(hours=1)))
+"""How often in what time each action that asks Credly may be tried, by all together."""
+
+_CONNECTS = ("connect", "reconnect")
+
+
+class TooOften(Exception):
+    """An action was tried too often. Nothing was sent, and nothing was noted.
+
+    :param wait: After how long it can be tried again.
+    """
+
+    def __init__(self, wait: dt.timedelta) -> None:
+        super().__init__(wait)
+        self.wait = wait
+
+
+def note(
+    connection: sa.Connection,
+    by: str | None,
+    action: str,
+    target: str = "",
+    outcome: str = "ok",
+) -> int | None:
+    """Add an entry to a transaction, and a record to the log once that is committed.
+
+    :param by: Who did it: :data:`COMMAND_LINE`, or what the ``@credly.actor`` hook
+        says. Empty: unknown. ``None``: no admin and no command; it is not noted.
+    :param action: One of :data:`ACTIONS`.
+    :param target: To what it was done.
+    :param outcome: One of :data:`OUTCOMES`.
+    :return: The entry's number, or ``None`` if it was not noted.
+    """
+    if by is None:
+        return None
+
+    if action not in ACTIONS or outcome not in OUTCOMES:
+        raise ValueError(f"Not a known action and outcome: {action!r}, {outcome!r}.")
+
+    values = {
+        "actor": clean(by, 255),
+        "action": action,
+        "target": clean(target, 800),
+        "outcome": outcome,
+    }
+    added = connection.execute(
+        sa.insert(AuditEntry).values(at=clock.now(connection), **values)
+    )
+
+    if outcome != "begun":
+        _tell(connection, values)
+
+    assert added.inserted_primary_key is not None
+    return t.cast(int, added.inserted_primary_key[0])
+
+
+note_alone = in_transaction(note)
+"""The same in a transaction of its own: takes the engine."""
+
+
+def settle(connection: sa.Connection, entry_id: int | None, outcome: str) -> None:
+    """Write down what came of an action that was noted when it began. Only once: what
+    is settled stays as it is.
+    """
+    if entry_id is None:
+        return
+
+    this = AuditEntry.id == entry_id
+    settled = connection.execute(
+        sa.update(AuditEntry)
+        .where(this, AuditEntry.outcome == "begun")
+        .values(outcome=outcome)
+    ).rowcount
+
+    if settled:
+        entry = connection.execute(
+            sa.select(
+                AuditEntry.actor,
+                AuditEntry.action,
+                AuditEntry.target,
+                AuditEntry.outcome,
+            ).where(this)
+        ).one()
+        _tell(connection, entry._asdict())
+
+
+_settle_alone = in_transaction(settle)
+
+
+@contextlib.contextmanager
+def asking(
+    engine: sa.Engine,
+    by: str | None,
+    action: str,
+    target: str = "",
+    *,
+    refusals: tuple[type[Exception], ...] = (),
+) -> cabc.Iterator[int | None]:
+    """Note an action that asks Credly before it does so, and then what came of it.
+
+    Gives the entry's number, for a transaction within that settles it.
+
+    :param refusals: The errors that are a refusal. Any other :exc:`.CredlyError` is a
+        failure.
+    :raises TooOften: It was tried too often. The command line may do so.
+    """
+    entry_id = _begin(engine, by, action, target)
+
+    try:
+        yield entry_id
+    except refusals:
+        _settle_alone(engine, entry_id, "refused")
+        raise
+    except CredlyError:
+        _settle_alone(engine, entry_id, "failed")
+        raise
+
+    _settle_alone(engine, entry_id, "ok")
+
+
+def _begin(engine: sa.Engine, by: str | None, action: str, target: str) -> int | None:
+    entry_id = note_alone(engine, by, action, target, "begun")
+
+    if entry_id is None or by == COMMAND_LINE:
+        return entry_id
+
+    # Counted after it was committed: of those that try at the same moment none can be
+    # overlooked, and at worst one too many is refused.
+    wait = _wait(engine, action, entry_id)
+
+    if wait > dt.timedelta():
+        _take_back(engine, entry_id)
+        logger.warning("%s was tried too often.", ACTIONS[action].split(" %(")[0])
+        raise TooOften(wait)
+
+    return entry_id
+
+
+@in_transaction
+def _wait(connection: sa.Connection, action: str, entry_id: int) -> dt.timedelta:
+    now = clock.now(connection)
+    most, longest = LIMITS[-1]
+    # Those of the command line do not take the admins' turns.
+    times = connection.scalars(
+        sa.select(AuditEntry.at)
+        .where(
+            AuditEntry.action.in_(_CONNECTS if action in _CONNECTS else (action,)),
+            AuditEntry.actor != COMMAND_LINE,
+            AuditEntry.at > now - longest,
+            AuditEntry.id != entry_id,
+        )
+        .order_by(AuditEntry.at.desc())
+        .limit(most)
+    ).all()
+    waits = [
+        times[number - 1] + time - now
+        for number, time in LIMITS
+        if len(times) >= number
+    ]
+    return max(waits, default=dt.timedelta())
+
+
+@in_transaction
+def _take_back(connection: sa.Connection, entry_id: int) -> None:
+    connection.execute(sa.delete(AuditEntry).where(AuditEntry.id == entry_id))
+
+
+def _tell(connection: sa.Connection, values: cabc.Mapping[str, t.Any]) -> None:
+    # At the commit, so that what is rolled back or done again is told once or never.
+    # The values have no line breaks: clean() takes them out.
+    transaction = connection.get_transaction()
+
+    @event.listens_for(connection, "commit", once=True)
+    def tell(connection: sa.Connection) -> None:
+        if connection.get_transaction() is not transaction:
+            return
+
+        logger.info(
+            "%s by %s: %s: %s",
+            values["action"],
+            values["actor"] or "unknown",
+            values["target"] or "-",
+            values["outcome"],
+            extra={f"credly_{name}": value for name, value in values.items()},
+        )
+
+
+def page(
+    session: Session, *, before: int | None = None, after: int | None = None
+) -> Page[AuditEntry]:
+    """Get one page."""
+    query = sa.select(AuditEntry)
+    return fetch(session, query, AuditEntry.id, before=before, after=after)
+
+
+def any_entry(session: Session) -> bool:
+    """Whether anything was done yet."""
+    return session.scalar(sa.select(AuditEntry.id).limit(1)) is not None
+
+
+def every(engine: sa.Engine) -> cabc.Iterator[AuditEntry]:
+    """Get all entries, for an export."""
+    return fetch_all(engine, sa.select(AuditEntry), AuditEntry.id)
