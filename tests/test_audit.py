@@ -17,6 +17,7 @@ from conftest import Connected
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
+from cryptography.fernet import Fernet
 from flask import redirect
 from test_badges import fail_one
 from test_badges import read_csv
@@ -340,15 +341,19 @@ class TestCommands:
     ) -> None:
         host = connected.host
         row_id = fail_one(connected).id
-        host.db.session.remove()
+        old = AuditEntry(actor="", action="test", target="", outcome="ok")
+        old.at = dt.datetime.now(dt.UTC) - dt.timedelta(days=366)
+        host.db.session.add(old)
+        host.db.session.commit()
+        host.app.config["CREDLY_ENCRYPTION_KEYS"] = [Fernet.generate_key().decode()]
         done = {
+            "prune": ["prune"],
             "sync": ["sync"],
             "retry": ["retry", str(row_id)],
             "backfill": ["backfill"],
             "rotate-keys": ["rotate-keys"],
             "export-member": ["export-member", "42"],
             "erase-member": ["erase-member", "42"],
-            "prune": ["prune"],
         }
 
         for words in done.values():
@@ -357,13 +362,13 @@ class TestCommands:
         commands = t.cast(t.Any, host.app.cli.commands["credly"]).commands
 
         assert entries(host) == [
+            ("command line", "prune", "1", "ok"),
             ("command line", "sync", "", "ok"),
             ("command line", "retry", str(row_id), "ok"),
             ("command line", "start backfill", "Python 101", "ok"),
             ("command line", "rotate keys", "", "ok"),
             ("command line", "export member", "", "ok"),
             ("command line", "erase member", "", "ok"),
-            ("command line", "prune", "1", "ok"),
         ]
         assert set(commands) == set(done) | self.READING
 

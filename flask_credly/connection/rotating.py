@@ -8,6 +8,7 @@ import sqlalchemy as sa
 
 from .. import keys
 from ..errors import SecretUnreadable
+from ..ledger import audit
 from ..ledger.transaction import in_transaction
 from ..models import Connection
 from ..models import CONNECTION_ID
