@@ -172,6 +172,7 @@ class _Examination:
         optional = {
             "member": self._state.load_member,
             "past_completions": self._state.past_completions,
+            "actor": self._state.name_actor,
         }
         given = ["courses", "is_admin", *(name for name in optional if optional[name])]
         missing = [name for name in optional if not optional[name]]

@@ -602,7 +602,7 @@ def test_hooks_that_are_not_given_are_named(make_clinic: MakeClinic) -> None:
     found = make_clinic(member=None).doctor()[1]["hooks"]
 
     assert found["status"] == "ok"
-    assert found["detail"].endswith("Not given: member.")
+    assert found["detail"].endswith("Not given: member, actor.")
 
 
 def test_every_setting_is_known(clinic: Clinic) -> None:
