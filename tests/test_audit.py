@@ -423,6 +423,8 @@ class TestActor:
         ]
         assert connection.list_mappings(host.db.session) == []
         assert ("@credly.actor" in caplog.text) == wrong
+        failed = [getattr(each, "credly_hook", None) for each in caplog.records]
+        assert ("actor" in failed) == isinstance(answer, Exception)
         assert all(
             each.getMessage().isprintable()
             for each in caplog.records
