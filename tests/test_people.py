@@ -556,7 +556,9 @@ def test_a_badge_that_was_held_keeps_no_words_that_name_the_member(
 
     assert host.row().state == "held"
     details = host.db.session.scalars(sa.select(Attempt.detail)).all()
-    assert (host.row().error, *details) == ("*** already has this badge (HTTP 422)",) * 2
+    assert (host.row().error, *details) == (
+        "*** already has this badge (HTTP 422)",
+    ) * 2
 
 
 def test_redis_holds_nothing_of_the_member(farm: Farm) -> None:
