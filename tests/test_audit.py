@@ -583,6 +583,20 @@ class TestTooOften:
         assert entries(host)[-1] == (ADMIN, "sync", "", "ok")
 
     @every_database
+    def test_a_clock_that_was_fast_locks_nobody_out(
+        self, host: Host, in_context: None
+    ) -> None:
+        for _ in range(5):
+            audit.note_alone(host.state.engine, ADMIN, "test")
+
+        pass_time(host, days=-3)
+
+        with audit.asking(host.state.engine, ADMIN, "test"):
+            pass
+
+        assert len(entries(host)) == 6
+
+    @every_database
     def test_those_who_try_at_once_do_not_pass_together(
         self, host: Host, in_context: None
     ) -> None:
