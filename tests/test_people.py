@@ -854,9 +854,9 @@ class TestPrune:
             said = run(host, "prune", "--dry-run")
 
             assert said.startswith("Nothing is changed. It would be:\n")
-            assert re.findall(r" (\d+)\n", said) == ["2", "7", "5"]
+            assert re.findall(r" (\d+)\n", said) == ["2", "7", "5", "0"]
             assert everything(host) == before
-            assert re.findall(r" (\d+)\n", run(host, "prune")) == ["2", "7", "5"]
+            assert re.findall(r" (\d+)\n", run(host, "prune")) == ["2", "7", "5", "0"]
 
     def test_what_was_retried_meanwhile_keeps_its_names(
         self,

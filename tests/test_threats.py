@@ -77,6 +77,7 @@ from flask_credly.credly import Client
 from flask_credly.credly import fetch_token
 from flask_credly.errors import CredlyError
 from flask_credly.errors import OutcomeUnknown
+from flask_credly.errors import SecretUnreadable
 from flask_credly.errors import Unavailable
 from flask_credly.issuing import bell
 from flask_credly.issuing.token import get_token
@@ -1435,13 +1436,17 @@ def test_a_sealed_value_that_does_not_open_shows_nothing(
     with host.app.app_context():
         connect(host, credly)
         row = host.db.session.scalars(sa.select(Connection)).one()
-        host.db.session.execute(sa.update(Connection).values(token=row.client_secret))
+        token = get_token(host.state, row.generation).value
+        moved = {"client_secret": row.token, "token": row.client_secret}
+        host.db.session.execute(sa.update(Connection).values(moved))
         host.db.session.commit()
 
-        with pytest.raises(CredlyError) as caught:
+        with pytest.raises(SecretUnreadable) as caught:
             connection.sync_templates(host.state)
 
-        assert SECRET not in frames_of(caught.value)
+        shown = frames_of(caught.value)
+        assert SECRET not in shown
+        assert str(token) not in shown
 
 
 def test_nothing_that_is_shown_to_a_developer_holds_a_secret(

@@ -57,6 +57,7 @@ def actor() -> str:
             "The @credly.actor hook must return a string or None, not %s; the audit"
             " trail names nobody.",
             type(name).__name__,
+            extra={"credly_event": "hook_failed", "credly_hook": "actor"},
         )
 
     # Nobody passes for the command line.
