@@ -423,6 +423,8 @@ class TestActor:
         ]
         assert connection.list_mappings(host.db.session) == []
         assert ("@credly.actor" in caplog.text) == wrong
+        failed = [getattr(each, "credly_hook", None) for each in caplog.records]
+        assert ("actor" in failed) == wrong
         assert all(
             each.getMessage().isprintable()
             for each in caplog.records
@@ -579,6 +581,20 @@ class TestTooOften:
 
         browser.post(f"{WINDOW}/templates")
         assert entries(host)[-1] == (ADMIN, "sync", "", "ok")
+
+    @every_database
+    def test_a_clock_that_was_fast_locks_nobody_out(
+        self, host: Host, in_context: None
+    ) -> None:
+        for _ in range(5):
+            audit.note_alone(host.state.engine, ADMIN, "test")
+
+        pass_time(host, days=-3)
+
+        with audit.asking(host.state.engine, ADMIN, "test"):
+            pass
+
+        assert len(entries(host)) == 6
 
     @every_database
     def test_those_who_try_at_once_do_not_pass_together(

@@ -281,6 +281,27 @@ class TestIssue:
 
         assert caught.value.detail == "No ***, no ***. (HTTP 429)"
 
+    @pytest.mark.parametrize(
+        "said",
+        [
+            "ADA Example",
+            "(Ada Example)",
+            "Ada+Badge@example.org",
+            "/badges?filter=recipient_email_all%3A%3Aada%2Bbadge%40example.org%7Cx",
+        ],
+    )
+    def test_nobody_is_named_by_an_answer_whatever_it_is(
+        self, mock: responses.RequestsMock, client: Client, said: str
+    ) -> None:
+        message = f"{said} already has this badge"
+        mock.post(BADGES, status=422, json=envelope(message=message))
+
+        with pytest.raises(AlreadyHeld) as caught:
+            client.issue("t", REQUEST)
+
+        assert "***" in caught.value.detail
+        assert "ada" not in caught.value.detail.lower()
+
     def test_foreign_words_are_one_short_line(
         self, mock: responses.RequestsMock, client: Client
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import logging
+import threading
 import typing as t
 
 import pytest
@@ -352,6 +353,26 @@ def test_many_completions_of_a_process_do_not_each_go_to_redis(
     late.cancel()
     late.function(*late.args)
     assert len(rung) == 2
+
+
+def test_a_process_that_gets_no_thread_rings_at_once(
+    connected: Connected,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def start(timer: threading.Timer) -> t.NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    rung: list[None] = []
+    monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))
+    monkeypatch.setattr("flask_credly.issuing.bell.INTERVAL", 3600)
+    monkeypatch.setattr(threading.Timer, "start", start)
+
+    for number in range(3):
+        connected.host.complete(str(number))
+
+    assert (len(connected.host.rows()), len(rung)) == (3, 3)
+    assert "A completion was not recorded" not in caplog.text
 
 
 def test_a_course_and_a_path_of_the_same_id_are_different(connected: Connected) -> None:

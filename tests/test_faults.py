@@ -31,9 +31,11 @@ from flask_credly import signals
 from flask_credly.credly import Client
 from flask_credly.issuing.drain import DUPLICATES_WAIT
 from flask_credly.issuing.token import EARLY
+from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import overview
+from flask_credly.ledger import people
 from flask_credly.ledger import settle
 from flask_credly.models import Attempt
 from flask_credly.models import Base
@@ -912,14 +914,24 @@ class TestRemoveInFlight:
                 assert host.db.session.scalars(sa.select(model)).all() == []
 
 
-def test_undo_issues_only_what_that_removal_cancelled(connected: Connected) -> None:
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"settled_at": dt.datetime.now(dt.UTC) - dt.timedelta(days=2)},
+        {"error": backfills.STOPPED},
+        {"error": people.CANCELLED},
+    ],
+    ids=["long ago", "stopped", "erased"],
+)
+def test_undo_issues_only_what_that_removal_cancelled(
+    connected: Connected, changed: dict[str, t.Any]
+) -> None:
     host, credly, template_id = connected
     host.complete("1")
     (mapping,) = connection.list_mappings(host.db.session)
     connection.remove_mapping(host.state, mapping.id)
     host.drain()
-    long_ago = dt.datetime.now(dt.UTC) - dt.timedelta(days=2)
-    host.db.session.execute(sa.update(Issuance).values(settled_at=long_ago))
+    host.db.session.execute(sa.update(Issuance).values(**changed))
     host.db.session.commit()
     connection.add_mapping(host.state, COURSES[0], template_id, undo=True)
 

@@ -169,8 +169,10 @@ def extra(call: ast.Call) -> dict[str, str]:
     }
 
 
-# Said once, at the start or by a translator's mistake: nothing to be woken for.
+# Said once, at the start or by a translator's mistake, or to the admin as well: nothing
+# to be woken for.
 WITHOUT_EVENT = (
+    "%s was tried too often.",
     "CREDLY_ENCRYPTION_KEYS is not set",
     "The translation %r of %r cannot be used.",
 )

@@ -541,8 +541,24 @@ def test_credlys_own_words_name_nobody(
     host.drain()
 
     ((_, details),) = host.log()
-    assert details.endswith("Too many for … (…). (HTTP 429)")
+    assert details.endswith("Too many for *** (***). (HTTP 429)")
     assert named_in(caplog.text, NAMES[1:]) == []
+
+
+def test_a_badge_that_was_held_keeps_no_words_that_name_the_member(
+    connected: Connected,
+) -> None:
+    host, credly, _ = connected
+    words = f"{ADA.first_name} {ADA.last_name} already has this badge"
+    credly.fail("issue", status=422, body={"data": {"message": words}})
+    host.complete(member=ADA)
+    host.drain()
+
+    assert host.row().state == "held"
+    details = host.db.session.scalars(sa.select(Attempt.detail)).all()
+    assert (host.row().error, *details) == (
+        "*** already has this badge (HTTP 422)",
+    ) * 2
 
 
 def test_redis_holds_nothing_of_the_member(farm: Farm) -> None:
@@ -838,9 +854,9 @@ class TestPrune:
             said = run(host, "prune", "--dry-run")
 
             assert said.startswith("Nothing is changed. It would be:\n")
-            assert re.findall(r" (\d+)\n", said) == ["2", "7", "5"]
+            assert re.findall(r" (\d+)\n", said) == ["2", "7", "5", "0"]
             assert everything(host) == before
-            assert re.findall(r" (\d+)\n", run(host, "prune")) == ["2", "7", "5"]
+            assert re.findall(r" (\d+)\n", run(host, "prune")) == ["2", "7", "5", "0"]
 
     def test_what_was_retried_meanwhile_keeps_its_names(
         self,

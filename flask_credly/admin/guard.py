@@ -44,7 +44,10 @@ def actor() -> str:
     try:
         name = state.name_actor()
     except Exception:
-        logger.exception("The @credly.actor hook failed; the audit trail names nobody.")
+        logger.exception(
+            "The @credly.actor hook failed; the audit trail names nobody.",
+            extra={"credly_event": "hook_failed", "credly_hook": "actor"},
+        )
         # Its failed statement would spoil ours.
         state.session.rollback()
         return ""
@@ -54,6 +57,7 @@ def actor() -> str:
             "The @credly.actor hook must return a string or None, not %s; the audit"
             " trail names nobody.",
             type(name).__name__,
+            extra={"credly_event": "hook_failed", "credly_hook": "actor"},
         )
 
     # Nobody passes for the command line.

@@ -151,7 +151,7 @@ def _connect(
 
 def check(state: State, *, by: str | None = None) -> None:
     """Verify the stored credentials. The connection is in force again if they are
-    good, and expired if they are not.
+    good. If they are not, only the time is noted: a worker finds out by itself.
 
     :param by: Who does it, for :func:`.audit.note`. Admins are limited: see
         :data:`.audit.LIMITS`.

@@ -14,6 +14,7 @@ from ..catalog import Kind
 from ..issuing import bell
 from ..ledger import audit
 from ..ledger import clock
+from ..ledger import settle
 from ..models import CONNECTION_ID
 from ..models import Issuance
 from ..models import Mapping
@@ -112,7 +113,10 @@ def add_mapping(
     if undo:
         session.execute(
             _issuances(course, "cancelled")
-            .where(Issuance.settled_at > clock.now(session.connection()) - UNDO_TIME)
+            .where(
+                Issuance.error == settle.UNMAPPED,
+                Issuance.settled_at > clock.now(session.connection()) - UNDO_TIME,
+            )
             .values(
                 state="pending",
                 settled_at=None,

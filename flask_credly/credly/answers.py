@@ -74,7 +74,9 @@ def explain(response: requests.Response, *, hide: cabc.Iterable[str] = ()) -> st
         return f"Credly answered {status}."
 
     for text in filter(None, hide):
-        found = re.sub(rf"(?<!\w){re.escape(text)}(?!\w)", "***", found)
+        # Not within a word; what stands before it in a URL is written "%3A".
+        whole = rf"(?:(?<!\w)|(?<=%[\dA-F]{{2}})){re.escape(text)}(?!\w)"
+        found = re.sub(whole, "***", found, flags=re.I)
 
     return f"{clean(found)} ({status})"
 

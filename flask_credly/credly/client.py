@@ -36,6 +36,13 @@ class BadgeRequest:
     last_name: str
     issued_at: dt.datetime
 
+    def personal(self) -> tuple[str, ...]:
+        """Name what an answer may not repeat into a log: the address, also as it stands
+        in a URL, and the whole name. A part of it alone may be any word.
+        """
+        name = f"{self.first_name} {self.last_name}".strip()
+        return self.email, urllib.parse.quote_plus(self.email), name
+
     def body(self) -> dict[str, str]:
         """Write it as Credly's page on issued badges names the fields."""
         issued_at = min(self.issued_at, dt.datetime.now(dt.UTC)).astimezone(dt.UTC)
@@ -123,7 +130,9 @@ class Client:
 
         :raises AlreadyHeld: Credly refuses it as a duplicate.
         """
-        body = self._ask(token, "POST", "badges", body=badge.body(), hide=badge.email)
+        body = self._ask(
+            token, "POST", "badges", body=badge.body(), hide=badge.personal()
+        )
         data = answers.data_of(body)
 
         if not isinstance(data, dict) or not _echoes(data, badge):
@@ -169,7 +178,9 @@ class Client:
 
         # Each row is checked: had the service ignored the filter, these would be
         # strangers' badges.
-        for page in self._pages(token, "badges", {"filter": found}, hide=badge.email):
+        query, hide = {"filter": found}, badge.personal()
+
+        for page in self._pages(token, "badges", query, hide=hide):
             for row in page:
                 if _is_badge_of(row, badge) and row["id"] not in known:
                     return Badge(row["id"])
@@ -189,7 +200,7 @@ class Client:
         )
 
     def _pages(
-        self, token: str, path: str, query: dict[str, str], *, hide: str
+        self, token: str, path: str, query: dict[str, str], *, hide: tuple[str, ...]
     ) -> cabc.Iterator[list[t.Any]]:
         for number in range(1, MAX_PAGES + 1):
             rows, is_last = self._page(token, path, query, number, hide=hide)
@@ -207,7 +218,7 @@ class Client:
         query: dict[str, str],
         number: int,
         *,
-        hide: str = "",
+        hide: tuple[str, ...] = (),
     ) -> tuple[list[t.Any], bool]:
         # The answer's next_page_url has another path, perhaps another host, and may
         # lack the filter: it is never followed.
@@ -230,7 +241,7 @@ class Client:
         path: str,
         *,
         body: dict[str, t.Any] | None = None,
-        hide: str = "",
+        hide: tuple[str, ...] = (),
     ) -> t.Any:
         failure: requests.RequestException
 
@@ -250,7 +261,7 @@ class Client:
         else:
             self._date = response.headers.get("Date", "")
             # An answer may repeat what was sent, and what it says goes into a log.
-            answers.raise_for_status(response, hide=(token, hide))
+            answers.raise_for_status(response, hide=(token, *hide))
             return answers.read_json(response)
 
         # Without the chain: its text holds the address, and that may hold an e-mail.

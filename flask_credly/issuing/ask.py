@@ -7,7 +7,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import re
 import threading
 import time
 
@@ -79,18 +78,6 @@ def earner_id(installation: str, member_id: str) -> str:
     return hashlib.sha256(f"{installation}:{member_id}".encode()).hexdigest()[:40]
 
 
-def _anonymous(detail: str, row: Row) -> str:
-    """Take the address and the name out of Credly's own words, which go into logs. A
-    part of the name alone may be any word.
-    """
-    for value in (row.email, f"{row.first_name} {row.last_name}"):
-        if value := value.strip():
-            whole = rf"(?<!\w){re.escape(value)}(?!\w)"
-            detail = re.sub(whole, "…", detail, flags=re.I)
-
-    return detail
-
-
 class Asker:
     """Asks Credly.
 
@@ -122,7 +109,6 @@ class Asker:
                 # At once: the others that wait for a thread would be refused as well.
                 self._stop.set()
 
-            e.detail = _anonymous(e.detail, step.row)
             return Outcome(answer_to(e), error=e)
         except Exception as e:
             # Whatever it was, it must not keep other badges from being issued. Its
@@ -157,8 +143,7 @@ class Asker:
         try:
             outcome = self._look_up(step)
         except CredlyError as e:
-            detail = _anonymous(e.detail, step.row)
-            logger.info("The badge that is held could not be looked up: %s", detail)
+            logger.info("The badge that is held could not be looked up: %s", e.detail)
         else:
             if outcome.answer == "found":
                 return outcome

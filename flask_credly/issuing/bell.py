@@ -70,9 +70,14 @@ def ring_soon(state: State) -> None:
         ring(state)
     # After a fork the other process has the timer.
     elif now >= web.late_until:
-        web.late_until = web.next_ring
         web.late = threading.Timer(web.next_ring - now, _ring_late, [state])
-        web.late.start()
+
+        try:
+            web.late.start()
+        except RuntimeError:  # the process ends, or has too many threads
+            ring(state)
+        else:
+            web.late_until = web.next_ring
 
 
 def _ring_late(state: State) -> None:

@@ -321,7 +321,7 @@ class _Drain:
         where it is a retry or something is missing.
         """
         if not row.mapped:
-            settle.cancel(self._engine, row, "The mapping was removed.")
+            settle.cancel(self._engine, row)
             return
 
         if not row.test and (row.attempts or profile.missing(row)):

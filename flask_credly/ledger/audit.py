@@ -197,7 +197,7 @@ def _begin(engine: sa.Engine, by: str | None, action: str, target: str) -> int |
         return entry_id
 
     # Counted after it was committed: of those that try at the same moment none can be
-    # overlooked, and at worst one too many is refused.
+    # overlooked, and at worst too many are refused.
     wait = _wait(engine, action, entry_id)
 
     if wait > dt.timedelta():
@@ -212,13 +212,14 @@ def _begin(engine: sa.Engine, by: str | None, action: str, target: str) -> int |
 def _wait(connection: sa.Connection, action: str, entry_id: int) -> dt.timedelta:
     now = clock.now(connection)
     most, longest = LIMITS[-1]
-    # Those of the command line do not take the admins' turns.
+    # Those of the command line do not take the admins' turns, and those of a clock that
+    # was fast, as a web server's with SQLite may be, lock nobody out.
     times = connection.scalars(
         sa.select(AuditEntry.at)
         .where(
             AuditEntry.action.in_(_CONNECTS if action in _CONNECTS else (action,)),
             AuditEntry.actor != COMMAND_LINE,
-            AuditEntry.at > now - longest,
+            AuditEntry.at.between(now - longest, now + LIMITS[0][1]),
             AuditEntry.id != entry_id,
         )
         .order_by(AuditEntry.at.desc())

@@ -49,10 +49,14 @@ class LeaseLost(Exception):
     """One of the rows is another worker's by now. None was saved."""
 
 
+UNMAPPED = "The mapping was removed."
+"""Why a row was cancelled that the undo of a removal makes due again."""
+
+
 @in_transaction
-def cancel(connection: sa.Connection, row: Row, reason: str) -> None:
+def cancel(connection: sa.Connection, row: Row) -> None:
     """End a row without a request, as its course is not mapped any more."""
-    _end(connection, row, "cancelled", reason)
+    _end(connection, row, "cancelled", UNMAPPED)
 
 
 @in_transaction
