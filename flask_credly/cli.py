@@ -20,10 +20,9 @@ from .errors import CredlyError
 from .issuing import backfill as past
 from .issuing import bell
 from .issuing import workers
+from .issuing.sweep import sweep as look
 from .ledger import audit
 from .ledger import backfills
-from .ledger import claim
-from .ledger import gates
 from .ledger import issuances
 from .ledger import overview
 from .ledger import people
@@ -90,20 +89,20 @@ def status(as_json: bool) -> None:
 
 
 def sweep() -> None:
-    """Ring for a worker if a badge is due."""
+    """Ask for what is due, as a worker of ours does by itself."""
+    from redis import RedisError
+
     state = get_state()
 
-    if not claim.any_due(state.engine, gates.read(state.engine)):
-        click.echo("Nothing is due.")
-        return
-
-    if not bell.ring(state, insist=True):
+    try:
+        due = look(state, bell.web_queue(state), insist=True)
+    except RedisError as e:
         raise click.ClickException(
-            "Badges are due, but Redis cannot be reached at the address of"
-            " CREDLY_REDIS_URL. They wait."
-        )
+            f"Redis cannot be reached ({type(e).__name__}) at the address of"
+            " CREDLY_REDIS_URL. What is due waits."
+        ) from None
 
-    click.echo("Badges are due. A worker was rung.")
+    click.echo("Badges are due. A worker was rung." if due else "No badge is due.")
 
 
 def sync() -> None:

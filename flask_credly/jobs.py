@@ -21,6 +21,7 @@ from .issuing import bell
 from .issuing import workers
 from .issuing.backfill import run as run_backfills
 from .issuing.drain import drain as drain_ledger
+from .issuing.stopping import stopping
 from .ledger.prune import prune as prune_ledger
 from .settings import get_state
 
@@ -61,7 +62,7 @@ def prune() -> None:
     """Forget what is older than the settings say."""
     with _app().app_context():
         state = get_state()
-        prune_ledger(state.engine, state.settings)
+        prune_ledger(state.engine, state.settings, stop=stopping)
 
 
 def _app() -> Flask:

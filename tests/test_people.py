@@ -858,6 +858,23 @@ class TestPrune:
             assert everything(host) == before
             assert re.findall(r" (\d+)\n", run(host, "prune")) == ["2", "7", "5", "0"]
 
+    def test_a_worker_told_to_stop_leaves_the_rest_to_the_next_day(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        host = make_host(CREDLY_PERSONAL_DATA_DAYS=30)
+
+        with host.app.app_context():
+            connect(host, credly)
+            live_a_life(host, credly)
+            cover(host, days=100)
+            before = everything(host)
+            stop = threading.Event()
+            stop.set()
+            done = prune.prune(host.state.engine, host.state.settings, stop=stop)
+
+            assert {each.rows for each in done} == {0}
+            assert everything(host) == before
+
     def test_what_was_retried_meanwhile_keeps_its_names(
         self,
         make_host: MakeHost,

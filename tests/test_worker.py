@@ -36,6 +36,7 @@ from flask_credly.errors import CredlyError
 from flask_credly.issuing import bell
 from flask_credly.issuing import workers
 from flask_credly.issuing.worker import OwnJob
+from flask_credly.ledger import backfills
 from flask_credly.ledger import gates
 from flask_credly.models import Connection
 from flask_credly.models import Issuance
@@ -621,11 +622,48 @@ def test_a_backlog_makes_no_queue_of_jobs(
 
 
 def test_sweep_rings(farm: Farm) -> None:
+    queue = bell.web_queue(farm.host.state)
+    farm.redis.flushdb()
+
+    assert "No badge is due." in farm.run("flask", "credly", "sweep")
+    assert [job.func_name for job in queue.jobs] == [bell.PRUNE]
+
     farm.host.complete()
     farm.redis.flushdb()
 
     assert "A worker was rung." in farm.run("flask", "credly", "sweep")
-    assert bell.web_queue(farm.host.state).count == 1
+    assert [job.func_name for job in queue.jobs] == [bell.DRAIN, bell.PRUNE]
+
+
+def test_sweep_sees_to_all_that_a_worker_of_ours_does_by_itself(farm: Farm) -> None:
+    host = farm.host
+    mapping = connection.list_mappings(host.state.session)[0]
+    backfills.start(host.state.engine, mapping.id, None)
+    host.db.session.execute(sa.update(Connection).values(templates_synced_at=None))
+    host.db.session.commit()
+    farm.redis.flushdb()
+    farm.run("flask", "credly", "sweep")
+    queue = bell.web_queue(host.state)
+
+    assert [job.func_name for job in queue.jobs] == [
+        bell.SYNC,
+        bell.BACKFILL,
+        bell.PRUNE,
+    ]
+
+
+def test_a_job_rings_at_once_as_its_process_ends_without_a_timer(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job of the host's, that completes several courses."""
+    monkeypatch.setattr("rq.get_current_job", lambda: object())
+    rung: list[None] = []
+    monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))
+    farm.host.complete("1")
+    farm.host.complete("2")
+
+    assert len(rung) == 2
+    assert farm.host.state.web_queue.late is None
 
 
 def test_status_counts_the_workers(farm: Farm) -> None:

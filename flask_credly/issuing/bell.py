@@ -68,6 +68,9 @@ def ring_soon(state: State) -> None:
     if now >= web.next_ring:
         web.next_ring = now + INTERVAL
         ring(state)
+    elif _in_a_job():
+        # Its process ends without waiting for a timer.
+        ring(state)
     # After a fork the other process has the timer.
     elif now >= web.late_until:
         web.late = threading.Timer(web.next_ring - now, _ring_late, [state])
@@ -78,6 +81,12 @@ def ring_soon(state: State) -> None:
             ring(state)
         else:
             web.late_until = web.next_ring
+
+
+def _in_a_job() -> bool:
+    import rq
+
+    return rq.get_current_job() is not None
 
 
 def _ring_late(state: State) -> None:

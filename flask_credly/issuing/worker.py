@@ -14,14 +14,12 @@ from rq.exceptions import StopRequested
 from rq.worker import Worker
 
 from .. import keys
-from ..ledger import backfills
-from ..ledger import claim
-from ..ledger import gates
 from ..settings import get_state
 from ..settings import State
 from . import bell
 from . import workers
 from .stopping import stopping
+from .sweep import sweep
 
 logger = logging.getLogger("flask_credly")
 
@@ -135,22 +133,11 @@ class CredlyWorker(Worker):
                 )
 
     def _ring(self, state: State) -> None:
-        queue = self.queues[0]
-        gate = gates.read(state.engine)
-
-        if gate is not None and not self._signed:
+        if not self._signed:
             self._sign(state)
 
-        if claim.any_due(state.engine, gate):
-            bell.enqueue_drain(queue, insist=queue.is_empty())
-
-        if gate is not None and gate.sync_due:
-            bell.enqueue_sync(queue)
-
-        if gate is not None and backfills.any_due(state.engine):
-            bell.enqueue_backfill(queue)
-
-        bell.enqueue_prune(queue)
+        queue = self.queues[0]
+        sweep(state, queue, insist=queue.is_empty())
 
     def _sign(self, state: State) -> None:
         if (signature := workers.signature(state.engine)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
+import threading
 import typing as t
 
 import sqlalchemy as sa
@@ -88,31 +89,44 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
 
 
 def prune(
-    engine: sa.Engine, settings: Settings, *, dry_run: bool = False
+    engine: sa.Engine,
+    settings: Settings,
+    *,
+    dry_run: bool = False,
+    stop: threading.Event | None = None,
 ) -> list[Pruned]:
     """Forget what is old, lot by lot.
 
     :param dry_run: Count only.
+    :param stop: Once set, no further lot is begun: the next time goes on.
     """
+    stop = stop or threading.Event()
+
     with engine.connect() as connection:
         now = clock.now(connection)
 
     return [
         Pruned(
             rule.what,
-            None if rule.days is None else _prune(engine, rule, now, dry_run),
+            None if rule.days is None else _prune(engine, rule, now, dry_run, stop),
         )
         for rule in _rules(settings)
     ]
 
 
-def _prune(engine: sa.Engine, rule: Rule, now: dt.datetime, dry_run: bool) -> int:
+def _prune(
+    engine: sa.Engine,
+    rule: Rule,
+    now: dt.datetime,
+    dry_run: bool,
+    stop: threading.Event,
+) -> int:
     assert rule.days is not None
     old = sa.and_(rule.since < now - dt.timedelta(days=rule.days), *rule.also)
     found, after = 0, 0
 
     # Each lot goes on where the one before ended: all of them read the table once.
-    while ids := _next(engine, rule, old, after):
+    while not stop.is_set() and (ids := _next(engine, rule, old, after)):
         found += len(ids) if dry_run else _forget(engine, rule, old, ids)
         after = ids[-1]
 
