@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import json
+import logging
 import sys
 import typing as t
 
 import click
+import sqlalchemy as sa
 from flask import current_app
 from flask.cli import AppGroup
 
@@ -29,10 +31,29 @@ from .ledger import people
 from .ledger import prune as old
 from .settings import get_state
 
+logger = logging.getLogger("flask_credly")
+
+
+class _Group(AppGroup):
+    def invoke(self, ctx: click.Context) -> t.Any:
+        try:
+            return super().invoke(ctx)
+        except (sa.exc.OperationalError, sa.exc.ProgrammingError) as e:
+            # A query of the host's own, in a hook, is for its developer to see.
+            if e.statement and "credly_" not in e.statement:
+                raise
+
+            # Its text may hold an address with a password.
+            logger.debug("The command failed.", exc_info=True)
+            raise click.ClickException(
+                f"The database cannot be asked ({type(e.orig or e).__name__})."
+                " flask credly doctor says what is wrong."
+            ) from None
+
 
 def make_group() -> AppGroup:
     """Make the command group for one application."""
-    group = AppGroup("credly", help="Issue Credly badges.")
+    group = _Group("credly", help="Issue Credly badges.")
     group.command("worker")(worker)
     group.command("status")(status)
     group.command("sweep")(sweep)

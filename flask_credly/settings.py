@@ -304,7 +304,8 @@ def encryption_keys(value: t.Any) -> list[str]:
 
 def _check_keys(value: t.Any) -> None:
     wrong = ValueError(
-        "CREDLY_ENCRYPTION_KEYS must be a list of keys, newest first, each made by"
+        "CREDLY_ENCRYPTION_KEYS must be a list of keys, newest first, or a string of"
+        " them with commas between, each made by"
         " cryptography.fernet.Fernet.generate_key().decode()."
     )
 

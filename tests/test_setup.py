@@ -8,6 +8,7 @@ import typing as t
 
 import pytest
 import sqlalchemy as sa
+from conftest import connect
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
@@ -19,6 +20,7 @@ from flask_credly import Credly
 from flask_credly.models import Issuance
 from flask_credly.models import UTCDateTime
 from flask_credly.settings import get_state
+from flask_credly.testing import CredlySimulator
 
 
 def bare(**config: t.Any) -> tuple[Flask, Credly]:
@@ -279,6 +281,37 @@ def test_a_worker_without_redis_says_so(host: Host) -> None:
 
     assert failed.exit_code == 1
     assert "CREDLY_REDIS_URL" in failed.output
+
+
+@every_database
+@pytest.mark.parametrize("command", ["status", "sync", "sweep", "export-member 42"])
+def test_a_command_without_the_tables_names_the_doctor(
+    host: Host, command: str
+) -> None:
+    with host.app.app_context():
+        host.db.drop_all()
+
+    failed = host.app.test_cli_runner().invoke(args=["credly", *command.split()])
+
+    assert failed.exit_code == 1
+    assert "flask credly doctor" in failed.output
+    assert "Traceback" not in failed.output
+
+
+def test_an_error_in_a_hooks_own_query_is_seen(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    def past(*given: t.Any) -> t.Any:
+        host.db.session.execute(sa.text("SELECT * FROM no_such_table"))
+
+    host = make_host(past_completions=past)
+
+    with host.app.app_context():
+        connect(host, credly)
+
+    failed = host.app.test_cli_runner().invoke(args=["credly", "backfill"])
+
+    assert isinstance(failed.exception, sa.exc.SQLAlchemyError)
 
 
 def test_a_command_does_not_warn_of_a_derived_key(
