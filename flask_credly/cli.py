@@ -75,6 +75,9 @@ def worker(burst: bool) -> None:
 
     from .issuing.worker import work
 
+    if not burst:
+        click.echo("Issuing badges as they come in. Ctrl-C stops it.", err=True)
+
     try:
         work(get_state(), burst=burst)
     except RedisError as e:

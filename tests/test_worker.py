@@ -332,6 +332,18 @@ def test_orphan_horse_fenced(farm: Farm) -> None:
     assert [each.answer for each in farm.host.attempts()] == ["died"]
 
 
+def test_a_worker_says_that_it_has_started(farm: Farm) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", *WORKER],
+        env=farm.environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as worker:
+        assert worker.stderr is not None
+        assert worker.stderr.readline().startswith("Issuing badges as they come in.")
+        worker.terminate()
+
+
 def test_a_worker_told_to_stop_finishes_what_is_on_its_way(farm: Farm) -> None:
     """A supervisor may tell all processes at once."""
     for number in range(60):
