@@ -27,6 +27,7 @@ from conftest import connect
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
+from rq.exceptions import StopRequested
 
 from example_app.redis_server import free_port
 from example_app.redis_server import own_redis
@@ -35,6 +36,7 @@ from flask_credly import jobs
 from flask_credly.errors import CredlyError
 from flask_credly.issuing import bell
 from flask_credly.issuing import workers
+from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.issuing.worker import OwnJob
 from flask_credly.ledger import backfills
 from flask_credly.ledger import gates
@@ -396,6 +398,15 @@ def test_a_worker_told_to_stop_while_the_database_hangs_stops(farm: Farm) -> Non
         wait_for(lambda: waits_for_a_lock(other))
         worker.send_signal(signal.SIGTERM)
         worker.wait(timeout=30)
+
+
+def test_a_worker_stops_also_where_the_signals_exception_was_lost(farm: Farm) -> None:
+    """As by code that lets none pass, such as a finalizer."""
+    worker = CredlyWorker(farm.host.app, bell.web_queue(farm.host.state))
+    worker.told_to_stop = True
+
+    with pytest.raises(StopRequested):
+        worker.dequeue_job_and_maintain_ttl(1)
 
 
 def waits_for_a_lock(connected: sa.Connection) -> bool:

@@ -73,6 +73,10 @@ class CredlyWorker(Worker):
         burst = timeout is None
 
         while True:
+            # The signal's exception may have come up where it could not get out.
+            if self.told_to_stop:
+                raise StopRequested
+
             # What makes every drain fail is not made better by a drain at once.
             if not self._failed:
                 self._sweep()
