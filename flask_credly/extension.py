@@ -293,14 +293,7 @@ def _ring_after_commit(session: orm.Session) -> None:
     ]
 
     for state in {note.state.app: note.state for note in joined}.values():
-        # An exception here would spoil the host's session after its commit.
-        try:
-            bell.ring_soon(state)
-        except Exception:
-            logger.exception(
-                "No worker could be rung. The next sweep finds the row.",
-                extra={"credly_event": "queue_unreachable"},
-            )
+        bell.ring_soon(state)
 
 
 @event.listens_for(orm.Session, "after_transaction_end")

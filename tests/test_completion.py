@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import logging
 import threading
@@ -24,6 +25,7 @@ from sqlalchemy import orm
 from flask_credly import connection
 from flask_credly import course_completed
 from flask_credly import Member
+from flask_credly.settings import WebQueue
 from flask_credly.testing import CredlySimulator
 
 NOW = dt.datetime.now(dt.UTC)
@@ -373,6 +375,32 @@ def test_a_process_that_gets_no_thread_rings_at_once(
 
     assert (len(connected.host.rows()), len(rung)) == (3, 3)
     assert "A completion was not recorded" not in caplog.text
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_recorded_completion_is_not_said_to_be_lost_where_the_queue_fails(
+    enrolled: tuple[Host, t.Any], caplog: pytest.LogCaptureFixture, writes: bool
+) -> None:
+    """As by a function in CREDLY_QUEUE that raises."""
+    host, enrolment = enrolled
+
+    def fail(app: Flask) -> t.NoReturn:
+        raise LookupError
+
+    settings = dataclasses.replace(host.state.settings, queue=fail)
+    host.app.extensions["credly"] = dataclasses.replace(
+        host.state, settings=settings, web_queue=WebQueue()
+    )
+
+    if writes:
+        enrolment.done = not enrolment.done
+
+    host.complete()
+    host.db.session.commit()
+
+    assert host.row().state == "pending"
+    assert caplog.messages[-1].startswith("No worker could be rung.")
+    assert not any("was not recorded" in each for each in caplog.messages)
 
 
 def test_a_course_and_a_path_of_the_same_id_are_different(connected: Connected) -> None:

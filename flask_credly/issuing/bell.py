@@ -61,24 +61,23 @@ def ring(state: State, *, insist: bool = False) -> bool:
 def ring_soon(state: State) -> None:
     """Ring for a completion: at once, or at the end of the second if this process has
     rung within it. A busy site's requests do not each go to Redis.
+
+    Raises nothing: the completion is recorded, and the sweep finds it.
     """
     web = state.web_queue
     now = time.monotonic()
 
-    if now >= web.next_ring:
-        web.next_ring = now + INTERVAL
-        ring(state)
-    elif _in_a_job():
-        # Its process ends without waiting for a timer.
-        ring(state)
+    # A job's process ends without waiting for a timer.
+    if now >= web.next_ring or _in_a_job():
+        _ring_for_completion(state)
     # After a fork the other process has the timer.
     elif now >= web.late_until:
-        web.late = threading.Timer(web.next_ring - now, _ring_late, [state])
+        web.late = threading.Timer(web.next_ring - now, _ring_for_completion, [state])
 
         try:
             web.late.start()
         except RuntimeError:  # the process ends, or has too many threads
-            ring(state)
+            _ring_for_completion(state)
         else:
             web.late_until = web.next_ring
 
@@ -89,7 +88,7 @@ def _in_a_job() -> bool:
     return rq.get_current_job() is not None
 
 
-def _ring_late(state: State) -> None:
+def _ring_for_completion(state: State) -> None:
     state.web_queue.next_ring = time.monotonic() + INTERVAL
 
     try:

@@ -16,6 +16,7 @@ from ..models import LogEntry
 from . import audit
 from . import clock
 from . import log
+from .issuances import STATES
 from .transaction import hide_parameters
 from .transaction import in_transaction
 
@@ -41,8 +42,7 @@ IS_NAMED = sa.or_(*(getattr(Issuance, name) != "" for name in NOBODY))
 _ROWS = t.cast(sa.Table, Issuance.__table__)
 _LOG = t.cast(sa.Table, LogEntry.__table__)
 
-_MADE = ("issued", "held")
-_WAITING = ("pending", "sending")
+_MADE = (*STATES["issued"], *STATES["held"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def erase_in(
     _end_attempts(connection, [row.id for row in rows], now)
     return Erased(
         badges=len(rows),
-        cancelled=sum(row.state in _WAITING for row in rows),
+        cancelled=sum(row.state in STATES["waiting"] for row in rows),
         perhaps_issued=sum(_error(row) == PERHAPS_ISSUED for row in rows),
         log_entries=sum(_redact(connection, row.id, row.badge_name) for row in rows),
         sent_to_credly=sum(
