@@ -158,14 +158,16 @@ def courses(number: int) -> list[Course]:
 
 
 def connect(host: Host, *, templates: int = 1, mappings: int = 1) -> Host:
-    """Make the tables and connect, as after the admin's visit. The token is fetched
-    when it is needed.
+    """Make the tables and connect, as after the admin's visit, with the templates
+    just loaded. The token is fetched when it is needed.
     """
-    from flask_credly.issuing.token import seal_secret
+    from flask_credly import keys
 
     with host.app.app_context():
         host.db.create_all()
-        secret = seal_secret(host.state, ORGANIZATION_ID, "secret")
+        secret = keys.seal(host.app.config, "secret", ORGANIZATION_ID, "client_secret")
+
+    now = dt.datetime.now(dt.UTC)
 
     with orm.Session(host.engine) as session:
         session.add(Installation(id=1, key="installation"))
@@ -176,7 +178,8 @@ def connect(host: Host, *, templates: int = 1, mappings: int = 1) -> Host:
                 client_id="client",
                 client_secret=secret,
                 generation="generation",
-                connected_at=dt.datetime.now(dt.UTC),
+                connected_at=now,
+                templates_synced_at=now,
                 expired=False,
                 switched_off=False,
                 token_version=0,

@@ -9,6 +9,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 import typing as t
 import urllib.parse
@@ -115,8 +116,11 @@ class Workers:
             CONFIG: json.dumps(config),
             "FLASK_APP": "benchmarks.host:create_app",
         }
+        # Into the table only what went wrong.
+        self._said = tempfile.TemporaryFile("w+")
         self._processes = [
-            start(command, environment=environment) for _ in range(number)
+            start(command, environment=environment, stderr=self._said)
+            for _ in range(number)
         ]
         self.parents = [psutil.Process(each.pid) for each in self._processes]
 
@@ -124,9 +128,14 @@ class Workers:
         wait_for(lambda: rq.Worker.count(connection=self._redis) == len(self.parents))
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for process in self._processes:
             _end(process)
+
+        with self._said as said:
+            if kind is not None:
+                said.seek(0)
+                sys.stderr.write(said.read())
 
         self._redis.flushall()
         self._redis.close()

@@ -142,7 +142,7 @@ def _run(
         parts.append(part)
         stack.callback(part.stop)
 
-    start("simulator", "example_app.simulator", str(simulator))
+    start("simulator", "flask_credly.testing", "--port", str(simulator))
     _wait_for(f"http://{HOST}:{simulator}/_simulator/record", parts)
     start("web application", "example_app.web", str(port))
     _wait_for(f"http://{HOST}:{port}/", parts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc as cabc
 import contextlib
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -68,10 +69,16 @@ def own_redis(port: int) -> cabc.Iterator[str]:
 
 
 def free_port() -> int:
-    """Find a port of this machine that nobody uses."""
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port: int = found.getsockname()[1]
-        return port
+    """Find a port of this machine that nobody uses, until it is used.
+
+    From 32768 on, systems give ports to connections as they come: one of those could be
+    gone a moment later, even to a client that asks whether somebody answers there yet.
+    """
+    for port in random.SystemRandom().sample(range(20_000, 32_768), 100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+    raise RuntimeError("None of 100 ports is free.")
 
 
 def _program() -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import dataclasses
 import datetime as dt
 import typing as t
+import uuid
 
 Kind = t.Literal["course", "learning_path"]
 
@@ -21,7 +23,8 @@ class Course:
     :param id: The host's own id, stable for life. At most 191 characters.
     :param title: What the admin reads in the mapping rows.
     :param kind: ``"course"`` or ``"learning_path"``.
-    :raises ValueError: If the kind is unknown, or the id is empty or too long.
+    :raises ValueError: If the kind is unknown, the title is no string, or the id cannot
+        be one. An integer id is taken as a string.
     """
 
     id: str
@@ -35,10 +38,12 @@ class Course:
                 " it must be 'course' or 'learning_path'."
             )
 
-        if not isinstance(self.id, str) or not 0 < len(self.id) <= 191:
+        if not isinstance(self.title, str):
             raise ValueError(
-                f"Course id {self.id!r} must be a string of 1 to 191 characters."
+                f"Course {self.id!r} has title {self.title!r}; it must be a string."
             )
+
+        object.__setattr__(self, "id", read_id(self.id, f"Course id {self.id!r}"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +88,30 @@ def clean(value: object, length: int) -> str:
     return value.strip()[:length]
 
 
+def read_courses(found: t.Any) -> list[Course]:
+    """Check what the host says can be mapped. What it names twice counts once.
+
+    :raises TypeError: It is something else than courses.
+    """
+    wrong = (
+        "@credly.courses must return a list of flask_credly.Course objects, such as"
+        " [Course(id='py-101', title='Python 101')], not"
+    )
+
+    if not isinstance(found, cabc.Iterable):
+        raise TypeError(f"{wrong} {type(found).__name__}.")
+
+    courses: dict[tuple[Kind, str], Course] = {}
+
+    for each in found:
+        if not isinstance(each, Course):
+            raise TypeError(f"{wrong} of {type(each).__name__}.")
+
+        courses.setdefault((each.kind, each.id), each)
+
+    return list(courses.values())
+
+
 def read_completion(
     *,
     member: t.Any = None,
@@ -118,9 +147,17 @@ def read_completion(
     if completed_at > now + FUTURE:
         raise ValueError(f"completed_at is in the future: {completed_at}.")
 
+    member_id = read_id(member.id, "member.id")
+
+    # Two of them would be one member.
+    if member_id == "None":
+        raise ValueError(
+            "member.id is 'None': of a row that has no id yet? Flush the session first."
+        )
+
     return Completion(
         member=Member(
-            id=read_id(member.id, "member.id"),
+            id=member_id,
             email=clean(member.email, 320),
             first_name=clean(member.first_name, 255),
             last_name=clean(member.last_name, 255),
@@ -140,6 +177,9 @@ def read_id(value: t.Any, name: str) -> str:
     # An integer key is the commonest slip, and harmless.
     if isinstance(value, int) and not isinstance(value, bool):
         value = str(value)
+
+    if isinstance(value, uuid.UUID):
+        raise ValueError(f"{name} must be a string, not a UUID: write str(…).")
 
     if not isinstance(value, str) or not 0 < len(value) <= 191 or "\x00" in value:
         raise ValueError(f"{name} must be a string of 1 to 191 characters.")

@@ -13,6 +13,9 @@ import click
 import sqlalchemy as sa
 from flask import current_app
 from flask.cli import AppGroup
+from flask.cli import ScriptInfo
+from flask.logging import default_handler
+from flask.logging import has_level_handler
 
 from . import connection
 from . import doctor as examination
@@ -29,6 +32,8 @@ from .ledger import issuances
 from .ledger import overview
 from .ledger import people
 from .ledger import prune as old
+from .ledger import tables
+from .models import Issuance
 from .settings import get_state
 
 logger = logging.getLogger("flask_credly")
@@ -39,12 +44,13 @@ class _Group(AppGroup):
         try:
             return super().invoke(ctx)
         except (sa.exc.OperationalError, sa.exc.ProgrammingError) as e:
-            # A query of the host's own, in a hook, is for its developer to see.
-            if e.statement and "credly_" not in e.statement:
-                raise
-
             # Its text may hold an address with a password.
             logger.debug("The command failed.", exc_info=True)
+
+            with ctx.ensure_object(ScriptInfo).load_app().app_context():
+                if tables.explain(get_state().engine, e):
+                    raise click.ClickException(tables.MISSING) from None
+
             raise click.ClickException(
                 f"The database cannot be asked ({type(e.orig or e).__name__})."
                 " flask credly doctor says what is wrong."
@@ -74,6 +80,11 @@ def worker(burst: bool) -> None:
     from redis import RedisError
 
     from .issuing.worker import work
+
+    # What is said at INFO is for whoever looks on, unless the host logs in its own way.
+    if not has_level_handler(logger):
+        logger.addHandler(default_handler)
+        logger.setLevel(logging.INFO)
 
     if not burst:
         click.echo("Issuing badges as they come in. Ctrl-C stops it.", err=True)
@@ -158,6 +169,11 @@ def retry(ids: tuple[int, ...], everything: bool) -> None:
         raise click.UsageError("Name the badges, or say --all.")
 
     state = get_state()
+
+    for each in ids:
+        if state.session.get(Issuance, each) is None:
+            raise click.ClickException(f"No badge has the number {each}.")
+
     wanted = [None] if everything else list(ids)
     tried = sum(
         issuances.retry(state.engine, each, by=audit.COMMAND_LINE) for each in wanted
@@ -168,11 +184,23 @@ def retry(ids: tuple[int, ...], everything: bool) -> None:
         click.echo("Redis cannot be reached. A worker's sweep finds them.")
 
 
+def _time(ctx: click.Context, param: click.Parameter, given: str) -> dt.datetime | None:
+    try:
+        at = dt.datetime.fromisoformat(given) if given else None
+    except ValueError:
+        raise click.BadParameter(
+            "Write a time such as 2025-01-31 or 2025-01-31T12:00:00Z."
+        ) from None
+
+    return at.replace(tzinfo=dt.UTC) if at and at.tzinfo is None else at
+
+
 @click.option("--course", "course_id", help="Only this course's or path's id.")
 @click.option(
     "--since",
-    type=click.DateTime(),
-    help="Only completions from then on, in UTC.",
+    callback=_time,
+    metavar="TIME",
+    help="Only completions from then on; in UTC, unless it says otherwise.",
 )
 @click.option("--dry-run", is_flag=True, help="Count only.")
 def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) -> None:
@@ -181,7 +209,6 @@ def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) ->
     A second time adds nothing, so that this also heals what was never signalled.
     """
     state = get_state()
-    since = since.replace(tzinfo=dt.UTC) if since else None
     mappings = [
         each
         for each in connection.list_mappings(state.session)
@@ -191,10 +218,12 @@ def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) ->
     if not mappings:
         raise click.ClickException("No such course is mapped.")
 
+    runs: list[int | None] = []
+
     for mapping in mappings:
         try:
             found = past.preview(state, connection.course_of(mapping), since)
-        except (RuntimeError, TypeError, ValueError) as e:
+        except (RuntimeError, TypeError, ValueError, past.HookFailed) as e:
             raise click.ClickException(str(e)) from None
 
         click.echo(
@@ -205,10 +234,27 @@ def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) ->
         )
 
         if found.to_issue and not dry_run:
-            backfills.start(state.engine, mapping.id, since, by=audit.COMMAND_LINE)
+            by = audit.COMMAND_LINE
+            runs.append(backfills.start(state.engine, mapping.id, since, by=by))
 
-    if not dry_run:
-        past.run(state)
+    if dry_run:
+        return
+
+    past.run(state)
+    # Another worker may have taken one up, and is at it still.
+    found_after = [
+        progress
+        for each in runs
+        if each and (progress := backfills.progress(state.session, each))
+    ]
+
+    for progress in found_after:
+        click.echo(f"{progress.run.course_title}: {progress.to_issue:,} recorded.")
+
+    if any(progress.run.state == "failed" for progress in found_after):
+        raise click.ClickException(
+            "Not all could be recorded; the log says why. The next run finds the rest."
+        )
 
 
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

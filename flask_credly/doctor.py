@@ -9,19 +9,22 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
-import difflib
 import functools
 import logging
+import re
 import typing as t
 
 import jinja2
 import jinja2.nodes
 import sqlalchemy as sa
 from sqlalchemy import orm
+from werkzeug.exceptions import HTTPException
 
 from . import connection
 from . import keys
 from .admin.blueprint import is_own_layout
+from .admin.blueprint import ROUTES
+from .catalog import read_courses
 from .errors import CredlyError
 from .errors import SecretUnreadable
 from .issuing import bell
@@ -29,12 +32,13 @@ from .issuing import workers
 from .ledger import clock
 from .ledger import gates
 from .ledger import overview
+from .ledger import tables
 from .models import Base
 from .models import Connection
 from .models import Mapping
 from .models import Template
-from .settings import Settings
 from .settings import State
+from .settings import unknown
 
 if t.TYPE_CHECKING:
     import rq
@@ -130,23 +134,12 @@ class _Examination:
     # The application.
 
     def settings(self) -> Finding:
-        known = {
-            f"CREDLY_{field.name.upper()}" for field in dataclasses.fields(Settings)
-        }
-        known |= {"CREDLY_SANDBOX", "CREDLY_ENCRYPTION_KEYS"}
-        given = {name for name in self._config if name.startswith("CREDLY_")}
-
-        if strange := sorted(given - known):
-            meant = {
-                name: difflib.get_close_matches(name, known, 1) for name in strange
-            }
+        if strange := unknown(self._config):
             return _warning(
                 f"No such setting: {', '.join(strange)}.",
                 " ".join(
-                    f"Write {likely[0]} in place of {name}."
-                    if likely
-                    else f"Remove {name}."
-                    for name, likely in meant.items()
+                    f"Write {meant} in place of {name}." if meant else f"Remove {name}."
+                    for name, meant in strange.items()
                 ),
             )
 
@@ -177,10 +170,47 @@ class _Examination:
         given = ["courses", "is_admin", *(name for name in optional if optional[name])]
         missing = [name for name in optional if not optional[name]]
         text = f"Given: {', '.join(given)}."
+
+        try:
+            # As on a page, where it is called.
+            with self._state.app.test_request_context(self._page("/credly")):
+                try:
+                    read_courses(self._state.list_courses())
+                finally:
+                    self._state.session.remove()
+        except (TypeError, ValueError) as e:
+            logger.debug("The @credly.courses hook failed.", exc_info=True)
+            return _error(
+                f"@credly.courses fails, and nothing can be mapped. {e}",
+                "Let it return a list of Course objects.",
+            )
+        except Exception as e:
+            # Its text may hold an address with a password.
+            logger.debug("The @credly.courses hook failed.", exc_info=True)
+            return _error(
+                f"@credly.courses fails, and nothing can be mapped"
+                f" ({type(e).__name__}).",
+                "The logger flask_credly has the traceback at its level DEBUG.",
+            )
+
         return _ok(f"{text} Not given: {', '.join(missing)}." if missing else text)
 
     def pages(self) -> Finding:
         layout = self._state.settings.layout
+
+        # CREDLY_ENCRYPTION_KEYS stand in for it only where something is encrypted.
+        if not self._config.get("SECRET_KEY"):
+            return _error(
+                "There is no SECRET_KEY: every page with a form fails.",
+                "Set SECRET_KEY, the same in every process.",
+            )
+
+        if (shadowed := self._shadowed()) is not None:
+            path, endpoint = shadowed
+            return _error(
+                f"{self._page(path)} leads to {endpoint or 'no page'}, not to ours.",
+                "Give that route of yours another address, or set CREDLY_URL_PREFIX.",
+            )
 
         try:
             if is_own_layout():
@@ -208,6 +238,26 @@ class _Examination:
             f"They stand in {layout}, and use its htmx where it loads 2.0 or later."
         )
 
+    def _shadowed(self) -> tuple[str, str | None] | None:
+        """Find an address of ours that leads elsewhere, and where."""
+        addresses = self._state.app.url_map.bind("localhost")
+        ours = [(method, path, view.__name__) for method, path, view in ROUTES]
+
+        for method, path, name in [*ours, ("GET", "/static/credly.css", "static")]:
+            path = re.sub("<.*?>", "1", path)
+            found = None
+
+            try:
+                url = f"{self._state.settings.url_prefix}{path}"
+                found = t.cast(str, addresses.match(url, method)[0])
+            except HTTPException:
+                pass
+
+            if found != f"credly.{name}":
+                return path, found
+
+        return None
+
     # The database.
 
     def database(self) -> Finding:
@@ -223,19 +273,10 @@ class _Examination:
         return _ok(f"Reached, by {self._state.engine.dialect.name}.")
 
     def tables(self) -> Finding:
-        inspector = sa.inspect(self._state.engine)
-        there = set(inspector.get_table_names())
-        tables = Base.metadata.sorted_tables
-        missing = [table.name for table in tables if table.name not in there]
-        parts = [
-            part
-            for table in tables
-            if table.name in there
-            for part in _missing_parts(inspector, table)
-        ]
+        missing, parts = tables.missing(self._state.engine)
 
         if not missing and not parts:
-            return _ok(f"All {len(tables)} are there, with all columns.")
+            return _ok(f"All {len(Base.metadata.tables)} are there, with all columns.")
 
         if "migrate" in self._state.app.extensions:
             mend = "flask db migrate, read what it wrote, then flask db upgrade"
@@ -551,10 +592,10 @@ _Check = tuple[str, cabc.Callable[[_Examination], Finding], tuple[str, ...]]
 _CHECKS: tuple[_Check, ...] = (
     ("settings", _Examination.settings, ()),
     ("key", _Examination.key, ()),
-    ("hooks", _Examination.hooks, ()),
     ("pages", _Examination.pages, ()),
     ("database", _Examination.database, ()),
     ("tables", _Examination.tables, ("database",)),
+    ("hooks", _Examination.hooks, ("database",)),
     ("redis", _Examination.redis, ()),
     ("workers", _Examination.workers, ("redis",)),
     ("queue", _Examination.queue, ("redis", "tables")),
@@ -568,28 +609,6 @@ _CHECKS: tuple[_Check, ...] = (
     ("failed", _Examination.failed, ("tables",)),
 )
 """Each with those that it depends on."""
-
-
-def _missing_parts(inspector: sa.Inspector, table: sa.Table) -> cabc.Iterator[str]:
-    columns = {column["name"] for column in inspector.get_columns(table.name)}
-    lacking = [name for name in table.columns.keys() if name not in columns]
-    yield from (f"{table.name}.{name}" for name in lacking)
-
-    # What keeps a second badge for one completion out.
-    found = [
-        *(each["column_names"] for each in inspector.get_indexes(table.name)),
-        *(
-            each["column_names"]
-            for each in inspector.get_unique_constraints(table.name)
-        ),
-    ]
-
-    for constraint in table.constraints:
-        if isinstance(constraint, sa.UniqueConstraint):
-            names = [column.name for column in constraint.columns]
-
-            if names not in found and not set(names) & set(lacking):
-                yield f"the unique constraint of {table.name} on {', '.join(names)}"
 
 
 def _blocks(environment: jinja2.Environment, name: str) -> set[str] | None:

@@ -34,6 +34,7 @@ from .settings import MemberHook
 from .settings import PastHook
 from .settings import Settings
 from .settings import State
+from .settings import warn_of_unknown
 
 logger = logging.getLogger("flask_credly")
 
@@ -97,7 +98,8 @@ class Credly:
 
         It takes a :class:`.Course` and a time, or ``None``, from which on completions
         are wanted, and yields pairs of a :class:`.Member` and the aware time of the
-        completion.
+        completion. The first has to come within 15 minutes: after that, another worker
+        takes it that this one has died.
         """
         self._past_completions = hook
         return hook
@@ -148,6 +150,7 @@ class Credly:
             past_completions=self._past_completions,
             name_actor=self._actor,
         )
+        warn_of_unknown(app.config)
         copy_tables(state.db.metadata)
 
         with app.app_context():
@@ -198,8 +201,11 @@ def _on_course_completed(sender: t.Any, **given: t.Any) -> None:
         if (app := _app_of(sender)) is not None:
             _record(app, **given)
     except Exception:
+        member = given.get("member")
         _log_lost(
-            getattr(given.get("member"), "id", None),
+            member.get("id")
+            if isinstance(member, dict)
+            else getattr(member, "id", None),
             given.get("kind", "course"),
             given.get("course_id"),
             given.get("completed_at", "now"),
@@ -239,7 +245,11 @@ def _app_of(sender: t.Any) -> Flask | None:
 
     if isinstance(sender, Flask):
         # Another app of this process may have no integration.
-        return sender if "credly" in sender.extensions else None
+        if "credly" in sender.extensions:
+            return sender
+
+        logger.debug("The app %s has no Flask-Credly: nothing is kept.", sender.name)
+        return None
 
     raise TypeError("Send the signal with the app: course_completed.send(app, …).")
 
@@ -264,7 +274,15 @@ def _record_in_context(
 
     if recorded == "yes":
         bell.ring_soon(state)
-    elif recorded != "no":
+    elif recorded == "no":
+        # No member's id: what stands in the ledger is named by no record.
+        logger.debug(
+            "A completion of %s %r adds nothing: that is not mapped, or the member's"
+            " badge is in the ledger.",
+            completion.kind,
+            completion.course_id,
+        )
+    else:
         host.info.setdefault(_NOTES, []).append(_Note(state, completion, recorded))
 
 

@@ -53,16 +53,16 @@ def warn_of_derived(config: Config) -> None:
         )
 
 
-def context_of(organization_id: str, field: str) -> str:
-    """Name what is sealed: a column of the connection to one organization."""
+def _context_of(organization_id: str, field: str) -> str:
     return f"credly_connection/{organization_id}/{field}"
 
 
-def seal(config: Config, value: str, *, context: str) -> str:
+def seal(config: Config, value: str, organization_id: str, field: str) -> str:
     """Encrypt a secret.
 
-    :param context: What it is and whose. Sealed with it and compared at unsealing: a
-        sealed value that was moved to another place does not open there.
+    :param organization_id: Whose it is. Sealed with it and compared at unsealing, as
+        the next: a sealed value that was moved to another place does not open there.
+    :param field: The column of the connection that it is for.
     :raises RuntimeError: If there is no key: see :func:`can_seal`.
     """
     if not can_seal(config):
@@ -74,12 +74,16 @@ def seal(config: Config, value: str, *, context: str) -> str:
     # Not by way of a variable: a traceback may show it.
     return (
         _fernets(config)[0]
-        .encrypt(json.dumps({"context": context, "value": value}).encode())
+        .encrypt(
+            json.dumps(
+                {"context": _context_of(organization_id, field), "value": value}
+            ).encode()
+        )
         .decode()
     )
 
 
-def unseal(config: Config, sealed: str, *, context: str) -> Secret:
+def unseal(config: Config, sealed: str, organization_id: str, field: str) -> Secret:
     """Decrypt what :func:`seal` made.
 
     :raises SecretUnreadable: If no configured key opens it, or it belongs elsewhere.
@@ -92,17 +96,17 @@ def unseal(config: Config, sealed: str, *, context: str) -> Secret:
     except (InvalidToken, ValueError):  # the latter where there is no key at all
         plain = {}
 
-    if plain.get("context") == context:
+    if plain.get("context") == _context_of(organization_id, field):
         return Secret(plain["value"])
 
     del plain  # A traceback may show it.
     raise SecretUnreadable from None
 
 
-def opens(config: Config, sealed: str, *, context: str) -> bool:
+def opens(config: Config, sealed: str, organization_id: str, field: str) -> bool:
     """Whether :func:`unseal` would succeed."""
     try:
-        unseal(config, sealed, context=context)
+        unseal(config, sealed, organization_id, field)
     except SecretUnreadable:
         return False
 

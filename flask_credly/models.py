@@ -107,7 +107,7 @@ class Connection(Base):
     organization_id: orm.Mapped[str] = orm.mapped_column(_id(36))
     client_id: orm.Mapped[str] = orm.mapped_column(sa.String(255))
     client_secret: orm.Mapped[str] = orm.mapped_column(sa.Text)
-    """Sealed: see :mod:`flask_credly.connection.keys`."""
+    """Sealed: see :mod:`flask_credly.keys`."""
     generation: orm.Mapped[str] = orm.mapped_column(_id(32))
     """New with every set of credentials. A worker that still uses older ones can
     then not pass a verdict on these.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
+import difflib
+import logging
+import math
 import re
 import threading
 import typing as t
@@ -23,6 +26,8 @@ if t.TYPE_CHECKING:
     from flask_sqlalchemy import SQLAlchemy
     from sqlalchemy import orm
 
+logger = logging.getLogger("flask_credly")
+
 Hook = cabc.Callable[[], cabc.Iterable[Course]]
 AdminHook = cabc.Callable[[], "bool | Response"]
 ActorHook = cabc.Callable[[], "str | None"]
@@ -39,6 +44,7 @@ _HOSTS = {
         "https://sandbox.credly.com/oauth/token",
     ),
 }
+_NONE = "None (in an environment variable: null)"
 _LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -71,7 +77,11 @@ class Settings:
         sandbox = config.get("CREDLY_SANDBOX", False)
 
         if not isinstance(sandbox, bool):
-            raise _wrong("CREDLY_SANDBOX", sandbox, "True or False")
+            raise _wrong(
+                "CREDLY_SANDBOX",
+                sandbox,
+                "True or False (in an environment variable: true or false)",
+            )
 
         api_url, token_url = _HOSTS[sandbox]
         _check_keys(config.get("CREDLY_ENCRYPTION_KEYS"))
@@ -92,21 +102,51 @@ class Settings:
         )
 
 
+def unknown(config: cabc.Mapping[str, t.Any]) -> dict[str, str | None]:
+    """Find the ``CREDLY_*`` that are no setting, each with what was likely meant."""
+    known = {field.name.upper() for field in dataclasses.fields(Settings)}
+    known |= {"SANDBOX", "ENCRYPTION_KEYS"}
+    given = {
+        name.removeprefix("CREDLY_") for name in config if name.startswith("CREDLY_")
+    }
+    likely = {
+        name: difflib.get_close_matches(name, known, 1)
+        for name in sorted(given - known)
+    }
+    return {
+        f"CREDLY_{name}": f"CREDLY_{meant[0]}" if meant else None
+        for name, meant in likely.items()
+    }
+
+
+def warn_of_unknown(config: cabc.Mapping[str, t.Any]) -> None:
+    """Warn where a setting is misspelt. Others may be the host's own."""
+    for name, meant in unknown(config).items():
+        if meant is not None:
+            logger.warning(
+                "No such setting: %s. Write %s in place of it.",
+                name,
+                meant,
+                extra={"credly_event": "setting_unknown", "credly_setting": name},
+            )
+
+
 @dataclasses.dataclass
 class WebQueue:
     """How this process last saw the queue: the one thing about an app that changes.
     All times are monotonic.
 
     :param silent_until: When Redis may be tried again.
-    :param next_ring: When a completion may ring at once again.
-    :param late: Rings for those that came in meanwhile, at ``late_until``.
+    :param rings_at: When it rings next for completions, or rang last.
+    :param ringer: Rings then.
+    :param ringing: The thread that rings, or rang last.
     """
 
     queue: rq.Queue | None = None
     silent_until: float = 0
-    next_ring: float = 0
-    late: threading.Timer | None = None
-    late_until: float = 0
+    rings_at: float = -math.inf
+    ringer: threading.Timer | None = None
+    ringing: threading.Thread | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,12 +232,18 @@ def _redis_url(config: cabc.Mapping[str, t.Any]) -> str:
     key, default = "CREDLY_REDIS_URL", "redis://localhost:6379/0"
     value = _text(config, key, default)
 
-    if not value.startswith(("redis://", "rediss://", "unix://")):
+    try:
+        parts = urllib.parse.urlsplit(value)
+        _ = parts.port
+    except ValueError:
+        parts = urllib.parse.urlsplit("")
+
+    if parts.scheme not in ("redis", "rediss", "unix"):
         # The value may hold a password.
         raise ValueError(
             f"{key} must be an address such as {default!r} that begins with"
-            " redis://, rediss:// or unix://."
-        )
+            " redis://, rediss:// or unix://, and its port a number."
+        ) from None
 
     return value
 
@@ -250,9 +296,8 @@ def _rate(value: t.Any) -> float | None:
         or not isinstance(value, (int, float))
         or not 0.01 <= value <= 1000
     ):
-        raise _wrong(
-            "CREDLY_MAX_PER_SECOND", value, "a number from 0.01 to 1000, or None"
-        )
+        expected = f"a number from 0.01 to 1000, or {_NONE}"
+        raise _wrong("CREDLY_MAX_PER_SECOND", value, expected)
 
     return value
 
@@ -266,7 +311,8 @@ def _days(
         return None
 
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 36500:
-        raise _wrong(key, value, "a whole number of days from 1 to 36500, or None")
+        expected = f"a whole number of days from 1 to 36500, or {_NONE}"
+        raise _wrong(key, value, expected)
 
     return value
 
@@ -294,12 +340,18 @@ def _layout(value: t.Any) -> str:
 
 
 def encryption_keys(value: t.Any) -> list[str]:
-    """Read ``CREDLY_ENCRYPTION_KEYS``: a list, or a string with commas."""
+    """Read ``CREDLY_ENCRYPTION_KEYS``: a list, or a string with commas. Bytes, as
+    ``Fernet.generate_key()`` gives, are as good as strings.
+    """
     if value is None:
         return []
 
-    keys = value.split(",") if isinstance(value, str) else list(value)
-    return [key.strip() for key in keys if key.strip()]
+    given = [value] if isinstance(value, (str, bytes)) else value
+    texts = [
+        each.decode(errors="replace") if isinstance(each, bytes) else each
+        for each in given
+    ]
+    return [key.strip() for text in texts for key in text.split(",") if key.strip()]
 
 
 def _check_keys(value: t.Any) -> None:
@@ -309,7 +361,7 @@ def _check_keys(value: t.Any) -> None:
         " cryptography.fernet.Fernet.generate_key().decode()."
     )
 
-    if value is not None and not isinstance(value, (str, list, tuple)):
+    if value is not None and not isinstance(value, (str, bytes, list, tuple)):
         raise wrong
 
     try:

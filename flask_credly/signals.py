@@ -19,9 +19,9 @@ The sender is the application. What comes with each, as keywords:
     ``reason``: "rate limit", "unavailable" or "expired".
 
 They are sent after the ledger was saved, by the process that saved it: a worker's, but
-that an expired connection may also be found by one that loads the badge templates. A
-pause is sent once, not for each badge that waits. Test badges send nothing. A receiver
-that raises is logged, and stops nothing.
+that an expired connection may also be found by one that loads the badge templates or
+tests the connection. A pause is sent once, not for each badge that waits. Test badges
+send nothing. A receiver that raises is logged, and stops nothing.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
   "use strict";
 
   // All words stand in the templates, where they are translated.
-  const words = () => document.getElementById("credly-flash").dataset;
+  const flash = () => document.getElementById("credly-flash");
+  const words = () => flash().dataset;
 
   const inside = (element) => element.closest?.("[data-credly]");
 
@@ -22,7 +23,12 @@
 
   // "Show" beside the Client Secret.
   function addShow(root) {
-    for (const input of root.querySelectorAll("[data-credly] input[type=password]:not([data-ready])")) {
+    for (const input of root.querySelectorAll("[data-credly] input[autocomplete=new-password]")) {
+      // No mark on the field: while htmx puts a form in, it lends it what the old had.
+      if (input.nextElementSibling) {
+        continue;
+      }
+
       const button = document.createElement("button");
       button.type = "button";
       button.className = "credly-button credly-show";
@@ -34,7 +40,6 @@
         input.type = shown ? "text" : "password";
         button.setAttribute("aria-pressed", String(shown));
       });
-      input.dataset.ready = "";
       input.after(button);
     }
   }
@@ -45,18 +50,23 @@
       return;
     }
 
-    for (const value of root.querySelectorAll("[data-credly] [data-credly-copy]:not([data-ready])")) {
+    for (const value of root.querySelectorAll("[data-credly] [data-credly-copy]")) {
+      if (value.querySelector("button")) {
+        continue;
+      }
+
       const button = document.createElement("button");
       const text = value.textContent.trim();
       button.type = "button";
       button.className = "credly-button credly-copy";
       button.textContent = words().copy;
       button.setAttribute("aria-label", value.dataset.credlyCopy);
-      button.addEventListener("click", async () => {
-        await navigator.clipboard.writeText(text);
-        tell("copied");
+      button.addEventListener("click", () => {
+        navigator.clipboard.writeText(text).then(
+          () => tell("copied"),
+          () => tell("uncopied"),
+        );
       });
-      value.dataset.ready = "";
       value.append(" ", button);
     }
   }
@@ -90,30 +100,55 @@
   });
 
   // What comes back from htmx: the names of version 2, then those of 4.
-  const SHOWN = [403, 422, 429];
   const LOGIN = 401;
+  const DENIED = 403;
+  const SHOWN = [DENIED, 422, 429];
 
   const isError = (status) => status >= 400 && status !== LOGIN && !SHOWN.includes(status);
 
   function tell(word) {
-    const flash = document.getElementById("credly-flash");
     const said = document.createElement("p");
     said.textContent = words()[word];
-    flash.replaceChildren(said);
-    flash.scrollIntoView({ block: "nearest" });
+    flash().replaceChildren(said);
+    flash().scrollIntoView({ block: "nearest" });
+    return said;
   }
 
   function say(event, word) {
     if (inside(event.target)) {
-      tell(word);
+      const said = tell(word);
+      said.className = "credly-trouble";
+      said.setAttribute("role", "alert");
     }
+  }
+
+  // Trouble is over with the next good answer. A refusal that polling repeats is said
+  // once.
+  function isSaid(status, text) {
+    const trouble = flash().querySelector(".credly-trouble");
+
+    if (trouble && status !== DENIED) {
+      trouble.remove();
+    }
+
+    return trouble && status === DENIED && text.includes(trouble.textContent);
   }
 
   // 2 does not show a form with errors, or a refusal, by itself.
   document.addEventListener("htmx:beforeSwap", (event) => {
-    if (SHOWN.includes(event.detail.xhr?.status) && inside(event.detail.elt)) {
+    const { elt, xhr } = event.detail;
+
+    if (!xhr || !inside(elt) || isError(xhr.status)) {
+      return;
+    }
+
+    if (SHOWN.includes(xhr.status)) {
       event.detail.shouldSwap = true;
       event.detail.isError = false;
+    }
+
+    if (isSaid(xhr.status, xhr.responseText)) {
+      event.detail.shouldSwap = false;
     }
   });
 
@@ -122,9 +157,17 @@
 
   // 4 shows whatever comes, the error page of a server included.
   document.addEventListener("htmx:before:swap", (event) => {
-    if (isError(event.detail.ctx?.response?.status) && inside(event.target)) {
+    const { response, text } = event.detail.ctx ?? {};
+
+    if (!response || !inside(event.target)) {
+      return;
+    }
+
+    if (isError(response.status)) {
       event.preventDefault();
       say(event, "wrong");
+    } else if (isSaid(response.status, text)) {
+      event.preventDefault();
     }
   });
 
@@ -139,10 +182,10 @@
 
     // A message that is there from the start is not read out by itself. Not by
     // "autofocus": htmx would find that again after every swap.
-    const flash = document.querySelector("[data-credly] #credly-flash");
+    const message = document.querySelector("[data-credly] #credly-flash");
 
-    if (flash?.textContent.trim() && document.activeElement === document.body) {
-      flash.focus();
+    if (message?.textContent.trim() && document.activeElement === document.body) {
+      message.focus();
     }
 
     for (const root of document.querySelectorAll("[data-credly]")) {

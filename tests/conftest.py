@@ -10,14 +10,18 @@ from __future__ import annotations
 import collections.abc as cabc
 import os
 import shutil
+import time
 import typing as t
 import uuid
 
+import jinja2
 import pytest
 import responses
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from playwright.sync_api import Browser
+from playwright.sync_api import sync_playwright
 
 from example_app.redis_server import running_redis
 from flask_credly import connection
@@ -40,6 +44,16 @@ COURSES = [
 
 DEAD_REDIS = "redis://127.0.0.1:1/0"
 """Nobody listens there: refused at once."""
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 _SERVERS = {
     "postgresql": (
@@ -140,6 +154,14 @@ class Host:
             course_id=course_id,
             **given,
         )
+        self.wait_for_ring()
+
+    def wait_for_ring(self) -> None:
+        """Until a thread has rung that rings at once."""
+        web = self.state.web_queue
+
+        if web.ringer is not None and web.rings_at <= time.monotonic():
+            web.ringer.join()
 
     def drain(self, times: int = 1) -> None:
         """Run the job, in place."""
@@ -188,8 +210,14 @@ def a_member(member_id: str = "42") -> Member:
 MakeHost = cabc.Callable[..., Host]
 
 
+@pytest.fixture(scope="session")
+def bytecode(tmp_path_factory: pytest.TempPathFactory) -> jinja2.BytecodeCache:
+    """Templates that are compiled once, and not by each host."""
+    return jinja2.FileSystemBytecodeCache(str(tmp_path_factory.mktemp("bytecode")))
+
+
 @pytest.fixture
-def make_host(database: str) -> cabc.Iterator[MakeHost]:
+def make_host(database: str, bytecode: jinja2.BytecodeCache) -> cabc.Iterator[MakeHost]:
     """Make host applications; their tables and engines go at the end."""
     hosts: list[Host] = []
 
@@ -204,6 +232,7 @@ def make_host(database: str) -> cabc.Iterator[MakeHost]:
         **config: t.Any,
     ) -> Host:
         app = Flask(__name__)
+        app.jinja_options = {"bytecode_cache": bytecode}
         app.config.update(
             {
                 "SECRET_KEY": "a key for tests",
@@ -244,12 +273,15 @@ def make_host(database: str) -> cabc.Iterator[MakeHost]:
     yield make
 
     for host in hosts:
-        if (late := host.state.web_queue.late) is not None:
-            late.cancel()
+        if (ringer := host.state.web_queue.ringer) is not None:
+            ringer.cancel()
+            ringer.join()
 
         with host.app.app_context():
             host.db.session.remove()
-            host.db.drop_all()
+
+            if host.db.engine.dialect.name != "sqlite":  # whose file goes by itself
+                host.db.drop_all()
 
             for engine in host.db.engines.values():
                 engine.dispose()
@@ -334,3 +366,12 @@ def chromium() -> str:
         missing("browser", "no Chromium on the PATH")
 
     return found[0]
+
+
+@pytest.fixture(scope="session")
+def browser(chromium: str) -> cabc.Iterator[Browser]:
+    """One for all of this process: Playwright starts no second."""
+    with sync_playwright() as playwright:
+        launched = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield launched
+        launched.close()

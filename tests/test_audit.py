@@ -480,7 +480,25 @@ def test_a_denied_visitor_is_logged_and_fills_no_table(
     said = [each for each in caplog.records if each.name == "flask_credly.audit"]
     assert len(said) == 6
     assert said[0].getMessage() == "Access to credly.pause was denied."
+    assert records(caplog)[0] == ("", "access", "credly.pause", "refused")
     assert asked == []
+
+
+def test_a_form_that_is_refused_is_logged_with_the_reason(
+    make_host: MakeHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    host = make_host()
+    host.app.test_client().post(f"{WINDOW}/pause")
+    (record,) = [each for each in caplog.records if each.name == "flask_credly.audit"]
+
+    assert record.getMessage() == (
+        "The form of credly.pause was refused: The CSRF token is missing."
+    )
+    assert records(caplog) == [("", "form", "credly.pause", "refused")]
+
+    with host.app.app_context():
+        assert entries(host) == []
 
 
 class TestTooOften:

@@ -214,6 +214,24 @@ def test_a_run_is_stopped(school: School) -> None:
 
 
 @every_database
+def test_what_was_stopped_is_taken_up_with_the_address_of_now(school: School) -> None:
+    school.graduate("1", "2")
+    run_id = school.start()
+    jobs.backfill()
+    backfills.stop(school.host.state.engine, run_id)
+    school.past.clear()
+    school.graduate("1", email="new@example.org")
+    school.graduate("2", first_name="Grace")
+    school.start()
+    jobs.backfill()
+    rows = {row.member_id: row for row in school.host.rows()}
+
+    assert school.states() == {"1": "pending", "2": "pending"}
+    assert (rows["1"].email, rows["1"].first_name) == ("new@example.org", "Ada")
+    assert (rows["2"].email, rows["2"].first_name) == (a_member("2").email, "Grace")
+
+
+@every_database
 def test_a_completion_signalled_since_is_shown_after_a_stop(school: School) -> None:
     school.graduate("1")
     run_id = school.start()
@@ -385,6 +403,7 @@ def test_a_worker_told_to_stop_leaves_a_run_to_the_next(school: School) -> None:
         stopping.clear()
 
     assert school.progress(run_id) == ("recording", 500, 0, 0)
+    assert backfills.any_due(school.host.state.engine)
 
 
 @pytest.mark.parametrize(
@@ -393,6 +412,7 @@ def test_a_worker_told_to_stop_leaves_a_run_to_the_next(school: School) -> None:
         pytest.param(["no pair"], id="no-pair"),
         pytest.param([(a_member(), "yesterday")], id="no-time"),
         pytest.param([("Ada", DAY)], id="no-member"),
+        pytest.param([(a_member(), None)], id="no-time-at-all"),
     ],
 )
 def test_a_hook_that_fails_is_said(
@@ -463,8 +483,35 @@ def test_the_command_heals_what_was_never_signalled(school: School) -> None:
     assert school.asked[-1][1] == dt.datetime(2026, 5, 15, tzinfo=dt.UTC)
     assert school.states() == {"2": "pending"}
 
-    assert "1 have the badge" in school.flask("backfill").output
+    recorded = school.flask("backfill").output
+    assert "1 have the badge" in recorded
+    assert recorded.endswith("1 to issue.\nPython 101: 1 recorded.\n")
     assert school.states() == {"1": "pending", "2": "pending"}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "2026-05-15",
+        "2026-05-15 00:00:00",
+        "2026-05-15T00:00:00",
+        "2026-05-15T00:00:00Z",
+        "2026-05-15T00:00:00+00:00",
+        "2026-05-15T02:00:00+02:00",
+    ],
+)
+def test_the_command_takes_a_time_in_each_of_its_forms(
+    school: School, given: str
+) -> None:
+    assert school.flask("backfill", "--since", given, "--dry-run").exit_code == 0
+    assert school.asked[-1][1] == dt.datetime(2026, 5, 15, tzinfo=dt.UTC)
+
+
+def test_the_command_says_how_to_write_a_time(school: School) -> None:
+    found = school.flask("backfill", "--since", "15 May")
+
+    assert found.exit_code == 2
+    assert "2025-01-31T12:00:00Z" in found.output
 
 
 def test_the_command_is_for_mapped_courses(school: School) -> None:
@@ -480,6 +527,59 @@ def test_the_command_says_what_to_write(connected: Connected) -> None:
 
     assert found.exit_code == 1
     assert "'@credly.past_completions'" in found.output
+
+
+def a_mistake(course: Course, since: dt.datetime | None) -> t.Any:
+    found: t.Any = None
+    yield found["of the host"]
+
+
+@pytest.mark.parametrize("dry_run", [["--dry-run"], []])
+def test_the_command_names_a_hook_that_raises(
+    make_host: MakeHost,
+    credly: CredlySimulator,
+    caplog: pytest.LogCaptureFixture,
+    dry_run: list[str],
+) -> None:
+    host = make_host(past_completions=a_mistake)
+
+    with host.app.app_context():
+        connect(host, credly)
+
+    runner = host.app.test_cli_runner()
+    found = runner.invoke(args=["credly", "backfill", *dry_run])
+    (record,) = [each for each in caplog.records if hasattr(each, "credly_hook")]
+
+    assert found.exit_code == 1
+    assert "@credly.past_completions hook failed (TypeError)" in found.output
+    assert "is not subscriptable" not in found.output
+    assert vars(record)["credly_hook"] == "past_completions"
+    assert 'yield found["of the host"]' in caplog.text
+
+
+def test_the_command_says_what_a_hook_must_yield(school: School) -> None:
+    school.past.append((a_member("1"), t.cast(dt.datetime, None)))
+    found = school.flask("backfill")
+
+    assert found.exit_code == 1
+    assert "must yield pairs of a Member and an aware time" in found.output
+    assert school.states() == {}
+
+
+def test_the_command_fails_where_the_recording_does(
+    school: School, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> t.NoReturn:
+        raise sa.exc.DataError("", {}, Exception("bad value"))
+
+    school.graduate("1")
+    monkeypatch.setattr(backfills, "add", fail)
+    found = school.flask("backfill")
+
+    assert found.exit_code == 1
+    assert "1 to issue." in found.output
+    assert "Python 101: 0 recorded." in found.output
+    assert "Not all could be recorded" in found.output
 
 
 # The pages

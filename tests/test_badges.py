@@ -261,6 +261,34 @@ class TestTheLedgersPage:
         assert "tried once more" in text_of(browser.get(page))
         assert row.id == connected.host.row().id
 
+    @pytest.mark.parametrize("headers", [None, HX])
+    def test_an_outdated_retry_keeps_the_filters(
+        self, mapped: Mapped, headers: t.Any
+    ) -> None:
+        browser, connected, _ = mapped
+        fail_one(connected)
+        page = f"{BADGES}?status=failed"
+        name = "hx-post" if headers else "action"
+        (path,) = re_find(f'{name}="([^"]+/retry[^"]*)"', browser.get(page).text)
+        path = path.replace("&amp;", "&")
+        answer = browser.post(path, csrf_token="old", headers=headers)
+
+        assert (answer.location or answer.headers["HX-Redirect"]) == page
+        assert "This page was open too long." in text_of(browser.get(page))
+        assert connected.host.row().state == "failed"
+
+    def test_a_badge_without_a_name_is_told_from_the_others(
+        self, mapped: Mapped
+    ) -> None:
+        browser, connected, _ = mapped
+        host = connected.host
+        host.complete("42")
+        host.drain()
+        connection.remove(host.state)
+        connect(host, connected.credly)
+
+        assert "View in Credly  the badge of 42" in text_of(browser.get(BADGES))
+
     def test_retry_with_htmx_changes_the_row(self, mapped: Mapped) -> None:
         browser, connected, _ = mapped
         row = fail_one(connected)
@@ -288,11 +316,54 @@ class TestTheLedgersPage:
         fail_one(connected, "2")
         page = f"{BADGES}/retry"
 
-        assert "2 badges have failed" in text_of(browser.get(page))
+        assert "Retry 2 badges" in text_of(browser.get(page))
         browser.post(page, page=page)
         assert "2 badges are tried once more." in text_of(browser.get(BADGES))
         assert {row.state for row in connected.host.rows()} == {"pending"}
-        assert "No badge has failed." in text_of(browser.get(page))
+        assert "No badge can be retried." in text_of(browser.get(page))
+
+    @pytest.mark.parametrize("way", ["mapping", "integration"])
+    def test_what_cannot_be_retried_is_not_promised(
+        self, mapped: Mapped, way: str
+    ) -> None:
+        browser, connected, mapping_id = mapped
+        host = connected.host
+        fail_one(connected)
+
+        if way == "mapping":
+            connection.remove_mapping(host.state, mapping_id)
+        else:
+            connection.remove(host.state)
+            connection.connect(
+                host.state,
+                organization_id=connected.credly.organization_id,
+                client_id=connected.credly.client_id,
+                client_secret=connected.credly.client_secret,
+            )
+
+        ledger = text_of(browser.get(BADGES))
+        assert "Retry" not in ledger
+        assert "This course is not mapped any more. Map it again to retry." in ledger
+        assert "No badge can be retried." in text_of(browser.get(f"{BADGES}/retry"))
+
+        # The way out
+        connection.add_mapping(host.state, COURSES[0], connected.template_id)
+        assert "Retry 1 badge" in text_of(browser.get(f"{BADGES}/retry"))
+        ledger = text_of(browser.get(BADGES))
+        assert "Retry all failed" in ledger
+        assert "not mapped any more" not in ledger
+
+    def test_what_was_perhaps_issued_elsewhere_is_not_promised(
+        self, mapped: Mapped
+    ) -> None:
+        browser, connected, _ = mapped
+        row = fail_one(connected)
+        row.maybe_issued = True
+        row.organization_id = "another"
+        connected.host.db.session.commit()
+
+        assert "Retry" not in text_of(browser.get(BADGES))
+        assert "No badge can be retried." in text_of(browser.get(f"{BADGES}/retry"))
 
     def test_the_export_holds_what_the_filters_show(self, mapped: Mapped) -> None:
         browser, connected, _ = mapped
@@ -307,7 +378,9 @@ class TestTheLedgersPage:
 
         assert answer.headers["Content-Type"].startswith("text/csv")
         assert "credly-badges.csv" in answer.headers["Content-Disposition"]
-        assert row[:4] == ["1", "a@example.org", "'=1+1", "'@SUM(A1)"]
+        assert row[1:5] == ["1", "a@example.org", "'=1+1", "'@SUM(A1)"]
+        issued = next(each for each in connected.host.rows() if each.member_id == "1")
+        assert row[header.index("Number")] == str(issued.id)
         assert row[header.index("Status")] == "Issued"
         assert row[header.index("Credly badge id")] == connected.credly.badges[0]["id"]
         assert len(read_csv(browser.get(f"{BADGES}.csv").text)) == 3
@@ -319,7 +392,7 @@ class TestTheLedgersPage:
             connected.host.complete(f"m{number:04}")
 
         rows = read_csv(browser.get(f"{BADGES}.csv").text)[1:]
-        assert [row[0] for row in rows] == [
+        assert [row[1] for row in rows] == [
             f"m{number:04}" for number in reversed(range(1100))
         ]
 

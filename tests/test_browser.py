@@ -37,7 +37,6 @@ from playwright.sync_api import Locator
 from playwright.sync_api import Page
 from playwright.sync_api import Request
 from playwright.sync_api import Response as BrowserResponse
-from playwright.sync_api import sync_playwright
 from test_words import german
 from test_words import speaking
 from test_words import write_catalogue
@@ -72,16 +71,6 @@ AXE = Axe().axe_script
 
 LIST = "/integrations/"
 WINDOW = "/integrations/credly"
-
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 REFUSED = (
     "Unable to connect to Credly. Please check your Organization ID and OAuth"
@@ -444,14 +433,6 @@ def stand_in(app: Flask, layout: str, script: pathlib.Path | None) -> None:
         return response
 
 
-@pytest.fixture(scope="session")
-def browser(chromium: str) -> cabc.Iterator[Browser]:
-    with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield launched
-        launched.close()
-
-
 PICTURES = "https://images.example.org/"
 PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAA"
@@ -766,6 +747,7 @@ def test_the_main_way_works_with_every_htmx_and_without(
     fill_in(page, site.credly, **{"Client ID": "another"})
     click(page, "Connect")
     expect(page.get_by_text(REFUSED, exact=True)).to_be_visible()
+    expect(page).to_have_title("Error: Credly Integration")
     swapped()
     fill_in(page, site.credly)
     click(page, "Connect")
@@ -775,6 +757,10 @@ def test_the_main_way_works_with_every_htmx_and_without(
     # Map: an error, then not
     click(page, "Save mapping")
     expect(page.get_by_text("Select a badge template.")).to_be_visible()
+
+    if way not in WITH_HTMX:
+        expect(page).to_have_title("Error: Credly Integration")
+
     swapped()
     choose(page, "Python 101", "Python Badge")
     click(page, "Save mapping")
@@ -1176,6 +1162,20 @@ def test_tab_stays_in_the_dialog(make_site: MakeSite, open_page: OpenPage) -> No
     }
 
 
+def test_a_small_dialog_is_read_from_its_start(
+    make_site: MakeSite, open_page: OpenPage
+) -> None:
+    site = make_site()
+    site.connect()
+    page = open_page(site, LIST, viewport={"width": 360, "height": 500})
+    click(page, "Remove Credly", "link")
+    dialog = page.get_by_role("dialog")
+
+    expect(dialog.get_by_role("heading")).to_be_in_viewport(ratio=1)
+    expect(dialog.get_by_text("Cancel")).to_be_in_viewport(ratio=1)
+    expect(dialog.get_by_text("Cancel")).to_be_focused()
+
+
 def test_the_secret_can_be_shown(make_site: MakeSite, open_page: OpenPage) -> None:
     page = open_page(make_site(), WINDOW)
     secret = page.get_by_label("Client Secret")
@@ -1189,6 +1189,26 @@ def test_the_secret_can_be_shown(make_site: MakeSite, open_page: OpenPage) -> No
 
     expect(secret).to_have_attribute("type", "password")
     expect(secret).to_have_value("typed")
+
+
+@pytest.mark.parametrize("way", WITH_HTMX)
+def test_the_secret_can_be_shown_after_an_error_too(
+    make_site: MakeSite, open_page: OpenPage, way: str
+) -> None:
+    page = open_page(make_site(**WAYS[way]), WINDOW)
+    show = page.get_by_role("button", name="Show")
+    secret = page.get_by_label("Client Secret")
+
+    for _ in range(2):
+        expect(show).to_have_count(1)
+        secret.fill("typed")
+        show.click()
+        expect(secret).to_have_attribute("type", "text")
+        click(page, "Connect")
+        expect(page.get_by_role("alert")).to_be_focused()
+        expect(secret).to_have_attribute("type", "password")
+        # As does whatever is put into the page later on.
+        page.locator(".credly").evaluate("e => e.append(document.createElement('p'))")
 
 
 def test_the_script_speaks_the_language_of_the_page(
@@ -1214,6 +1234,21 @@ def test_the_organization_id_can_be_copied(
     expect_said(page, "Copied.")
     copied = page.evaluate("() => navigator.clipboard.readText()")
     assert copied == site.credly.organization_id
+
+
+def test_a_clipboard_that_refuses_is_said(
+    make_site: MakeSite, open_page: OpenPage
+) -> None:
+    site = make_site()
+    site.connect()
+    page = open_page(site, "/login")
+    page.add_init_script(
+        "navigator.clipboard.writeText = () => Promise.reject(new Error('No'))"
+    )
+    page.goto(WINDOW)
+    click(page, "Copy Organization ID")
+
+    expect_said(page, "This could not be copied. Select it and copy it by hand.")
 
 
 @pytest.mark.parametrize("way", WITH_HTMX)
@@ -1371,12 +1406,43 @@ def test_a_lost_permission_is_said(
     allowed = [True]
     site = make_site(**WAYS[way], is_admin=lambda: bool(allowed))
     site.connect()
-    page = open_page(site, WINDOW, java_script_enabled=way != "no-javascript")
+    page = open_page(
+        site,
+        WINDOW,
+        java_script_enabled=way != "no-javascript",
+        viewport={"width": 1200, "height": 300},
+    )
     watches[0].statuses.add(403)
+
+    # A poll that is refused
+    if way in WITH_HTMX:
+        site.map(COURSES[1])
+        site.credly.posts_allowed = 4
+        site.complete("5", drains=0, course_id="sql")
+        page.goto("/login")
+        page.clock.install()
+        page.goto(f"{WINDOW}/badges?id=1")
+        allowed.clear()
+        page.clock.run_for(10_000)
+        expect_said(page, "You do not have access to this page.")
+        expect(page.locator("tbody tr")).to_contain_text("Queued")
+        allowed.append(True)
+        page.clock.run_for(4_000)
+        expect(page.locator("#credly-flash")).to_be_empty()
+        page.goto(f"{WINDOW}?mapping=new")
+
+    # A form that is refused
+    choose(page, "Python 101", "Python Badge")
     allowed.clear()
     page.get_by_text("Save mapping", exact=True).click()
-
     expect(page.get_by_text("You do not have access to this page.")).to_be_visible()
+    allowed.append(True)
+
+    if way in WITH_HTMX:
+        expect_said(page, "You do not have access to this page.")
+        expect(page.locator("#credly-flash")).to_be_in_viewport()
+        click(page, "Save mapping")
+        expect_said(page, "Mapping saved: Python 101 to Python Badge.")
 
 
 @pytest.mark.parametrize("way", WITH_HTMX)
@@ -1397,7 +1463,7 @@ def test_a_failing_server_leaves_the_page_as_it_was(
     page.route(path, lambda route: route.fulfill(status=500, body=answer))
     page.get_by_text("Save mapping", exact=True).click()
 
-    expect_said(page, "Something went wrong. Reload the page and try again.")
+    expect_said(page, "Something went wrong. Nothing was changed. Try again.")
     expect(page.get_by_text("Internal Server Error")).to_have_count(0)
     expect(page.get_by_label("Course or learning path")).to_have_value("course:sql")
 
@@ -1410,8 +1476,12 @@ def test_a_failing_server_leaves_the_page_as_it_was(
     assert all("ERR_FAILED" in each or "htmx" in each for each in watch.problems)
     watch.problems.clear()
 
+    # What was said of it does not outlast it.
     page.unroute_all()
-    click(page, "Save mapping")
+    click(page, "Add a mapping", "link")
+    expect(page.locator(".credly-editing")).to_have_count(2)
+    expect(page.locator("#credly-flash")).to_be_empty()
+    page.get_by_role("button", name="Save mapping").first.click()
     expect(rows(page)).to_have_count(1)
 
 
@@ -1554,6 +1624,35 @@ def test_an_admin_finds_and_retries_a_failed_badge(
     assert len(site.credly.badges) == 2
 
 
+@pytest.mark.parametrize("way", WITH_HTMX)
+def test_a_badge_that_settles_leaves_the_focus_where_it_is(
+    make_site: MakeSite, open_page: OpenPage, way: str
+) -> None:
+    site = make_site(**WAYS[way])
+    site.credly.posts_allowed = 4
+    site.connect()
+    site.map()
+    site.fail("2")
+    page = open_page(site, "/login")
+    page.clock.install()
+    page.goto(f"{WINDOW}/badges")
+    page.get_by_role("button", name="Retry the badge of").click()
+    state = page.locator("tbody .credly-state")
+    expect(state).to_be_focused()
+    # htmx is done with the answer to the Retry.
+    expect(page.locator(".htmx-settling, .htmx-added")).to_have_count(0)
+    search = page.get_by_label("Name, e-mail or member id")
+    search.press_sequentially("Ada")
+
+    with site.context():
+        site.host.drain()
+
+    page.clock.run_for(4_000)
+    expect(state).to_have_text("Issued")
+    expect_said(page, "Issued")
+    expect(search).to_be_focused()
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_members_who_completed_before_get_their_badge(
     make_site: MakeSite, open_page: OpenPage, way: str
@@ -1584,6 +1683,31 @@ def test_members_who_completed_before_get_their_badge(
         "Finished: 4 issued, 0 failed."
     )
     assert len(site.credly.badges) == 4
+
+
+@pytest.mark.parametrize("way", WITH_HTMX)
+def test_a_pause_that_begins_is_said_beside_the_progress(
+    make_site: MakeSite, open_page: OpenPage, way: str
+) -> None:
+    site = make_site(**WAYS[way])
+    site.connect()
+    site.map()
+    site.begin_backfill()
+    page = open_page(site, "/login")
+    page.clock.install()
+    page.goto(f"{WINDOW}/backfills/1")
+    expect(page.get_by_text("0 of 4 done")).to_be_visible()
+
+    site.switch_off()
+    page.clock.run_for(3_000)
+    expect(page.get_by_role("heading", name="Issuing is paused")).to_be_visible()
+    resume = page.get_by_role("button", name="Resume issuing")
+    resume.focus()
+
+    with page.expect_response("**/backfills/1?said=0"):
+        page.clock.run_for(3_000)
+
+    expect(resume).to_be_focused()
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -627,7 +627,7 @@ def serve() -> cabc.Iterator[cabc.Callable[[cabc.Callable[[t.Any], None]], Serve
 
         server = Server(("127.0.0.1", 0), Handler)
         server.asked = []
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
         servers.append(server)
         return server
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import logging
+import sys
 import threading
+import types
 import typing as t
+import uuid
 
 import pytest
+import redis
 import sqlalchemy as sa
 from conftest import a_member
 from conftest import connect
@@ -94,6 +98,18 @@ class TestTransactions:
         assert is_done(host)
         assert len(host.rows()) == 1
 
+    def test_a_row_does_not_wait_for_a_write_that_changes_nothing(
+        self, enrolled: tuple[Host, t.Any]
+    ) -> None:
+        host, enrolment = enrolled
+        enrolment.done = bool(enrolment.done)
+        assert enrolment in host.db.session.dirty
+
+        host.complete()
+        host.db.session.rollback()
+
+        assert len(host.rows()) == 1
+
     def test_a_row_goes_with_the_hosts_rollback(
         self, enrolled: tuple[Host, t.Any]
     ) -> None:
@@ -115,8 +131,13 @@ class TestTransactions:
             lambda s, m: s.connection().exec_driver_sql(
                 "UPDATE enrolment SET done = true"
             ),
+            lambda s, m: s.execute(
+                sa.text(
+                    "/* a */ -- update\n /* of\n */UPDATE enrolment SET done = true"
+                )
+            ),
         ],
-        ids=["update", "text", "bulk", "driver"],
+        ids=["update", "text", "bulk", "driver", "comments"],
     )
     def test_a_row_joins_however_the_host_has_written(
         self, enrolled: tuple[Host, t.Any], write: t.Any
@@ -309,6 +330,31 @@ def test_an_unmapped_course_leaves_no_row(connected: Connected) -> None:
     assert connected.host.rows() == []
 
 
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_completion_that_adds_nothing_is_said_at_debug(
+    enrolled: tuple[Host, t.Any], caplog: pytest.LogCaptureFixture, writes: bool
+) -> None:
+    host, enrolment = enrolled
+    host.complete()
+    caplog.clear()
+
+    if writes:
+        enrolment.done = not enrolment.done
+
+    host.complete()
+    host.complete(course_id="sql")
+    assert caplog.messages == []
+
+    caplog.set_level(logging.DEBUG, "flask_credly")
+    host.complete()
+    host.complete(course_id="sql")
+    assert [message[:29] for message in caplog.messages] == [
+        "A completion of course 'py-10",
+        "A completion of course 'sql' ",
+    ]
+    assert "'42'" not in caplog.text
+
+
 @every_database
 @pytest.mark.parametrize("writes", [True, False])
 def test_a_worker_is_rung_for_a_new_row_only(
@@ -317,6 +363,7 @@ def test_a_worker_is_rung_for_a_new_row_only(
     host, enrolment = enrolled
     rung: list[None] = []
     monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))
+    monkeypatch.setattr("flask_credly.issuing.bell.INTERVAL", 0)
 
     def complete(course_id: str = "py-101") -> None:
         if writes:
@@ -324,6 +371,7 @@ def test_a_worker_is_rung_for_a_new_row_only(
 
         host.complete(course_id=course_id)
         host.db.session.commit()
+        host.wait_for_ring()
 
     complete("sql")
     assert rung == []
@@ -347,14 +395,81 @@ def test_many_completions_of_a_process_do_not_each_go_to_redis(
 
     assert len(rung) == 1
 
-    late = connected.host.state.web_queue.late
-    assert late is not None
-    assert late.is_alive()
+    ringer = connected.host.state.web_queue.ringer
+    assert ringer is not None
+    assert ringer.is_alive()
 
     # What the timer does in the end.
-    late.cancel()
-    late.function(*late.args)
+    ringer.cancel()
+    ringer.function(*ringer.args)
     assert len(rung) == 2
+
+
+def test_no_request_waits_for_redis(connected: Connected) -> None:
+    """As one that hangs, or is far away."""
+    answers = threading.Event()
+    asked: list[Flask] = []
+
+    def connect_slowly(app: Flask) -> t.NoReturn:
+        assert answers.wait(timeout=20)
+        asked.append(current_app._get_current_object())  # type: ignore[attr-defined]
+        raise redis.ConnectionError
+
+    host = connected.host
+    settings = dataclasses.replace(host.state.settings, queue=connect_slowly)
+    host.app.extensions["credly"] = dataclasses.replace(
+        host.state, settings=settings, web_queue=WebQueue()
+    )
+    course_completed.send(host.app, member=a_member(), course_id="py-101")
+
+    assert asked == []
+    assert host.row().state == "pending"
+
+    answers.set()
+    host.wait_for_ring()
+    assert asked == [host.app]
+
+
+def test_a_completion_while_another_thread_loads_rq_is_recorded(
+    connected: Connected,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(sys.modules, "rq", types.ModuleType("rq"))
+    connected.host.complete()
+
+    assert connected.host.row().state == "pending"
+    assert "A completion was not recorded" not in caplog.text
+
+
+def test_a_queue_that_hangs_holds_one_thread(
+    connected: Connected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A queue of the host's without time-outs."""
+    answers = threading.Event()
+    asked: list[Flask] = []
+
+    def hang(app: Flask) -> t.NoReturn:
+        asked.append(app)
+        assert answers.wait(timeout=20)
+        raise redis.ConnectionError
+
+    host = connected.host
+    settings = dataclasses.replace(host.state.settings, queue=hang)
+    host.app.extensions["credly"] = dataclasses.replace(
+        host.state, settings=settings, web_queue=WebQueue()
+    )
+    monkeypatch.setattr("flask_credly.issuing.bell.INTERVAL", 0)
+
+    for number in range(20):
+        course_completed.send(
+            host.app, member=a_member(str(number)), course_id="py-101"
+        )
+
+    assert len(host.rows()) == 20
+    assert len(asked) <= 1
+
+    answers.set()
 
 
 def test_a_process_that_gets_no_thread_rings_at_once(
@@ -397,9 +512,10 @@ def test_a_recorded_completion_is_not_said_to_be_lost_where_the_queue_fails(
 
     host.complete()
     host.db.session.commit()
+    host.wait_for_ring()
 
     assert host.row().state == "pending"
-    assert caplog.messages[-1].startswith("No worker could be rung.")
+    assert caplog.messages[-1].startswith("The queue cannot be used.")
     assert not any("was not recorded" in each for each in caplog.messages)
 
 
@@ -458,6 +574,10 @@ def test_an_app_without_the_integration_is_left_alone(
     assert connected.host.rows() == []
     assert caplog.text == ""
 
+    caplog.set_level(logging.DEBUG, "flask_credly")
+    course_completed.send(Flask("other"), member=a_member(), course_id="py-101")
+    assert caplog.messages == ["The app other has no Flask-Credly: nothing is kept."]
+
 
 def test_two_apps_in_one_process_keep_to_themselves(
     make_host: MakeHost, credly: CredlySimulator
@@ -479,6 +599,9 @@ def test_two_apps_in_one_process_keep_to_themselves(
     assert calls == []
 
 
+UUID: t.Any = uuid.UUID(int=1)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
@@ -486,6 +609,9 @@ def test_two_apps_in_one_process_keep_to_themselves(
         ({"member": {"id": "42"}}, "must be a flask_credly.Member"),
         ({"member": Member("", "a@example.org", "A", "B")}, "member.id must be"),
         ({"member": Member("x" * 192, "a@example.org", "A", "B")}, "member.id must be"),
+        ({"member": Member("None", "a@example.org", "A", "B")}, "Flush the session"),
+        ({"member": Member(UUID, "a@example.org", "A", "B")}, "write str(…)"),
+        ({"course_id": UUID}, "course_id must be a string, not a UUID: write str(…)"),
         ({"course_id": ""}, "course_id must be"),
         ({"course_id": None}, "course_id must be"),
         ({"course_id": "py\x00101"}, "course_id must be"),
@@ -511,6 +637,9 @@ def test_a_wrong_signal_is_logged_and_nothing_is_saved(
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
     assert "example.org" not in caplog.text
     assert connected.host.rows() == []
+
+    if isinstance(given.get("member"), dict):
+        assert vars(caplog.records[0])["credly_member"] == "42"
 
 
 def test_an_integer_id_is_taken_as_a_string(connected: Connected) -> None:

@@ -16,7 +16,6 @@ from conftest import Host
 from conftest import MakeHost
 
 from flask_credly import connection
-from flask_credly import Course
 from flask_credly import keys
 from flask_credly.errors import ConnectionExpired
 from flask_credly.errors import CredlyError
@@ -205,29 +204,29 @@ class TestKeys:
     )
 
     def test_an_older_key_still_opens(self) -> None:
-        sealed = keys.seal({"CREDLY_ENCRYPTION_KEYS": self.KEYS[:1]}, "s", context="c")
+        sealed = keys.seal({"CREDLY_ENCRYPTION_KEYS": self.KEYS[:1]}, "s", "c", "token")
         config = {"CREDLY_ENCRYPTION_KEYS": f"{self.KEYS[1]},{self.KEYS[0]}"}
 
-        assert keys.unseal(config, sealed, context="c") == "s"
+        assert keys.unseal(config, sealed, "c", "token") == "s"
 
     def test_a_fallback_of_the_secret_key_still_opens(self) -> None:
-        sealed = keys.seal({"SECRET_KEY": "old"}, "s", context="c")
+        sealed = keys.seal({"SECRET_KEY": "old"}, "s", "c", "token")
         config = {"SECRET_KEY": "new", "SECRET_KEY_FALLBACKS": ["old"]}
 
-        assert keys.unseal(config, sealed, context="c") == "s"
+        assert keys.unseal(config, sealed, "c", "token") == "s"
 
     def test_another_key_does_not(self) -> None:
-        sealed = keys.seal({"SECRET_KEY": "old"}, "s", context="c")
+        sealed = keys.seal({"SECRET_KEY": "old"}, "s", "c", "token")
 
         with pytest.raises(ConnectionExpired, match="cannot be decrypted"):
-            keys.unseal({"SECRET_KEY": "new"}, sealed, context="c")
+            keys.unseal({"SECRET_KEY": "new"}, sealed, "c", "token")
 
     def test_ciphertext_swap(self) -> None:
         """What was moved to another place does not open there."""
-        sealed = keys.seal({"SECRET_KEY": "k"}, "s", context="here")
+        sealed = keys.seal({"SECRET_KEY": "k"}, "s", "here", "token")
 
         with pytest.raises(ConnectionExpired, match="cannot be decrypted"):
-            keys.unseal({"SECRET_KEY": "k"}, sealed, context="there")
+            keys.unseal({"SECRET_KEY": "k"}, sealed, "there", "token")
 
 
 class TestTemplates:
@@ -301,6 +300,17 @@ class TestTemplates:
             connection.sync_templates(host.state)
 
         assert [error for error, _ in host.log()] == ["Connection expired"]
+
+    def test_so_does_one_that_gets_no_token(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.revoke_tokens()
+        credly.revoke_client()
+
+        with pytest.raises(ConnectionExpired):
+            connection.sync_templates(host.state)
+
+        assert [error for error, _ in host.log()] == ["Connection expired"]
+        assert connection.get(host.db.session).expired
 
     def test_a_sync_without_a_connection_does_nothing(
         self, host: Host, credly: CredlySimulator, in_context: None
@@ -468,6 +478,7 @@ class TestRemove:
             host.drain()
 
         assert (host.row().state, host.row().email) == ("issued", "")
+        assert [each.answer for each in host.attempts()] == ["issued"]
         assert host.db.session.query(Connection).all() == []
 
     def test_a_failure_in_flight_leaves_no_log_behind(
@@ -491,12 +502,3 @@ class TestRemove:
             host.drain()
 
         assert host.log() == []
-
-
-def test_a_course_must_have_a_known_kind_and_an_id() -> None:
-    with pytest.raises(ValueError, match="must be 'course' or 'learning_path'"):
-        Course(id="1", title="One", kind="webinar")  # type: ignore[arg-type]
-
-    for wrong in ("", "x" * 192, 7):
-        with pytest.raises(ValueError, match="string of 1 to 191 characters"):
-            Course(id=wrong, title="One")  # type: ignore[arg-type]

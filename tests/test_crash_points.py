@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import typing as t
 
@@ -114,7 +115,13 @@ def start(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     process = context.Process(target=target, args=(config, *args))
-    process.start()
+
+    # Its server is started by the first, and does not find our modules by itself: each
+    # process would import them.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        process.start()
+
     return process
 
 

@@ -20,6 +20,7 @@ import sqlalchemy as sa
 from click.testing import Result
 from conftest import connect
 from conftest import Connected
+from conftest import COURSES
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
@@ -33,6 +34,7 @@ from test_worker import wait_for
 from test_worker import WORKER
 
 from flask_credly import connection
+from flask_credly import Course
 from flask_credly.issuing import bell
 from flask_credly.issuing import workers
 from flask_credly.issuing.worker import CredlyWorker
@@ -51,10 +53,10 @@ KEY, OTHER = (Fernet.generate_key().decode() for _ in range(2))
 CHECKS = [
     "settings",
     "key",
-    "hooks",
     "pages",
     "database",
     "tables",
+    "hooks",
     "redis",
     "workers",
     "queue",
@@ -172,6 +174,10 @@ def no_key(clinic: Clinic) -> None:
     clinic.app.config.update(CREDLY_ENCRYPTION_KEYS=None, SECRET_KEY=None)
 
 
+def no_secret_key(clinic: Clinic) -> None:
+    clinic.app.config["SECRET_KEY"] = None
+
+
 def derived_key(clinic: Clinic) -> None:
     clinic.app.config["CREDLY_ENCRYPTION_KEYS"] = None
     credly = clinic.credly
@@ -200,6 +206,7 @@ def misspelled_setting(clinic: Clinic) -> None:
 
 
 def database_away(clinic: Clinic) -> None:
+    clinic.host.db.session.remove()
     clinic.host.state.engine.dispose()
     path = clinic.folder / "host.db"
     path.rename(clinic.folder / "away.db")
@@ -259,7 +266,7 @@ def queue_shared(clinic: Clinic) -> None:
 
 
 def pickle_worker(clinic: Clinic) -> None:
-    bell.enqueue_drain(clinic.queue, insist=True)
+    bell.enqueue(clinic.queue, bell.DRAIN, insist=True)
     fail_jobs(clinic, rq.Queue(clinic.queue.name, connection=clinic.queue.connection))
 
 
@@ -388,6 +395,7 @@ def give_layout(clinic: Clinic, name: str, text: str | None = None) -> None:
 
 FAULTS: list[tuple[cabc.Callable[[Clinic], None], str, str, str]] = [
     (no_key, "key", "error", "Set CREDLY_ENCRYPTION_KEYS"),
+    (no_secret_key, "pages", "error", "Set SECRET_KEY"),
     (derived_key, "key", "warning", "flask credly rotate-keys"),
     (lost_key, "secret", "error", "/integrations/credly/connection"),
     (older_key, "secret", "warning", "flask credly rotate-keys"),
@@ -426,7 +434,7 @@ FAULTS: list[tuple[cabc.Callable[[Clinic], None], str, str, str]] = [
 FOLLOWED_BY = {
     # As the page does: a lost key is a lost connection.
     "lost_key": {"connection": "error"},
-    "no_key": {"secret": "error", "connection": "error"},
+    "no_key": {"pages": "error", "secret": "error", "connection": "error"},
     "constraint_missing": {},
 }
 
@@ -454,6 +462,29 @@ def test_a_fault_is_named_and_what_mends_it(
     assert troubles == {name: status, **FOLLOWED_BY.get(fault.__name__, {})}, checks
     assert mend in checks[name]["mend"]
     assert exit_code == (1 if "error" in troubles.values() else 0)
+
+
+@pytest.mark.parametrize(
+    ("address", "methods"),
+    [
+        ("/integrations/credly", ["GET"]),
+        ("/integrations/", ["GET"]),
+        ("/integrations/credly/mappings", ["POST"]),
+        ("/integrations/static/<path:name>", ["GET"]),
+    ],
+)
+def test_a_route_of_the_hosts_in_front_of_a_page_is_named(
+    make_clinic: MakeClinic, address: str, methods: list[str]
+) -> None:
+    def setup(app: Flask, db: SQLAlchemy) -> None:
+        app.add_url_rule(address, "of_the_host", lambda: "", methods=methods)
+
+    found = make_clinic(setup=setup).doctor()[1]["pages"]
+
+    assert found["status"] == "error"
+    assert address.partition("<")[0] in found["detail"]
+    assert "leads to of_the_host" in found["detail"]
+    assert "CREDLY_URL_PREFIX" in found["mend"]
 
 
 def test_what_is_missing_in_the_database_is_listed(clinic: Clinic) -> None:
@@ -598,6 +629,33 @@ def test_a_layout_of_the_hosts_is_named_with_its_htmx(clinic: Clinic) -> None:
     assert "htmx" in found["detail"]
 
 
+def no_catalogue() -> t.NoReturn:
+    raise LookupError("postgresql://host:pass-word@db")
+
+
+@pytest.mark.parametrize(
+    ("courses", "said"),
+    [
+        (no_catalogue, "(LookupError)"),
+        (lambda: ["py-101"], "must return a list of flask_credly.Course objects"),
+        (lambda: [Course("", "Python")], "must be a string of 1 to 191"),
+    ],
+)
+def test_a_courses_hook_that_fails_is_named(
+    make_clinic: MakeClinic, courses: t.Any, said: str
+) -> None:
+    now = [lambda: COURSES]
+    clinic = make_clinic(courses=lambda: now[0]())
+    now[0] = courses
+    exit_code, checks = clinic.doctor()
+
+    assert exit_code == 1
+    assert checks["hooks"]["status"] == "error"
+    assert "@credly.courses fails" in checks["hooks"]["detail"]
+    assert said in checks["hooks"]["detail"]
+    assert "pass-word" not in json.dumps(checks)
+
+
 def test_hooks_that_are_not_given_are_named(make_clinic: MakeClinic) -> None:
     found = make_clinic(member=None).doctor()[1]["hooks"]
 
@@ -640,7 +698,7 @@ class TestWorkersOfTwoApplications:
 
     def test_rqs_own_worker_says_it_with_its_first_job(self, clinic: Clinic) -> None:
         no_worker(clinic)
-        bell.enqueue_drain(clinic.queue, insist=True)
+        bell.enqueue(clinic.queue, bell.DRAIN, insist=True)
 
         class Living(rq.SimpleWorker):
             def register_death(self) -> None:

@@ -47,7 +47,7 @@ def wait_until_ready(process: subprocess.Popen[str]) -> str:
 
     while "Ctrl-C" not in said:
         line = process.stdout.readline()
-        assert line, said
+        assert line, said + process.communicate(timeout=20)[1]
         said += line
 
     return said
@@ -104,7 +104,7 @@ def test_a_part_that_dies_ends_the_others_and_is_named() -> None:
         wait_until_ready(process)
         parts = family(process.pid)
         (simulator,) = [
-            part for part in parts if "example_app.simulator" in part.cmdline()
+            part for part in parts if "flask_credly.testing" in part.cmdline()
         ]
         simulator.kill()
         _, errors = process.communicate(timeout=20)

@@ -865,6 +865,19 @@ class TestRemoveInFlight:
 
         assert host.row().state == "failed"
         assert (host.row().email, host.row().due_at) == ("", None)
+        assert [each.answer for each in host.attempts()] == ["unknown"]
+
+    def test_what_a_worker_died_over_has_an_end(self, connected: Connected) -> None:
+        host, _, _ = connected
+        host.complete()
+        gate = gates.read(host.state.engine)
+        assert gate is not None
+        rows = claim.claim(host.state.engine, gate, limit=8, lease_seconds=60)
+        claim.begin(host.state.engine, rows, gate.generation, lease_seconds=60)
+        connection.remove(host.state)
+        (attempt,) = host.attempts()
+
+        assert (attempt.answer, attempt.finished_at is None) == ("unknown", False)
 
     def test_attempts_of_dropped_rows_go_too(self, connected: Connected) -> None:
         host, credly, _ = connected

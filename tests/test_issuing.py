@@ -19,6 +19,9 @@ from conftest import COURSES
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import orm
 
 from flask_credly import badge_failed
 from flask_credly import badge_issued
@@ -119,6 +122,24 @@ def test_the_member_is_named_the_same_towards_credly_for_life(
     assert len(one) <= 64
 
 
+def issue_after_a_refusal(
+    make_host: MakeHost, credly: CredlySimulator, hook: t.Callable[[str], t.Any]
+) -> tuple[str, str]:
+    """Let a request be refused once, where the host has this hook for profiles.
+
+    :return: The badge's state and the address that it was sent to.
+    """
+    host = make_host(member=hook)
+
+    with host.app.app_context():
+        connect(host, credly)
+        credly.fail("issue", status=422)
+        host.complete()
+        host.drain()
+        row = host.row()
+        return row.state, row.email
+
+
 class TestTheOneRetry:
     @pytest.mark.parametrize("status", [500, 502, 503, 504, 408, 302])
     def test_a_request_that_failed_once_is_repeated_once(
@@ -208,17 +229,9 @@ class TestTheOneRetry:
         self, make_host: MakeHost, credly: CredlySimulator
     ) -> None:
         fresh = Member("42", "new@example.org", "Adah", "Example")
-        host = make_host(member=lambda member_id: fresh)
-
-        with host.app.app_context():
-            connect(host, credly)
-            credly.fail("issue", status=422)
-            host.complete()
-            host.drain()
-
-            assert host.row().email == "new@example.org"
-
+        found = issue_after_a_refusal(make_host, credly, lambda member_id: fresh)
         (badge,) = credly.badges
+        assert found == ("issued", "new@example.org")
         assert badge["recipient_email"] == "new@example.org"
         assert badge["issued_to_first_name"] == "Adah"
 
@@ -231,17 +244,30 @@ class TestTheOneRetry:
         def member(member_id: str) -> Member:
             raise RuntimeError("directory is down")
 
-        host = make_host(member=member)
+        state, _ = issue_after_a_refusal(make_host, credly, member)
 
-        with host.app.app_context():
-            connect(host, credly)
-            credly.fail("issue", status=422)
-            host.complete()
-            host.drain()
-
-            assert host.row().state == "issued"
-
+        assert state == "issued"
         assert "directory is down" in caplog.text
+
+    def test_a_profile_hook_that_returns_no_member_is_logged(
+        self,
+        make_host: MakeHost,
+        credly: CredlySimulator,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        def member(member_id: str) -> t.Any:
+            return {"id": member_id, "email": "new@example.org"}
+
+        state, _ = issue_after_a_refusal(make_host, credly, member)
+
+        assert state == "issued"
+        (record,) = [
+            vars(each) for each in caplog.records if "credly_hook" in vars(each)
+        ]
+        assert record["credly_event"] == "hook_failed"
+        assert (record["credly_hook"], record["credly_issuance"]) == ("member", 1)
+        assert "must return a Member or None, not dict" in caplog.text
+        assert "new@example.org" not in caplog.text
 
     def test_a_failed_look_up_is_no_attempt(self, connected: Connected) -> None:
         host, credly, _ = connected
@@ -631,7 +657,8 @@ class TestExpiry:
         host.complete()
         host.drain()
 
-        assert overview.read(host.db.session).connection == "expired"
+        seen = overview.read(host.db.session, config=host.app.config)
+        assert (seen.connection, seen.unreadable) == ("expired", True)
         assert len(credly.received) == asked
 
 
@@ -782,6 +809,28 @@ class TestMappingsAndRemoval:
 
         assert badge["badge_template"]["id"] == other
 
+    @every_database
+    def test_what_a_worker_has_not_begun_becomes_it_too(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        other = credly.add_template("Other Badge")
+        connection.sync_templates(host.state)
+        host.complete()
+        held = claim.claim(host.state.engine, the_gate(host), limit=1, lease_seconds=60)
+        (mapping,) = connection.list_mappings(host.db.session)
+        connection.change_mapping(host.state, mapping.id, COURSES[0], other)
+
+        assert not claim.begin(
+            host.state.engine, held, the_gate(host).generation, lease_seconds=60
+        )
+
+        claim.release(host.state.engine, held)
+        host.drain()
+        (badge,) = credly.badges
+
+        assert badge["badge_template"]["id"] == other
+
     def test_re_mapping_gives_no_second_badge(self, connected: Connected) -> None:
         host, credly, _ = connected
         other = credly.add_template("Other Badge")
@@ -916,6 +965,111 @@ def test_a_failing_receiver_does_not_stop_the_drain(
     assert "the host's mistake" in caplog.text
 
 
+def notices(app: Flask, db: SQLAlchemy) -> None:
+    """A table of the host, with one notice for each member."""
+    columns = (sa.Column("member_id", sa.String(9), primary_key=True),)
+    sa.Table("notice", db.metadata, *columns)
+
+
+@every_database
+def test_what_one_receiver_fails_to_write_is_not_in_the_way_of_the_next(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    host = make_host(setup=notices)
+    notice = host.db.metadata.tables["notice"]
+
+    def note(app: Flask, member_id: str, **given: object) -> None:
+        host.db.session.execute(sa.insert(notice).values(member_id=member_id))
+        host.db.session.commit()
+
+    with host.app.app_context(), badge_issued.connected_to(note, host.app):
+        connect(host, credly)
+        host.db.session.execute(sa.insert(notice).values(member_id="0"))
+        host.db.session.commit()
+
+        for number in range(5):
+            host.complete(str(number))
+
+        host.drain()
+        found = host.db.session.scalars(sa.select(notice.c.member_id)).all()
+
+    assert sorted(found) == ["0", "1", "2", "3", "4"]
+
+
+def test_no_request_goes_out_in_a_transaction_that_a_receiver_has_opened(
+    make_host: MakeHost, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = make_host(CREDLY_CONCURRENCY=1)
+    sessions: list[orm.Session] = []
+    seen: list[bool] = []
+    issue = Client.issue
+
+    def read(app: Flask, **given: object) -> None:
+        host.db.session.execute(sa.text("SELECT 1"))
+        sessions.append(host.db.session())
+
+    def look(*given: t.Any) -> t.Any:
+        seen.append(any(session.in_transaction() for session in sessions))
+        return issue(*given)
+
+    monkeypatch.setattr(Client, "issue", look)
+
+    with host.app.app_context(), badge_issued.connected_to(read, host.app):
+        connect(host, credly)
+
+        for number in range(6):
+            host.complete(str(number))
+
+        host.drain()
+
+    assert len(sessions) == 6
+    assert seen == [False] * 6
+
+
+def test_the_host_is_told_though_the_gate_could_not_be_closed(
+    make_host: MakeHost, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> t.NoReturn:
+        raise sa.exc.OperationalError("UPDATE", {}, Exception("away"))
+
+    heard: list[str] = []
+    host = make_host(CREDLY_CONCURRENCY=1)
+
+    def note(app: Flask, member_id: str, **given: object) -> None:
+        heard.append(member_id)
+
+    monkeypatch.setattr("flask_credly.ledger.gates.resume", fail)
+
+    with host.app.app_context(), badge_issued.connected_to(note, host.app):
+        connect(host, credly)
+        host.complete("1")
+        gates.pause(host.state.engine, the_gate(host).generation, "unavailable", 0, "")
+
+        with pytest.raises(sa.exc.OperationalError):
+            host.drain()
+
+        assert host.row().state == "issued"
+
+    assert heard == ["1"]
+
+
+def test_a_failed_look_into_the_ledger_names_no_member(connected: Connected) -> None:
+    host = connected.host
+    host.complete("grace-hopper")
+    (row,) = claim.claim(host.state.engine, the_gate(host), limit=1, lease_seconds=60)
+
+    # As where the database goes away.
+    @sa.event.listens_for(host.state.engine, "before_cursor_execute")
+    def fail(connected: object, cursor: t.Any, *_: object) -> None:
+        cursor.close()
+
+    with pytest.raises(sa.exc.StatementError) as caught:
+        claim.badges_of_others(host.state.engine, row)
+
+    sa.event.remove(host.state.engine, "before_cursor_execute", fail)
+    assert "grace-hopper" not in str(caught.value)
+
+
 def test_the_log_names_no_address(
     connected: Connected, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1034,8 +1188,8 @@ def test_a_worker_that_finds_much_calls_another(
     for number in range(waiting):
         connected.host.complete(str(number))
 
-    if (late := connected.host.state.web_queue.late) is not None:
-        late.cancel()
+    if (ringer := connected.host.state.web_queue.ringer) is not None:
+        ringer.cancel()
 
     rung: list[None] = []
     monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))

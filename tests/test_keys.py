@@ -51,8 +51,7 @@ def opened_by(host: Host, *given: str) -> set[str]:
     return {
         field
         for field, sealed in stored(host).items()
-        if sealed
-        and keys.opens(config, sealed, context=keys.context_of(organization_id, field))
+        if sealed and keys.opens(config, sealed, organization_id, field)
     }
 
 
@@ -363,8 +362,8 @@ class TestALostKey:
         assert host.log() == [
             (
                 "Connection expired",
-                "The stored Client Secret cannot be decrypted with the configured"
-                " keys. Enter the Client Secret again.",
+                "A worker cannot decrypt the stored Client Secret: it has other keys."
+                " Give all processes the same, or enter the Client Secret again.",
             )
         ]
 
@@ -378,6 +377,24 @@ class TestALostKey:
 
         assert [row.state for row in host.rows()] == ["issued", "issued"]
         assert len(connection.list_mappings(host.db.session)) == 1
+
+    def test_the_entry_is_solved_by_a_reconnect(self, lost: Connected) -> None:
+        host, credly, _ = lost
+        client = host.app.test_client()
+        host.drain()
+
+        assert "Solved since" not in client.get("/integrations/credly").text
+
+        connection.connect(
+            host.state,
+            organization_id=credly.organization_id,
+            client_id=credly.client_id,
+            client_secret=credly.client_secret,
+        )
+
+        # As a request does that has a session of its own.
+        host.db.session.remove()
+        assert "Solved since" in client.get("/integrations/credly").text
 
     def test_it_is_said_before_a_worker_finds_out(self, lost: Connected) -> None:
         host, credly, _ = lost
@@ -415,7 +432,6 @@ class TestALostKey:
         host, credly, _ = lost
         host.drain()
         host.app.config["SECRET_KEY"] = "a key for tests"
-        connection.check(host.state)
         host.drain()
 
         assert host.row().state == "issued"

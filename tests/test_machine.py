@@ -17,6 +17,7 @@ import responses
 import sqlalchemy as sa
 from conftest import a_member
 from conftest import COURSES
+from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 from hypothesis import stateful
@@ -441,12 +442,10 @@ def world(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> cabc.Iterator
             "https://www.credly.com/oauth/token",
         )
 
-        with host.state.engine.connect() as connected:
-            connected.execute(sa.text("PRAGMA synchronous = OFF"))
-
         yield world
 
 
+@every_database
 def test_any_sequence_of_events(world: World) -> None:
     class Machine(Ledger):
         pass

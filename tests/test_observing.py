@@ -23,6 +23,8 @@ from conftest import connect
 from conftest import Connected
 from conftest import Host
 from conftest import MakeHost
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
 from test_worker import APP
 from test_worker import Farm
 from test_worker import farm as farm
@@ -187,7 +189,7 @@ def test_every_record_to_alert_on_is_in_the_table() -> None:
 
         if "credly_event" in fields:
             found.setdefault(fields.pop("credly_event"), set()).update(fields)
-        elif level not in ("debug", "info"):
+        elif level in ("warning", "error", "exception"):
             nameless.append(ast.literal_eval(call.args[0]))
 
     assert found == {event: set(fields) for event, fields in EVENTS.items()}
@@ -252,6 +254,13 @@ def connection_expired(on: Connected, patch: pytest.MonkeyPatch) -> None:
 
 
 @provokes
+def key_missing(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    patch.setitem(on.host.app.config, "SECRET_KEY", "another")
+    on.host.complete()
+    on.host.drain()
+
+
+@provokes
 def issuance_paused_(on: Connected, patch: pytest.MonkeyPatch) -> None:
     on.credly.fail("issue", status=429)
     on.host.complete()
@@ -265,6 +274,16 @@ def queue_unreachable(on: Connected, patch: pytest.MonkeyPatch) -> None:
 
 @provokes
 def sweep_failed(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    def look(*_: object, **__: object) -> None:
+        raise sa.exc.OperationalError("", {}, Exception("gone away"))
+
+    patch.setattr("flask_credly.issuing.worker.sweep", look)
+    worker = CredlyWorker(on.host.app, bell.web_queue(on.host.state))
+    worker._sweep()
+
+
+@provokes
+def tables_missing(on: Connected, patch: pytest.MonkeyPatch) -> None:
     on.host.db.session.remove()
     on.host.db.drop_all()
     worker = CredlyWorker(on.host.app, bell.web_queue(on.host.state))
@@ -303,6 +322,16 @@ def backfill_failed(on: Connected, patch: pytest.MonkeyPatch) -> None:
 
 
 @provokes
+def setting_unknown(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    app = Flask("other")
+    app.config.update(
+        SECRET_KEY="k", SQLALCHEMY_DATABASE_URI="sqlite://", CREDLY_TIME_OUT=5
+    )
+    SQLAlchemy().init_app(app)
+    on.host.credly.init_app(app)
+
+
+@provokes
 def state_not_read(on: Connected, patch: pytest.MonkeyPatch) -> None:
     on.host.db.session.remove()
     on.host.db.drop_all()
@@ -323,9 +352,17 @@ VALUES: dict[str, dict[str, object]] = {
     "issuance_paused": {"credly_reason": "rate limit"},
     "hook_failed": {"credly_hook": "member", "credly_issuance": 1},
     "receiver_failed": {"credly_signal": "badge-issued"},
+    "setting_unknown": {
+        "message": "No such setting: CREDLY_TIME_OUT."
+        " Write CREDLY_TIMEOUT in place of it.",
+        "credly_setting": "CREDLY_TIME_OUT",
+    },
     "backfill_failed": {"credly_kind": "course", "credly_course": "py-101"},
 }
 """What some of the fields are then."""
+
+
+IN_WORKER = ("sweep_failed", "tables_missing")
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -340,7 +377,7 @@ def test_a_record_says_what_happened_and_names_nobody(
     def fails(*_: object) -> t.NoReturn:
         raise LookupError("the host's mistake")
 
-    queue = {"CREDLY_REDIS_URL": redis_url} if event == "sweep_failed" else {}
+    queue = {"CREDLY_REDIS_URL": redis_url} if event in IN_WORKER else {}
     host = make_host(member=fails, past_completions=fails, **queue)
     caplog.set_level(logging.DEBUG)
 

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from conftest import connect
 from conftest import Connected
 from conftest import COURSES
+from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 from flask import Flask
@@ -29,6 +30,7 @@ from werkzeug.test import TestResponse
 
 from flask_credly import connection
 from flask_credly import Course
+from flask_credly import issuance_paused
 from flask_credly.ledger import log
 from flask_credly.models import AuditEntry
 from flask_credly.models import Base
@@ -246,7 +248,7 @@ class TestConnect:
     ) -> None:
         browser, connected, _ = mapped
         response = browser.post(f"{WINDOW}/test")
-        assert "Connection works." in browser.get(response.location).text
+        assert "<p>Connection works.</p>" in browser.get(response.location).text
 
         connected.credly.revoke_tokens()
         connected.credly.fail("token", status=500)
@@ -255,7 +257,38 @@ class TestConnect:
 
         connected.credly.revoke_client()
         response = browser.post(f"{WINDOW}/test")
-        assert "Unable to connect to Credly." in browser.get(response.location).text
+        said = '<p role="alert">Unable to connect to Credly.'
+        assert said in browser.get(response.location).text
+
+    @pytest.mark.parametrize("button", ["test", "templates"])
+    def test_refused_credentials_have_expired_at_once(
+        self, mapped: tuple[Browser, Connected, int], button: str
+    ) -> None:
+        browser, connected, _ = mapped
+        host, credly, _ = connected
+        told: list[t.Any] = []
+
+        def receive(app: Flask, **payload: t.Any) -> None:
+            told.append(payload["reason"])
+
+        credly.revoke_client()
+        credly.revoke_tokens()
+
+        with issuance_paused.connected_to(receive):
+            browser.post(f"{WINDOW}/{button}")
+            browser.post(f"{WINDOW}/{button}")
+
+        card, window = text_of(browser.get(LIST)), text_of(browser.get(WINDOW))
+        assert "Connection expired" in card
+        assert "Reconnect" in card
+        assert "Please reconnect." in window
+        assert "The list of badge templates is" not in window
+        assert [error for error, _ in host.log()] == ["Connection expired"]
+        assert told == ["expired"]
+
+        credly.restore_client()
+        browser.post(f"{WINDOW}/test")
+        assert "Connection expired" not in text_of(browser.get(LIST))
 
     def test_the_templates_can_be_refreshed(
         self, mapped: tuple[Browser, Connected, int]
@@ -445,6 +478,28 @@ class TestMappings:
         assert "Badge template no longer active in Credly." in page
         assert "No active badge templates were found" in page
 
+    def test_a_row_names_what_is_not_there_any_more(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, mapping_id = mapped
+        host, credly, template_id = connected
+        session = host.db.session
+        path = f"{WINDOW}/mappings/{mapping_id}"
+        assert "not there any more" not in browser.get(path, headers=HX).text
+
+        credly.change_template(template_id, state="archived")
+        connection.sync_templates(host.state)
+        session.execute(sa.update(Mapping).values(course_id="deleted"))
+        session.commit()
+
+        for page in (
+            browser.get(path, headers=HX),
+            browser.get(f"{WINDOW}?mapping={mapping_id}"),
+            browser.post(path),
+        ):
+            assert "“<bdi>Python 101</bdi>” is not there any more." in page.text
+            assert "“<bdi>Python Badge</bdi>” is not there any more." in page.text
+
     def test_a_failing_course_hook_leaves_the_page(
         self,
         make_host: MakeHost,
@@ -465,6 +520,68 @@ class TestMappings:
         assert page.status_code == 200
         assert "The list of courses could not be read." in page.text
         assert "no catalogue" in caplog.text
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            None,
+            ["py-101", "sql"],
+            [("py-101", "Python 101")],
+            {"py-101": "Python 101"},
+            Course("py-101", "Python 101"),
+        ],
+    )
+    def test_courses_that_are_none_are_a_failing_hook(
+        self,
+        make_host: MakeHost,
+        credly: CredlySimulator,
+        caplog: pytest.LogCaptureFixture,
+        wrong: t.Any,
+    ) -> None:
+        host = make_host(courses=lambda: wrong)
+
+        with host.app.app_context():
+            connect(host, credly)
+            host.db.session.remove()
+            page = Browser(host.app).get(WINDOW)
+
+        assert page.status_code == 200
+        assert "The list of courses could not be read." in page.text
+        assert "[Course(id='py-101', title='Python 101')]" in caplog.text
+        assert vars(caplog.records[-1])["credly_hook"] == "courses"
+
+    @every_database
+    @pytest.mark.parametrize("path", ["", "/mappings/1/backfill"])
+    def test_a_failed_statement_of_a_hook_spoils_no_page(
+        self, make_host: MakeHost, credly: CredlySimulator, path: str
+    ) -> None:
+        def fails(*_: object) -> t.Any:
+            host.db.session.execute(sa.text("SELECT * FROM no_such_table"))
+
+        host = make_host(courses=fails, past_completions=fails)
+
+        with host.app.app_context():
+            connect(host, credly)
+            (mapping,) = connection.list_mappings(host.db.session)
+            path = path.replace("1", str(mapping.id))
+            host.db.session.remove()
+
+        page = Browser(host.app).get(f"{WINDOW}{path}")
+
+        assert page.status_code == 200
+        assert "could not be read." in text_of(page)
+
+    def test_a_course_that_is_listed_twice_is_offered_once(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        host = make_host(courses=lambda: [*COURSES, *COURSES])
+
+        with host.app.app_context():
+            connect(host, credly)
+            host.db.session.remove()
+            page = Browser(host.app).get(f"{WINDOW}/mappings/new", headers=HX)
+
+        assert page.text.count('value="course:sql"') == 1
 
     def test_a_form_left_open_after_remove_says_so(
         self, mapped: tuple[Browser, Connected, int]
@@ -634,6 +751,50 @@ class TestManyChoices:
         assert [len(each) for each in found] == [*[20] * 10, 0, 20]
         assert len({title for each in found for title in each}) == 200
 
+    def test_without_javascript_a_row_stays_on_its_page(self, many: Connected) -> None:
+        browser = Browser(many.host.app)
+        second = f"{WINDOW}?page=2"
+        links = re.findall(r'href="([^"]+)"', browser.get(second).text)
+        (opened, *_) = (html.unescape(link) for link in links if "mapping=" in link)
+        row = browser.get(opened).text.split("credly-editing")[1]
+        action = html.unescape(re.findall(r'action="([^"]+)"', row)[0])
+        course = re.findall(r'value="([^"]+)" selected', row)[0]
+        cancel = re.findall(r'href="([^"]+)"', row)[0]
+        assert html.unescape(cancel) == second
+
+        # An error, and a search
+        answer = browser.post(action, page=opened)
+        assert answer.status_code == 422
+        assert "Page 2 of 10" in text_of(answer)
+        assert "Select a badge template." in text_of(answer)
+        assert f'action="{action}"' in answer.text
+
+        answer = browser.post(
+            action, page=opened, search="template", template_text="Badge 01234"
+        )
+        assert "Page 2 of 10" in text_of(answer)
+        assert '"Badge 01234"' in answer.text.split("credly-editing")[1]
+
+        # Save, Remove and Undo
+        template = "00001234-0000-4000-8000-000000000000"
+        answer = browser.post(action, page=opened, course=course, template=template)
+        assert answer.location == second
+        assert "Mapping saved: " in text_of(browser.get(second))
+
+        page = browser.get(second).text
+        remove = re.findall(r'action="([^"]+/remove[^"]*)"', page)[0]
+        answer = browser.post(html.unescape(remove), page=second)
+        page = browser.get(answer.location).text
+        assert "Page 2 of 10" in page
+        form = page.split("Undo")[0].rpartition("<form")[2]
+        fields = dict(re.findall(r'name="(\w+)" value="([^"]*)"', form))
+        undo = html.unescape(re.findall(r'action="([^"]+)"', form)[0])
+        assert browser.post(undo, page=second, **fields).location == second
+
+        # And a new one
+        new = [html.unescape(link) for link in links if "mapping=new" in link][0]
+        assert "Page 2 of 10" in text_of(browser.get(new))
+
     @pytest.mark.parametrize("headers", [None, HX])
     def test_both_lists_are_searched_and_nothing_is_saved(
         self, many: Connected, headers: t.Any
@@ -715,6 +876,17 @@ class TestState:
                 "Issuance paused",
                 "Nothing is issued until you resume.",
             ),
+            (
+                {"switched_off": True, "expired": True},
+                "Connection expired",
+                "Resume issuing",
+            ),
+            (
+                # It has no end, though Credly's pause has one.
+                {"switched_off": True, "paused_until": True},
+                "Issuance paused",
+                "Resume issuing",
+            ),
         ],
     )
     def test_it_is_said_in_words(
@@ -734,7 +906,9 @@ class TestState:
             connected.host.db.session.execute(sa.update(Connection).values(**values))
             connected.host.db.session.commit()
 
-        assert card in text_of(browser.get(LIST))
+        listed = text_of(browser.get(LIST))
+        assert card in listed
+        assert ("paused until" in listed) == ("paused until" in card)
         assert window in text_of(browser.get(WINDOW))
 
     def test_issuing_is_paused_and_resumed(
@@ -811,6 +985,31 @@ class TestState:
         assert "What to do" not in shown
         assert "Solved since" in shown
 
+    @pytest.mark.parametrize("status", [429, 503])
+    def test_a_pause_is_solved_by_the_next_badge(
+        self, mapped: tuple[Browser, Connected, int], status: int
+    ) -> None:
+        browser, connected, _ = mapped
+        host, credly, _ = connected
+        credly.fail("token", status=status)
+        credly.revoke_tokens()
+        host.complete("1")
+        host.drain()
+        shown = text_of(browser.get(WINDOW))
+        assert "What to do" in shown
+        assert "Solved since" not in shown
+
+        past = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
+        host.db.session.execute(sa.update(Connection).values(paused_until=past))
+        host.db.session.commit()
+        assert "Solved since" not in text_of(browser.get(WINDOW))
+
+        host.drain()
+        assert host.row().state == "issued"
+        shown = text_of(browser.get(WINDOW))
+        assert "What to do" not in shown
+        assert "Solved since" in shown
+
     def test_a_badge_that_waits_for_a_pause_says_so(
         self, mapped: tuple[Browser, Connected, int]
     ) -> None:
@@ -853,8 +1052,9 @@ class TestState:
         self, mapped: tuple[Browser, Connected, int]
     ) -> None:
         browser, connected, _ = mapped
-        said = "; Credly could not be reached."
-        connected.credly.fail("templates", status=503)
+        said = "; it could not be loaded since. Badges do not wait for it."
+        # Refused, that is, and within reach.
+        connected.credly.fail("templates", status=403)
         browser.post(f"{WINDOW}/templates")
         assert said in text_of(browser.get(WINDOW))
 
@@ -889,6 +1089,7 @@ class TestState:
 
         state = connected.host.state
         with redis.Redis.from_url(redis_url) as client:
+            client.flushdb()
             state.web_queue.queue = bell.make_queue(state.app, state.settings, client)
             page = browser.get(WINDOW).text
 
@@ -919,6 +1120,45 @@ class TestState:
 
         assert response.status_code == 200
         assert "Status unavailable" in response.text
+
+    @every_database
+    @pytest.mark.parametrize("gone", ["table", "column"])
+    def test_missing_tables_are_said_on_a_page(
+        self,
+        host: Host,
+        browser: Browser,
+        caplog: pytest.LogCaptureFixture,
+        gone: str,
+    ) -> None:
+        with host.app.app_context():
+            if gone == "table":
+                host.db.drop_all()
+            else:
+                statement = "ALTER TABLE credly_connection DROP COLUMN token"
+                host.db.session.execute(sa.text(statement))
+                host.db.session.commit()
+
+        page = browser.get(WINDOW)
+        part = browser.get(f"{WINDOW}/banners", headers=HX)
+
+        assert (page.status_code, part.status_code) == (503, 503)
+        assert "<html" in page.text and "<html" not in part.text
+        assert "flask db upgrade" in page.text and "flask db upgrade" in part.text
+        assert "flask credly doctor" in page.text
+        events = [vars(each).get("credly_event") for each in caplog.records]
+        assert events[-2:] == ["tables_missing"] * 2
+        assert "Traceback" not in caplog.text
+
+    def test_another_error_of_the_database_is_the_hosts_to_handle(
+        self, host: Host, browser: Browser, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object) -> t.NoReturn:
+            raise sa.exc.OperationalError("", {}, Exception("gone away"))
+
+        monkeypatch.setattr(connection, "get", fail)
+
+        with pytest.raises(sa.exc.OperationalError, match="gone away"):
+            browser.get(WINDOW)
 
 
 def rules(app: Flask) -> list[tuple[str, str]]:
@@ -985,11 +1225,64 @@ class TestGuard:
             assert len(found) >= 16
             assert (digest(host), len(credly.received)) == (before, asked)
 
+    @pytest.mark.parametrize(
+        ("answer", "logged"),
+        [
+            (False, False),
+            (None, False),
+            (redirect("/login"), False),
+            (1, True),
+            ("yes", True),
+            ((True, "admin"), True),
+        ],
+        ids=lambda value: str(value)[:12],
+    )
+    def test_an_answer_that_is_none_is_logged(
+        self,
+        make_host: MakeHost,
+        caplog: pytest.LogCaptureFixture,
+        answer: object,
+        logged: bool,
+    ) -> None:
+        client = make_host(is_admin=lambda: answer).app.test_client()
+        caplog.clear()
+        client.get(WINDOW)
+        records = [vars(each) for each in caplog.records]
+
+        assert [each["credly_hook"] for each in records] == ["is_admin"] * logged
+        assert [each["credly_event"] for each in records] == ["hook_failed"] * logged
+
+    def test_a_hook_that_is_a_coroutine_is_logged(
+        self, make_host: MakeHost, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def is_admin() -> bool:
+            return True
+
+        answer = is_admin()
+        client = make_host(is_admin=lambda: answer).app.test_client()
+
+        assert client.get(WINDOW).status_code == 403
+        assert "not coroutine; nobody is let in" in caplog.text
+        answer.close()
+
     def test_the_refusal_is_a_page(self, make_host: MakeHost) -> None:
         client = make_host(is_admin=lambda: False).app.test_client()
 
         assert "You do not have access to this page." in client.get(WINDOW).text
         assert "<html" not in client.get(WINDOW, headers=HX).text
+
+    @pytest.mark.parametrize(
+        ("answer", "where"), [(False, "#credly-flash"), (Response("No", 403), None)]
+    )
+    def test_a_refusal_leaves_what_htmx_asked_for_in_place(
+        self, make_host: MakeHost, answer: t.Any, where: str | None
+    ) -> None:
+        """But the host's own stands where the host wants it."""
+        client = make_host(is_admin=lambda: answer).app.test_client()
+        refusal = client.get(f"{WINDOW}/mappings/new", headers=HX)
+
+        assert refusal.status_code == 403
+        assert refusal.headers.get("HX-Retarget") == where
 
     def test_a_failing_hook_lets_nobody_in(
         self, make_host: MakeHost, caplog: pytest.LogCaptureFixture
@@ -1144,6 +1437,18 @@ class TestTokens:
             response = client.post(f"{WINDOW}/test")
 
             assert "open too long" in client.get(response.location).text
+
+
+def test_a_backfill_that_is_not_there_is_no_mapping(
+    mapped: tuple[Browser, Connected, int],
+) -> None:
+    browser, _, _ = mapped
+    said = "These earlier completions are not there any more."
+    answer = browser.get(f"{WINDOW}/backfills/99")
+    assert said in text_of(browser.get(answer.location))
+
+    answer = browser.post(f"{WINDOW}/backfills/99/stop")
+    assert said in text_of(browser.get(answer.location))
 
 
 def test_reading_changes_nothing(mapped: tuple[Browser, Connected, int]) -> None:

@@ -604,8 +604,8 @@ class TestErasePages:
         answer = host.app.test_client().get("/integrations/credly/badges.csv")
         rows = list(csv.reader(io.StringIO(answer.text)))[1:]
 
-        assert [row[0] for row in rows].count("Erased member") == 4
-        assert {tuple(row[1:4]) for row in rows if row[0] == "Erased member"} == {
+        assert [row[1] for row in rows].count("Erased member") == 4
+        assert {tuple(row[2:5]) for row in rows if row[1] == "Erased member"} == {
             ("", "", "")
         }
         assert named_in(answer.text) == []
@@ -854,9 +854,10 @@ class TestPrune:
             said = run(host, "prune", "--dry-run")
 
             assert said.startswith("Nothing is changed. It would be:\n")
-            assert re.findall(r" (\d+)\n", said) == ["2", "7", "5", "0"]
+            assert re.findall(r" (\d+)\n", said) == ["2", "7", "5", "0", "0"]
             assert everything(host) == before
-            assert re.findall(r" (\d+)\n", run(host, "prune")) == ["2", "7", "5", "0"]
+            found = re.findall(r" (\d+)\n", run(host, "prune"))
+            assert found == ["2", "7", "5", "0", "0"]
 
     def test_a_worker_told_to_stop_leaves_the_rest_to_the_next_day(
         self, make_host: MakeHost, credly: CredlySimulator
@@ -916,6 +917,23 @@ class TestPrune:
         queue = bell.web_queue(farm.host.state)
         key = f"flask-credly:prune:{queue.name}"
         assert 80_000 < t.cast(int, queue.connection.ttl(key)) <= 86_400
+
+    @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+    def test_what_was_completed_in_the_moment_of_remove_is_deleted(
+        self, connected: Connected
+    ) -> None:
+        # Elsewhere one of them waits for the other.
+        host, _, _ = connected
+        session = host.db.session()
+        host.complete(member=ADA, session=session)
+        connection.remove(host.state)
+        session.commit()
+        assert [row.email for row in host.rows()] == [ADA.email]
+
+        said = run(host, "prune")
+
+        assert host.rows() == []
+        assert re.search(r"removed integration deleted +1\n", said)
 
     def test_it_works_without_a_connection(self, host: Host) -> None:
         assert "Entries of the error log deleted" in run(host, "prune")

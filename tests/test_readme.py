@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import pathlib
 import re
@@ -32,11 +33,15 @@ def run(code: str, **names: t.Any) -> dict[str, t.Any]:
     return names
 
 
-@pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> t.Iterator[Flask]:
+@pytest.fixture(params=["sqlite://", "sqlite:///{}/school.db"])
+def app(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: pathlib.Path,
+    request: pytest.FixtureRequest,
+) -> t.Iterator[Flask]:
     values = {
         "SECRET_KEY": "a key for tests",
-        "SQLALCHEMY_DATABASE_URI": f"sqlite:///{tmp_path / 'school.db'}",
+        "SQLALCHEMY_DATABASE_URI": request.param.format(tmp_path),
         "CREDLY_REDIS_URL": DEAD_REDIS,
         "TESTING": "true",
         "WTF_CSRF_ENABLED": "false",
@@ -55,7 +60,12 @@ def app(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> t.Iterator[F
 
 
 def test_the_application_and_its_test_work_as_written(app: Flask) -> None:
-    run(TEST)["test_a_completion_becomes_a_badge"](app)
+    test = run(TEST)["test_a_completion_becomes_a_badge"]
+    test(app)
+
+    # The database is not empty any more.
+    with pytest.raises(AssertionError, match="connected to another organization"):
+        test(app)
 
 
 def test_the_adapter_works_as_written(connected: Connected) -> None:
@@ -139,15 +149,46 @@ def test_every_hook_is_named() -> None:
 
 @pytest.mark.parametrize(("name", "number"), [("faults", 40), ("threats", 25)])
 def test_every_fault_and_threat_has_its_test(name: str, number: int) -> None:
-    folder = pathlib.Path(__file__).parent
-    page = (folder.parent / f"docs/{name}.md").read_text()
+    page = document(name)
     rows = [line for line in page.splitlines() if line.startswith("| ")]
-    named = re.findall(r"`(test_\w+\.py)::(\w+)`", page)
 
     assert len(rows) > number
     assert [row for row in rows if "::" not in row and "| test |" not in row] == []
-    assert [
+    assert unknown_tests(page) == []
+
+
+def test_every_requirement_of_asvs_has_a_test_or_a_reason() -> None:
+    page = document("asvs")
+    verdicts = dict(re.findall(r"^\| ([*\w' ]+) \| .+ \| (\d+) \|$", page, re.M))
+    row = r"^\| V([\d.]+) \| [123] \| [^|]+ \| ([^|]+) \| ([^|]+) \|$"
+    rows = re.findall(row, page, re.M)
+    numbers = [tuple(map(int, number.split("."))) for number, _, _ in rows]
+    found = collections.Counter(
+        verdict[0]
+        if (verdict := re.match(r"\*\*[^*]+\*\*", how))
+        else "a test"
+        if "::" in reason
+        else "a reason"
+        for _, how, reason in rows
+    )
+
+    assert len(rows) == len(re.findall(r"^\| V\d", page, re.M)) >= 50
+    assert numbers == sorted(set(numbers))
+    assert {verdict: int(number) for verdict, number in verdicts.items()} == found
+    assert unknown_tests(page) == []
+
+
+def document(name: str) -> str:
+    return (pathlib.Path(__file__).parent.parent / f"docs/{name}.md").read_text()
+
+
+def unknown_tests(page: str) -> list[str]:
+    """Find what a page names that is no test."""
+    folder = pathlib.Path(__file__).parent
+    named = re.findall(r"`(test_\w+\.py)::(\w+)`", page)
+    assert len(named) == page.count("::test_")
+    return [
         f"{file}::{name}"
         for file, name in named
         if f"def {name}(" not in (folder / file).read_text()
-    ] == []
+    ]

@@ -13,10 +13,13 @@ from conftest import Connected
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
+from cryptography.fernet import Fernet
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
+from flask_credly import Course
 from flask_credly import Credly
+from flask_credly import keys
 from flask_credly.models import Issuance
 from flask_credly.models import UTCDateTime
 from flask_credly.settings import get_state
@@ -83,6 +86,29 @@ def test_hooks_are_returned_as_they_were() -> None:
     assert credly.member(hook) is hook
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"id": ""}, "must be a string of 1 to 191 characters"),
+        ({"id": "x" * 192}, "must be a string of 1 to 191 characters"),
+        ({"id": None}, "must be a string of 1 to 191 characters"),
+        ({"id": True}, "must be a string of 1 to 191 characters"),
+        ({"id": "py\x00101"}, "must be a string of 1 to 191 characters"),
+        ({"title": None}, "Course 'py-101' has title None"),
+        ({"kind": "webinar"}, "has kind 'webinar'"),
+    ],
+)
+def test_a_course_that_cannot_be_one_says_why(
+    given: dict[str, t.Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        Course(**{"id": "py-101", "title": "Python 101", **given})
+
+
+def test_an_integer_is_as_good_as_a_string_for_a_courses_id() -> None:
+    assert Course(1, "Python 101") == Course("1", "Python 101")  # type: ignore[arg-type]
+
+
 def test_two_apps_share_one_db_and_one_extension() -> None:
     db = SQLAlchemy()
     (one, credly), (two, _) = bare(), bare(CREDLY_PLATFORM_NAME="Two")
@@ -122,7 +148,10 @@ def test_two_apps_share_one_db_and_one_extension() -> None:
             ],
         ),
         ("CREDLY_TOKEN_URL", ["http://www.credly.com/oauth/token", None]),
-        ("CREDLY_REDIS_URL", ["localhost:6379", "http://localhost", 6379]),
+        (
+            "CREDLY_REDIS_URL",
+            ["localhost:6379", "http://localhost", "redis://h:port/0", 6379],
+        ),
         ("CREDLY_QUEUE", ["", "a queue", 7, None]),
         ("CREDLY_RETRY_DELAY", ["60", -1, True, float("nan"), None]),
         ("CREDLY_TIMEOUT", [0, "10", 1000]),
@@ -130,7 +159,7 @@ def test_two_apps_share_one_db_and_one_extension() -> None:
         ("CREDLY_MAX_PER_SECOND", [0, -1, "5", True, float("nan"), 10_000]),
         (
             "CREDLY_ENCRYPTION_KEYS",
-            ["short", [], "", ["x" * 44], 7, [7]],
+            ["short", [], "", ["x" * 44], 7, [7], [b"short"], b"\xff"],
         ),
         ("CREDLY_URL_PREFIX", ["", "/", "integrations", "/a b", None]),
         ("CREDLY_LAYOUT", ["", "base.jinja", "base.txt", None]),
@@ -152,6 +181,60 @@ def test_a_wrong_value_is_an_error_that_names_the_key(
 
         with pytest.raises(ValueError, match=f"^{key} must be "):
             credly.init_app(app)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("FLASK_CREDLY_SANDBOX", "True", "in an environment variable: true or false"),
+        ("FLASK_CREDLY_LOG_DAYS", "None", "in an environment variable: null"),
+        ("FLASK_CREDLY_MAX_PER_SECOND", "None", "in an environment variable: null"),
+    ],
+)
+def test_a_wrong_value_of_the_environment_says_how_it_is_read(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, said: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    app, credly = bare()
+    app.config.from_prefixed_env()
+    SQLAlchemy().init_app(app)
+
+    with pytest.raises(ValueError, match=said):
+        credly.init_app(app)
+
+
+@pytest.mark.parametrize("what", ["list", "one"])
+def test_keys_are_taken_as_bytes_too(make_host: MakeHost, what: str) -> None:
+    key = Fernet.generate_key()
+    config = make_host(
+        CREDLY_ENCRYPTION_KEYS=[key] if what == "list" else key
+    ).app.config
+    sealed = keys.seal(config, "secret", "x", "token")
+    config["CREDLY_ENCRYPTION_KEYS"] = key.decode()
+
+    assert keys.unseal(config, sealed, "x", "token") == "secret"
+
+
+def test_a_function_that_returns_no_queue_is_said_and_breaks_no_page(
+    make_host: MakeHost, credly: CredlySimulator, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = make_host(CREDLY_QUEUE=lambda app: "credly")
+
+    with host.app.app_context():
+        connect(host, credly)
+        host.db.session.remove()
+
+    page = host.app.test_client().get("/integrations/credly")
+    assert page.status_code == 200
+    assert "The queue cannot be reached" in page.text
+    said = "The function in CREDLY_QUEUE must return an rq.Queue, not str."
+    assert said in caplog.text
+
+    caplog.clear()
+    host.state.web_queue.silent_until = 0
+    host.complete()
+    assert said in caplog.text
+    assert host.app.test_cli_runner().invoke(args=["credly", "status"]).exit_code == 0
 
 
 def test_a_wrong_secret_value_is_not_repeated() -> None:
@@ -268,6 +351,17 @@ def test_sync_without_a_connection_says_what_to_do(host: Host) -> None:
     assert "/integrations/" in failed.output
 
 
+def test_a_retry_of_a_badge_that_is_not_there_says_so(connected: Connected) -> None:
+    connected.host.complete()
+    runner = connected.host.app.test_cli_runner()
+    number = str(connected.host.row().id)
+    failed = runner.invoke(args=["credly", "retry", number, "99"])
+
+    assert failed.exit_code == 1
+    assert "No badge has the number 99." in failed.output
+    assert runner.invoke(args=["credly", "retry", number]).exit_code == 0
+
+
 def test_sweep_without_redis_says_so(connected: Connected) -> None:
     connected.host.complete()
     failed = connected.host.app.test_cli_runner().invoke(args=["credly", "sweep"])
@@ -294,12 +388,13 @@ def test_a_command_without_the_tables_names_the_doctor(
     failed = host.app.test_cli_runner().invoke(args=["credly", *command.split()])
 
     assert failed.exit_code == 1
+    assert "flask db upgrade" in failed.output
     assert "flask credly doctor" in failed.output
     assert "Traceback" not in failed.output
 
 
 def test_an_error_in_a_hooks_own_query_is_seen(
-    make_host: MakeHost, credly: CredlySimulator
+    make_host: MakeHost, credly: CredlySimulator, caplog: pytest.LogCaptureFixture
 ) -> None:
     def past(*given: t.Any) -> t.Any:
         host.db.session.execute(sa.text("SELECT * FROM no_such_table"))
@@ -311,7 +406,9 @@ def test_an_error_in_a_hooks_own_query_is_seen(
 
     failed = host.app.test_cli_runner().invoke(args=["credly", "backfill"])
 
-    assert isinstance(failed.exception, sa.exc.SQLAlchemyError)
+    assert failed.exit_code == 1
+    assert "@credly.past_completions hook failed" in failed.output
+    assert "no_such_table" in caplog.text
 
 
 def test_a_command_does_not_warn_of_a_derived_key(
@@ -329,6 +426,14 @@ def test_a_command_does_not_warn_of_a_derived_key(
     assert [message[:35] for message in caplog.messages] == [
         "CREDLY_ENCRYPTION_KEYS is not set. "
     ]
+
+
+def test_a_setting_that_resembles_none_of_ours_is_the_hosts_own(
+    make_host: MakeHost, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_host(CREDLY_HELP_DESK_ADDRESS="help@example.org")
+
+    assert "No such setting" not in caplog.text
 
 
 def test_a_derived_key_is_warned_of_once(

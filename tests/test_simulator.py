@@ -8,7 +8,10 @@ import email.utils
 import io
 import json
 import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 import typing as t
@@ -17,8 +20,10 @@ import uuid
 import pytest
 import requests
 import responses
+from conftest import MakeHost
 from werkzeug.test import Client
 
+from flask_credly import connection
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing import Received
 from flask_credly.testing import SimulatorServer
@@ -1606,6 +1611,46 @@ def test_the_simulator_is_controlled_over_http(
     assert post("fail", kind="nothing") == 400
     assert post("fail", color="red") == 400
     assert post("unknown") == 404
+
+
+def test_it_is_served_by_a_command_that_says_what_to_do(make_host: MakeHost) -> None:
+    command = [sys.executable, "-m", "flask_credly.testing"]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = ""
+
+        while "Client Secret" not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+
+        settings = dict(re.findall(r"(CREDLY_\w+)=(\S+)", said))
+        account = re.findall(
+            r"(?:Organization ID|Client ID|Client Secret)  +(\S+)", said
+        )
+        host = make_host(**settings)
+        taken = subprocess.run(
+            [*command, "--port", settings["CREDLY_API_URL"].split(":")[2][:-3]],
+            capture_output=True,
+            text=True,
+        )
+
+        with host.app.app_context():
+            found = connection.connect(
+                host.state,
+                organization_id=account[0],
+                client_id=account[1],
+                client_secret=account[2],
+            )
+
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+
+    assert found.templates >= 3
+    assert process.returncode == 0
+    assert taken.returncode == 2
+    assert "cannot be used" in taken.stderr
 
 
 def test_control_is_not_in_responses(caller: Caller) -> None:

@@ -32,6 +32,7 @@ import tracemalloc
 import typing as t
 import urllib.parse
 import uuid
+import warnings
 import zlib
 
 import flask
@@ -488,6 +489,8 @@ def test_no_answer_can_be_framed_or_kept(filled: Filled) -> None:
                     seen.add(answer.status_code)
                     found = answer.headers
                     assert found["X-Frame-Options"] == "SAMEORIGIN", route
+                    assert found["Cross-Origin-Opener-Policy"] == "same-origin", route
+                    assert found["Cross-Origin-Resource-Policy"] == "same-origin", route
                     assert found["X-Content-Type-Options"] == "nosniff", route
                     assert found["Cache-Control"] == "no-store, private", route
                     assert found["Referrer-Policy"] == "same-origin", route
@@ -816,7 +819,7 @@ def test_one_record_is_one_line(
 
     with host.app.app_context():
         template_id = connect(host, credly).template_id
-        course = Course(id=f"id {text}", title=text)
+        course = Course(id=f"id {text}".replace("\0", ""), title=text)
         connection.add_mapping(host.state, course, template_id)
         member = Member(id=text, email=text, first_name=text, last_name=text)
 
@@ -1620,7 +1623,7 @@ def wire() -> cabc.Iterator[MakeWire]:
         if context is not None:
             server.socket = context.wrap_socket(server.socket, server_side=True)
 
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
         servers.append(server)
         return server
 
@@ -1856,11 +1859,21 @@ class Authority:
         self, name: x509.Name, key: t.Any, lasts: dt.timedelta
     ) -> x509.CertificateBuilder:
         now = dt.datetime.now(dt.UTC)
+        signed_by = self._key.public_key()
         return (
             x509.CertificateBuilder(self.name, name, key.public_key())
             .serial_number(x509.random_serial_number())
             .not_valid_before(now - dt.timedelta(days=3))
             .not_valid_after(now + lasts)
+            # Python 3.13 asks for these two.
+            .add_extension(
+                x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
+                critical=False,
+            )
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(signed_by),
+                critical=False,
+            )
         )
 
     def _sign(self, builder: x509.CertificateBuilder) -> bytes:
@@ -1929,7 +1942,65 @@ def test_nothing_is_sent_to_who_has_no_right_certificate(
         ask(question, url, timeout=5)
         assert len(server.asked) == 1
     else:
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable, match="certificate"):
             ask(question, url, timeout=5)
 
         assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    ("version", "good"),
+    [(ssl.TLSVersion.TLSv1_2, True), (ssl.TLSVersion.TLSv1_1, False)],
+)
+def test_nothing_is_sent_over_an_old_tls(
+    wire: MakeWire,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+    version: ssl.TLSVersion,
+    good: bool,
+) -> None:
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.path))
+    token = {"access_token": "t", "expires_in": 60}
+    context = authority.context("127.0.0.1", dt.timedelta(days=1))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = ssl.TLSVersion.TLSv1
+        context.maximum_version = version
+
+    # OpenSSL speaks the old ones only if asked to.
+    context.set_ciphers("DEFAULT@SECLEVEL=0")
+    server = wire(lambda send: send(as_json(token)), context)
+    url = server.url.replace("http:", "https:")
+
+    if good:
+        ask("token", url, timeout=5)
+    else:
+        with pytest.raises(CredlyError):
+            ask("token", url, timeout=5)
+
+    assert len(server.asked) == good
+
+
+def test_the_trusted_certificates_are_read_once_for_all_connections(
+    wire: MakeWire, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(authority.path))
+    read = []
+    load = ssl.SSLContext.load_verify_locations
+
+    def count(*args: t.Any, **kwargs: t.Any) -> None:
+        read.append(args)
+        load(*args, **kwargs)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", count)
+    content = as_json({"data": [], "metadata": {}})
+    context = authority.context("127.0.0.1", dt.timedelta(days=1))
+    server = wire(lambda send: send(content), context)
+
+    for _ in range(3):
+        ask("templates", server.url.replace("http:", "https:"), timeout=5)
+
+    assert (len(server.asked), len(read)) == (3, 1)

@@ -246,7 +246,7 @@ class TestGerman:
         head, row = read_csv(browser.get(f"{BADGES}.csv").text)
         log = read_csv(browser.get(f"{WINDOW}/errors.csv").text)
 
-        assert (head[0], row[7]) == ("Mitglied", "Gescheitert")
+        assert (head[1], row[8]) == ("Mitglied", "Gescheitert")
         assert [log[0][1], log[1][1]] == ["Fehler", "Ausstellung gescheitert"]
 
     @pytest.mark.parametrize(

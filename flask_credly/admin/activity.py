@@ -13,10 +13,10 @@ from ..models import AuditEntry
 from ..settings import get_state
 from ..words import gettext
 from ..words import html_gettext
+from .address import number
 from .answer import page
 from .export import csv_file
 from .guard import actor
-from .log import number
 
 
 def activity() -> ResponseReturnValue:

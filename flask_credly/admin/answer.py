@@ -16,7 +16,7 @@ from ..words import mark
 
 EXPIRED = mark("This page was open too long. Please submit again.")
 
-_MESSAGE = "credly_message"
+_SAID = "credly_said"
 _OURS = "credly_ours"
 
 # Not initialized on the app: a host may have its own.
@@ -30,16 +30,20 @@ def wants_fragment() -> bool:
     return bool(_htmx) and not _htmx.boosted and not _htmx.history_restore_request
 
 
-def say(message: str) -> None:
-    """Keep a message for the next page."""
+def say(message: str, *, wrong: bool = False) -> None:
+    """Keep a message for the next page.
+
+    :param wrong: Whether it is of a failure.
+    """
     # Not Flask's flash: a host's layout would show it a second time.
-    session[_MESSAGE] = message
+    session[_SAID] = message, wrong
 
 
-def take_message() -> str | None:
-    """Get the kept message, once."""
+def take_message() -> tuple[str, bool]:
+    """Get the kept message, once, and whether it is of a failure."""
     # Looked for first: without a SECRET_KEY a session can be read but not changed.
-    return session.pop(_MESSAGE) if _MESSAGE in session else None
+    message, wrong = session.pop(_SAID) if _SAID in session else ("", False)
+    return message, wrong
 
 
 def go_to(endpoint: str, **values: t.Any) -> Response:
@@ -61,7 +65,8 @@ def is_ours(response: Response) -> bool:
 
 def page(template: str, status: int = 200, **context: t.Any) -> Response:
     """Render a whole page, with the message that was kept for it."""
-    html = render_template(template, message=take_message(), **context)
+    message, wrong = take_message()
+    html = render_template(template, message=message, wrong=wrong, **context)
     return make_response(html, status)
 
 

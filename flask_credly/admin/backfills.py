@@ -14,6 +14,8 @@ from ..ledger import backfills
 from ..ledger.backfills import Progress
 from ..settings import get_state
 from ..words import gettext
+from ..words import mark
+from .address import number
 from .answer import fragment
 from .answer import go_to
 from .answer import page
@@ -21,11 +23,12 @@ from .answer import say
 from .answer import wants_fragment
 from .forms import Button
 from .guard import actor
-from .log import number
 from .mappings import gone
 from .window import in_the_way
 
 logger = logging.getLogger("flask_credly")
+
+GONE = mark("These earlier completions are not there any more.")
 
 SECONDS = 5.0
 """For how long the page counts: a host may have more completions than that."""
@@ -44,6 +47,8 @@ def ask_backfill(mapping_id: int) -> ResponseReturnValue:
     try:
         course = connection.course_of(mapping)
         found = backfill.preview(state, course, seconds=SECONDS)
+    except backfill.HookFailed:
+        pass  # and is in the log
     except Exception:
         logger.exception(
             "The @credly.past_completions hook failed.",
@@ -77,16 +82,16 @@ def show_backfill(run_id: int) -> ResponseReturnValue:
     found = backfills.progress(state.session, run_id)
 
     if connected is None or found is None:
-        return gone()
+        return gone(GONE)
 
     context: dict[str, t.Any] = {
         "progress": found,
         "quarter": _quarter(found),
-        "button": Button(),
+        **in_the_way(connected),
     }
 
     if not wants_fragment():
-        return page("credly/backfilling.html", **{**in_the_way(connected), **context})
+        return page("credly/backfilling.html", **context)
 
     return fragment(
         "credly/_progress.html",
@@ -103,7 +108,7 @@ def stop_backfill(run_id: int) -> ResponseReturnValue:
     found = backfills.progress(state.session, run_id)
 
     if found is None:
-        return gone()
+        return gone(GONE)
 
     say(gettext("Stopped after %(number)s.", number=found.to_issue))
     return go_to("credly.show_backfill", run_id=run_id)

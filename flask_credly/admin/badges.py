@@ -15,13 +15,15 @@ from ..issuing import bell
 from ..ledger import audit
 from ..ledger import gates
 from ..ledger import issuances
-from ..ledger import overview
 from ..ledger.issuances import Filter
 from ..models import Issuance
 from ..settings import get_state
 from ..words import gettext
 from ..words import mark
 from ..words import ngettext
+from .address import number
+from .address import searched
+from .answer import EXPIRED
 from .answer import fragment
 from .answer import go_to
 from .answer import page
@@ -30,8 +32,6 @@ from .answer import wants_fragment
 from .export import csv_file
 from .forms import Button
 from .guard import actor
-from .log import number
-from .log import searched
 from .mappings import KIND_NAMES
 from .mappings import list_courses
 
@@ -59,7 +59,7 @@ def badges() -> ResponseReturnValue:
         "credly/badges.html",
         badges=found,
         wanted=wanted,
-        any_failed=issuances.any_failed(session),
+        can_retry=issuances.retriable(session, 1),
         live=wanted.id is not None,
         **_names(found.rows),
     )
@@ -90,8 +90,9 @@ def retry(issuance_id: int) -> ResponseReturnValue:
 
     if issuances.retry(state.engine, issuance_id, by=actor()):
         bell.ring(state)
-        said = gettext("The badge is tried once more.")
+        wrong, said = False, gettext("The badge is tried once more.")
     else:
+        wrong = True
         said = gettext(
             "This badge cannot be tried again: it is on its way already, or its course"
             " is not mapped any more."
@@ -105,11 +106,19 @@ def retry(issuance_id: int) -> ResponseReturnValue:
                 "credly/_badge_alone.html",
                 row=row,
                 said=said,
+                wrong=wrong,
+                focus=True,
                 live=True,
                 **_names([row]),
             )
 
-    say(said)
+    say(said, wrong=wrong)
+    return go_to("credly.badges", **_address())
+
+
+def retry_expired() -> ResponseReturnValue:
+    """Show the page again, with its filters and a fresh token."""
+    say(gettext(EXPIRED), wrong=True)
     return go_to("credly.badges", **_address())
 
 
@@ -120,8 +129,8 @@ def ask_retry() -> ResponseReturnValue:
     if connection.get(state.session) is None:
         return go_to("credly.show")
 
-    found = overview.read(state.session)
-    return page("credly/retry.html", button=Button(), failed=found.failed)
+    number = issuances.retriable(state.session)
+    return page("credly/retry.html", button=Button(), number=number)
 
 
 def retry_all() -> ResponseReturnValue:
@@ -149,6 +158,7 @@ def export_badges() -> ResponseReturnValue:
     audit.note_alone(engine, actor(), "export badges")
     rows = issuances.every(engine, _filter())
     header = [
+        gettext("Number"),
         gettext("Member"),
         gettext("E-mail address"),
         gettext("First name"),
@@ -168,6 +178,7 @@ def export_badges() -> ResponseReturnValue:
 
 def _cells(row: Issuance) -> list[str]:
     return [
+        str(row.id),
         gettext("Erased member") if row.erased_at else row.member_id,
         row.email,
         row.first_name,
@@ -230,12 +241,14 @@ def _names(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
     }
     gate = gates.read(state.engine)
     paused = gate is not None and not gate.is_open
+    can_be_retried = issuances.can_be_retried(state.session, [row.id for row in rows])
     return {
         "button": Button(),
         "address": _address(),
         "statuses": STATUSES,
         "status_of": functools.partial(status_of, paused=paused),
         "paused": paused,
+        "can_be_retried": can_be_retried,
         "titles": _titles(rows, courses),
         "kind_names": KIND_NAMES,
         "course_titles": courses,

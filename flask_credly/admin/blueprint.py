@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import typing as t
 
 from flask import Blueprint
@@ -12,12 +13,16 @@ from flask import request
 from flask import Response
 from flask.typing import ResponseReturnValue
 from flask_wtf.csrf import CSRFError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import ProgrammingError
 from werkzeug.routing import IntegerConverter
 from werkzeug.routing import Map
 
 from .. import assets
 from .. import words
 from ..ledger import audit
+from ..ledger import tables
 from ..settings import get_state
 from ..settings import Settings
 from . import activity
@@ -29,9 +34,11 @@ from . import log
 from . import mappings
 from . import remove
 from . import window
+from .address import MAX_ID
 from .answer import is_ours
 from .answer import wants_fragment
-from .log import MAX_ID
+
+logger = logging.getLogger("flask_credly")
 
 OWN_LAYOUT = "credly/base.html"
 
@@ -44,9 +51,18 @@ CONTENT_SECURITY_POLICY = (
 
 HEADERS = {
     "Cache-Control": "no-store, private",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "same-origin",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "SAMEORIGIN",
+}
+
+# What was typed stays where it is.
+DENIED = {
+    "HX-Retarget": "#credly-flash",
+    "HX-Reswap": "innerHTML show:top",
+    "HX-Reselect": "[role=alert]",
 }
 
 ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
@@ -125,6 +141,9 @@ def make_blueprint(settings: Settings) -> Blueprint:
     blueprint.after_request(_tell_htmx_of_redirects)
     blueprint.register_error_handler(CSRFError, _expired)
 
+    for error in (OperationalError, ProgrammingError):
+        blueprint.register_error_handler(error, _explain)
+
     # In the templates of the whole application.
     blueprint.add_app_template_global(index.card, "credly_card")
     blueprint.add_app_template_global(index.assets, "credly_assets")
@@ -158,14 +177,28 @@ def _guard() -> ResponseReturnValue | None:
     if allowed is True:
         return None
 
-    # Not in the table: anybody could fill that up.
-    audit.logger.info("Access to %s was denied.", request.endpoint)
+    _log_refusal("access", f"Access to {request.endpoint} was denied.")
 
     if allowed is not False:
         return allowed
 
-    template = "credly/_denied.html" if wants_fragment() else "credly/denied.html"
-    return render_template(template), 403
+    if wants_fragment():
+        return render_template("credly/_denied.html"), 403, DENIED
+
+    return render_template("credly/denied.html"), 403
+
+
+def _log_refusal(action: str, message: str) -> None:
+    # Not in the table: anybody could fill that up.
+    audit.logger.info(
+        message,
+        extra={
+            "credly_actor": "",
+            "credly_action": action,
+            "credly_target": request.endpoint,
+            "credly_outcome": "refused",
+        },
+    )
 
 
 def _add_headers(response: Response) -> Response:
@@ -208,7 +241,22 @@ def _tell_htmx_of_redirects(response: Response) -> Response:
     return make_response("", 401, {"HX-Redirect": response.headers["Location"]})
 
 
+def _explain(error: DBAPIError) -> ResponseReturnValue:
+    state = get_state()
+    state.session.rollback()
+
+    if not tables.explain(state.engine, error):
+        raise error
+
+    logger.error(tables.MISSING, extra={"credly_event": "tables_missing"})
+    name = "_no_tables" if wants_fragment() else "no_tables"
+    return render_template(f"credly/{name}.html"), 503
+
+
 def _expired(error: CSRFError) -> ResponseReturnValue:
+    reason = f"The form of {request.endpoint} was refused: {error.description}"
+    _log_refusal("form", reason)
+
     if request.endpoint == "credly.connect":
         return window.expired()
 
@@ -220,5 +268,8 @@ def _expired(error: CSRFError) -> ResponseReturnValue:
 
     if request.endpoint == "credly.send_test":
         return mappings.test_expired(**(request.view_args or {}))
+
+    if request.endpoint == "credly.retry":
+        return badges.retry_expired()
 
     return window.button_expired()

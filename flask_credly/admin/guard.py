@@ -24,7 +24,18 @@ def ask() -> bool | Response:
         )
         return False
 
-    return allowed if isinstance(allowed, Response) else allowed is True
+    if isinstance(allowed, (bool, Response)):
+        return allowed
+
+    if allowed is not None:
+        logger.error(
+            "The @credly.is_admin hook must return True or False, or a response, not"
+            " %s; nobody is let in.",
+            type(allowed).__name__,
+            extra={"credly_event": "hook_failed", "credly_hook": "is_admin"},
+        )
+
+    return False
 
 
 def is_admin() -> bool:

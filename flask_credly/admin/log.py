@@ -8,7 +8,6 @@ from flask import request
 from flask.typing import ResponseReturnValue
 
 from .. import connection
-from ..catalog import clean
 from ..ledger import audit
 from ..ledger import issuances
 from ..ledger import log
@@ -17,13 +16,12 @@ from ..models import Connection
 from ..models import LogEntry
 from ..settings import get_state
 from ..words import gettext
+from .address import number
+from .address import searched
 from .answer import go_to
 from .answer import page
 from .export import csv_file
 from .guard import actor
-
-MAX_ID = 2**31 - 1
-"""The largest id that a row can have. PostgreSQL takes no larger one in a question."""
 
 
 @dataclasses.dataclass
@@ -48,8 +46,13 @@ def fold(found: Page[LogEntry], connected: Connection) -> list[Fold]:
     solved = issuances.solved(get_state().session, ids) if ids else set()
 
     for each in folds:
-        if each.entry.error == log.CONNECTION_EXPIRED:
+        if each.entry.details == log.UNREADABLE_DETAILS:
+            checked_at = connected.checked_at
+            each.solved = checked_at is not None and checked_at > each.entry.at
+        elif each.entry.error == log.CONNECTION_EXPIRED:
             each.solved = not connected.expired
+        elif each.entry.error in (log.RATE_LIMIT, log.UNREACHABLE):
+            each.solved = connected.paused_until is None
         else:
             each.solved = each.entry.issuance_id in solved
 
@@ -115,15 +118,3 @@ def export_errors() -> ResponseReturnValue:
 def _filter() -> tuple[str, str]:
     error = request.args.get("type", "")
     return error if error in log.ERRORS else "", searched()
-
-
-def number(name: str) -> int | None:
-    """Read a row's id from the address."""
-    value = request.args.get(name, "")
-    found = int(value) if value.isdecimal() and len(value) < 18 else None
-    return found if found is None or found <= MAX_ID else None
-
-
-def searched() -> str:
-    """Read what is searched for from the address."""
-    return clean(request.args.get("q"), 255)

@@ -16,7 +16,7 @@ from flask.typing import ResponseReturnValue
 
 from .. import connection
 from ..catalog import Course
-from ..catalog import KINDS
+from ..catalog import read_courses
 from ..issuing import bell
 from ..ledger import gates
 from ..ledger import issuances
@@ -39,6 +39,8 @@ logger = logging.getLogger("flask_credly")
 
 KIND_NAMES = {"course": mark("Course"), "learning_path": mark("Learning path")}
 
+GONE = mark("This mapping is not there any more.")
+NOT_CONNECTED = mark("Credly is not connected any more.")
 
 MANY = 200
 """So many choices are searched, and not shown all at once."""
@@ -111,18 +113,20 @@ class EditRow:
         )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Choices:
     """What one of the two lists of a row offers.
 
     :param shown: Some of what was found, and what is chosen.
     :param found: How many were found.
     :param searched: Whether there are so many that they can be searched.
+    :param lost: The name of what the mapping has and the list does not offer any more.
     """
 
     shown: list[t.Any]
     found: int
     searched: bool
+    lost: str = ""
 
 
 def section(rows: list[EditRow]) -> dict[str, t.Any]:
@@ -144,19 +148,16 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
     return {
         "courses": courses,
         "deleted": _deleted(mappings, courses),
-        "kinds": KINDS,
         "kind_names": KIND_NAMES,
         "templates": connection.count_templates(session),
         "mappings": mappings,
         "mapped": len(mapped),
         "mapping_page": number,
+        "kept": _kept(),
         "mapping_pages": -(-len(mapped) // A_PAGE),
         "changing": {row.mapping_id: row for row in rows if row.mapping_id},
         "new_rows": [row for row in rows if row.mapping_id is None],
-        "course_choices": {
-            row.key: _course_choices(row, courses, mapped) for row in rows
-        },
-        "template_choices": {row.key: _template_choices(row) for row in rows},
+        **_choices(rows, courses, mapped),
         "mapping_form": MappingForm(formdata=None),
         "undo": undo if undo.partition(":")[::2] not in mapped else "",
         "undo_template": request.args.get("template"),
@@ -166,6 +167,33 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
 def _page() -> int:
     wanted = request.args.get("page", "")
     return max(1, int(wanted)) if wanted.isdecimal() and len(wanted) < 7 else 1
+
+
+def _kept() -> dict[str, t.Any]:
+    """Keep the page in an address."""
+    return {"page": number} if (number := _page()) > 1 else {}
+
+
+def _choices(
+    rows: list[EditRow], courses: list[Course] | None, mapped: set[tuple[str, str]]
+) -> dict[str, dict[str, Choices]]:
+    """Gather what the lists of open rows offer."""
+    of_courses = {row.key: _course_choices(row, courses, mapped) for row in rows}
+    of_templates = {row.key: _template_choices(row) for row in rows}
+
+    for row in rows:
+        if row.mapping_id is None:
+            continue
+
+        mapping = connection.get_mapping(get_state().session, row.mapping_id)
+
+        if mapping and _deleted([mapping], courses):
+            of_courses[row.key].lost = mapping.course_title
+
+        if mapping and not mapping.template.active:
+            of_templates[row.key].lost = mapping.template.name
+
+    return {"course_choices": of_courses, "template_choices": of_templates}
 
 
 def _course_choices(
@@ -222,12 +250,14 @@ def _template_choices(row: EditRow) -> Choices:
 def list_courses() -> list[Course] | None:
     """List what can be mapped. ``None``: the host could not say."""
     try:
-        return list(get_state().list_courses())
+        return read_courses(get_state().list_courses())
     except Exception:
         logger.exception(
             "The @credly.courses hook failed.",
             extra={"credly_event": "hook_failed", "credly_hook": "courses"},
         )
+        # Its failed statement would spoil ours.
+        get_state().session.rollback()
         return None
 
 
@@ -261,7 +291,7 @@ def edit_mapping(mapping_id: int) -> ResponseReturnValue:
 def row(mapping_id: int) -> ResponseReturnValue:
     """Close the row of a mapping."""
     if not wants_fragment():
-        return go_to("credly.show")
+        return _to_list()
 
     mapping = connection.get_mapping(get_state().session, mapping_id)
     return _text_row(mapping) if mapping else gone()
@@ -306,7 +336,7 @@ def remove_mapping(mapping_id: int) -> ResponseReturnValue:
 
     if not wants_fragment():
         say(said)
-        return go_to("credly.show", undo=key_of(removed), template=removed.template_id)
+        return _to_list(undo=key_of(removed), template=removed.template_id)
 
     return fragment(
         "credly/_mapping_removed.html",
@@ -421,7 +451,12 @@ def _save(form: MappingForm, mapping_id: int | None, valid: bool) -> Response:
         return _text_row(mapping, said)
 
     say(said)
-    return go_to("credly.show")
+    return _to_list()
+
+
+def _to_list(**values: str) -> Response:
+    """Go to the page of the list that the form stood on."""
+    return go_to("credly.show", **_kept(), **values)
 
 
 def _again(form: MappingForm, mapping_id: int | None, errors: list[str]) -> Response:
@@ -443,11 +478,9 @@ def _edit_row(edited: EditRow, status: int = 200) -> Response:
         "credly/_mapping_edit.html",
         status,
         row=edited,
-        kinds=KINDS,
         focus_new=not edited.focus,
         mapping_form=MappingForm(formdata=None),
-        course_choices={edited.key: _course_choices(edited, list_courses(), mapped)},
-        template_choices={edited.key: _template_choices(edited)},
+        **_choices([edited], list_courses(), mapped),
     )
 
 
@@ -464,11 +497,10 @@ def _text_row(mapping: Mapping, said: str = "") -> Response:
     )
 
 
-def gone() -> Response:
+def gone(what: str = GONE) -> Response:
     """Answer for a mapping, or a whole integration, that was removed elsewhere."""
-    say(gettext("This mapping is not there any more."))
-
     if connection.get(get_state().session) is None:
-        say(gettext("Credly is not connected any more."))
+        what = NOT_CONNECTED
 
+    say(gettext(what), wrong=True)
     return go_to("credly.show")

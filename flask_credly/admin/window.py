@@ -171,7 +171,7 @@ def expired() -> ResponseReturnValue:
 
 def button_expired() -> ResponseReturnValue:
     """Show the page again, for a form that has nothing typed into it."""
-    say(gettext(EXPIRED))
+    say(gettext(EXPIRED), wrong=True)
     return go_to("credly.show")
 
 
@@ -182,15 +182,16 @@ def test() -> ResponseReturnValue:
     try:
         connection.check(get_state(), by=actor())
     except SecretUnreadable:
-        say(gettext(UNREADABLE))
+        say(gettext(UNREADABLE), wrong=True)
     except connection.TooOften as e:
-        say(_too_often(e.wait))
+        say(_too_often(e.wait), wrong=True)
     except connection.NotVerified:
-        say(gettext(REFUSED))
+        say(gettext(REFUSED), wrong=True)
     except connection.CouldNotVerify:
-        say(gettext("Credly could not be reached. Try again in a few minutes."))
+        said = gettext("Credly could not be reached. Try again in a few minutes.")
+        say(said, wrong=True)
     except connection.NotConnected:
-        say(gettext("Credly is not connected any more."))
+        say(gettext("Credly is not connected any more."), wrong=True)
     else:
         say(gettext("Connection works."))
 
@@ -222,13 +223,14 @@ def refresh_templates() -> ResponseReturnValue:
     try:
         number = connection.sync_templates(get_state(), by=actor())
     except connection.TooOften as e:
-        say(_too_often(e.wait))
+        say(_too_often(e.wait), wrong=True)
     except CredlyError as e:
         say(
             gettext(
                 "The list of badge templates could not be loaded. %(detail)s",
                 detail=e.detail,
-            )
+            ),
+            wrong=True,
         )
     else:
         say(gettext("Badge templates loaded: %(number)s.", number=str(number)))
@@ -272,6 +274,6 @@ def _again(
     }
 
     if wants_fragment():
-        return fragment("credly/_connect_form.html", status, **context)
+        return fragment("credly/_connect_again.html", status, **context)
 
     return page("credly/connect.html", status, **context)

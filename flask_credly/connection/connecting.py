@@ -8,7 +8,6 @@ import secrets
 import typing as t
 
 import sqlalchemy as sa
-from sqlalchemy import orm
 
 from .. import keys
 from ..errors import ConnectionExpired
@@ -16,15 +15,17 @@ from ..errors import CredlyError
 from ..errors import Refused
 from ..errors import SecretUnreadable
 from ..errors import Unauthorized
+from ..issuing import announce
 from ..issuing import bell
-from ..issuing.token import get_token
-from ..issuing.token import seal_secret
-from ..issuing.token import seal_token
+from ..issuing.token import with_token
 from ..ledger import audit
+from ..ledger import claim
 from ..ledger import clock
 from ..ledger import gates
 from ..ledger import people
 from ..ledger.audit import TooOften as TooOften
+from ..ledger.issuances import NEVER_SENT
+from ..ledger.paging import Session
 from ..ledger.transaction import in_transaction
 from ..models import Attempt
 from ..models import Backfill
@@ -50,6 +51,10 @@ INLINE_PAGES = 5
 
 class NotVerified(CredlyError):
     """Credly refused the Organization ID or the credentials."""
+
+
+class NotAccepted(NotVerified):
+    """Credly refused the credentials themselves, and not only what was asked for."""
 
 
 class CouldNotVerify(CredlyError):
@@ -80,7 +85,7 @@ class Connected:
     complete: bool
 
 
-def get(session: orm.Session | orm.scoped_session[t.Any]) -> Connection | None:
+def get(session: Session) -> Connection | None:
     """Get the connection."""
     return session.scalars(sa.select(Connection)).one_or_none()
 
@@ -136,11 +141,14 @@ def _connect(
 ) -> Connected:
     with templates.open_client(state, organization_id) as client:
         token, first = _verify(state, client, client_id, client_secret)
+        config = state.app.config
         values = {
             "organization_id": organization_id,
             "client_id": client_id,
-            "client_secret": seal_secret(state, organization_id, client_secret),
-            "token": seal_token(state, organization_id, token.value),
+            "client_secret": keys.seal(
+                config, client_secret, organization_id, "client_secret"
+            ),
+            "token": keys.seal(config, token.value, organization_id, "token"),
         }
         _save(state.engine, values, token.expires_in, entry_id)
         complete = _load_templates(state, client, token, first)
@@ -151,7 +159,7 @@ def _connect(
 
 def check(state: State, *, by: str | None = None) -> None:
     """Verify the stored credentials. The connection is in force again if they are
-    good. If they are not, only the time is noted: a worker finds out by itself.
+    good, and has expired if Credly refuses them.
 
     :param by: Who does it, for :func:`.audit.note`. Admins are limited: see
         :data:`.audit.LIMITS`.
@@ -171,8 +179,12 @@ def check(state: State, *, by: str | None = None) -> None:
 def _check(state: State, gate: gates.Gate) -> None:
     try:
         ask(state, gate)
-    except NotVerified:
+    except NotVerified as e:
         _note_check(state.engine, gate.generation)
+
+        if isinstance(e, NotAccepted):
+            announce.expired(state, gate.generation, e.detail)
+
         raise
 
     _note_check(state.engine, gate.generation, expired=False)
@@ -190,10 +202,12 @@ def ask(state: State, gate: gates.Gate) -> dt.datetime | None:
     """
     with templates.open_client(state, gate.organization_id) as client:
         try:
-            _list_first(state, client, gate.generation)
+            with_token(state, gate.generation, lambda token: client.templates(token, 1))
         except SecretUnreadable:
             raise
-        except (Refused, Unauthorized, ConnectionExpired) as e:
+        except (Unauthorized, ConnectionExpired) as e:
+            raise NotAccepted(e.detail, status=e.status) from None
+        except Refused as e:
             raise NotVerified(e.detail, status=e.status) from None
         except CredlyError as e:
             raise CouldNotVerify(e.detail, status=e.status) from None
@@ -243,14 +257,10 @@ def _remove(connection: sa.Connection, by: str | None) -> bool:
 
 
 def _end_issuances(connection: sa.Connection) -> None:
-    never_sent = sa.and_(
-        Issuance.state.in_(("pending", "sending", "failed", "cancelled")),
-        Issuance.attempts == 0,
-        Issuance.maybe_issued.is_(False),
-    )
-    ids = sa.select(Issuance.id).where(never_sent)
+    ids = sa.select(Issuance.id).where(NEVER_SENT)
     connection.execute(sa.delete(Attempt).where(Attempt.issuance_id.in_(ids)))
-    connection.execute(sa.delete(Issuance).where(never_sent))
+    connection.execute(sa.delete(Issuance).where(NEVER_SENT))
+    now = clock.now(connection)
     # The others may have been issued. Those on their way keep their lease, so that
     # the worker can write down what came of it.
     connection.execute(
@@ -259,10 +269,14 @@ def _end_issuances(connection: sa.Connection) -> None:
         .values(
             state="failed",
             due_at=None,
-            settled_at=clock.now(connection),
+            settled_at=now,
             error="The integration was removed.",
         )
     )
+    held = sa.select(Issuance.id).where(
+        Issuance.state == "failed", Issuance.lease.is_not(None)
+    )
+    claim.end_attempts(connection, held, now, "unknown")
     connection.execute(sa.update(Issuance).where(people.IS_NAMED).values(people.NOBODY))
 
 
@@ -288,16 +302,6 @@ def _verify(
             raise NotVerified(e.detail, status=e.status) from None
 
         raise CouldNotVerify(e.detail, status=e.status) from None
-
-
-def _list_first(state: State, client: Client, generation: str) -> None:
-    token = get_token(state, generation)
-
-    try:
-        client.templates(token.value, 1)
-    except Unauthorized:
-        token = get_token(state, generation, rejected=token.version)
-        client.templates(token.value, 1)
 
 
 @in_transaction

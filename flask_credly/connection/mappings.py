@@ -15,6 +15,7 @@ from ..issuing import bell
 from ..ledger import audit
 from ..ledger import clock
 from ..ledger import settle
+from ..ledger.paging import Session
 from ..models import CONNECTION_ID
 from ..models import Issuance
 from ..models import Mapping
@@ -47,7 +48,7 @@ class UnknownMapping(Exception):
 
 
 def list_mappings(
-    session: orm.Session | orm.scoped_session[t.Any],
+    session: Session,
     *,
     start: int = 0,
     limit: int | None = None,
@@ -62,16 +63,14 @@ def list_mappings(
 
 
 def mapped_courses(
-    session: orm.Session | orm.scoped_session[t.Any],
+    session: Session,
 ) -> set[tuple[str, str]]:
     """Get the kinds and ids of the courses that are mapped."""
     found = session.execute(sa.select(Mapping.kind, Mapping.course_id))
     return {(kind, course_id) for kind, course_id in found}
 
 
-def get_mapping(
-    session: orm.Session | orm.scoped_session[t.Any], mapping_id: int
-) -> Mapping | None:
+def get_mapping(session: Session, mapping_id: int) -> Mapping | None:
     """Get one mapping."""
     return session.get(Mapping, mapping_id)
 
@@ -163,11 +162,13 @@ def change_mapping(
     mapping.template = template
     # First: a backfill that writes at this moment is waited for, and its rows seen.
     _write(session.flush, session, course)
-    session.execute(
-        _issuances(course, "pending")
-        .where(Issuance.maybe_issued.is_(False))
-        .values(template_id=template.id, badge_name=template.name)
-    )
+    unsent = Issuance.maybe_issued.is_(False)
+    new = {"template_id": template.id, "badge_name": template.name}
+    session.execute(_issuances(course, "pending").where(unsent).values(new))
+    # A worker has these, and has not begun them: they are taken back from it.
+    now = clock.now(session.connection())
+    held = {"state": "pending", "lease": None, "due_at": now}
+    session.execute(_issuances(course, "sending").where(unsent).values(new | held))
     _note(session, by, "change mapping", course, template)
     _commit(session, course)
     return mapping

@@ -69,10 +69,10 @@ def _rotate(
         if (sealed := getattr(row, name)) is None:
             continue
 
-        context = keys.context_of(row.organization_id, name)
+        place = (row.organization_id, name)
 
         try:
-            value = keys.unseal(config, sealed, context=context)
+            value = keys.unseal(config, sealed, *place)
         except SecretUnreadable:
             unreadable.append(what)
             continue
@@ -80,7 +80,7 @@ def _rotate(
         if keys.is_current(config, sealed):
             current.append(what)
         else:
-            values[name] = keys.seal(config, value, context=context)
+            values[name] = keys.seal(config, value, *place)
 
     if values and not unreadable and not dry_run:
         connection.execute(sa.update(Connection).values(**values))

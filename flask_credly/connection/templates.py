@@ -5,15 +5,16 @@ from __future__ import annotations
 import typing as t
 
 import sqlalchemy as sa
-from sqlalchemy import orm
 
 from ..errors import ConnectionExpired
+from ..errors import SecretUnreadable
 from ..errors import Unauthorized
 from ..issuing import announce
-from ..issuing.token import get_token
+from ..issuing.token import with_token
 from ..ledger import audit
 from ..ledger import clock
 from ..ledger import gates
+from ..ledger.paging import Session
 from ..ledger.transaction import in_transaction
 from ..models import Connection
 from ..models import CONNECTION_ID
@@ -41,7 +42,7 @@ def open_client(state: State, organization_id: str) -> Client:
 
 
 def list_templates(
-    session: orm.Session | orm.scoped_session[t.Any],
+    session: Session,
     *,
     text: str = "",
     limit: int | None = None,
@@ -60,16 +61,12 @@ def list_templates(
     return list(session.scalars(query))
 
 
-def get_template(
-    session: orm.Session | orm.scoped_session[t.Any], template_id: str
-) -> Template | None:
+def get_template(session: Session, template_id: str) -> Template | None:
     """Get one badge template, active or not."""
     return session.get(Template, template_id)
 
 
-def count_templates(
-    session: orm.Session | orm.scoped_session[t.Any], text: str = ""
-) -> int:
+def count_templates(session: Session, text: str = "") -> int:
     """Count the active badge templates whose name contains a text."""
     query = sa.select(sa.func.count()).select_from(Template)
     query = query.where(Template.active.is_(True))
@@ -107,20 +104,15 @@ def sync_templates(state: State, *, by: str | None = None) -> int:
 
 def _sync(state: State, gate: gates.Gate) -> bool:
     with open_client(state, gate.organization_id) as client:
-        token = get_token(state, gate.generation)
-
         try:
-            return load(state, client, token.value)
-        except Unauthorized:
-            token = get_token(state, gate.generation, rejected=token.version)
-
-            try:
-                return load(state, client, token.value)
-            except Unauthorized as e:
-                if gates.expire(state.engine, gate.generation):
-                    announce.expired(state, e.detail)
-
-                raise ConnectionExpired(e.detail, status=e.status) from None
+            return with_token(
+                state, gate.generation, lambda token: load(state, client, token)
+            )
+        except SecretUnreadable:
+            raise
+        except (Unauthorized, ConnectionExpired) as e:
+            announce.expired(state, gate.generation, e.detail)
+            raise ConnectionExpired(e.detail, status=e.status) from None
 
 
 @in_transaction

@@ -253,7 +253,14 @@ class Client:
                 request.headers["Content-Type"] = "application/json"
                 request.prepare_body(json.dumps(body).encode(), None)
 
-            response = self._session().send(request, allow_redirects=False)
+            session = self._session()
+            # Not by the session, which looks for cookies and where a redirect would
+            # lead: neither is followed here.
+            response = session.get_adapter(self._url).send(
+                request,
+                proxies=session.proxies,
+                verify=t.cast(bool | str, session.verify),
+            )
         except requests.RequestException as e:
             failure = e
         except ValueError:  # of a header, while requests prepares what is not followed

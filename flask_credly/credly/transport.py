@@ -4,11 +4,13 @@ redirects, no retries, and errors that say whether the request went out.
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import functools
 import http.client
 import importlib.metadata
 import io
 import logging
+import os
 import socket
 import ssl
 import time
@@ -109,6 +111,15 @@ class _BoundedAdapter(HTTPAdapter):
 
         return self._pool
 
+    def cert_verify(self, conn: t.Any, *args: t.Any) -> None:
+        super().cert_verify(conn, *args)  # type: ignore[no-untyped-call]
+
+        # urllib3 would read the certificates for each connection, which takes longer
+        # than the handshake.
+        if trusted := conn.ca_certs or conn.ca_cert_dir:
+            conn.conn_kw["ssl_context"] = _make_tls_context(trusted)
+            conn.ca_certs = conn.ca_cert_dir = None
+
     def send(self, request: requests.PreparedRequest, **kwargs: t.Any) -> t.Any:  # type: ignore[override]
         kwargs["stream"] = True
         kwargs["timeout"] = (min(self._timeout, 5), self._timeout)
@@ -116,6 +127,18 @@ class _BoundedAdapter(HTTPAdapter):
         response._content = _read(response.raw)
         response._content_consumed = True  # type: ignore[attr-defined]
         return response
+
+
+@functools.cache
+def _make_tls_context(trusted: str) -> ssl.SSLContext:
+    context = urllib3.util.create_urllib3_context()
+
+    if os.path.isdir(trusted):
+        context.load_verify_locations(capath=trusted)
+    else:
+        context.load_verify_locations(trusted)
+
+    return context
 
 
 def _read(raw: urllib3.HTTPResponse) -> bytes:
@@ -170,9 +193,25 @@ def prepare(session: SessionT, url: str, timeout: float) -> SessionT:
     return session
 
 
+_NEVER_SENT = (
+    requests.exceptions.ConnectTimeout,
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.ConnectTimeoutError,
+    ConnectionRefusedError,
+    socket.gaierror,
+)
+
+
 def translate(error: requests.RequestException) -> CredlyError:
     """Say of a failed request whether Credly can have seen it."""
-    if _never_sent(error):
+    causes = list(_causes(error))
+
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
+        return Unavailable(
+            "The certificate of who answered for Credly could not be verified."
+        )
+
+    if any(isinstance(cause, _NEVER_SENT) for cause in causes):
         return Unavailable("Credly could not be reached.")
 
     if isinstance(error, requests.Timeout):
@@ -184,7 +223,8 @@ def translate(error: requests.RequestException) -> CredlyError:
     return OutcomeUnknown("The connection to Credly broke.")
 
 
-def _never_sent(error: BaseException) -> bool:
+def _causes(error: BaseException) -> cabc.Iterator[BaseException]:
+    """Give an error and all that is within it: libraries wrap them in many ways."""
     seen: set[int] = set()
     todo: list[object] = [error]
 
@@ -195,21 +235,6 @@ def _never_sent(error: BaseException) -> bool:
             continue
 
         seen.add(id(cause))
-
-        if isinstance(
-            cause,
-            (
-                requests.exceptions.ConnectTimeout,
-                urllib3.exceptions.NewConnectionError,
-                urllib3.exceptions.ConnectTimeoutError,
-                ConnectionRefusedError,
-                socket.gaierror,
-                ssl.SSLCertVerificationError,
-            ),
-        ):
-            return True
-
+        yield cause
         todo += [cause.__cause__, cause.__context__, getattr(cause, "reason", None)]
         todo += cause.args
-
-    return False

@@ -7,6 +7,7 @@ import logging
 import typing as t
 
 import blinker
+from flask import has_request_context
 
 from .. import signals
 from ..ledger import gates
@@ -47,14 +48,30 @@ def paused(state: State, until: dt.datetime, reason: gates.Reason, detail: str) 
     _send(signals.issuance_paused, state, until=until, reason=reason)
 
 
-def expired(state: State, detail: str) -> None:
-    """Say that issuing stops until an admin reconnects."""
+def expired(state: State, generation: str, detail: str) -> None:
+    """Close the gate until an admin reconnects, and say so, once an outage."""
+    if not gates.expire(state.engine, generation):
+        return
+
     logger.warning(
         "The connection to Credly has expired: %s",
         detail,
         extra={"credly_event": "connection_expired"},
     )
     _send(signals.issuance_paused, state, until=None, reason="expired")
+
+
+def unreadable(state: State, generation: str) -> None:
+    """Say that this process cannot decrypt the Client Secret, once to the admin."""
+    logger.error(
+        "This process cannot decrypt the stored Client Secret, and issues nothing. Give"
+        " it the CREDLY_ENCRYPTION_KEYS and the SECRET_KEY of the web processes. If the"
+        " key is lost, enter the Client Secret again.",
+        extra={"credly_event": "key_missing"},
+    )
+
+    if gates.note_unreadable(state.engine, generation):
+        _send(signals.issuance_paused, state, until=None, reason="expired")
 
 
 def _names(row: Row) -> dict[str, str]:
@@ -75,3 +92,8 @@ def _send(signal: blinker.NamedSignal, state: State, **payload: t.Any) -> None:
             signal,
             extra={"credly_event": "receiver_failed", "credly_signal": signal.name},
         )
+    finally:
+        # What a receiver has read, or failed to write, shall not be in the way of what
+        # follows. In a request the session is the host's own.
+        if not has_request_context():
+            state.session.remove()

@@ -83,22 +83,33 @@ class Asker:
 
     :param installation: The installation's key.
     :param stop: Once set, nothing more goes out.
+    :param width: How many requests may be in flight.
     """
 
     def __init__(
-        self, client: Client, installation: str, stop: threading.Event
+        self, client: Client, installation: str, stop: threading.Event, width: int
     ) -> None:
         self._client = client
         self._installation = installation
         self._stop = stop
+        self._slots = threading.Semaphore(width)
+
+    def widen(self, by: int) -> None:
+        """Let more requests be in flight."""
+        if by:
+            self._slots.release(by)
 
     def ask(self, step: Step) -> Outcome:
         """Make the request, if it may still go out."""
-        told_to_stop = self._stop.wait(max(0, step.send_after - time.monotonic()))
+        self._stop.wait(max(0, step.send_after - time.monotonic()))
 
-        if told_to_stop or time.monotonic() > step.send_before:
-            return Outcome("not sent")
+        with self._slots:
+            if self._stop.is_set() or time.monotonic() > step.send_before:
+                return Outcome("not sent")
 
+            return self._ask(step)
+
+    def _ask(self, step: Step) -> Outcome:
         try:
             if step.phase == "look-up":
                 return self._look_up(step)

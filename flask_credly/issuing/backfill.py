@@ -28,6 +28,10 @@ CHUNK = 500
 """Completions that are recorded together."""
 
 
+class HookFailed(Exception):
+    """The hook raised. The log has the traceback."""
+
+
 @dataclasses.dataclass
 class Preview:
     """What a backfill would do.
@@ -57,24 +61,22 @@ def read(
     """Ask the host, and check what it says.
 
     :raises RuntimeError: There is no hook.
+    :raises HookFailed: It raised.
     :raises TypeError: The hook yields something else than pairs of a member and a time.
     :raises ValueError: A value cannot be used.
     """
-    if state.past_completions is None:
-        raise RuntimeError(
-            "Flask-Credly does not know who completed a course. Register a function"
-            " that yields pairs of a Member and a time with"
-            " '@credly.past_completions'."
-        )
-
-    for found in state.past_completions(course, since):
+    for found in _ask(state, course, since):
         try:
             member, completed_at = found
         except (TypeError, ValueError):
+            completed_at = None
+
+        # Without a time it would be completed now.
+        if completed_at is None:
             raise TypeError(
                 "@credly.past_completions must yield pairs of a Member and an aware"
                 " time."
-            ) from None
+            )
 
         completion = read_completion(
             member=member,
@@ -85,6 +87,29 @@ def read(
 
         if since is None or completion.completed_at >= since:
             yield completion
+
+
+def _ask(
+    state: State, course: Course, since: dt.datetime | None
+) -> cabc.Iterator[t.Any]:
+    if state.past_completions is None:
+        raise RuntimeError(
+            "Flask-Credly does not know who completed a course. Register a function"
+            " that yields pairs of a Member and a time with"
+            " '@credly.past_completions'."
+        )
+
+    try:
+        yield from state.past_completions(course, since)
+    except Exception as e:
+        logger.exception(
+            "The @credly.past_completions hook failed.",
+            extra={"credly_event": "hook_failed", "credly_hook": "past_completions"},
+        )
+        raise HookFailed(
+            f"The @credly.past_completions hook failed ({type(e).__name__}). The log"
+            " has the traceback."
+        ) from None
 
 
 def preview(
@@ -176,7 +201,7 @@ def _record(state: State, run: backfills.Run) -> None:
             return
 
         if stopping.is_set():
-            # Another worker takes it up.
+            backfills.leave(state.engine, run)
             return
 
     backfills.finish(state.engine, run)

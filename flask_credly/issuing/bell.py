@@ -6,12 +6,17 @@ job. A bell that could not be rung is logged, and the sweep finds the row.
 
 from __future__ import annotations
 
+# A thread that loads redis as the process ends could not load this any more.
+import concurrent.futures.thread  # noqa: F401
+import contextlib
 import logging
+import sys
 import threading
 import time
 import typing as t
 
 from flask import Flask
+from flask import has_app_context
 
 from ..settings import Settings
 from ..settings import State
@@ -26,27 +31,40 @@ DRAIN = "flask_credly.jobs.drain"
 SYNC = "flask_credly.jobs.sync"
 BACKFILL = "flask_credly.jobs.backfill"
 PRUNE = "flask_credly.jobs.prune"
-OWN_JOBS = frozenset({DRAIN, SYNC, BACKFILL, PRUNE})
+
+
+class _Job(t.NamedTuple):
+    """How a job is put into the queue.
+
+    :param key: Says in Redis that it was.
+    :param every: Seconds for which it says so.
+    :param timeout: Seconds after which RQ ends it.
+    """
+
+    key: str
+    every: int
+    timeout: int
+
+
+JOBS = {
+    # A drain ends by itself long before.
+    DRAIN: _Job("rung", every=60, timeout=600),
+    SYNC: _Job("sync", every=60, timeout=600),
+    # These go through all that the host or the ledger has.
+    BACKFILL: _Job("backfill", every=60, timeout=6 * 3600),
+    PRUNE: _Job("prune", every=86_400, timeout=6 * 3600),
+}
 
 WEB_TIMEOUT = 0.15
-"""Seconds a web request waits for Redis. redis-py's own defaults add up to a minute."""
+"""Seconds an administrator's request waits for Redis. redis-py's own defaults add up to
+a minute.
+"""
 
 SILENCE = 30.0
 """Seconds without a further try after Redis did not answer."""
 
-JOB_TIMEOUT = 600
-"""Seconds after which RQ ends a job. A drain ends by itself long before."""
-
-BACKFILL_TIMEOUT = 6 * 3600
-"""The same for a backfill, which reads as long as the host has completions, and for
-what goes through whole tables.
-"""
-
 INTERVAL = 1.0
 """Seconds between two rings of a process for completions that come in."""
-
-_RUNG_FOR = 60
-_DAY = 86_400
 
 
 def ring(state: State, *, insist: bool = False) -> bool:
@@ -55,42 +73,52 @@ def ring(state: State, *, insist: bool = False) -> bool:
     :param insist: Whether to enqueue in any case.
     :return: Whether Redis took it. ``False`` is logged and harmless.
     """
-    return _try(state, lambda queue: enqueue_drain(queue, insist=insist))
+    return _try(state, lambda queue: enqueue(queue, DRAIN, insist=insist))
 
 
 def ring_soon(state: State) -> None:
-    """Ring for a completion: at once, or at the end of the second if this process has
-    rung within it. A busy site's requests do not each go to Redis.
+    """Ring for a completion from a thread of its own: at once, or at the end of the
+    second if this process has rung within it. No request waits for Redis, and not each
+    of a busy site's goes there.
 
     Raises nothing: the completion is recorded, and the sweep finds it.
     """
     web = state.web_queue
     now = time.monotonic()
 
-    # A job's process ends without waiting for a timer.
-    if now >= web.next_ring or _in_a_job():
+    if _in_a_job():  # whose process ends without waiting for a thread
         _ring_for_completion(state)
-    # After a fork the other process has the timer.
-    elif now >= web.late_until:
-        web.late = threading.Timer(web.next_ring - now, _ring_for_completion, [state])
+    # What rings later finds this row too. After a fork the other process has it.
+    elif now >= web.rings_at:
+        web.rings_at = max(now, web.rings_at + INTERVAL)
+        ringer = threading.Timer(web.rings_at - now, _ring_in_thread, [state])
 
         try:
-            web.late.start()
+            ringer.start()
         except RuntimeError:  # the process ends, or has too many threads
+            web.rings_at = now
             _ring_for_completion(state)
         else:
-            web.late_until = web.next_ring
+            web.ringer = ringer
 
 
 def _in_a_job() -> bool:
-    import rq
+    # Not loaded for this: nobody has begun a job then. A thread may be loading it.
+    get_current_job = getattr(sys.modules.get("rq"), "get_current_job", None)
+    return get_current_job is not None and get_current_job() is not None
 
-    return rq.get_current_job() is not None
+
+def _ring_in_thread(state: State) -> None:
+    web = state.web_queue
+
+    # A queue of the host's may wait for Redis without end: one thread does, and not one
+    # more each second.
+    if web.ringing is None or not web.ringing.is_alive():
+        web.ringing = threading.current_thread()
+        _ring_for_completion(state)
 
 
 def _ring_for_completion(state: State) -> None:
-    state.web_queue.next_ring = time.monotonic() + INTERVAL
-
     try:
         ring(state)
     except Exception:
@@ -102,54 +130,38 @@ def _ring_for_completion(state: State) -> None:
 
 def ask_for_sync(state: State) -> bool:
     """Ask for the badge templates to be loaded in the background."""
-    return _try(state, enqueue_sync)
+    return _try(state, lambda queue: enqueue(queue, SYNC))
 
 
-def enqueue_drain(queue: rq.Queue, *, insist: bool) -> None:
-    """Do what :func:`ring` does, on a given queue.
+def enqueue(queue: rq.Queue, function: str, *, insist: bool = False) -> None:
+    """Put one of :data:`JOBS` into a queue, unless that was done a while ago. Only
+    Redis remembers when that was: one time more does no harm.
 
+    :param insist: Whether to do so in any case.
     :raises redis.RedisError: If Redis does not take it.
     """
-    if queue.connection.set(_key(queue), 1, nx=not insist, ex=_RUNG_FOR):
-        _enqueue(queue, DRAIN)
+    job = JOBS[function]
+
+    if queue.connection.set(_key(queue, job), 1, nx=not insist, ex=job.every):
+        # The default description is the call with its arguments, and failed jobs are
+        # kept for a year.
+        queue.enqueue_call(
+            function,
+            description=function,
+            timeout=job.timeout,
+            result_ttl=0,
+            failure_ttl=86_400,
+        )
 
 
 def ask_for_backfill(state: State) -> bool:
     """Ask for the runs that are due to be recorded in the background."""
-    return _try(state, lambda queue: _enqueue(queue, BACKFILL, BACKFILL_TIMEOUT))
-
-
-def enqueue_sync(queue: rq.Queue) -> None:
-    """Do what :func:`ask_for_sync` does, on a given queue, once in a while.
-
-    :raises redis.RedisError: If Redis does not take it.
-    """
-    if queue.connection.set(_key(queue, "sync"), 1, nx=True, ex=_RUNG_FOR):
-        _enqueue(queue, SYNC)
-
-
-def enqueue_backfill(queue: rq.Queue) -> None:
-    """Do what :func:`ask_for_backfill` does, on a given queue, once in a while.
-
-    :raises redis.RedisError: If Redis does not take it.
-    """
-    if queue.connection.set(_key(queue, "backfill"), 1, nx=True, ex=_RUNG_FOR):
-        _enqueue(queue, BACKFILL, BACKFILL_TIMEOUT)
-
-
-def enqueue_prune(queue: rq.Queue) -> None:
-    """Ask, once a day, for what is old to be forgotten. Only Redis remembers when that
-    was: one time more does no harm.
-
-    :raises redis.RedisError: If Redis does not take it.
-    """
-    if queue.connection.set(_key(queue, "prune"), 1, nx=True, ex=_DAY):
-        _enqueue(queue, PRUNE, BACKFILL_TIMEOUT)
+    return _try(state, lambda queue: enqueue(queue, BACKFILL, insist=True))
 
 
 def heard(state: State) -> None:
     """Note that a drain begins: a completion from now on rings anew."""
-    _try(state, lambda queue: queue.connection.delete(_key(queue)))
+    _try(state, lambda queue: queue.connection.delete(_key(queue, JOBS[DRAIN])))
 
 
 def make_queue(
@@ -172,7 +184,17 @@ def make_queue(
     if isinstance(settings.queue, rq.Queue):
         return settings.queue
 
-    return settings.queue(app)
+    # A thread has no context.
+    with contextlib.nullcontext() if has_app_context() else app.app_context():
+        queue = settings.queue(app)
+
+    if not isinstance(queue, rq.Queue):
+        raise TypeError(
+            "The function in CREDLY_QUEUE must return an rq.Queue, not"
+            f" {type(queue).__name__}."
+        )
+
+    return queue
 
 
 def _web_redis(settings: Settings) -> redis.Redis:
@@ -188,20 +210,8 @@ def _web_redis(settings: Settings) -> redis.Redis:
     )
 
 
-def _key(queue: rq.Queue, what: str = "rung") -> str:
-    return f"flask-credly:{what}:{queue.name}"
-
-
-def _enqueue(queue: rq.Queue, function: str, timeout: int = JOB_TIMEOUT) -> None:
-    # The default description is the call with its arguments, and failed jobs are kept
-    # for a year.
-    queue.enqueue_call(
-        function,
-        description=function,
-        timeout=timeout,
-        result_ttl=0,
-        failure_ttl=86_400,
-    )
+def _key(queue: rq.Queue, job: _Job) -> str:
+    return f"flask-credly:{job.key}:{queue.name}"
 
 
 def _try(state: State, ask: t.Callable[[rq.Queue], object]) -> bool:
@@ -218,6 +228,14 @@ def _try(state: State, ask: t.Callable[[rq.Queue], object]) -> bool:
             "The queue cannot be reached (%s). Nothing is lost: badges wait in the"
             " database until a worker sweeps.",
             type(e).__name__,
+            extra={"credly_event": "queue_unreachable"},
+        )
+        return False
+    except Exception:  # of the host's function in CREDLY_QUEUE
+        state.web_queue.silent_until = time.monotonic() + SILENCE
+        logger.exception(
+            "The queue cannot be used. Nothing is lost: badges wait in the database"
+            " until a worker sweeps.",
             extra={"credly_event": "queue_unreachable"},
         )
         return False

@@ -24,7 +24,6 @@ from ..errors import SecretUnreadable
 from ..errors import Unauthorized
 from ..ledger import claim
 from ..ledger import gates
-from ..ledger import log
 from ..ledger import settle
 from ..ledger.claim import Row
 from ..ledger.decide import Answer
@@ -148,13 +147,16 @@ class _Drain:
         self._token: SharedToken | None = None
         self._rejected: int | None = None
         self._called = False
+        self._issued = 0
         self._suspect = False
         self._doubtful: collections.deque[Row] = collections.deque()
         self._cleared: collections.deque[Row] = collections.deque()
         self._in_flight: dict[cf.Future[Outcome], Step] = {}
         self._done: queue.SimpleQueue[cf.Future[Outcome]] = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._asker = Asker(client, _installation_key(state.engine), self._stop)
+        self._asker = Asker(
+            client, _installation_key(state.engine), self._stop, self._width
+        )
 
     def run(self) -> bool:
         try:
@@ -168,6 +170,9 @@ class _Drain:
             # what is known by now is written down.
             self._settle(_answered(self._in_flight))
             claim.release(self._engine, [*self._doubtful, *self._cleared])
+
+            if self._issued:
+                logger.info("Badges issued: %d.", self._issued)
 
     def _loop(self, pool: cf.ThreadPoolExecutor) -> bool:
         while True:
@@ -200,7 +205,7 @@ class _Drain:
 
         # While there is work for the threads, more answers come in to be saved with
         # it: until half of what waits has gone out.
-        waiting = len(self._in_flight) - self._state.settings.concurrency
+        waiting = len(self._in_flight) - self._width
         self._stop.wait(self._pace.seconds_for(waiting // 2))
 
         while not self._done.empty():
@@ -212,11 +217,17 @@ class _Drain:
 
     def _fill(self, pool: cf.ThreadPoolExecutor) -> None:
         full = self._state.settings.concurrency
-        # At full width some wait for a free thread, so that none is idle while the
-        # ledger is written: more of them where they do not wait long.
-        waiting = min(max(self._pace.within(GLANCE), full), 7 * full)
-        depth = self._width if self._width < full else full + waiting
-        room = depth - len(self._in_flight)
+        # Some wait for their turn, so that no thread is idle while the ledger is
+        # written: more of them where they do not wait long.
+        waiting = self._pace.within(GLANCE)
+
+        if self._width == full:
+            waiting = min(max(waiting, full), 7 * full)
+        else:
+            # At the next limit they go back unsent.
+            waiting = min(waiting, full)
+
+        room = self._width + waiting - len(self._in_flight)
 
         if room <= 0:
             return
@@ -339,20 +350,23 @@ class _Drain:
 
     def _begin(self, room: int) -> list[tuple[Row, bool]]:
         rows = [self._cleared.popleft() for _ in range(min(room, len(self._cleared)))]
-        begun: list[tuple[Row, bool]] = []
 
-        for lease in dict.fromkeys(row.lease for row in rows):
-            asked = {row.id: row for row in rows if row.lease == lease}
-            ok = claim.begin(
+        if not rows:
+            return []
+
+        asked = {(row.id, row.lease): row for row in rows}
+        begun = [
+            (row, asked.pop((row.id, row.lease)).maybe_issued)
+            for row in claim.begin(
                 self._engine,
-                list(asked.values()),
+                rows,
                 self._gate.generation,
                 lease_seconds=self._lease,
             )
-            begun += [(row, asked.pop(row.id).maybe_issued) for row in ok]
+        ]
 
-            if asked:
-                self._look_at_gate(list(asked.values()))
+        if asked:
+            self._look_at_gate(list(asked.values()))
 
         return begun
 
@@ -439,13 +453,14 @@ class _Drain:
 
         saved = self._save(settlements)
 
-        for answer, error in closing:
-            self._close_gate(answer, error)
+        try:
+            for answer, error in closing:
+                self._close_gate(answer, error)
 
-        self._learn([outcome.answer for _, outcome in done])
-
-        for each in saved:
-            self._announce(each)
+            self._learn([outcome.answer for _, outcome in done])
+        finally:
+            for each in saved:
+                self._announce(each)
 
     def _save(self, settlements: list[Settlement]) -> list[Settlement]:
         try:
@@ -517,13 +532,13 @@ class _Drain:
         detail = error.detail if error else ""
         generation = self._gate.generation
 
+        if isinstance(error, SecretUnreadable):
+            self._stop.set()
+            announce.unreadable(self._state, generation)
+            return
+
         if answer == "unauthorized":
-            unreadable = isinstance(error, SecretUnreadable)
-            words = detail if unreadable else log.EXPIRED_DETAILS
-
-            if gates.expire(self._engine, generation, words):
-                announce.expired(self._state, detail)
-
+            announce.expired(self._state, generation, detail)
             return
 
         reason: gates.Reason
@@ -552,7 +567,9 @@ class _Drain:
             self._paused = False
 
         self._good += good
-        self._width = min(self._width + good, self._widest())
+        width = min(self._width + good, self._widest())
+        self._asker.widen(width - self._width)
+        self._width = width
 
     def _widest(self) -> int:
         full = self._state.settings.concurrency
@@ -569,6 +586,7 @@ class _Drain:
         if each.rule.then == "failed":
             announce.failed(self._state, each.row, each.detail or "")
         elif each.rule.then == "issued":
+            self._issued += 1
             announce.issued(self._state, each.row, each.badge_id)
 
 
@@ -591,7 +609,13 @@ class _Pace:
 
     def within(self, seconds: float) -> int:
         """How many answers to expect."""
-        return int(self._per_second * seconds)
+        per_second = self._per_second
+        passed = time.monotonic() - self._since
+
+        if not per_second and passed:  # the first quarter of a second
+            per_second = self._answers / passed
+
+        return int(per_second * seconds)
 
     def seconds_for(self, answers: int) -> float:
         """How long so many take, a twentieth of a second at most."""

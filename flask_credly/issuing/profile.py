@@ -49,6 +49,11 @@ def _load(state: State, row: Row) -> Member | None:
 
     try:
         member = state.load_member(row.member_id)
+
+        if member is not None and not isinstance(member, Member):
+            raise TypeError(
+                f"It must return a Member or None, not {type(member).__name__}."
+            )
     except (Exception, SystemExit):
         logger.exception(
             "The @credly.member hook failed for badge %d.",
@@ -64,4 +69,4 @@ def _load(state: State, row: Row) -> Member | None:
         # What the hook read must not stay open while Credly is asked.
         state.session.remove()
 
-    return member if isinstance(member, Member) else None
+    return member

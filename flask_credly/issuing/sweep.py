@@ -26,13 +26,13 @@ def sweep(state: State, queue: rq.Queue, *, insist: bool) -> bool:
     due = claim.any_due(state.engine, gate)
 
     if due:
-        bell.enqueue_drain(queue, insist=insist)
+        bell.enqueue(queue, bell.DRAIN, insist=insist)
 
     if gate is not None and gate.sync_due:
-        bell.enqueue_sync(queue)
+        bell.enqueue(queue, bell.SYNC)
 
     if gate is not None and backfills.any_due(state.engine):
-        bell.enqueue_backfill(queue)
+        bell.enqueue(queue, bell.BACKFILL)
 
-    bell.enqueue_prune(queue)
+    bell.enqueue(queue, bell.PRUNE)
     return due

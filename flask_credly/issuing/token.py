@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import time
+import typing as t
 
 import sqlalchemy as sa
 from sqlalchemy import orm
@@ -13,12 +14,15 @@ from sqlalchemy import orm
 from .. import keys
 from ..errors import CredlyError
 from ..errors import SecretUnreadable
+from ..errors import Unauthorized
 from ..errors import Unavailable
 from ..ledger import clock
 from ..ledger.transaction import in_transaction
 from ..models import Connection
 from ..secret import Secret
 from ..settings import State
+
+T = t.TypeVar("T")
 
 EARLY = 90
 """Seconds before its end at which a token is renewed."""
@@ -53,16 +57,18 @@ def get_token(state: State, generation: str, *, rejected: int = 0) -> SharedToke
     while True:
         row, now = _read(state, generation)
         # First: as long as a cached token opens, a lost key would go unnoticed.
-        secret = unseal_secret(state, row)
+        config, organization_id = state.app.config, row.organization_id
+        secret = keys.unseal(
+            config, row.client_secret, organization_id, "client_secret"
+        )
 
         if row.token and row.token_version > rejected and row.token_expires_at:
             if row.token_expires_at - dt.timedelta(seconds=EARLY) > now:
                 # A process whose keys are not the same yet may have sealed it. The
                 # Client Secret, if that opens, gets another.
                 with contextlib.suppress(SecretUnreadable):
-                    return SharedToken(
-                        _unseal(state, row, row.token, "token"), row.token_version
-                    )
+                    token = keys.unseal(config, row.token, organization_id, "token")
+                    return SharedToken(token, row.token_version)
 
         if _take_fetch(state.engine, row, now, state.settings.timeout + 5):
             return _fetch(state, row, secret)
@@ -73,30 +79,19 @@ def get_token(state: State, generation: str, *, rejected: int = 0) -> SharedToke
         time.sleep(0.1)
 
 
-def seal_token(state: State, organization_id: str, token: str) -> str:
-    """Seal a token for the connection's row."""
-    return keys.seal(
-        state.app.config, token, context=keys.context_of(organization_id, "token")
-    )
+def with_token(state: State, generation: str, ask: t.Callable[[Secret], T]) -> T:
+    """Ask the API with the token in force, and once more with the next one if that is
+    not accepted.
 
-
-def seal_secret(state: State, organization_id: str, secret: str) -> str:
-    """Seal a Client Secret for the connection's row."""
-    context = keys.context_of(organization_id, "client_secret")
-    return keys.seal(state.app.config, secret, context=context)
-
-
-def unseal_secret(state: State, row: Connection) -> Secret:
-    """Open the stored Client Secret.
-
-    :raises SecretUnreadable: If it cannot be decrypted.
+    :raises Unauthorized: Neither is.
+    :raises CredlyError: See :func:`get_token`, and what is asked.
     """
-    return _unseal(state, row, row.client_secret, "client_secret")
+    token = get_token(state, generation)
 
-
-def _unseal(state: State, row: Connection, sealed: str, field: str) -> Secret:
-    context = keys.context_of(row.organization_id, field)
-    return keys.unseal(state.app.config, sealed, context=context)
+    try:
+        return ask(token.value)
+    except Unauthorized:
+        return ask(get_token(state, generation, rejected=token.version).value)
 
 
 def _read(state: State, generation: str) -> tuple[Connection, dt.datetime]:
@@ -168,6 +163,6 @@ def _fetch(state: State, row: Connection, secret: str) -> SharedToken:
         _leave_fetch(state.engine, row)
         raise
 
-    sealed = seal_token(state, row.organization_id, token.value)
+    sealed = keys.seal(state.app.config, token.value, row.organization_id, "token")
     _save(state.engine, row, sealed, token.expires_in)
     return SharedToken(token.value, row.token_version + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import signal
 import time
@@ -9,13 +10,19 @@ import typing as t
 
 import redis
 import rq
+import sqlalchemy as sa
 from flask import Flask
 from rq.exceptions import StopRequested
 from rq.worker import Worker
+from sqlalchemy import orm
 
 from .. import keys
+from ..ledger import overview
+from ..ledger import tables
+from ..models import Connection
 from ..settings import get_state
 from ..settings import State
+from . import announce
 from . import bell
 from . import workers
 from .stopping import stopping
@@ -34,7 +41,7 @@ class OwnJob(rq.job.Job):
 
     @property
     def func(self) -> t.Any:
-        if self.func_name not in bell.OWN_JOBS:
+        if self.func_name not in bell.JOBS:
             raise PermissionError(f"Not a job of Flask-Credly: {self.func_name!r}.")
 
         return super().func
@@ -61,6 +68,8 @@ class CredlyWorker(Worker):
         self._app = app
         self._failed = False
         self._signed = False
+        self._keyless = False
+        self._tableless = False
         self.told_to_stop = False
 
     def request_stop(self, signum: t.Any, frame: t.Any) -> None:
@@ -80,6 +89,15 @@ class CredlyWorker(Worker):
             # What makes every drain fail is not made better by a drain at once.
             if not self._failed:
                 self._sweep()
+
+            if self._keyless:
+                if burst:
+                    return None
+
+                # The jobs are for those who can do them.
+                self.heartbeat()
+                time.sleep(SWEEP_INTERVAL)
+                continue
 
             wait = None if burst else SWEEP_INTERVAL
             result = super().dequeue_job_and_maintain_ttl(wait, wait)
@@ -114,6 +132,12 @@ class CredlyWorker(Worker):
 
                 try:
                     self._ring(state)
+                    self._tableless = False
+                except sa.exc.SQLAlchemyError as e:
+                    if self.told_to_stop or not tables.explain(state.engine, e):
+                        raise
+
+                    self._say_tables_are_missing()
                 finally:
                     # Nothing may be open when the work horse is forked.
                     for engine in state.db.engines.values():
@@ -136,12 +160,41 @@ class CredlyWorker(Worker):
                     extra={"credly_event": "sweep_failed"},
                 )
 
+    def _say_tables_are_missing(self) -> None:
+        # Once, and not at each sweep.
+        if not self._tableless:
+            logger.error(tables.MISSING, extra={"credly_event": "tables_missing"})
+
+        self._tableless = True
+
     def _ring(self, state: State) -> None:
+        # A Redis that came back empty knows no worker. RQ tells it only once of itself.
+        if not self.connection.hexists(self.key, "birth"):
+            self.connection.delete(self.key)
+            self.register_birth()  # type: ignore[no-untyped-call]
+            self._signed = False
+
         if not self._signed:
             self._sign(state)
 
+        if self._lacks_key(state):
+            return
+
         queue = self.queues[0]
         sweep(state, queue, insist=queue.is_empty())
+
+    def _lacks_key(self, state: State) -> bool:
+        with orm.Session(state.engine) as session:
+            connection = session.scalars(sa.select(Connection)).one_or_none()
+
+        before = self._keyless
+        self._keyless = not overview.opens(connection, state.app.config)
+
+        if self._keyless and not before:
+            assert connection is not None
+            announce.unreadable(state, connection.generation)
+
+        return self._keyless
 
     def _sign(self, state: State) -> None:
         if (signature := workers.signature(state.engine)) is not None:
@@ -166,12 +219,22 @@ def work(state: State, *, burst: bool) -> None:
         state.app, state.settings, redis.Redis.from_url(state.settings.redis_url)
     )
     queue.connection.ping()
+    _load_for_jobs()
 
     while not _work_once(state.app, queue, burst=burst):
         # RQ's handlers, which are still in force, only talk to its own loop.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         _wait_for(queue.connection)
+
+
+def _load_for_jobs() -> None:
+    # Each job has a process that is forked from this one, and would load it anew.
+    functions = {name.rpartition(".")[0] for name in bell.JOBS}
+    to_unseal = ("cryptography.fernet", "cryptography.hazmat.primitives.kdf.hkdf")
+
+    for module in (*functions, *to_unseal):
+        importlib.import_module(module)
 
 
 def _work_once(app: Flask, queue: rq.Queue, *, burst: bool) -> bool:

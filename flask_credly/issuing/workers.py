@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 import hashlib
+import logging
 import typing as t
 
 import sqlalchemy as sa
@@ -15,6 +16,8 @@ from . import bell
 
 if t.TYPE_CHECKING:
     import rq
+
+logger = logging.getLogger("flask_credly")
 
 _SIGNATURE = "credly_installation"
 
@@ -39,6 +42,11 @@ def count(state: State) -> int | None:
     try:
         return len(listening(bell.web_queue(state)))
     except (RedisError, OSError):
+        return None
+    except Exception:  # of the host's function in CREDLY_QUEUE
+        logger.exception(
+            "The queue cannot be asked.", extra={"credly_event": "queue_unreachable"}
+        )
         return None
 
 
@@ -132,7 +140,7 @@ def failures(queue: rq.Queue, *, limit: int = 20) -> cabc.Iterator[Failure]:
             continue
 
         error = result.exc_string.strip().splitlines()[-1].partition(":")[0]
-        ours = described in bell.OWN_JOBS
+        ours = described in bell.JOBS
         yield Failure(result.worker_name, error.rpartition(".")[2], ours)
 
 

@@ -29,8 +29,10 @@ from .record import insert_all
 from .record import of_mapping
 from .transaction import in_transaction
 
-LEASE = dt.timedelta(minutes=2)
-"""After which another worker takes up a run that nothing was heard of."""
+LEASE = dt.timedelta(minutes=15)
+"""After which another worker takes up a run that nothing was heard of. The host's query
+has to begin to give completions within it.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Run:
 
 
 STOPPED = "The backfill was stopped."
-"""The error of a row that was taken back. A later run takes it up again."""
+"""The error of a row that was taken back. A later run takes it up again. Stored, and
+found by these words: they never change.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,27 +251,46 @@ def _held(run: Run) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
-    """Take up what an earlier run was stopped before."""
-    first = rows[0]
-    same = ("organization_id", "template_id", "badge_name", "due_at", "backfill_id")
-    connection.execute(
-        sa.update(Issuance)
-        .where(
-            Issuance.kind == first["kind"],
-            Issuance.course_id == first["course_id"],
-            Issuance.member_id.in_([row["member_id"] for row in rows]),
+    """Take up what an earlier run was stopped before, with the members' data of now."""
+    given = {row["member_id"]: row for row in rows}
+    taken_back = connection.execute(
+        sa.select(Issuance.id, Issuance.member_id).where(
+            Issuance.kind == rows[0]["kind"],
+            Issuance.course_id == rows[0]["course_id"],
+            Issuance.member_id.in_(given),
             *_TAKEN_BACK,
         )
-        .values(
-            state="pending",
-            settled_at=None,
-            error=None,
-            **{name: first[name] for name in same},
-        )
+    ).all()
+
+    if not taken_back:
+        return
+
+    names = [
+        *("organization_id", "template_id", "badge_name", "due_at", "backfill_id"),
+        *("email", "first_name", "last_name"),
+    ]
+    table = t.cast(sa.Table, Issuance.__table__)
+    connection.execute(
+        sa.update(table)
+        .where(table.c.id == sa.bindparam("row"), *_TAKEN_BACK)
+        .values(state="pending", settled_at=None, error=None)
+        .values({name: sa.bindparam(f"new_{name}") for name in names}),
+        [
+            {"row": id_, **{f"new_{name}": given[member_id][name] for name in names}}
+            for id_, member_id in taken_back
+        ],
     )
 
 
 _TAKEN_BACK = (Issuance.state == "cancelled", Issuance.error == STOPPED)
+
+
+@in_transaction
+def leave(connection: sa.Connection, run: Run) -> None:
+    """Leave the rest of a run to another worker."""
+    connection.execute(
+        sa.update(Backfill).where(*_held(run)).values(due_at=clock.now(connection))
+    )
 
 
 @in_transaction

@@ -19,6 +19,7 @@ from ..models import Mapping
 from ..models import Template
 from . import clock
 from . import gates
+from .transaction import hide_parameters
 from .transaction import in_transaction
 
 DIED = "died"
@@ -220,15 +221,28 @@ def _write_down_deaths(connection: sa.Connection, lease: str, now: dt.datetime) 
     if not dead:
         return
 
-    connection.execute(
-        sa.update(Attempt)
-        .where(Attempt.issuance_id.in_(dead), Attempt.finished_at.is_(None))
-        .values(finished_at=now, answer=DIED)
-    )
+    end_attempts(connection, dead, now, DIED)
     connection.execute(
         sa.update(Issuance)
         .where(Issuance.id.in_(dead))
         .values(attempts=Issuance.attempts - 1)
+    )
+
+
+def end_attempts(
+    connection: sa.Connection,
+    ids: cabc.Collection[int] | sa.Select[int],
+    now: dt.datetime,
+    answer: str,
+) -> None:
+    """End the attempts of some rows that have no answer yet.
+
+    :param answer: As in :attr:`.Attempt.answer`.
+    """
+    connection.execute(
+        sa.update(Attempt)
+        .where(Attempt.issuance_id.in_(ids), Attempt.finished_at.is_(None))
+        .values(finished_at=now, answer=answer)
     )
 
 
@@ -240,53 +254,63 @@ def begin(
     *,
     lease_seconds: float,
 ) -> list[Row]:
-    """Write down the intent to send a request for each of the rows, which must share
-    a lease, and renew the lease.
+    """Write down the intent to send a request for each of the rows, and renew their
+    leases.
 
     A crash after this is an attempt whose outcome is not known.
 
     :return: The rows for which the request may be sent: the lease still held, the
         gate open, the course mapped.
     """
-    if not rows:
-        return []
-
-    lease = rows[0].lease
     mapped = sa.exists().where(
         Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id
     )
     now = clock.now(connection)
-    changed = connection.execute(
-        sa.update(Issuance)
-        .where(
-            Issuance.id.in_([row.id for row in rows]),
-            *_held(lease),
-            gates.is_open(generation, now),
-            mapped,
-        )
-        .values(
-            attempts=Issuance.attempts + 1,
-            maybe_issued=True,
-            due_at=now + dt.timedelta(seconds=lease_seconds),
-        )
-    ).rowcount
+    begun: list[Row] = []
 
-    if changed != len(rows):
-        rows = _begun(connection, rows) if changed else []
+    for lease, alike in _by_lease(rows).items():
+        changed = connection.execute(
+            sa.update(Issuance)
+            .where(
+                Issuance.id.in_([row.id for row in alike]),
+                *_held(lease),
+                gates.is_open(generation, now),
+                mapped,
+            )
+            .values(
+                attempts=Issuance.attempts + 1,
+                maybe_issued=True,
+                due_at=now + dt.timedelta(seconds=lease_seconds),
+            )
+        ).rowcount
 
-    if rows:
+        if changed == len(alike):
+            begun += alike
+        elif changed:
+            begun += _begun(connection, alike)
+
+    if begun:
         connection.execute(
             sa.insert(Attempt),
             [
-                {"issuance_id": row.id, "lease": lease, "started_at": now}
-                for row in rows
+                {"issuance_id": row.id, "lease": row.lease, "started_at": now}
+                for row in begun
             ],
         )
 
     return [
         dataclasses.replace(row, attempts=row.attempts + 1, maybe_issued=True)
-        for row in rows
+        for row in begun
     ]
+
+
+def _by_lease(rows: cabc.Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+
+    for row in rows:
+        found.setdefault(row.lease, []).append(row)
+
+    return found
 
 
 def _held(lease: str) -> tuple[sa.ColumnElement[bool], ...]:
@@ -320,24 +344,19 @@ def update_member(connection: sa.Connection, row: Row) -> None:
 @in_transaction
 def release(connection: sa.Connection, rows: cabc.Sequence[Row]) -> None:
     """Give back rows for which nothing was sent: they are due at once."""
-    by_lease: dict[str, list[int]] = {}
-
-    for row in rows:
-        by_lease.setdefault(row.lease, []).append(row.id)
-
     now = clock.now(connection) if rows else None
 
-    for lease, ids in by_lease.items():
+    for lease, alike in _by_lease(rows).items():
         connection.execute(
             sa.update(Issuance)
-            .where(Issuance.id.in_(ids), *_held(lease))
+            .where(Issuance.id.in_([row.id for row in alike]), *_held(lease))
             .values(state="pending", lease=None, due_at=now)
         )
 
 
 def badges_of_others(engine: sa.Engine, row: Row) -> frozenset[str]:
     """Get Credly's ids of the badges that the member has by other courses."""
-    with engine.connect() as connection:
+    with hide_parameters(), engine.connect() as connection:
         found = connection.scalars(
             sa.select(Issuance.badge_id).where(
                 Issuance.member_id == row.member_id,

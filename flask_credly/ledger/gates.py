@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from ..models import Connection
 from ..models import CONNECTION_ID
+from ..models import LogEntry
 from . import audit
 from . import clock
 from . import log
@@ -192,12 +193,9 @@ def reserve(
 
 
 @in_transaction
-def expire(
-    connection: sa.Connection, generation: str, details: str = log.EXPIRED_DETAILS
-) -> bool:
+def expire(connection: sa.Connection, generation: str) -> bool:
     """Close the gate until the admin reconnects. Writes one log entry an outage.
 
-    :param details: Those of the log entry.
     :return: Whether this call closed it.
     """
     now = clock.now(connection)
@@ -208,9 +206,32 @@ def expire(
     ).rowcount
 
     if closed:
-        log.write(connection, now, log.CONNECTION_EXPIRED, details)
+        log.write(connection, now, log.CONNECTION_EXPIRED, log.EXPIRED_DETAILS)
 
     return bool(closed)
+
+
+@in_transaction
+def note_unreadable(connection: sa.Connection, generation: str) -> bool:
+    """Write one log entry, until the next check or connect, of a process that cannot
+    decrypt the Client Secret. The gate stays open: others may have the key.
+
+    :return: Whether this call wrote it.
+    """
+    # First, for the lock: all processes may find it out at this moment.
+    this = Connection.generation == generation
+    connection.execute(sa.update(Connection).where(this).values(id=Connection.id))
+    written = sa.exists().where(
+        LogEntry.details == log.UNREADABLE_DETAILS,
+        LogEntry.at >= sa.func.coalesce(Connection.checked_at, LogEntry.at),
+    )
+    new = connection.scalar(sa.select(~written).select_from(Connection).where(this))
+
+    if new:
+        now = clock.now(connection)
+        log.write(connection, now, log.CONNECTION_EXPIRED, log.UNREADABLE_DETAILS)
+
+    return bool(new)
 
 
 @in_transaction

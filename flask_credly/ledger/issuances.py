@@ -33,6 +33,13 @@ STATES: dict[Status, tuple[str, ...]] = {
     "skipped": ("cancelled",),
 }
 
+NEVER_SENT = sa.and_(
+    Issuance.state.in_(("pending", "sending", "failed", "cancelled")),
+    Issuance.attempts == 0,
+    Issuance.maybe_issued.is_(False),
+)
+"""Whether Credly cannot have seen a request for a row."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Filter:
@@ -112,12 +119,6 @@ def solved(session: Session, ids: cabc.Collection[int]) -> set[int]:
     return set(found)
 
 
-def any_failed(session: Session) -> bool:
-    """Whether a badge has failed."""
-    failed = sa.select(Issuance.id).where(Issuance.state == "failed").limit(1)
-    return session.scalar(failed) is not None
-
-
 def every(engine: sa.Engine, wanted: Filter) -> cabc.Iterator[Issuance]:
     """Get all rows, for an export."""
     return fetch_all(engine, wanted.select(), Issuance.id)
@@ -126,6 +127,39 @@ def every(engine: sa.Engine, wanted: Filter) -> cabc.Iterator[Issuance]:
 _MAPPED = sa.exists().where(
     Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id
 )
+
+
+_OUR_ORGANIZATION = sa.select(Connection.organization_id).scalar_subquery()
+
+_CAN_BE_RETRIED = sa.and_(
+    _MAPPED,
+    # What was perhaps issued is looked up where that was.
+    sa.or_(
+        Issuance.maybe_issued.is_(False), Issuance.organization_id == _OUR_ORGANIZATION
+    ),
+)
+
+
+def can_be_retried(session: Session, ids: cabc.Collection[int]) -> set[int]:
+    """Get those of some rows that :func:`retry` would take, were they to be retried."""
+    found = session.scalars(
+        sa.select(Issuance.id).where(Issuance.id.in_(ids), _CAN_BE_RETRIED)
+    )
+    return set(found)
+
+
+def retriable(session: Session, at_most: int | None = None) -> int:
+    """Count what failed and can be tried again.
+
+    :param at_most: Where to stop counting. ``None``: at the end.
+    """
+    rows = (
+        sa.select(Issuance.id)
+        .where(Issuance.state == "failed", _CAN_BE_RETRIED)
+        .limit(at_most)
+    )
+    query = sa.select(sa.func.count()).select_from(rows.subquery())
+    return session.scalar(query) or 0
 
 
 def _of_mapping(column: sa.ColumnElement[t.Any]) -> sa.ScalarSelect[t.Any]:
@@ -150,13 +184,13 @@ def retry(
     :return: How many are due. Those whose course is not mapped any more are left alone.
     """
     if row_id is None:
-        these = sa.and_(Issuance.state == "failed", _MAPPED)
+        these = sa.and_(Issuance.state == "failed", _CAN_BE_RETRIED)
     else:
         these = sa.and_(
             Issuance.id == row_id,
             Issuance.state.in_(("failed", "cancelled")),
             Issuance.erased_at.is_(None),
-            _MAPPED,
+            _CAN_BE_RETRIED,
         )
 
     now = clock.now(connection)
@@ -171,10 +205,9 @@ def retry(
         )
         .execution_options(synchronize_session=False)
     )
-    ours = sa.select(Connection.organization_id).scalar_subquery()
     due = connection.execute(
         sa.update(Issuance)
-        .where(these, Issuance.organization_id == ours)
+        .where(these)
         .ordered_values(
             (
                 Issuance.maybe_issued,

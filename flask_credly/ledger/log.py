@@ -28,6 +28,11 @@ EXPIRED_DETAILS = (
     "Your Credly OAuth credentials have expired or were revoked. Please reconnect."
 )
 
+UNREADABLE_DETAILS = (
+    "A worker cannot decrypt the stored Client Secret: it has other keys. Give all"
+    " processes the same, or enter the Client Secret again."
+)
+
 
 def failed_details(badge_name: str, email: str, error: str) -> str:
     """Word the details of a badge that was not issued."""

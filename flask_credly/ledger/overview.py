@@ -7,7 +7,6 @@ import datetime as dt
 import typing as t
 
 import sqlalchemy as sa
-from sqlalchemy import orm
 
 from .. import keys
 from ..models import Connection
@@ -15,6 +14,7 @@ from ..models import Issuance
 from ..models import Mapping
 from ..words import AtLeast
 from . import clock
+from .paging import Session
 
 ConnectionState = t.Literal["none", "connected", "expired", "paused"]
 
@@ -52,7 +52,7 @@ class Overview:
 
 
 def read(
-    session: orm.Session | orm.scoped_session[t.Any],
+    session: Session,
     *,
     config: keys.Config | None = None,
     at_most: int | None = None,
@@ -80,7 +80,7 @@ def read(
     query = sa.select(Connection).execution_options(populate_existing=True)
     connection = session.scalars(query).one_or_none()
     paused = _paused_until(connection, now)
-    unreadable = config is not None and not _opens(connection, config)
+    unreadable = config is not None and not opens(connection, config)
     state = _state(connection, paused, unreadable)
     overdue = state == "connected" and due_at and due_at < now - OVERDUE
 
@@ -117,7 +117,7 @@ def _count(state: str, at_most: int | None) -> sa.ScalarSelect[int]:
 
 
 def _last_issued(
-    session: orm.Session | orm.scoped_session[t.Any],
+    session: Session,
 ) -> dt.datetime | None:
     # Among the newest rows: one that came by a late retry is older than it looks, and
     # not worth an index.
@@ -139,12 +139,13 @@ def _paused_until(
     return until if until and until > now else None
 
 
-def _opens(connection: Connection | None, config: keys.Config) -> bool:
+def opens(connection: Connection | None, config: keys.Config) -> bool:
+    """Whether this process can decrypt the stored Client Secret, if there is one."""
     if connection is None:
         return True
 
-    context = keys.context_of(connection.organization_id, "client_secret")
-    return keys.opens(config, connection.client_secret, context=context)
+    sealed, organization_id = connection.client_secret, connection.organization_id
+    return keys.opens(config, sealed, organization_id, "client_secret")
 
 
 def _state(

@@ -14,6 +14,7 @@ from ..models import Attempt
 from ..models import Issuance
 from ..models import LogEntry
 from . import audit
+from . import claim
 from . import clock
 from . import log
 from .issuances import STATES
@@ -179,13 +180,10 @@ def _error(row: t.Any) -> str | None:
 
 def _end_attempts(connection: sa.Connection, ids: list[int], now: dt.datetime) -> None:
     # Credly's own words may name the member.
-    these = sa.update(Attempt).where(Attempt.issuance_id.in_(ids))
-    connection.execute(these.values(detail=None))
     connection.execute(
-        these.where(Attempt.finished_at.is_(None)).values(
-            finished_at=now, answer="unknown"
-        )
+        sa.update(Attempt).where(Attempt.issuance_id.in_(ids)).values(detail=None)
     )
+    claim.end_attempts(connection, ids, now, "unknown")
 
 
 def _redact(connection: sa.Connection, row_id: int, badge_name: str) -> int:

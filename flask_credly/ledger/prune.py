@@ -12,11 +12,13 @@ import sqlalchemy as sa
 
 from ..models import Attempt
 from ..models import AuditEntry
+from ..models import Connection
 from ..models import Issuance
 from ..models import LogEntry
 from ..settings import Settings
 from . import clock
 from . import people
+from .issuances import NEVER_SENT
 from .issuances import STATES
 from .transaction import in_transaction
 
@@ -84,8 +86,20 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
             (sa.not_(waiting), people.IS_NAMED),
             people.NOBODY,
         ),
+        # Their completions were committed in the very moment of Remove.
+        Rule(
+            "Badges of a removed integration deleted",
+            0,
+            Issuance,
+            Issuance.recorded_at,
+            (waiting, NEVER_SENT, sa.not_(_is_connected())),
+        ),
         Rule("Entries of the activity deleted", AUDIT_DAYS, AuditEntry, AuditEntry.at),
     )
+
+
+def _is_connected() -> sa.ColumnElement[bool]:
+    return sa.exists().where(Connection.organization_id == Issuance.organization_id)
 
 
 def prune(

@@ -50,7 +50,9 @@ class LeaseLost(Exception):
 
 
 UNMAPPED = "The mapping was removed."
-"""Why a row was cancelled that the undo of a removal makes due again."""
+"""Why a row was cancelled that the undo of a removal makes due again. Stored, and found
+by these words: they never change.
+"""
 
 
 @in_transaction
@@ -118,11 +120,11 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
 
     for (lease, answer, status, detail), alike in attempts.items():
         connection.execute(
+            # Also those that Remove has ended meanwhile.
             sa.update(_ATTEMPTS)
             .where(
                 Attempt.issuance_id.in_([each.row.id for each in alike]),
                 Attempt.lease == lease,
-                Attempt.finished_at.is_(None),
             )
             .values(
                 finished_at=now,

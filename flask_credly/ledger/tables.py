@@ -1,0 +1,61 @@
+"""Whether our tables are in the host's database."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+
+import sqlalchemy as sa
+
+from ..models import Base
+
+MISSING = (
+    "Tables or columns of Flask-Credly are not in the database. Run your migrations"
+    " (flask db upgrade), or db.create_all(); flask credly doctor says more."
+)
+"""What to say where :func:`explain` says so."""
+
+
+def missing(engine: sa.Engine) -> tuple[list[str], list[str]]:
+    """Find the tables that are not there, and what lacks in those that are."""
+    inspector = sa.inspect(engine)
+    there = set(inspector.get_table_names())
+    tables = Base.metadata.sorted_tables
+    return [table.name for table in tables if table.name not in there], [
+        part
+        for table in tables
+        if table.name in there
+        for part in _missing_parts(inspector, table)
+    ]
+
+
+def explain(engine: sa.Engine, error: Exception) -> bool:
+    """Whether missing tables explain an error of the database."""
+    if not isinstance(error, (sa.exc.OperationalError, sa.exc.ProgrammingError)):
+        return False
+
+    try:
+        return any(missing(engine))
+    except sa.exc.SQLAlchemyError:
+        return False
+
+
+def _missing_parts(inspector: sa.Inspector, table: sa.Table) -> cabc.Iterator[str]:
+    columns = {column["name"] for column in inspector.get_columns(table.name)}
+    lacking = [name for name in table.columns.keys() if name not in columns]
+    yield from (f"{table.name}.{name}" for name in lacking)
+
+    # What keeps a second badge for one completion out.
+    found = [
+        *(each["column_names"] for each in inspector.get_indexes(table.name)),
+        *(
+            each["column_names"]
+            for each in inspector.get_unique_constraints(table.name)
+        ),
+    ]
+
+    for constraint in table.constraints:
+        if isinstance(constraint, sa.UniqueConstraint):
+            names = [column.name for column in constraint.columns]
+
+            if names not in found and not set(names) & set(lacking):
+                yield f"the unique constraint of {table.name} on {', '.join(names)}"
