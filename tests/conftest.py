@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections.abc as cabc
 import os
 import shutil
+import signal
 import time
 import typing as t
 import uuid
@@ -41,6 +42,9 @@ COURSES = [
     Course(id="sql", title="SQL basics"),
     Course(id="data", title="Data path", kind="learning_path"),
 ]
+
+# A shell's background job ignores it, and with it all that the tests start and stop.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DEAD_REDIS = "redis://127.0.0.1:1/0"
 """Nobody listens there: refused at once."""
