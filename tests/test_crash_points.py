@@ -133,7 +133,8 @@ def die_at(host: Host, point: str) -> None:
 
 def child_that_stands_still(config: dict[str, t.Any]) -> None:
     """Drain, and stop right after the intent was written down."""
-    app = make_app(config)
+    # Its lease is six times as long.
+    app = make_app({**config, "CREDLY_TIMEOUT": 0.3})
     drain.MIN_LEASE = 2.0
     begin = claim.begin
 
@@ -161,7 +162,6 @@ def test_a_process_that_stood_still_beyond_its_lease_sends_nothing(
         host = make_host(
             CREDLY_API_URL=server.api_url,
             CREDLY_TOKEN_URL=server.token_url,
-            CREDLY_TIMEOUT=0.3,
         )
         stack.enter_context(host.app.app_context())
         connect(host, credly, allow_duplicate_badges=allowed)
@@ -198,7 +198,6 @@ def served(
         host = make_host(
             CREDLY_API_URL=server.api_url,
             CREDLY_TOKEN_URL=server.token_url,
-            CREDLY_TIMEOUT=2,
         )
 
         with host.app.app_context():
