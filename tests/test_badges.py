@@ -362,7 +362,9 @@ class TestTheLedgersPage:
         row.organization_id = "another"
         connected.host.db.session.commit()
 
-        assert "Retry" not in text_of(browser.get(BADGES))
+        ledger = text_of(browser.get(BADGES))
+        assert "Retry the" not in ledger
+        assert "may have issued this badge in another organization (another)" in ledger
         assert "No badge can be retried." in text_of(browser.get(f"{BADGES}/retry"))
 
     def test_the_export_holds_what_the_filters_show(self, mapped: Mapped) -> None:
