@@ -52,14 +52,14 @@ class Unauthorized(CredlyError):
 
 
 class ConnectionExpired(CredlyError):
-    """The stored credentials are no longer good: the token endpoint refused them,
-    the API refused a fresh token, or they cannot be decrypted any more.
+    """The stored credentials are no longer good: the token endpoint refused them, or
+    the API refused a fresh token.
     """
 
 
-class SecretUnreadable(ConnectionExpired):
-    """What is stored cannot be decrypted with the configured keys. To the admin that
-    is the same as expired credentials: enter them again.
+class SecretUnreadable(CredlyError):
+    """What is stored cannot be decrypted with the keys of this process. Credly was not
+    asked.
     """
 
     def __init__(self) -> None:

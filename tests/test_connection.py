@@ -19,6 +19,7 @@ from flask_credly import connection
 from flask_credly import keys
 from flask_credly.errors import ConnectionExpired
 from flask_credly.errors import CredlyError
+from flask_credly.errors import SecretUnreadable
 from flask_credly.models import Base
 from flask_credly.models import Connection
 from flask_credly.models import Installation
@@ -218,14 +219,14 @@ class TestKeys:
     def test_another_key_does_not(self) -> None:
         sealed = keys.seal({"SECRET_KEY": "old"}, "s", "c", "token")
 
-        with pytest.raises(ConnectionExpired, match="cannot be decrypted"):
+        with pytest.raises(SecretUnreadable, match="cannot be decrypted"):
             keys.unseal({"SECRET_KEY": "new"}, sealed, "c", "token")
 
     def test_ciphertext_swap(self) -> None:
         """What was moved to another place does not open there."""
         sealed = keys.seal({"SECRET_KEY": "k"}, "s", "here", "token")
 
-        with pytest.raises(ConnectionExpired, match="cannot be decrypted"):
+        with pytest.raises(SecretUnreadable, match="cannot be decrypted"):
             keys.unseal({"SECRET_KEY": "k"}, sealed, "there", "token")
 
 

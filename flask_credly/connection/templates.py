@@ -7,7 +7,6 @@ import typing as t
 import sqlalchemy as sa
 
 from ..errors import ConnectionExpired
-from ..errors import SecretUnreadable
 from ..errors import Unauthorized
 from ..issuing import announce
 from ..issuing.token import with_token
@@ -108,8 +107,6 @@ def _sync(state: State, gate: gates.Gate) -> bool:
             return with_token(
                 state, gate.generation, lambda token: load(state, client, token)
             )
-        except SecretUnreadable:
-            raise
         except (Unauthorized, ConnectionExpired) as e:
             announce.expired(state, gate.generation, e.detail)
             raise ConnectionExpired(e.detail, status=e.status) from None

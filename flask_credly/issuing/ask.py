@@ -18,6 +18,7 @@ from ..errors import CredlyError
 from ..errors import OutcomeUnknown
 from ..errors import RateLimited
 from ..errors import Refused
+from ..errors import SecretUnreadable
 from ..errors import Unauthorized
 from ..errors import Unavailable
 from ..ledger.claim import Row
@@ -28,6 +29,7 @@ from .token import SharedToken
 logger = logging.getLogger("flask_credly")
 
 _ANSWERS: tuple[tuple[type[CredlyError], Answer], ...] = (
+    (SecretUnreadable, "unauthorized"),
     (ConnectionExpired, "unauthorized"),
     (Unauthorized, "unauthorized"),
     (RateLimited, "rate limited"),
