@@ -69,6 +69,11 @@ LONG = "A name that is long, " * 3 + "Unbroken" * 8
 
 AXE = Axe().axe_script
 
+PATIENCE = 30_000
+"""Milliseconds. A machine under load may stand still for some seconds."""
+
+expect.set_options(timeout=PATIENCE)
+
 LIST = "/integrations/"
 WINDOW = "/integrations/credly"
 
@@ -511,7 +516,7 @@ def open_page(
         )
         contexts.append(context)
         context.route(f"{PICTURES}**", lambda route: route.fulfill(body=PICTURE))
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(PATIENCE)
         page = context.new_page()
         watch = Watch(site.address)
         watch.observe(page)
