@@ -6,6 +6,7 @@ import collections.abc as cabc
 import dataclasses
 import heapq
 import logging
+import operator
 import re
 import secrets
 import typing as t
@@ -50,6 +51,8 @@ SHOWN = 50
 
 A_PAGE = 20
 """So many mappings stand on a page."""
+
+_BY_TITLE = operator.attrgetter("title")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,21 +203,22 @@ def _course_choices(
     row: EditRow, courses: list[Course] | None, mapped: set[tuple[str, str]]
 ) -> Choices:
     # A host may have ten thousand.
-    taken = mapped - {row.course.partition(":")[::2]}
+    wanted = row.course.partition(":")[::2]
+    taken = mapped - {wanted}
     free = [each for each in courses or [] if (each.kind, each.id) not in taken]
 
     if len(free) <= MANY:
-        return Choices(sorted(free, key=_title), len(free), searched=False)
+        return Choices(sorted(free, key=_BY_TITLE), len(free), searched=False)
 
     text = row.course_text.casefold()
     hits = [each for each in free if text in each.title.casefold()] if text else free
-    shown = heapq.nsmallest(SHOWN, hits, key=_title)
-    chosen = [each for each in free if key(each) == row.course and each not in shown]
-    return Choices([*chosen, *shown], len(hits), searched=True)
+    shown = heapq.nsmallest(SHOWN, hits, key=_BY_TITLE)
 
+    if row.course:
+        found = (each for each in free if (each.kind, each.id) == wanted)
+        shown = [*(each for each in found if each not in shown), *shown]
 
-def _title(course: Course) -> str:
-    return course.title
+    return Choices(shown, len(hits), searched=True)
 
 
 def _deleted(mappings: list[Mapping], courses: list[Course] | None) -> set[int]:
@@ -225,6 +229,9 @@ def _deleted(mappings: list[Mapping], courses: list[Course] | None) -> set[int]:
     shown = {(each.kind, each.course_id): each.id for each in mappings}
 
     for course in courses:
+        if not shown:
+            break
+
         shown.pop((course.kind, course.id), None)
 
     return set(shown.values())
