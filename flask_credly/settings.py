@@ -131,7 +131,7 @@ def warn_of_unknown(config: cabc.Mapping[str, t.Any]) -> None:
             )
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class WebQueue:
     """How this process last saw the queue: the one thing about an app that changes.
     All times are monotonic.

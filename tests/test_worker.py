@@ -108,7 +108,7 @@ class Farm:
     ) -> None:
         self.host = host
         self.credly = credly
-        self._folder = folder
+        self.folder = folder
         self._running: list[subprocess.Popen[bytes]] = []
         (folder / "host_app.py").write_text(APP)
         config = {
@@ -129,7 +129,7 @@ class Farm:
         found = subprocess.run(
             [sys.executable, "-m", *command],
             env=self.environment,
-            cwd=self._folder,
+            cwd=self.folder,
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -141,7 +141,7 @@ class Farm:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
             env=self.environment,
-            cwd=self._folder,
+            cwd=self.folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -154,11 +154,11 @@ class Farm:
             process.wait()
 
         # No work horse may use a connection that its parent has open.
-        assert not (self._folder / "shared").exists()
+        assert not (self.folder / "shared").exists()
 
     def loaded_in_jobs(self) -> set[str]:
         """Get the packages that the processes of jobs had to load."""
-        path = self._folder / "loaded"
+        path = self.folder / "loaded"
         names = path.read_text().split() if path.exists() else []
         return {name.partition(".")[0] for name in names}
 
@@ -287,6 +287,42 @@ def test_a_process_that_ends_at_once_rings_all_the_same(farm: Farm) -> None:
 
     assert farm.run("flask", "complete") == ""
     assert bell.web_queue(farm.host.state).count == 1
+
+
+FORK = """
+import os, sys
+import host_app as host
+from flask_credly import Member, course_completed
+
+app = host.create_app()
+
+def complete():
+    member = Member(str(os.getpid()), "ada@example.org", "Ada", "Example")
+    course_completed.send(app, member=member, course_id="py-101")
+
+complete()
+
+if pid := os.fork():
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+
+with app.app_context():
+    host.db.engine.dispose(close=False)  # they are the parent's
+
+complete()
+ringer = app.extensions["credly"].web_queue.ringer
+ringer.join(10)
+os._exit(ringer.is_alive())
+"""
+
+
+def test_a_process_rings_that_was_forked_after_a_completion(farm: Farm) -> None:
+    """As a server does that loads the application before it forks, or a view that
+    starts a process: while a thread loads RQ, or talks to Redis.
+    """
+    (farm.folder / "forking.py").write_text(FORK)
+
+    for _ in range(3):
+        assert farm.run("forking") == ""
 
 
 def test_a_redis_that_comes_back_empty_knows_its_workers_again(farm: Farm) -> None:
@@ -828,7 +864,7 @@ def test_description_has_no_args_and_redis_nothing_of_a_member(farm: Farm) -> No
 
 @pytest.mark.parametrize("function", ["os.system", "subprocess.call"])
 def test_forged_os_system_job_refused(farm: Farm, function: str) -> None:
-    marker = pathlib.Path(farm._folder / "marker")
+    marker = pathlib.Path(farm.folder / "marker")
     queue = bell.web_queue(farm.host.state)
     job = queue.enqueue(function, f"touch {marker}", failure_ttl=60)
     farm.run(*WORKER, "--burst")
@@ -838,7 +874,7 @@ def test_forged_os_system_job_refused(farm: Farm, function: str) -> None:
 
 
 def test_a_forged_callback_is_refused(farm: Farm) -> None:
-    marker = pathlib.Path(farm._folder / "marker")
+    marker = pathlib.Path(farm.folder / "marker")
     queue = bell.web_queue(farm.host.state)
     queue.enqueue(bell.DRAIN, on_success=rq.Callback("os.mkdir"))
     farm.run(*WORKER, "--burst")

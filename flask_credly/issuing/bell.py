@@ -10,16 +10,19 @@ from __future__ import annotations
 import concurrent.futures.thread  # noqa: F401
 import contextlib
 import logging
+import os
 import sys
 import threading
 import time
 import typing as t
+import weakref
 
 from flask import Flask
 from flask import has_app_context
 
 from ..settings import Settings
 from ..settings import State
+from ..settings import WebQueue
 
 if t.TYPE_CHECKING:
     import redis
@@ -100,6 +103,30 @@ def ring_soon(state: State) -> None:
             _ring_for_completion(state)
         else:
             web.ringer = ringer
+            _webs.add(web)
+
+
+_webs: weakref.WeakSet[WebQueue] = weakref.WeakSet()
+
+
+def _let_ring() -> None:
+    """Wait for the threads that ring just now, two seconds each at most.
+
+    A fork leaves them behind, and with them what they held: a module that one of them
+    was loading could never be loaded in the new process, which may even stand still.
+    """
+    now = time.monotonic()
+    # One may fork itself, in a function of the host's.
+    this = threading.current_thread()
+
+    for web in list(_webs):
+        for thread in (web.ringing, web.ringer if web.rings_at <= now else None):
+            if thread is not None and thread is not this:
+                thread.join(2)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_let_ring)
 
 
 def _in_a_job() -> bool:
