@@ -6,14 +6,22 @@ from __future__ import annotations
 class CredlyError(Exception):
     """Base of all errors of a call to Credly.
 
+    As text, it is fit for a log: of an answer it gives the status only. What the answer
+    says may repeat what was sent, in whatever spelling.
+
     :param detail: A sentence for the admin. Holds neither secret nor token.
     :param status: HTTP status of the answer, if there was one.
+    :param foreign: Whether something in Credly's place seems to have answered: a proxy,
+        a firewall, the login page of a network.
     """
 
-    def __init__(self, detail: str, *, status: int | None = None) -> None:
-        super().__init__(detail)
+    def __init__(
+        self, detail: str, *, status: int | None = None, foreign: bool = False
+    ) -> None:
+        super().__init__(detail if status is None else f"HTTP {status} from Credly.")
         self.detail = detail
         self.status = status
+        self.foreign = foreign
 
 
 class Refused(CredlyError):

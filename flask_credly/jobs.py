@@ -53,7 +53,7 @@ def sync() -> None:
         except CredlyError as e:
             logger.warning(
                 "The badge templates could not be loaded: %s",
-                e.detail,
+                e,
                 extra={"credly_event": "templates_not_loaded"},
             )
 

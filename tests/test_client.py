@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import collections.abc as cabc
 import datetime as dt
 import gzip
+import html
 import http.server
 import json
 import pathlib
@@ -15,6 +17,7 @@ import threading
 import time
 import traceback
 import typing as t
+import urllib.parse
 
 import pytest
 import requests
@@ -29,6 +32,7 @@ from responses import matchers
 from flask_credly.credly import BadgeRequest
 from flask_credly.credly import Client
 from flask_credly.credly import fetch_token
+from flask_credly.credly.answers import FOREIGN
 from flask_credly.errors import AlreadyHeld
 from flask_credly.errors import ConnectionExpired
 from flask_credly.errors import CredlyError
@@ -86,6 +90,64 @@ def issued(**changes: t.Any) -> dict[str, t.Any]:
 
 def listed(*rows: dict[str, t.Any], pages: int = 1) -> dict[str, t.Any]:
     return {"data": [row["data"] for row in rows], "metadata": {"total_pages": pages}}
+
+
+def plain(text: str) -> str:
+    return text
+
+
+def upper(text: str) -> str:
+    return text.upper()
+
+
+def in_a_url(text: str) -> str:
+    return urllib.parse.quote(text, safe="")
+
+
+def in_a_form(text: str) -> str:
+    return urllib.parse.quote_plus(text)
+
+
+def twice_in_a_form(text: str) -> str:
+    return urllib.parse.quote_plus(urllib.parse.quote_plus(text))
+
+
+def all_in_percents(text: str) -> str:
+    return "".join(f"%{byte:02x}" for byte in text.encode())
+
+
+def in_json(text: str) -> str:
+    return json.dumps(text)[1:-1]
+
+
+def in_html(text: str) -> str:
+    return html.escape(text)
+
+
+def in_numbers(text: str) -> str:
+    return "".join(f"&#{ord(char)};" for char in text)
+
+
+def in_hex_numbers(text: str) -> str:
+    return "".join(f"&#x{ord(char):X};" for char in text)
+
+
+def in_base64(text: str) -> str:
+    return base64.b64encode(f"client:{text}".encode()).decode()
+
+
+SPELLINGS = [
+    plain,
+    upper,
+    in_a_url,
+    in_a_form,
+    twice_in_a_form,
+    all_in_percents,
+    in_json,
+    in_html,
+    in_numbers,
+    in_hex_numbers,
+]
 
 
 class TestIssue:
@@ -165,11 +227,13 @@ class TestIssue:
             ),
             (400, envelope(), Refused, "Credly answered HTTP 400."),
             (400, {"error": "bad request"}, Refused, "bad request (HTTP 400)"),
-            (403, "", Refused, "Credly answered HTTP 403."),
-            (404, "<html>no</html>", Refused, "Credly answered HTTP 404."),
-            (410, "null", Refused, "Credly answered HTTP 410."),
-            (401, "", Unauthorized, "Credly answered HTTP 401."),
-            (401, "<html>", Unauthorized, "Credly answered HTTP 401."),
+            (403, envelope(), Refused, "Credly answered HTTP 403."),
+            (403, "", OutcomeUnknown, f"HTTP 403. {FOREIGN}"),
+            (404, "<html>no</html>", OutcomeUnknown, f"HTTP 404. {FOREIGN}"),
+            (403, {"message": "Forbidden"}, OutcomeUnknown, f"HTTP 403. {FOREIGN}"),
+            (410, "null", OutcomeUnknown, f"HTTP 410. {FOREIGN}"),
+            (401, envelope(), Unauthorized, "Credly answered HTTP 401."),
+            (401, "<html>", Unauthorized, f"HTTP 401. {FOREIGN}"),
             (408, "", OutcomeUnknown, "Credly answered HTTP 408."),
             (500, "", OutcomeUnknown, "Credly answered HTTP 500."),
             (
@@ -280,6 +344,33 @@ class TestIssue:
             client.issue("secret-token", REQUEST)
 
         assert caught.value.detail == "No ***, no ***. (HTTP 429)"
+
+    @pytest.mark.parametrize("spell", SPELLINGS, ids=lambda spell: spell.__name__)
+    def test_no_spelling_of_an_address_is_shown(
+        self,
+        mock: responses.RequestsMock,
+        client: Client,
+        spell: cabc.Callable[[str], str],
+    ) -> None:
+        said = f"No {spell(REQUEST.email)} here"
+        mock.add("POST", re.compile(".*"), status=429, json={"message": said})
+
+        with pytest.raises(RateLimited) as caught:
+            client.issue("secret-token", REQUEST)
+
+        assert caught.value.detail in ("No *** here (HTTP 429)",)
+        assert str(caught.value) == "HTTP 429 from Credly."
+
+    def test_another_address_is_not_shown_either(
+        self, mock: responses.RequestsMock, client: Client
+    ) -> None:
+        said = {"message": "Sent to Someone.Else@example.com, or else%40example.com!"}
+        mock.add("POST", re.compile(".*"), status=429, json=said)
+
+        with pytest.raises(RateLimited) as caught:
+            client.issue("secret-token", REQUEST)
+
+        assert caught.value.detail == "Sent to ***, or ***! (HTTP 429)"
 
     @pytest.mark.parametrize(
         "said",
@@ -530,10 +621,12 @@ class TestToken:
         [
             (401, {"error": "invalid_client"}, ConnectionExpired),
             (401, {"data": {"message": "no"}}, ConnectionExpired),
-            (401, "", ConnectionExpired),
+            (401, "", Unavailable),
             (400, {"error": "invalid_scope"}, ConnectionExpired),
             (400, {"error": "unauthorized_client"}, ConnectionExpired),
-            (403, "<html>", ConnectionExpired),
+            (403, "<html>", Unavailable),
+            (403, {"message": "Forbidden"}, Unavailable),
+            (401, '["invalid_client"]', Unavailable),
             (200, {"access_token": "a", "scope": "issued_badges"}, ConnectionExpired),
             (429, {"message": "slow down"}, RateLimited),
             (404, {}, Unavailable),
@@ -600,6 +693,46 @@ class TestToken:
         assert "s3cret-value" not in "".join(traceback.format_exception(caught.value))
         assert caught.value.detail == "Unknown secret *** (HTTP 401)"
 
+    @pytest.mark.parametrize("before", ["", "x" * 280, "x" * 295, "x" * 5000])
+    @pytest.mark.parametrize(
+        "spell", [*SPELLINGS, in_base64], ids=lambda spell: spell.__name__
+    )
+    def test_no_spelling_of_the_secret_is_passed_on(
+        self,
+        mock: responses.RequestsMock,
+        spell: cabc.Callable[[str], str],
+        before: str,
+    ) -> None:
+        secret = "a+b/C d=é~1&2'\"-0123456789abcdefgh"
+        said = f"{before} {spell(secret)}, client"
+        mock.post(TOKEN_URL, status=401, json={"error_description": said})
+
+        with pytest.raises(ConnectionExpired) as caught:
+            fetch_token(TOKEN_URL, "client", secret, timeout=1)
+
+        said = caught.value.detail
+        assert spell(secret)[10:20] not in said.replace("***", "")
+        assert "0123456789" not in said
+        assert str(caught.value) == "HTTP 401 from Credly."
+
+    def test_a_refusal_in_the_header_alone_is_credlys(
+        self, mock: responses.RequestsMock
+    ) -> None:
+        challenge = 'Bearer realm="Doorkeeper", error="invalid_client"'
+        mock.post(TOKEN_URL, status=401, headers={"WWW-Authenticate": challenge})
+
+        with pytest.raises(ConnectionExpired):
+            self.fetch()
+
+    @pytest.mark.parametrize("challenge", ["Basic realm=proxy", "Negotiate", "NTLM"])
+    def test_that_of_a_proxy_is_not(
+        self, mock: responses.RequestsMock, challenge: str
+    ) -> None:
+        mock.post(TOKEN_URL, status=401, headers={"WWW-Authenticate": challenge})
+
+        with pytest.raises(Unavailable):
+            self.fetch()
+
 
 class Server(http.server.ThreadingHTTPServer):
     """A server that misbehaves in ways that cannot be mocked."""
@@ -617,6 +750,9 @@ def serve() -> cabc.Iterator[cabc.Callable[[cabc.Callable[[t.Any], None]], Serve
 
     def start(answer: cabc.Callable[[t.Any], None]) -> Server:
         class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                answer(self)
+
             def do_POST(self) -> None:
                 length = int(self.headers.get("Content-Length", 0))
                 server.asked.append(self.rfile.read(length).decode())
@@ -868,3 +1004,27 @@ class TestOnTheWire:
         assert "GET /v1/organizations/" in caplog.text
         assert "example.org" not in caplog.text
         assert credly.client_secret not in caplog.text
+
+    def test_urllib3_says_of_a_malformed_header_only_that_it_is(
+        self,
+        caplog: pytest.LogCaptureFixture,
+        serve: cabc.Callable[[cabc.Callable[[t.Any], None]], Server],
+    ) -> None:
+        def answer(handler: t.Any) -> None:
+            handler.wfile.write(
+                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n"
+                b"filter ada+badge@example.org s3cret\r\nX: y\r\n\r\n{}"
+            )
+
+        server = serve(answer)
+        caplog.set_level("DEBUG")
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+
+        with Client(url, ORGANIZATION, timeout=5) as client:
+            with pytest.raises(CredlyError):
+                client.find("s3cret", REQUEST)
+
+        (said,) = [each for each in caplog.records if each.levelname == "WARNING"]
+        assert "Failed to parse headers" in said.getMessage()
+        assert "example.org" not in caplog.text
+        assert "s3cret" not in caplog.text

@@ -104,6 +104,13 @@ class TestConnect:
             {"status": 500},
             {"status": 429},
             {"status": 200, "body": "<html>"},
+            # Of a firewall, a proxy, a network that wants a login.
+            {"status": 400, "body": "<html>", "times": 2},
+            {"status": 401, "body": "<html>", "times": 2},
+            {"status": 403, "body": "<html>", "times": 2},
+            {"status": 403, "body": {"message": "Forbidden"}, "times": 2},
+            {"status": 404, "body": "", "times": 2},
+            {"status": 302, "headers": {"Location": "https://login.example"}},
             {"how": "hang"},
             {"how": "reset"},
         ],
@@ -301,6 +308,28 @@ class TestTemplates:
             connection.sync_templates(host.state)
 
         assert [error for error, _ in host.log()] == ["Connection expired"]
+
+    @pytest.mark.parametrize("kind", ["templates", "token"])
+    @pytest.mark.parametrize("status", [401, 403, 404])
+    def test_a_page_of_a_firewall_says_nothing_of_the_credentials(
+        self, connected: Connected, kind: t.Any, status: int
+    ) -> None:
+        host, credly, _ = connected
+        credly.revoke_tokens()
+        credly.fail(kind, times=None, status=status, body="<html>No entry</html>")
+
+        with pytest.raises(CredlyError) as caught:
+            connection.sync_templates(host.state)
+
+        assert not isinstance(caught.value, ConnectionExpired)
+
+        with pytest.raises(connection.CouldNotVerify, match=f"HTTP {status}"):
+            connection.check(host.state)
+
+        assert host.log() == []
+        credly.clear_faults()
+        connection.check(host.state)
+        connection.sync_templates(host.state)
 
     def test_so_does_one_that_gets_no_token(self, connected: Connected) -> None:
         host, credly, _ = connected

@@ -475,6 +475,63 @@ class TestPauses:
             assert {row.state for row in host.rows()} == {"issued"}
             assert max(in_flight[:20]) <= 2
 
+    @pytest.mark.parametrize("status", [401, 403, 404])
+    def test_an_hour_behind_a_firewall_fails_no_badge(
+        self, make_host: MakeHost, credly: CredlySimulator, status: int
+    ) -> None:
+        host = make_host()
+
+        with host.app.app_context():
+            connect(host, credly)
+
+            for number in range(5):
+                host.complete(str(number))
+
+            page = "<html><h1>Blocked</h1></html>"
+            credly.fail("*", times=None, status=status, body=page)
+
+            for _ in range(6):
+                host.make_due()
+                resume(host)
+                host.drain()
+
+            assert {row.state for row in host.rows()} == {"pending"}
+            assert {error for error, _ in host.log()} == {"Credly unreachable"}
+            assert "is a proxy or a firewall in between?" in host.log()[0][1]
+
+            credly.clear_faults()
+
+            for _ in range(3):
+                host.make_due()
+                resume(host)
+                host.drain()
+
+            assert {row.state for row in host.rows()} == {"issued"}
+            assert len(credly.badges) == 5
+
+    def test_a_request_that_a_firewall_never_lets_through_stops_no_other(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        host = make_host(CREDLY_CONCURRENCY=1)
+
+        with host.app.app_context():
+            connect(host, credly)
+            host.complete("1")
+            # Both requests of the first.
+            credly.fail("issue", times=2, status=403, body="<html>Blocked</html>")
+
+            for _ in range(4):
+                host.make_due()
+                resume(host)
+                host.drain()
+
+            host.complete("2")
+            resume(host)
+            host.drain()
+
+            assert [row.state for row in host.rows()] == ["failed", "issued"]
+            assert "HTTP 403. That was no answer of Credly's" in host.log()[-1][1]
+
     def test_an_unreachable_credly_uses_no_attempt(
         self, make_host: MakeHost, credly: CredlySimulator
     ) -> None:

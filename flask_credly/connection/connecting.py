@@ -183,7 +183,7 @@ def _check(state: State, gate: gates.Gate) -> None:
         _note_check(state.engine, gate.generation)
 
         if isinstance(e, NotAccepted):
-            announce.expired(state, gate.generation, e.detail)
+            announce.expired(state, gate.generation, e)
 
         raise
 
@@ -295,13 +295,12 @@ def _verify(
         # There is no scope for reading the organization itself. Its templates prove
         # that the token is for it.
         return token, client.templates(token.value, 1)
-    except (Refused, Unauthorized, ConnectionExpired) as e:
-        raise NotVerified(e.detail, status=e.status) from None
     except CredlyError as e:
-        if e.status in (404, 422):  # of the token endpoint
-            raise NotVerified(e.detail, status=e.status) from None
-
-        raise CouldNotVerify(e.detail, status=e.status) from None
+        refused = isinstance(e, (Refused, Unauthorized, ConnectionExpired))
+        # The latter of the token endpoint.
+        kind = NotVerified if refused or e.status in (404, 422) else CouldNotVerify
+        kind = CouldNotVerify if e.foreign else kind
+        raise kind(e.detail, status=e.status) from None
 
 
 @in_transaction

@@ -108,7 +108,7 @@ def _sync(state: State, gate: gates.Gate) -> bool:
                 state, gate.generation, lambda token: load(state, client, token)
             )
         except (Unauthorized, ConnectionExpired) as e:
-            announce.expired(state, gate.generation, e.detail)
+            announce.expired(state, gate.generation, e)
             raise ConnectionExpired(e.detail, status=e.status) from None
 
 

@@ -20,9 +20,14 @@ from ..errors import OutcomeUnknown
 from ..errors import RateLimited
 from ..errors import Refused
 from ..errors import Unauthorized
+from .masking import mask
 
 DETAIL_LENGTH = 300
 """Characters of Credly's own words that are kept."""
+
+_SAYS_NO = frozenset(range(400, 500)) - {408, 425}
+
+FOREIGN = "That was no answer of Credly's: is a proxy or a firewall in between?"
 
 DEFAULT_RETRY_AFTER = 60.0
 """Seconds to pause after a 429 that does not say. Credly publishes no limits."""
@@ -61,6 +66,27 @@ def is_uuid(value: t.Any) -> t.TypeGuard[str]:
         return False
 
 
+def is_foreign(response: requests.Response) -> bool:
+    """Whether something in Credly's place seems to have answered: a proxy, a firewall,
+    the login page of a network. Such an answer says nothing about what was asked.
+
+    Credly's errors are JSON, in its envelope or as OAuth has them. A refused token may
+    also be told in the header alone.
+    """
+    body = read_json(response)
+
+    if isinstance(body, dict) and ("data" in body or "errors" in body):
+        return False
+
+    if isinstance(body, dict) and any(
+        isinstance(body.get(key), str) for key in ("error", "error_description")
+    ):
+        return False
+
+    challenge = response.headers.get("WWW-Authenticate", "")
+    return bool(response.content) or not re.match(r"\s*Bearer\b", challenge, re.I)
+
+
 def explain(response: requests.Response, *, hide: cabc.Iterable[str] = ()) -> str:
     """Find the words for an error in an answer of any shape.
 
@@ -70,15 +96,15 @@ def explain(response: requests.Response, *, hide: cabc.Iterable[str] = ()) -> st
     found = _find_message(body) if isinstance(body, dict) else None
     status = f"HTTP {response.status_code}"
 
+    # Nobody doubts that a 429 means a limit, whosever it is.
+    if response.status_code in _SAYS_NO - {429} and is_foreign(response):
+        return f"{status}. {FOREIGN}"
+
     if not found:
         return f"Credly answered {status}."
 
-    for text in filter(None, hide):
-        # Not within a word; what stands before it in a URL is written "%3A".
-        whole = rf"(?:(?<!\w)|(?<=%[\dA-F]{{2}})){re.escape(text)}(?!\w)"
-        found = re.sub(whole, "***", found, flags=re.I)
-
-    return f"{clean(found)} ({status})"
+    # Before it is cut: half of a secret would not be known again.
+    return f"{clean(mask(found, hide))} ({status})"
 
 
 def _find_message(body: dict[str, t.Any]) -> str | None:
@@ -140,8 +166,9 @@ def raise_for_status(
     :raises Unauthorized: 401.
     :raises RateLimited: 429.
     :raises AlreadyHeld: 422 that says the member has this badge.
-    :raises Refused: Any other 4xx.
-    :raises OutcomeUnknown: Everything else: 5xx, a redirect, a strange 2xx.
+    :raises Refused: Any other 4xx in Credly's own words.
+    :raises OutcomeUnknown: Everything else: 5xx, a redirect, a strange 2xx, a page of
+        something in between.
     """
     status = response.status_code
 
@@ -149,9 +176,10 @@ def raise_for_status(
         return
 
     detail = explain(response, hide=hide)
+    foreign = status < 500 and is_foreign(response)
 
     if status == 401:
-        raise Unauthorized(detail, status=status)
+        raise Unauthorized(detail, status=status, foreign=foreign)
 
     if status == 429:
         raise RateLimited(detail, retry_after=retry_after(response))
@@ -159,7 +187,7 @@ def raise_for_status(
     if status == 422 and "already has this badge" in explain(response).lower():
         raise AlreadyHeld(detail, status=status)
 
-    if 400 <= status < 500 and status not in (408, 425):
+    if status in _SAYS_NO and not foreign:
         raise Refused(detail, status=status)
 
-    raise OutcomeUnknown(detail, status=status)
+    raise OutcomeUnknown(detail, status=status, foreign=foreign)

@@ -37,11 +37,12 @@ class BadgeRequest:
     issued_at: dt.datetime
 
     def personal(self) -> tuple[str, ...]:
-        """Name what an answer may not repeat into a log: the address, also as it stands
-        in a URL, and the whole name. A part of it alone may be any word.
+        """Name what an answer may not repeat: the address and the whole name. A part
+        of it alone may be any word.
         """
-        name = f"{self.first_name} {self.last_name}".strip()
-        return self.email, urllib.parse.quote_plus(self.email), name
+        first, last = self.first_name, self.last_name
+        names = (f"{first} {last}", f"{last} {first}", f"{last}, {first}")
+        return self.email, *(name.strip(" ,") for name in names)
 
     def body(self) -> dict[str, str]:
         """Write it as Credly's page on issued badges names the fields."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import typing as t
 
@@ -45,10 +46,10 @@ def fetch_token(
     The credentials go into the body, once, as Credly's OAuth page says; redirects are
     not followed, as they would carry the secret to another host.
 
-    :raises ConnectionExpired: The credentials were refused.
+    :raises ConnectionExpired: Credly refused the credentials.
     :raises RateLimited: 429.
-    :raises Unavailable: Anything else: the endpoint is in trouble, and nothing was
-        learned about the credentials.
+    :raises Unavailable: Anything else: the endpoint is in trouble, or something in
+        between has answered, and nothing was learned about the credentials.
     """
     client_secret = Secret(client_secret)
 
@@ -61,7 +62,10 @@ def fetch_token(
         scope=" ".join(SCOPES),
         token_endpoint_auth_method="client_secret_post",
     )
-    session.register_compliance_hook("access_token_response", _check_answer)
+    session.register_compliance_hook(
+        "access_token_response",
+        functools.partial(_check_answer, hide=(client_secret,)),
+    )
     failure: CredlyError
 
     with transport.prepare(session, token_url, timeout):
@@ -79,37 +83,37 @@ def fetch_token(
                 f"The token endpoint's answer could not be read ({type(e).__name__})."
             )
 
-    # The server's words may repeat what was sent. Raised anew and without the chain:
-    # the frames below hold the secret.
-    failure.detail = failure.detail.replace(client_secret, "***")
-    failure.args = (failure.detail,)
+    # Without the chain: the frames below hold the secret.
     raise failure.with_traceback(None) from None
 
 
-def _check_answer(response: requests.Response) -> requests.Response:
+def _check_answer(
+    response: requests.Response, *, hide: tuple[str, ...]
+) -> requests.Response:
     # Authlib would keep any JSON object as the token, a 401's body included.
     status = response.status_code
-
-    if status == 429:
-        raise RateLimited(
-            answers.explain(response), retry_after=answers.retry_after(response)
-        )
-
-    if status in (400, 401, 403):
-        raise ConnectionExpired(answers.explain(response), status=status)
-
     body = answers.read_json(response)
 
-    if status != 200 or not isinstance(body, dict):
-        raise Unavailable(answers.explain(response), status=status)
+    if status == 200 and isinstance(body, dict):
+        token: dict[str, t.Any] = {
+            "access_token": _usable_token(body),
+            "token_type": "Bearer",
+            "expires_in": _lifetime(body.get("expires_in")),
+        }
+        response._content = json.dumps(token).encode()
+        return response
 
-    token: dict[str, t.Any] = {
-        "access_token": _usable_token(body),
-        "token_type": "Bearer",
-        "expires_in": _lifetime(body.get("expires_in")),
-    }
-    response._content = json.dumps(token).encode()
-    return response
+    detail = answers.explain(response, hide=hide)
+
+    if status == 429:
+        raise RateLimited(detail, retry_after=answers.retry_after(response))
+
+    foreign = answers.is_foreign(response)
+
+    if status in (400, 401, 403) and not foreign:
+        raise ConnectionExpired(detail, status=status)
+
+    raise Unavailable(detail, status=status, foreign=foreign)
 
 
 def _usable_token(body: dict[str, t.Any]) -> str:

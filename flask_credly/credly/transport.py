@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import ssl
+import threading
 import time
 import typing as t
 
@@ -28,24 +29,37 @@ MAX_BYTES = 1024 * 1024
 """The largest answer that is read, decoded. A page of 50 templates has 200 kB."""
 
 
-class _NoAddresses(logging.Filter):
-    """Keeps a look-up's query out of the debug log of urllib3: it may hold an e-mail
-    address.
+_asking = threading.local()
+
+
+class _NothingPersonal(logging.Filter):
+    """Keeps what was sent and what came back out of the log of urllib3, while this
+    thread asks Credly: an address ends where its query begins, as that may hold a
+    member's e-mail address, and an error is only named, as it may repeat anything.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
+        if not getattr(_asking, "now", False):
+            return True
+
         if isinstance(record.args, tuple):
-            record.args = tuple(
-                arg.partition("?")[0]
-                if isinstance(arg, str) and "recipient_email" in arg
-                else arg
-                for arg in record.args
-            )
+            record.args = tuple(map(_shorten, record.args))
+
+        if record.exc_info:
+            record.exc_info = record.exc_text = None
 
         return True
 
 
-logging.getLogger("urllib3.connectionpool").addFilter(_NoAddresses())
+def _shorten(value: object) -> object:
+    if isinstance(value, str):
+        return value.partition("?")[0]
+
+    return value if isinstance(value, (int, float, type(None))) else type(value)
+
+
+for _name in ("connection", "connectionpool", "poolmanager", "response", "util.retry"):
+    logging.getLogger(f"urllib3.{_name}").addFilter(_NothingPersonal())
 
 
 class _BoundedAnswer(http.client.HTTPResponse):
@@ -123,8 +137,14 @@ class _BoundedAdapter(HTTPAdapter):
     def send(self, request: requests.PreparedRequest, **kwargs: t.Any) -> t.Any:  # type: ignore[override]
         kwargs["stream"] = True
         kwargs["timeout"] = (min(self._timeout, 5), self._timeout)
-        response = super().send(request, **kwargs)
-        response._content = _read(response.raw)
+        _asking.now = True
+
+        try:
+            response = super().send(request, **kwargs)
+            response._content = _read(response.raw)
+        finally:
+            _asking.now = False
+
         response._content_consumed = True  # type: ignore[attr-defined]
         return response
 

@@ -10,6 +10,7 @@ import blinker
 from flask import has_request_context
 
 from .. import signals
+from ..errors import CredlyError
 from ..ledger import gates
 from ..ledger.claim import Row
 from ..settings import State
@@ -33,12 +34,14 @@ def failed(state: State, row: Row, error: str) -> None:
     _send(signals.badge_failed, state, **_names(row), error=error)
 
 
-def paused(state: State, until: dt.datetime, reason: gates.Reason, detail: str) -> None:
+def paused(
+    state: State, until: dt.datetime, reason: gates.Reason, error: CredlyError
+) -> None:
     """Say that issuing stops for a while."""
     logger.warning(
         "Issuing is paused until %s: %s",
         until.isoformat(),
-        detail,
+        error,
         extra={
             "credly_event": "issuance_paused",
             "credly_reason": reason,
@@ -48,14 +51,14 @@ def paused(state: State, until: dt.datetime, reason: gates.Reason, detail: str) 
     _send(signals.issuance_paused, state, until=until, reason=reason)
 
 
-def expired(state: State, generation: str, detail: str) -> None:
+def expired(state: State, generation: str, error: CredlyError) -> None:
     """Close the gate until an admin reconnects, and say so, once an outage."""
     if not gates.expire(state.engine, generation):
         return
 
     logger.warning(
         "The connection to Credly has expired: %s",
-        detail,
+        error,
         extra={"credly_event": "connection_expired"},
     )
     _send(signals.issuance_paused, state, until=None, reason="expired")

@@ -70,6 +70,9 @@ class Outcome:
 
 def answer_to(error: CredlyError) -> Answer:
     """Name an error as the decision table does."""
+    if isinstance(error, OutcomeUnknown) and error.foreign:
+        return "foreign"
+
     return next(answer for kind, answer in _ANSWERS if isinstance(error, kind))
 
 
@@ -118,11 +121,11 @@ class Asker:
 
             return self._issue(step)
         except CredlyError as e:
-            if isinstance(e, (RateLimited, Unavailable)):
+            if (answer := answer_to(e)) in ("rate limited", "unavailable", "foreign"):
                 # At once: the others that wait for a thread would be refused as well.
                 self._stop.set()
 
-            return Outcome(answer_to(e), error=e)
+            return Outcome(answer, error=e)
         except Exception as e:
             # Whatever it was, it must not keep other badges from being issued. Its
             # text may name the member.
@@ -156,7 +159,7 @@ class Asker:
         try:
             outcome = self._look_up(step)
         except CredlyError as e:
-            logger.info("The badge that is held could not be looked up: %s", e.detail)
+            logger.info("The badge that is held could not be looked up: %s", e)
         else:
             if outcome.answer == "found":
                 return outcome

@@ -422,7 +422,7 @@ class _Drain:
 
     def _settle(self, done: list[tuple[Step, Outcome]]) -> None:
         settlements = []
-        closing: list[tuple[Answer, CredlyError | None]] = []
+        closing: list[tuple[Answer, CredlyError]] = []
 
         for step, outcome in done:
             answer = self._consider(step, outcome)
@@ -434,6 +434,7 @@ class _Drain:
                 continue
 
             if rule.close:
+                assert outcome.error is not None
                 self._stop.set()
                 closing.append((answer, outcome.error))
 
@@ -505,17 +506,24 @@ class _Drain:
             self._token = None
             return "not sent"
 
-        return "not sent" if version <= self._rejected else "unauthorized"
+        if version <= self._rejected:
+            return "not sent"
+
+        # A firewall's page says nothing about the credentials.
+        return "unavailable" if outcome.error.foreign else "unauthorized"
 
     def _consider_look_up(self, step: Step, answer: Answer) -> Answer:
-        if step.phase != "look-up" or answer not in ("refused", "unknown"):
+        if step.phase != "look-up" or answer not in ("refused", "unknown", "foreign"):
             return answer
 
         # Where Credly refuses duplicates itself, the request is safe.
         if answer == "refused" and not step.row.allows_duplicates:
             return answer
 
-        return "no word" if step.row.look_ups + 1 >= MAX_LOOK_UPS else "unknown"
+        if step.row.look_ups + 1 >= MAX_LOOK_UPS:
+            return "no word"
+
+        return "unknown" if answer == "refused" else answer
 
     def _wait(self, step: Step, answer: Answer) -> float:
         delay = self._state.settings.retry_delay
@@ -523,13 +531,12 @@ class _Drain:
         if step.phase == "look-up":
             return max(delay, LOOK_UP_WAIT * 2.0**step.row.look_ups)
 
-        if answer == "unknown" and step.row.allows_duplicates:
+        if answer in ("unknown", "foreign") and step.row.allows_duplicates:
             return max(delay, DUPLICATES_WAIT)
 
         return delay
 
-    def _close_gate(self, answer: Answer, error: CredlyError | None) -> None:
-        detail = error.detail if error else ""
+    def _close_gate(self, answer: Answer, error: CredlyError) -> None:
         generation = self._gate.generation
 
         if isinstance(error, SecretUnreadable):
@@ -538,7 +545,7 @@ class _Drain:
             return
 
         if answer == "unauthorized":
-            announce.expired(self._state, generation, detail)
+            announce.expired(self._state, generation, error)
             return
 
         reason: gates.Reason
@@ -548,10 +555,10 @@ class _Drain:
         else:
             reason, seconds = "unavailable", UNAVAILABLE_PAUSE
 
-        until = gates.pause(self._engine, generation, reason, seconds, detail)
+        until = gates.pause(self._engine, generation, reason, seconds, error.detail)
 
         if until is not None:
-            announce.paused(self._state, until, reason, detail)
+            announce.paused(self._state, until, reason, error)
 
     def _learn(self, answers: list[Answer]) -> None:
         """Widen gently after a pause."""

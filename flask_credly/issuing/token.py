@@ -84,6 +84,7 @@ def with_token(state: State, generation: str, ask: t.Callable[[Secret], T]) -> T
     not accepted.
 
     :raises Unauthorized: Neither is.
+    :raises Unavailable: Something in Credly's place has refused them.
     :raises CredlyError: See :func:`get_token`, and what is asked.
     """
     token = get_token(state, generation)
@@ -91,7 +92,15 @@ def with_token(state: State, generation: str, ask: t.Callable[[Secret], T]) -> T
     try:
         return ask(token.value)
     except Unauthorized:
-        return ask(get_token(state, generation, rejected=token.version).value)
+        token = get_token(state, generation, rejected=token.version)
+
+    try:
+        return ask(token.value)
+    except Unauthorized as e:
+        if e.foreign:
+            raise Unavailable(e.detail, status=e.status, foreign=True) from None
+
+        raise
 
 
 def _read(state: State, generation: str) -> tuple[Connection, dt.datetime]:

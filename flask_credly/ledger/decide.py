@@ -20,14 +20,15 @@ Answer = t.Literal[
     "absent",
     "refused",
     "unknown",
+    "foreign",
     "rate limited",
     "unauthorized",
     "unavailable",
     "not sent",
     "no word",
 ]
-"""``no word``: Credly was asked often enough whether the badge is there, and did not
-say.
+"""``foreign``: something in between has answered, such as a firewall. ``no word``:
+Credly was asked often enough whether the badge is there, and did not say.
 """
 
 Then = t.Literal["issued", "held", "failed", "wait", "at once", "issue"]
@@ -69,6 +70,9 @@ RULES: tuple[Rule, ...] = (
     Rule("look-up", "refused", False, "issue"),
     Rule("look-up", "refused", True, "failed", logged=True),
     Rule("look-up", "unknown", None, "wait"),
+    # Counted all the same: it may be this request alone that a firewall does not let
+    # through, and it must not stop all others for ever.
+    Rule("look-up", "foreign", None, "wait", close="unavailable"),
     Rule("look-up", "no word", None, "failed", logged=True),
     Rule("look-up", "rate limited", None, "at once", close="rate limit"),
     Rule("look-up", "unauthorized", None, "at once", close="expired"),
@@ -82,6 +86,15 @@ RULES: tuple[Rule, ...] = (
     # Also after the second: it may have gone through, so that one more look is due
     # before anybody is told that it failed.
     Rule("issue", "unknown", None, "wait", counts=True, maybe_issued=True),
+    Rule(
+        "issue",
+        "foreign",
+        None,
+        "wait",
+        counts=True,
+        maybe_issued=True,
+        close="unavailable",
+    ),
     Rule("issue", "rate limited", None, "at once", close="rate limit"),
     Rule("issue", "unauthorized", None, "at once", close="expired"),
     Rule("issue", "unavailable", None, "at once", close="unavailable"),
