@@ -532,3 +532,149 @@ class TestRemove:
             host.drain()
 
         assert host.log() == []
+
+
+@every_database
+class TestAnAnswerThatComesAfterAnotherConnection:
+    """What was asked of one organization says nothing about the next."""
+
+    @pytest.fixture
+    def other(self) -> CredlySimulator:
+        other = CredlySimulator(organization_id=OTHER_ORGANIZATION)
+        other.add_template("Other")
+        return other
+
+    def change_during(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        host: Host,
+        other: CredlySimulator,
+        name: str,
+        times: int = 1,
+    ) -> None:
+        """Remove and connect to another organization while Credly answers."""
+        from flask_credly.credly import Client
+
+        ask = getattr(Client, name)
+        calls = []
+
+        def slow(self: Client, *args: t.Any, **given: t.Any) -> t.Any:
+            calls.append(1)
+
+            try:
+                return ask(self, *args, **given)
+            finally:
+                if len(calls) == times:
+                    # A badge is asked for by a thread without one.
+                    with host.app.app_context():
+                        connection.remove(host.state)
+
+                        with responses.RequestsMock() as mock:
+                            mock.assert_all_requests_are_fired = False
+                            other.register(mock)
+                            try_to_connect(host, other)
+
+        monkeypatch.setattr(Client, name, slow)
+
+    def state(self, host: Host) -> tuple[t.Any, ...]:
+        host.db.session.rollback()
+        row = connection.get(host.db.session)
+        assert row is not None
+        return (
+            row.organization_id,
+            row.expired,
+            row.templates_failed_at,
+            [each.name for each in connection.list_templates(host.db.session)],
+            host.log(),
+        )
+
+    UNTOUCHED = (OTHER_ORGANIZATION, False, None, ["Other"], [])
+
+    @pytest.mark.parametrize("times", [1, 2])
+    def test_no_template_of_one_is_offered_for_the_other(
+        self,
+        connected: Connected,
+        other: CredlySimulator,
+        monkeypatch: pytest.MonkeyPatch,
+        times: int,
+    ) -> None:
+        host, credly, _ = connected
+
+        for number in range(60):
+            credly.add_template(f"Template {number:02}")
+
+        self.change_during(monkeypatch, host, other, "templates", times)
+
+        with pytest.raises(CredlyError, match="was changed in the meantime"):
+            connection.sync_templates(host.state)
+
+        assert self.state(host) == self.UNTOUCHED
+
+    @pytest.mark.parametrize("fault", [{"status": 503}, {"how": "reset"}])
+    def test_the_others_list_is_not_said_to_have_failed(
+        self,
+        connected: Connected,
+        other: CredlySimulator,
+        monkeypatch: pytest.MonkeyPatch,
+        fault: dict[str, t.Any],
+    ) -> None:
+        host, credly, _ = connected
+        credly.fail("templates", **fault)
+        self.change_during(monkeypatch, host, other, "templates")
+
+        with pytest.raises(CredlyError):
+            connection.sync_templates(host.state)
+
+        assert self.state(host) == self.UNTOUCHED
+
+    @pytest.mark.parametrize("ask", [connection.sync_templates, connection.check])
+    def test_the_others_credentials_have_not_expired(
+        self,
+        connected: Connected,
+        other: CredlySimulator,
+        monkeypatch: pytest.MonkeyPatch,
+        ask: t.Any,
+    ) -> None:
+        host, credly, _ = connected
+        credly.fail("templates", times=None, status=401)
+        self.change_during(monkeypatch, host, other, "templates", 2)
+
+        with pytest.raises(CredlyError):
+            ask(host.state)
+
+        assert self.state(host) == self.UNTOUCHED
+
+    @pytest.mark.parametrize("status", [422, 401, 429, 403])
+    def test_no_failure_of_one_is_in_the_others_log(
+        self,
+        connected: Connected,
+        other: CredlySimulator,
+        monkeypatch: pytest.MonkeyPatch,
+        status: int,
+    ) -> None:
+        host, credly, _ = connected
+        host.complete()
+        body = "<html>" if status == 403 else {"data": {"message": "No."}}
+        credly.fail("issue", times=None, status=status, body=body)
+        self.change_during(monkeypatch, host, other, "issue")
+        host.drain()
+        row = host.row()
+
+        assert self.state(host) == self.UNTOUCHED
+        assert (row.state, row.email) == ("failed", "")
+
+    def test_a_last_refusal_is_in_no_log_either(
+        self,
+        connected: Connected,
+        other: CredlySimulator,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        host, credly, _ = connected
+        host.complete()
+        body = {"data": {"message": "No."}}
+        credly.fail("issue", times=None, status=422, body=body)
+        self.change_during(monkeypatch, host, other, "issue", 2)
+        host.drain(times=3)
+
+        assert self.state(host) == self.UNTOUCHED
+        assert host.row().error == "The integration was removed."

@@ -149,9 +149,10 @@ def _connect(
                 config, client_secret, organization_id, "client_secret"
             ),
             "token": keys.seal(config, token.value, organization_id, "token"),
+            "generation": secrets.token_hex(16),
         }
         _save(state.engine, values, token.expires_in, entry_id)
-        complete = _load_templates(state, client, token, first)
+        complete = _load_templates(state, client, token, values["generation"], first)
 
     bell.ring(state)
     return Connected(templates.count(state), complete)
@@ -313,7 +314,6 @@ def _save(
     now = clock.now(connection)
     values = {
         **values,
-        "generation": secrets.token_hex(16),
         "connected_at": now,
         "checked_at": now,
         "expired": False,
@@ -348,11 +348,11 @@ def _refuse_second(connection: sa.Connection, values: dict[str, t.Any]) -> None:
 
 
 def _load_templates(
-    state: State, client: Client, token: Token, first: TemplatePage
+    state: State, client: Client, token: Token, generation: str, first: TemplatePage
 ) -> bool:
     try:
         complete = templates.load(
-            state, client, token.value, first=first, pages=INLINE_PAGES
+            state, client, token.value, generation, first=first, pages=INLINE_PAGES
         )
     except CredlyError:
         complete = False

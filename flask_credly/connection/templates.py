@@ -8,7 +8,9 @@ import sqlalchemy as sa
 
 from ..errors import ConnectionExpired
 from ..errors import Unauthorized
+from ..errors import Unavailable
 from ..issuing import announce
+from ..issuing.token import CHANGED
 from ..issuing.token import with_token
 from ..ledger import audit
 from ..ledger import clock
@@ -96,7 +98,7 @@ def sync_templates(state: State, *, by: str | None = None) -> int:
             complete = _sync(state, gate)
         finally:
             if not complete:
-                _note_failure(state.engine)
+                _note_failure(state.engine, gate.generation)
 
     return count(state)
 
@@ -105,7 +107,9 @@ def _sync(state: State, gate: gates.Gate) -> bool:
     with open_client(state, gate.organization_id) as client:
         try:
             return with_token(
-                state, gate.generation, lambda token: load(state, client, token)
+                state,
+                gate.generation,
+                lambda token: load(state, client, token, gate.generation),
             )
         except (Unauthorized, ConnectionExpired) as e:
             announce.expired(state, gate.generation, e)
@@ -113,10 +117,17 @@ def _sync(state: State, gate: gates.Gate) -> bool:
 
 
 @in_transaction
-def _note_failure(connection: sa.Connection) -> None:
+def _note_failure(connection: sa.Connection, /, generation: str) -> None:
     """Note that the list could not be loaded."""
     now = clock.now(connection)
-    connection.execute(sa.update(Connection).values(templates_failed_at=now))
+    connection.execute(_this(generation).values(templates_failed_at=now))
+
+
+def _this(generation: str) -> sa.Update:
+    """Update the connection, if it is still the one that Credly was asked for: another
+    may be to another organization, whose badge templates these are not.
+    """
+    return sa.update(Connection).where(Connection.generation == generation)
 
 
 def count(state: State) -> int:
@@ -132,25 +143,28 @@ def load(
     state: State,
     client: Client,
     token: str,
+    generation: str,
     *,
     first: TemplatePage | None = None,
     pages: int = MAX_PAGES,
 ) -> bool:
     """Load the list, page by page.
 
+    :param generation: Of the connection that the token is for.
     :param first: The first page, if it is at hand.
     :param pages: How many to load at most.
     :return: Whether that was the whole list.
+    :raises Unavailable: The connection was changed in the meantime.
     """
     seen: set[str] = set()
     page = first or client.templates(token, 1)
 
     for number in range(2, pages + 2):
-        _save(state.engine, page)
+        _save(state.engine, generation, page)
         seen.update(row.id for row in page.rows)
 
         if page.is_last:
-            _mark_missing(state.engine, seen)
+            _mark_missing(state.engine, generation, seen)
             return True
 
         if number <= pages:
@@ -160,11 +174,11 @@ def load(
 
 
 @in_transaction
-def _save(connection: sa.Connection, page: TemplatePage) -> None:
+def _save(connection: sa.Connection, generation: str, page: TemplatePage) -> None:
     """Save one page. Writes only what changed."""
     # Takes the row's lock: two syncs at once would insert the same templates.
-    if not connection.execute(sa.update(Connection).values(id=CONNECTION_ID)).rowcount:
-        return  # removed in the meantime
+    if not connection.execute(_this(generation).values(id=CONNECTION_ID)).rowcount:
+        raise Unavailable(CHANGED)
 
     known = {
         row.id: row
@@ -198,14 +212,16 @@ def _save(connection: sa.Connection, page: TemplatePage) -> None:
 
 
 @in_transaction
-def _mark_missing(connection: sa.Connection, seen: set[str]) -> None:
+def _mark_missing(connection: sa.Connection, generation: str, seen: set[str]) -> None:
     # First, for the lock.
     now = clock.now(connection)
-    connection.execute(
-        sa.update(Connection).values(
-            checked_at=now, templates_synced_at=now, templates_failed_at=None
-        )
+    synced = _this(generation).values(
+        checked_at=now, templates_synced_at=now, templates_failed_at=None
     )
+
+    if not connection.execute(synced).rowcount:
+        raise Unavailable(CHANGED)
+
     stored = connection.scalars(sa.select(Template.id).where(Template.active.is_(True)))
     gone = [{"p_id": id_} for id_ in set(stored) - seen]
 

@@ -24,6 +24,8 @@ from ..settings import State
 
 T = t.TypeVar("T")
 
+CHANGED = "The connection was changed in the meantime."
+
 EARLY = 90
 """Seconds before its end at which a token is renewed."""
 
@@ -111,7 +113,7 @@ def _read(state: State, generation: str) -> tuple[Connection, dt.datetime]:
         ).one_or_none()
 
     if row is None:
-        raise Unavailable("The connection was changed in the meantime.")
+        raise Unavailable(CHANGED)
 
     return row, now
 

@@ -147,7 +147,9 @@ def _save_rows(
         _ROWS.c.id == sa.bindparam("row_id"), _ROWS.c.lease == sa.bindparam("held")
     )
 
-    if values["state"] == "pending":
+    # What Remove has ended stays so, and no later error of it comes into the log of a
+    # connection made since.
+    if values["state"] in ("pending", "failed"):
         this = this.where(_IS_SENT)
 
     changed = connection.execute(

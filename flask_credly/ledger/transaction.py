@@ -54,12 +54,96 @@ def in_transaction(
 def hide_parameters() -> cabc.Iterator[None]:
     """Keep names and addresses out of the text of a database error: it goes into logs
     and, with a failed job, into Redis.
+
+    Where a statement names a table of ours, that is done anyway, wherever the error
+    came up. This is for what has no statement, such as a commit.
     """
     try:
         yield
     except sa.exc.StatementError as e:
-        e.hide_parameters = True
+        _hide(e)
         raise
+
+
+@sa.event.listens_for(sa.Engine, "handle_error")
+def _hide_in_ours(context: sa.engine.ExceptionContext) -> None:
+    error = context.sqlalchemy_exception
+
+    if isinstance(error, sa.exc.StatementError) and "credly_" in (
+        error.statement or ""
+    ):
+        _hide(error)
+
+
+def _hide(error: sa.exc.StatementError) -> None:
+    error.hide_parameters = True
+    below: BaseException | None = error.orig
+
+    if below is not None:
+        module = type(below).__module__
+        error.args = (f"({module}.{type(below).__name__}) {cause(error)}",)
+
+    # A traceback prints what is below as well.
+    while below is not None:
+        words = _words(below)
+        # A driver's first argument may be a number that somebody asks for.
+        numbers = tuple(each for each in below.args[:1] if isinstance(each, int))
+        below.args = (*numbers, words)
+
+        for name in ("msg", "_full_msg"):  # of mysql-connector, which prints these
+            if hasattr(below, name):
+                setattr(below, name, words)
+
+        below = below.__cause__ or below.__context__
+
+
+_OF_THE_SERVER = {"OperationalError", "ProgrammingError", "InterfaceError"}
+"""The drivers' classes for what is wrong with the server or the statement, and not with
+what was to be written.
+"""
+
+_NAMES_COLUMNS = {1048, 1364, 1451, 1452}
+"""Errors of MariaDB and MySQL that name columns and no value."""
+
+_MAY_NAME_VALUES = {1064, 1292, 1366, 1644, "P0001", "SQLITE_CONSTRAINT_TRIGGER"}
+"""Errors that may name values: also what a trigger says in its own words."""
+
+
+def cause(error: sa.exc.SQLAlchemyError) -> str:
+    """Say in one line why the database did not do it, naming nobody: the driver's own
+    first line where it is about the server or the statement, else what it is called.
+    """
+    origin = getattr(error, "orig", None)
+    return type(error).__name__ if origin is None else _words(origin)
+
+
+def _words(error: BaseException) -> str:
+    kind = type(error)
+    codes = _codes(error)
+    says_no_value = (
+        kind.__module__ == "sqlite3"
+        or not codes.isdisjoint(_NAMES_COLUMNS)
+        or any(each.__name__ in _OF_THE_SERVER for each in kind.__mro__)
+    )
+
+    if says_no_value and codes.isdisjoint(_MAY_NAME_VALUES):
+        texts = [each for each in error.args if isinstance(each, str)]
+        lines = texts[0].strip().splitlines() if texts else []
+        return lines[0][:300] if lines else kind.__name__
+
+    # PostgreSQL says apart from its words what it is about.
+    about = getattr(error, "diag", None)
+    names = ("table_name", "column_name", "constraint_name")
+    found = [getattr(about, name, None) for name in names]
+    code = next(iter(sorted(codes, key=str)), None)
+    return " ".join(str(each) for each in (kind.__name__, code, *found) if each)
+
+
+def _codes(error: BaseException) -> set[object]:
+    """Get what a driver calls an error, in numbers or short names."""
+    names = ("sqlstate", "pgcode", "errno", "sqlite_errorname")
+    first = error.args[0] if error.args and isinstance(error.args[0], int) else None
+    return {first, *(getattr(error, name, None) for name in names)} - {None}
 
 
 def passes(error: sa.exc.DBAPIError) -> bool:
