@@ -44,6 +44,7 @@ class Course:
             )
 
         object.__setattr__(self, "id", read_id(self.id, f"Course id {self.id!r}"))
+        object.__setattr__(self, "title", clean(self.title, 500) or self.id)
 
 
 @dataclasses.dataclass(frozen=True)

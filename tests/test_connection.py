@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures as cf
+import json
 import typing as t
 
 import pytest
@@ -16,6 +17,7 @@ from conftest import Host
 from conftest import MakeHost
 
 from flask_credly import connection
+from flask_credly import Course
 from flask_credly import keys
 from flask_credly.errors import ConnectionExpired
 from flask_credly.errors import CredlyError
@@ -532,6 +534,112 @@ class TestRemove:
             host.drain()
 
         assert host.log() == []
+
+
+HOSTILE = "\x00\ud800\udfff\x1b[31m\u202egnp.\u2066"
+"""What no database takes, or no page should show."""
+
+
+@every_database
+class TestOutsideText:
+    def list_again(self, connected: Connected, **changes: t.Any) -> None:
+        host, credly, template_id = connected
+        body = {
+            "data": [
+                {
+                    "id": template_id,
+                    "name": "Python Badge",
+                    "state": "active",
+                    **changes,
+                }
+            ],
+            "metadata": {"total_pages": 1},
+        }
+        # As JSON may hold it: half of a pair is no text.
+        credly.fail("templates", status=200, body=json.dumps(body))
+        connection.sync_templates(host.state)
+
+    @pytest.mark.parametrize("times", [2, 3])
+    def test_a_badge_template_that_is_listed_twice_is_one(
+        self, host: Host, credly: CredlySimulator, in_context: None, times: int
+    ) -> None:
+        row = {"id": "aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee", "name": "Python"}
+        rows = [row, {**row, "id": row["id"].upper()}, row][:times]
+        body = {"data": rows, "metadata": {"total_pages": 1}}
+        credly.fail("templates", status=200, body=body)
+        connected = try_to_connect(host, credly)
+
+        assert (connected.templates, connected.complete) == (1, True)
+        (found,) = connection.list_templates(host.db.session)
+        assert (found.id, found.name) == (row["id"], "Python")
+
+    def test_so_is_one_on_two_pages(
+        self, host: Host, credly: CredlySimulator, in_context: None
+    ) -> None:
+        row = {"id": "aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee", "name": "Python"}
+        body = {"data": [row], "metadata": {"total_pages": 3}}
+        credly.fail("templates", times=3, status=200, body=body)
+
+        assert try_to_connect(host, credly).templates == 1
+
+    @pytest.mark.parametrize("place", ["name", "image_url"])
+    def test_what_no_database_takes_is_left_out(
+        self, connected: Connected, place: str
+    ) -> None:
+        host = connected.host
+        value = f"https://images.credly.com/{HOSTILE}x.png"
+        self.list_again(connected, **{place: value})
+        (found,) = connection.list_templates(host.db.session)
+
+        if place == "name":
+            assert found.name.startswith("https://images.credly.com/")
+            assert not set(HOSTILE) - set("[31mgnp.") & set(found.name)
+        else:
+            assert (found.name, found.image_url) == ("Python Badge", None)
+
+    @pytest.mark.parametrize("name", ["", HOSTILE[:3], None, 7, "x" * 5000, "é" * 255])
+    def test_a_name_of_any_kind_fits(self, connected: Connected, name: t.Any) -> None:
+        host, _, template_id = connected
+        self.list_again(connected, name=name)
+        (found,) = connection.list_templates(host.db.session)
+
+        if isinstance(name, str) and len(name) > 3:
+            assert len(found.name) == 255
+        else:
+            assert found.name == template_id
+
+    def test_an_error_of_credlys_can_be_kept(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        body = json.dumps({"data": {"message": f"No {HOSTILE} badge"}})
+        credly.fail("issue", times=2, status=422, body=body)
+        host.complete()
+        host.drain(times=3)
+
+        assert host.row().state == "failed"
+        assert "\x00" not in host.log()[0][1]
+        assert "badge" in host.log()[0][1]
+
+    def test_a_course_title_of_the_hosts_fits(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        courses = [
+            Course("py-101", f"Python {HOSTILE} 101"),
+            Course("sql", HOSTILE[:3]),
+            Course("x", "x" * 5000),
+        ]
+        host = make_host(courses=lambda: courses)
+
+        with host.app.app_context():
+            _, _, template_id = connect(host, credly)
+
+            for course in courses[1:]:
+                connection.add_mapping(host.state, course, template_id)
+
+            connection.change_mapping(host.state, 1, courses[0], template_id)
+            assert host.app.test_client().get("/integrations/credly").status_code == 200
+
+        assert courses[1].title == "sql"
+        assert courses[2].title == "x" * 500
 
 
 @every_database

@@ -9,6 +9,7 @@ import collections.abc as cabc
 import contextlib
 import datetime as dt
 import pathlib
+import sqlite3
 import threading
 import typing as t
 
@@ -435,7 +436,7 @@ class TestDrainUnderFaults:
                 if failing[0]:
                     failing[0] -= 1
                     raise sa.exc.OperationalError(
-                        "", {}, Exception("database is locked")
+                        "", {}, sqlite3.OperationalError("database is locked")
                     )
 
             event.listen(host.state.engine, "commit", in_the_way)

@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import email.utils
 import json
+import re
 import threading
 import typing as t
 import urllib.parse
@@ -196,9 +197,9 @@ class Client:
         rows, is_last = self._page(
             token, "badge_templates", {"filter": "state::active", "sort": "name"}, page
         )
-        return TemplatePage(
-            [template for row in rows if (template := _read_template(row))], is_last
-        )
+        # One that is listed twice is one, in whatever case its id is written.
+        found = {each.id: each for row in rows if (each := _read_template(row))}
+        return TemplatePage(list(found.values()), is_last)
 
     def _pages(
         self, token: str, path: str, query: dict[str, str], *, hide: tuple[str, ...]
@@ -341,11 +342,12 @@ def _read_template(row: t.Any) -> TemplateRow | None:
     name = row.get("name")
     image = row.get("image_url")
     image_ok = (
-        isinstance(image, str) and image.startswith("https://") and len(image) <= 2000
+        isinstance(image, str)
+        and re.fullmatch(r"https://[!-~]{1,1990}", image) is not None
     )
     return TemplateRow(
         id=row["id"].lower(),
-        name=answers.clean(name, 255) if isinstance(name, str) else row["id"],
+        name=(answers.clean(name, 255) if isinstance(name, str) else "") or row["id"],
         image_url=image if image_ok else None,
         allows_duplicates=row.get("allow_duplicate_badges") is True,
     )
