@@ -33,7 +33,7 @@ from .ledger import overview
 from .ledger import people
 from .ledger import prune as old
 from .ledger import tables
-from .models import Issuance
+from .ledger.transaction import in_session
 from .settings import get_state
 
 logger = logging.getLogger("flask_credly")
@@ -102,7 +102,7 @@ def worker(burst: bool) -> None:
 def status(as_json: bool) -> None:
     """Show what waits and whether anything is in the way."""
     state = get_state()
-    found = overview.read(state.session, config=state.app.config)
+    found = in_session(state.engine, overview.read, config=state.app.config)
     until = found.paused_until
     values: dict[str, t.Any] = {
         "connection": found.connection,
@@ -144,7 +144,7 @@ def sync() -> None:
     """Load the active badge templates from Credly."""
     state = get_state()
 
-    if connection.get(state.session) is None:
+    if in_session(state.engine, connection.get) is None:
         raise click.ClickException(
             "Credly is not connected. An admin connects it at"
             f" {current_app.config.get('APPLICATION_ROOT', '/').rstrip('/')}"
@@ -171,7 +171,7 @@ def retry(ids: tuple[int, ...], everything: bool) -> None:
     state = get_state()
 
     for each in ids:
-        if state.session.get(Issuance, each) is None:
+        if in_session(state.engine, issuances.get, each) is None:
             raise click.ClickException(f"No badge has the number {each}.")
 
     wanted = [None] if everything else list(ids)
@@ -211,7 +211,7 @@ def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) ->
     state = get_state()
     mappings = [
         each
-        for each in connection.list_mappings(state.session)
+        for each in in_session(state.engine, connection.list_mappings)
         if course_id in (None, each.course_id)
     ]
 
@@ -245,7 +245,7 @@ def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) ->
     found_after = [
         progress
         for each in runs
-        if each and (progress := backfills.progress(state.session, each))
+        if each and (progress := in_session(state.engine, backfills.progress, each))
     ]
 
     for progress in found_after:

@@ -33,6 +33,7 @@ from .ledger import clock
 from .ledger import gates
 from .ledger import overview
 from .ledger import tables
+from .ledger.transaction import in_session
 from .models import Base
 from .models import Connection
 from .models import Mapping
@@ -425,8 +426,7 @@ class _Examination:
 
     @functools.cached_property
     def _seen(self) -> overview.Overview:
-        with orm.Session(self._state.engine) as session:
-            return overview.read(session, config=self._config)
+        return in_session(self._state.engine, overview.read, config=self._config)
 
     def secret(self) -> Finding:
         found = connection.rotate_keys(self._state, dry_run=True)

@@ -233,10 +233,12 @@ def make_host(database: str, bytecode: jinja2.BytecodeCache) -> cabc.Iterator[Ma
         past_completions: cabc.Callable[..., t.Any] | None = None,
         actor: cabc.Callable[[], t.Any] | None = None,
         setup: cabc.Callable[[Flask, SQLAlchemy], None] | None = None,
+        app: Flask | None = None,
+        db: SQLAlchemy | None = None,
         **config: t.Any,
     ) -> Host:
-        app = Flask(__name__)
-        app.jinja_options = {"bytecode_cache": bytecode}
+        app = app or Flask(__name__)
+        app.jinja_options = {"bytecode_cache": bytecode, **app.jinja_options}
         app.config.update(
             {
                 "SECRET_KEY": "a key for tests",
@@ -247,7 +249,7 @@ def make_host(database: str, bytecode: jinja2.BytecodeCache) -> cabc.Iterator[Ma
                 **config,
             }
         )
-        db = SQLAlchemy()
+        db = db or SQLAlchemy()
         credly = Credly()
         credly.courses(courses)
         credly.is_admin(is_admin)

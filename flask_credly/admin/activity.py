@@ -17,15 +17,15 @@ from .address import number
 from .answer import page
 from .export import csv_file
 from .guard import actor
+from .reading import read
 
 
 def activity() -> ResponseReturnValue:
     """Show one page. It is there after Remove as well."""
-    session = get_state().session
     return page(
         "credly/activity.html",
-        activity=audit.page(session, before=number("before"), after=number("after")),
-        connection=connection.get(session),
+        activity=read(audit.page, before=number("before"), after=number("after")),
+        connection=read(connection.get),
         who=_who,
         what=_what_in_html,
         outcomes=audit.OUTCOMES,

@@ -24,6 +24,7 @@ from .answer import wants_fragment
 from .forms import Button
 from .guard import actor
 from .mappings import gone
+from .reading import read
 from .window import in_the_way
 
 logger = logging.getLogger("flask_credly")
@@ -37,7 +38,7 @@ SECONDS = 5.0
 def ask_backfill(mapping_id: int) -> ResponseReturnValue:
     """Show what a backfill would do."""
     state = get_state()
-    mapping = connection.get_mapping(state.session, mapping_id)
+    mapping = read(connection.get_mapping, mapping_id)
 
     if mapping is None or state.past_completions is None:
         return gone()
@@ -77,9 +78,8 @@ def start_backfill(mapping_id: int) -> ResponseReturnValue:
 
 def show_backfill(run_id: int) -> ResponseReturnValue:
     """Show how far a backfill is."""
-    state = get_state()
-    connected = connection.get(state.session)
-    found = backfills.progress(state.session, run_id)
+    connected = read(connection.get)
+    found = read(backfills.progress, run_id)
 
     if connected is None or found is None:
         return gone(GONE)
@@ -105,7 +105,7 @@ def stop_backfill(run_id: int) -> ResponseReturnValue:
     Button().is_valid()
     state = get_state()
     backfills.stop(state.engine, run_id, by=actor())
-    found = backfills.progress(state.session, run_id)
+    found = read(backfills.progress, run_id)
 
     if found is None:
         return gone(GONE)

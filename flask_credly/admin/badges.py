@@ -34,6 +34,7 @@ from .forms import Button
 from .guard import actor
 from .mappings import KIND_NAMES
 from .mappings import list_courses
+from .reading import read
 
 STATUSES: dict[str, str] = {
     "waiting": mark("Waiting"),
@@ -46,20 +47,16 @@ STATUSES: dict[str, str] = {
 
 def badges() -> ResponseReturnValue:
     """Show one page."""
-    session = get_state().session
-
-    if connection.get(session) is None:
+    if read(connection.get) is None:
         return go_to("credly.show")
 
     wanted = _filter()
-    found = issuances.page(
-        session, wanted, before=number("before"), after=number("after")
-    )
+    found = read(issuances.page, wanted, before=number("before"), after=number("after"))
     return page(
         "credly/badges.html",
         badges=found,
         wanted=wanted,
-        can_retry=issuances.retriable(session, 1),
+        can_retry=read(issuances.retriable, 1),
         live=wanted.id is not None,
         **_names(found.rows),
     )
@@ -67,8 +64,7 @@ def badges() -> ResponseReturnValue:
 
 def show_badge(issuance_id: int) -> ResponseReturnValue:
     """Show one once more, on a page that stays open."""
-    session = get_state().session
-    row = session.get(Issuance, issuance_id)
+    row = read(issuances.get, issuance_id)
 
     if row is None or not wants_fragment():
         return go_to("credly.badges", id=issuance_id)
@@ -98,19 +94,16 @@ def retry(issuance_id: int) -> ResponseReturnValue:
             " is not mapped any more."
         )
 
-    if wants_fragment():
-        state.session.rollback()
-
-        if row := state.session.get(Issuance, issuance_id):
-            return fragment(
-                "credly/_badge_alone.html",
-                row=row,
-                said=said,
-                wrong=wrong,
-                focus=True,
-                live=True,
-                **_names([row]),
-            )
+    if wants_fragment() and (row := read(issuances.get, issuance_id)):
+        return fragment(
+            "credly/_badge_alone.html",
+            row=row,
+            said=said,
+            wrong=wrong,
+            focus=True,
+            live=True,
+            **_names([row]),
+        )
 
     say(said, wrong=wrong)
     return go_to("credly.badges", **_address())
@@ -124,12 +117,10 @@ def retry_expired() -> ResponseReturnValue:
 
 def ask_retry() -> ResponseReturnValue:
     """Ask whether all that failed shall be tried again."""
-    state = get_state()
-
-    if connection.get(state.session) is None:
+    if read(connection.get) is None:
         return go_to("credly.show")
 
-    number = issuances.retriable(state.session)
+    number = read(issuances.retriable)
     return page("credly/retry.html", button=Button(), number=number)
 
 
@@ -237,11 +228,11 @@ def _names(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
     state = get_state()
     courses = {
         (each.kind, each.course_id): each.course_title
-        for each in connection.list_mappings(state.session)
+        for each in read(connection.list_mappings)
     }
     gate = gates.read(state.engine)
     paused = gate is not None and not gate.is_open
-    can_be_retried = issuances.can_be_retried(state.session, [row.id for row in rows])
+    can_be_retried = read(issuances.can_be_retried, [row.id for row in rows])
     return {
         "button": Button(),
         "address": _address(),

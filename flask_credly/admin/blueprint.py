@@ -23,6 +23,7 @@ from .. import assets
 from .. import words
 from ..ledger import audit
 from ..ledger import tables
+from ..ledger.transaction import end_hosts_transaction
 from ..settings import get_state
 from ..settings import Settings
 from . import activity
@@ -242,10 +243,10 @@ def _tell_htmx_of_redirects(response: Response) -> Response:
 
 
 def _explain(error: DBAPIError) -> ResponseReturnValue:
-    state = get_state()
-    state.session.rollback()
+    # It may be of a statement of the host's.
+    end_hosts_transaction(failed=True)
 
-    if not tables.explain(state.engine, error):
+    if not tables.explain(get_state().engine, error):
         raise error
 
     logger.error(tables.MISSING, extra={"credly_event": "tables_missing"})

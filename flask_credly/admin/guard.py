@@ -8,6 +8,7 @@ from werkzeug.wrappers import Response
 
 from ..catalog import clean
 from ..ledger.audit import COMMAND_LINE
+from ..ledger.transaction import end_hosts_transaction
 from ..settings import get_state
 
 logger = logging.getLogger("flask_credly")
@@ -59,8 +60,8 @@ def actor() -> str:
             "The @credly.actor hook failed; the audit trail names nobody.",
             extra={"credly_event": "hook_failed", "credly_hook": "actor"},
         )
-        # Its failed statement would spoil ours.
-        state.session.rollback()
+        # Its failed statement would spoil those of the host's layout.
+        end_hosts_transaction(failed=True)
         return ""
 
     if name is not None and not isinstance(name, str):

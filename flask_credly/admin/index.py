@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from .. import connection
 from ..ledger import audit
 from ..ledger import overview
+from ..ledger.transaction import beside_the_host
 from ..settings import get_state
 from .answer import page
 from .forms import Button
@@ -50,23 +51,22 @@ def assets() -> Markup:
 
 
 def _known() -> dict[str, t.Any]:
-    session = get_state().session
     known: dict[str, t.Any] = {"overview": None, "connection": None}
 
     try:
-        known = {
-            "overview": overview.read(
-                session, config=current_app.config, at_most=AT_MOST
-            ),
-            "connection": connection.get(session),
-        }
-        known["any_activity"] = not known["connection"] and audit.any_entry(session)
+        with beside_the_host(get_state().engine) as session:
+            known = {
+                "overview": overview.read(
+                    session, config=current_app.config, at_most=AT_MOST
+                ),
+                "connection": (connected := connection.get(session)),
+                "any_activity": connected is None and audit.any_entry(session),
+            }
     except SQLAlchemyError:
         # The list is also there for other integrations.
         logger.exception(
             "The state of the integration could not be read.",
             extra={"credly_event": "state_not_read"},
         )
-        session.rollback()
 
     return {"button": Button(), **known}

@@ -22,6 +22,7 @@ from .answer import go_to
 from .answer import page
 from .export import csv_file
 from .guard import actor
+from .reading import read
 
 
 @dataclasses.dataclass
@@ -43,7 +44,7 @@ def fold(found: Page[LogEntry], connected: Connection) -> list[Fold]:
     """Put entries that say the same together, and mark what was mended since."""
     folds = _fold(found)
     ids = {each.entry.issuance_id for each in folds if each.entry.issuance_id}
-    solved = issuances.solved(get_state().session, ids) if ids else set()
+    solved = read(issuances.solved, ids) if ids else set()
 
     for each in folds:
         if each.entry.details == log.UNREADABLE_DETAILS:
@@ -79,14 +80,12 @@ def _fold(found: Page[LogEntry]) -> list[Fold]:
 
 def errors() -> ResponseReturnValue:
     """Show one page."""
-    session = get_state().session
-
-    if (connected := connection.get(session)) is None:
+    if (connected := read(connection.get)) is None:
         return go_to("credly.show")
 
     error, text = _filter()
-    found = log.page(
-        session,
+    found = read(
+        log.page,
         error=error,
         text=text,
         before=number("before"),

@@ -21,6 +21,7 @@ from ..catalog import read_courses
 from ..issuing import bell
 from ..ledger import gates
 from ..ledger import issuances
+from ..ledger.transaction import end_hosts_transaction
 from ..models import Mapping
 from ..settings import get_state
 from ..words import gettext
@@ -35,6 +36,7 @@ from .forms import Button
 from .forms import MappingForm
 from .forms import TestForm
 from .guard import actor
+from .reading import read
 
 logger = logging.getLogger("flask_credly")
 
@@ -81,7 +83,7 @@ class EditRow:
         if not wanted.isdecimal():
             return cls(secrets.token_hex(4))
 
-        mapping = connection.get_mapping(get_state().session, int(wanted[:9]))
+        mapping = read(connection.get_mapping, int(wanted[:9]))
         return cls.changing(mapping) if mapping else cls(secrets.token_hex(4))
 
     @classmethod
@@ -137,13 +139,12 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
 
     :param rows: The rows that stand open.
     """
-    session = get_state().session
-    mapped = connection.mapped_courses(session)
+    mapped = read(connection.mapped_courses)
     courses = list_courses()
     undo = request.args.get("undo", "")
     number = _page()
     start = (number - 1) * A_PAGE
-    mappings = connection.list_mappings(session, start=start, limit=A_PAGE)
+    mappings = read(connection.list_mappings, start=start, limit=A_PAGE)
 
     if not mapped and not rows:
         rows = [EditRow(secrets.token_hex(4))]
@@ -152,7 +153,7 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
         "courses": courses,
         "deleted": _deleted(mappings, courses),
         "kind_names": KIND_NAMES,
-        "templates": connection.count_templates(session),
+        "templates": read(connection.count_templates),
         "mappings": mappings,
         "mapped": len(mapped),
         "mapping_page": number,
@@ -188,7 +189,7 @@ def _choices(
         if row.mapping_id is None:
             continue
 
-        mapping = connection.get_mapping(get_state().session, row.mapping_id)
+        mapping = read(connection.get_mapping, row.mapping_id)
 
         if mapping and _deleted([mapping], courses):
             of_courses[row.key].lost = mapping.course_title
@@ -238,20 +239,19 @@ def _deleted(mappings: list[Mapping], courses: list[Course] | None) -> set[int]:
 
 
 def _template_choices(row: EditRow) -> Choices:
-    session = get_state().session
-    number = connection.count_templates(session)
+    number = read(connection.count_templates)
 
     if number <= MANY:
-        return Choices(connection.list_templates(session), number, searched=False)
+        return Choices(read(connection.list_templates), number, searched=False)
 
     text = row.template_text
-    shown = connection.list_templates(session, text=text, limit=SHOWN)
-    chosen = connection.get_template(session, row.template) if row.template else None
+    shown = read(connection.list_templates, text=text, limit=SHOWN)
+    chosen = read(connection.get_template, row.template) if row.template else None
 
-    if chosen and chosen.active and chosen not in shown:
+    if chosen and chosen.active and chosen.id not in {each.id for each in shown}:
         shown = [chosen, *shown]
 
-    return Choices(shown, connection.count_templates(session, text), searched=True)
+    return Choices(shown, read(connection.count_templates, text), searched=True)
 
 
 def list_courses() -> list[Course] | None:
@@ -263,8 +263,8 @@ def list_courses() -> list[Course] | None:
             "The @credly.courses hook failed.",
             extra={"credly_event": "hook_failed", "credly_hook": "courses"},
         )
-        # Its failed statement would spoil ours.
-        get_state().session.rollback()
+        # Its failed statement would spoil those of the host's layout.
+        end_hosts_transaction(failed=True)
         return None
 
 
@@ -291,7 +291,7 @@ def edit_mapping(mapping_id: int) -> ResponseReturnValue:
     if not wants_fragment():
         return go_to("credly.show", mapping=mapping_id)
 
-    mapping = connection.get_mapping(get_state().session, mapping_id)
+    mapping = read(connection.get_mapping, mapping_id)
     return _edit_row(EditRow.changing(mapping)) if mapping else gone()
 
 
@@ -300,7 +300,7 @@ def row(mapping_id: int) -> ResponseReturnValue:
     if not wants_fragment():
         return _to_list()
 
-    mapping = connection.get_mapping(get_state().session, mapping_id)
+    mapping = read(connection.get_mapping, mapping_id)
     return _text_row(mapping) if mapping else gone()
 
 
@@ -397,7 +397,7 @@ def test_expired(mapping_id: int) -> ResponseReturnValue:
 def _test_page(
     mapping_id: int, form: TestForm, status: int = 200, problem: str | None = None
 ) -> Response:
-    mapping = connection.get_mapping(get_state().session, mapping_id)
+    mapping = read(connection.get_mapping, mapping_id)
 
     if mapping is None:
         return gone()
@@ -480,7 +480,7 @@ def _show_again(edited: EditRow, status: int) -> Response:
 
 
 def _edit_row(edited: EditRow, status: int = 200) -> Response:
-    mapped = connection.mapped_courses(get_state().session)
+    mapped = read(connection.mapped_courses)
     return fragment(
         "credly/_mapping_edit.html",
         status,
@@ -506,7 +506,7 @@ def _text_row(mapping: Mapping, said: str = "") -> Response:
 
 def gone(what: str = GONE) -> Response:
     """Answer for a mapping, or a whole integration, that was removed elsewhere."""
-    if connection.get(get_state().session) is None:
+    if read(connection.get) is None:
         what = NOT_CONNECTED
 
     say(gettext(what), wrong=True)

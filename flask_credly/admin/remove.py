@@ -14,16 +14,15 @@ from .answer import say
 from .forms import Button
 from .guard import actor
 from .index import AT_MOST
+from .reading import read
 
 
 def ask() -> ResponseReturnValue:
     """Ask whether it is meant: the dialog as a page, where it cannot open."""
-    session = get_state().session
-
-    if connection.get(session) is None:
+    if read(connection.get) is None:
         return go_to("credly.index")
 
-    found = overview.read(session, at_most=AT_MOST)
+    found = read(overview.read, at_most=AT_MOST)
     return page("credly/remove.html", button=Button(), overview=found)
 
 

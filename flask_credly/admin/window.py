@@ -36,6 +36,7 @@ from .forms import ConnectForm
 from .guard import actor
 from .index import AT_MOST
 from .log import fold
+from .reading import read
 
 REFUSED = mark(
     "Unable to connect to Credly. Please check your Organization ID and OAuth"
@@ -70,19 +71,18 @@ def show() -> ResponseReturnValue:
 
 def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
     """Show the window with some mapping rows open."""
-    state = get_state()
-    connected = connection.get(state.session)
+    connected = read(connection.get)
 
     if connected is None:
         return page("credly/connect.html", form=ConnectForm(), connection=None)
 
-    latest = log.page(state.session, size=10)
+    latest = read(log.page, size=10)
     return page(
         "credly/window.html",
         status,
         log=latest,
         folds=fold(latest, connected),
-        backfills=backfills.under_way(state.session),
+        backfills=read(backfills.under_way),
         **in_the_way(connected),
         **mappings.section(rows),
     )
@@ -94,16 +94,14 @@ def in_the_way(connected: Connection) -> dict[str, t.Any]:
     return {
         "button": Button(),
         "connection": connected,
-        "overview": overview.read(
-            state.session, config=state.app.config, at_most=AT_MOST
-        ),
+        "overview": read(overview.read, config=state.app.config, at_most=AT_MOST),
         "workers": workers.count(state),
     }
 
 
 def banners() -> ResponseReturnValue:
     """Show once more what is in the way, on a page that stays open."""
-    connected = connection.get(get_state().session)
+    connected = read(connection.get)
 
     if connected is None or not wants_fragment():
         return go_to("credly.show")
@@ -113,7 +111,7 @@ def banners() -> ResponseReturnValue:
 
 def edit() -> ResponseReturnValue:
     """Show the form once more, to enter other credentials."""
-    connected = connection.get(get_state().session)
+    connected = read(connection.get)
     return page("credly/connect.html", form=_prefilled(connected), connection=connected)
 
 
@@ -270,7 +268,7 @@ def _again(
     context = {
         "form": form,
         "problem": problem,
-        "connection": connection.get(get_state().session),
+        "connection": read(connection.get),
     }
 
     if wants_fragment():

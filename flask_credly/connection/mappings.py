@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
+import contextlib
 import datetime as dt
 import typing as t
 
@@ -16,6 +18,8 @@ from ..ledger import audit
 from ..ledger import clock
 from ..ledger import settle
 from ..ledger.paging import Session
+from ..ledger.transaction import in_session
+from ..ledger.transaction import in_transaction
 from ..models import CONNECTION_ID
 from ..models import Issuance
 from ..models import Mapping
@@ -98,38 +102,46 @@ def add_mapping(
     :raises UnknownTemplate: No such active template.
     :raises AlreadyMapped: The course has a badge.
     """
-    session = state.session
-    template = _active_template(session, template_id)
-    mapping = Mapping(
-        connection_id=CONNECTION_ID,
-        kind=course.kind,
-        course_id=course.id,
-        course_title=clean(course.title, 500),
-        template_id=template.id,
-    )
-    session.add(mapping)
-
-    if undo:
-        session.execute(
-            _issuances(course, "cancelled")
-            .where(
-                Issuance.error == settle.UNMAPPED,
-                Issuance.settled_at > clock.now(session.connection()) - UNDO_TIME,
-            )
-            .values(
-                state="pending",
-                settled_at=None,
-                error=None,
-                due_at=clock.now(session.connection()),
-            )
-        )
-
-    _note(session, by, "undo" if undo else "map", course, template)
-    _commit(session, course)
+    with _unique(state, course):
+        mapping = _add(state.engine, course, template_id, undo, by)
 
     if undo:
         bell.ring(state)
 
+    return mapping
+
+
+@in_transaction
+def _add(
+    connection: sa.Connection,
+    course: Course,
+    template_id: str,
+    undo: bool,
+    by: str | None,
+) -> Mapping:
+    with orm.Session(connection) as session:
+        template = _active_template(session, template_id)
+        mapping = Mapping(
+            connection_id=CONNECTION_ID,
+            kind=course.kind,
+            course_id=course.id,
+            course_title=clean(course.title, 500),
+            template=template,
+        )
+        session.add(mapping)
+        session.flush()
+
+    if undo:
+        now = clock.now(connection)
+        connection.execute(
+            _issuances(course, "cancelled")
+            .where(
+                Issuance.error == settle.UNMAPPED, Issuance.settled_at > now - UNDO_TIME
+            )
+            .values(state="pending", settled_at=None, error=None, due_at=now)
+        )
+
+    _note(connection, by, "undo" if undo else "map", course, template)
     return mapping
 
 
@@ -150,27 +162,38 @@ def change_mapping(
     :raises UnknownTemplate: No such active template.
     :raises AlreadyMapped: The course has another badge.
     """
-    session = state.session
+    with _unique(state, course):
+        return _change(state.engine, mapping_id, course, template_id, by)
 
-    if (mapping := get_mapping(session, mapping_id)) is None:
-        raise UnknownMapping
 
-    template = _active_template(session, template_id)
-    mapping.kind = course.kind
-    mapping.course_id = course.id
-    mapping.course_title = clean(course.title, 500)
-    mapping.template = template
-    # First: a backfill that writes at this moment is waited for, and its rows seen.
-    _write(session.flush, session, course)
+@in_transaction
+def _change(
+    connection: sa.Connection,
+    mapping_id: int,
+    course: Course,
+    template_id: str,
+    by: str | None,
+) -> Mapping:
+    with orm.Session(connection) as session:
+        if (mapping := get_mapping(session, mapping_id)) is None:
+            raise UnknownMapping
+
+        template = _active_template(session, template_id)
+        mapping.kind = course.kind
+        mapping.course_id = course.id
+        mapping.course_title = clean(course.title, 500)
+        mapping.template = template
+        # First: a backfill that writes at this moment is waited for, and its rows seen.
+        session.flush()
+
     unsent = Issuance.maybe_issued.is_(False)
     new = {"template_id": template.id, "badge_name": template.name}
-    session.execute(_issuances(course, "pending").where(unsent).values(new))
+    connection.execute(_issuances(course, "pending").where(unsent).values(new))
     # A worker has these, and has not begun them: they are taken back from it.
-    now = clock.now(session.connection())
+    now = clock.now(connection)
     held = {"state": "pending", "lease": None, "due_at": now}
-    session.execute(_issuances(course, "sending").where(unsent).values(new | held))
-    _note(session, by, "change mapping", course, template)
-    _commit(session, course)
+    connection.execute(_issuances(course, "sending").where(unsent).values(new | held))
+    _note(connection, by, "change mapping", course, template)
     return mapping
 
 
@@ -183,18 +206,25 @@ def remove_mapping(
     :param by: Who does it, for :func:`.audit.note`.
     :return: The removed mapping, or ``None`` if there was none.
     """
-    session = state.session
+    return _remove(state.engine, mapping_id, by)
 
-    if (mapping := get_mapping(session, mapping_id)) is None:
-        return None
 
-    session.delete(mapping)
-    _note(session, by, "remove mapping", course_of(mapping), mapping.template)
-    session.commit()
+@in_transaction
+def _remove(
+    connection: sa.Connection, mapping_id: int, by: str | None
+) -> Mapping | None:
+    with orm.Session(connection) as session:
+        if (mapping := get_mapping(session, mapping_id)) is None:
+            return None
+
+        session.delete(mapping)
+        session.flush()
+
+    _note(connection, by, "remove mapping", course_of(mapping), mapping.template)
     return mapping
 
 
-def _active_template(session: orm.scoped_session[t.Any], template_id: str) -> Template:
+def _active_template(session: orm.Session, template_id: str) -> Template:
     if get(session) is None:
         raise NotConnected
 
@@ -207,49 +237,42 @@ def _active_template(session: orm.scoped_session[t.Any], template_id: str) -> Te
 
 
 def _note(
-    session: orm.scoped_session[t.Any],
+    connection: sa.Connection,
     by: str | None,
     action: str,
     course: Course,
     template: Template,
 ) -> None:
     title = clean(course.title, 500) or course.id
-    target = f"{title} → {template.name}"
-    audit.note(session.connection(), by, action, target)
+    audit.note(connection, by, action, f"{title} → {template.name}")
 
 
 def _issuances(course: Course, state: str) -> sa.Update:
-    # Without a flush: what the unique constraint says is to be heard at the commit.
-    return (
-        sa.update(Issuance)
-        .where(
-            Issuance.kind == course.kind,
-            Issuance.course_id == course.id,
-            Issuance.state == state,
-        )
-        .execution_options(autoflush=False, synchronize_session=False)
+    return sa.update(Issuance).where(
+        Issuance.kind == course.kind,
+        Issuance.course_id == course.id,
+        Issuance.state == state,
     )
 
 
-def _commit(session: orm.scoped_session[t.Any], course: Course) -> None:
-    _write(session.commit, session, course)
-
-
-def _write(
-    write: t.Callable[[], None], session: orm.scoped_session[t.Any], course: Course
-) -> None:
+@contextlib.contextmanager
+def _unique(state: State, course: Course) -> cabc.Iterator[None]:
     # The unique constraint decides, also between two admins at the same time.
     try:
-        write()
+        yield
     except sa.exc.IntegrityError:
-        session.rollback()
-        other = session.scalars(
-            sa.select(Mapping).where(
-                Mapping.kind == course.kind, Mapping.course_id == course.id
-            )
-        ).one_or_none()
+        badge_name = in_session(state.engine, _badge_of, course)
 
-        if other is None:
+        if badge_name is None:
             raise NotConnected from None
 
-        raise AlreadyMapped(other.template.name) from None
+        raise AlreadyMapped(badge_name) from None
+
+
+def _badge_of(session: orm.Session, course: Course) -> str | None:
+    """Get the name of the badge that a course is mapped to."""
+    return session.scalar(
+        sa.select(Template.name)
+        .join(Mapping, Mapping.template_id == Template.id)
+        .where(Mapping.kind == course.kind, Mapping.course_id == course.id)
+    )

@@ -16,6 +16,7 @@ from ..ledger import audit
 from ..ledger import clock
 from ..ledger import gates
 from ..ledger.paging import Session
+from ..ledger.transaction import in_session
 from ..ledger.transaction import in_transaction
 from ..models import Connection
 from ..models import CONNECTION_ID
@@ -131,12 +132,8 @@ def _this(generation: str) -> sa.Update:
 
 
 def count(state: State) -> int:
-    """Count the active badge templates. Not by the host's session, which may still
-    see the database as it was before the sync.
-    """
-    with state.engine.connect() as connection:
-        active = sa.select(sa.func.count()).where(Template.active.is_(True))
-        return connection.scalar(active) or 0
+    """Count the active badge templates."""
+    return in_session(state.engine, count_templates)
 
 
 def load(

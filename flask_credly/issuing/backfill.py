@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import dataclasses
 import datetime as dt
 import itertools
@@ -11,6 +12,7 @@ import time
 import typing as t
 
 import sqlalchemy as sa
+from flask import has_request_context
 
 from ..catalog import Completion
 from ..catalog import Course
@@ -23,6 +25,8 @@ from .profile import missing
 from .stopping import stopping
 
 logger = logging.getLogger("flask_credly")
+
+T = t.TypeVar("T")
 
 CHUNK = 500
 """Completions that are recorded together."""
@@ -57,7 +61,7 @@ class Preview:
 
 def read(
     state: State, course: Course, since: dt.datetime | None
-) -> cabc.Iterator[Completion]:
+) -> cabc.Generator[Completion, None, None]:
     """Ask the host, and check what it says.
 
     :raises RuntimeError: There is no hook.
@@ -126,27 +130,34 @@ def preview(
     """
     until = None if seconds is None else time.monotonic() + seconds
     found = Preview()
-    seen: set[str] = set()
+    incomplete: dict[str, bool] = {}
 
-    for chunk in _chunks(read(state, course, since)):
-        members = {each.member.id: each.member for each in chunk}
-        members = {id_: each for id_, each in members.items() if id_ not in seen}
-        seen.update(members)
-        known = backfills.states(state.engine, course.kind, course.id, members)
-        found.completed += len(members)
+    # Read first, and looked up afterwards: the host's query may hold the only
+    # connection or the only lock that there is.
+    with contextlib.closing(read(state, course, since)) as completions:
+        for chunk in _chunks(completions):
+            for each in chunk:
+                incomplete.setdefault(each.member.id, bool(missing(each.member)))
 
-        for id_, member in members.items():
+            if until is not None and time.monotonic() > until:
+                found.whole = False
+                break
+
+    if not has_request_context():
+        state.session.remove()
+
+    for ids in _chunks(iter(incomplete)):
+        known = backfills.states(state.engine, course.kind, course.id, ids)
+        found.completed += len(ids)
+
+        for id_ in ids:
             if id_ in known:
                 if known[id_] in ("failed", "cancelled"):
                     found.failed += 1
                 else:
                     found.there += 1
-            elif missing(member):
+            elif incomplete[id_]:
                 found.incomplete += 1
-
-        if until is not None and time.monotonic() > until:
-            found.whole = False
-            break
 
     return found
 
@@ -187,9 +198,12 @@ def record(state: State, run: backfills.Run) -> None:
 
 def _record(state: State, run: backfills.Run) -> None:
     course = Course(run.course_id, run.course_title, t.cast(Kind, run.kind))
-    completions = read(state, course, run.since)
+    blocks = _reading_blocks_writing(state.engine)
+    completions: cabc.Iterator[Completion] = read(state, course, run.since)
+    first = list(itertools.islice(completions, 1))
+    completions = itertools.chain(first, completions)
 
-    if _reading_blocks_writing(state.engine):
+    if blocks or _holds_write_lock(state):
         completions = iter(list(completions))
         state.session.remove()
 
@@ -207,15 +221,38 @@ def _record(state: State, run: backfills.Run) -> None:
     backfills.finish(state.engine, run)
 
 
-def _chunks(completions: cabc.Iterator[Completion]) -> cabc.Iterator[list[Completion]]:
-    while chunk := list(itertools.islice(completions, CHUNK)):
+def _chunks(found: cabc.Iterator[T]) -> cabc.Iterator[list[T]]:
+    while chunk := list(itertools.islice(found, CHUNK)):
         yield chunk
 
 
 def _reading_blocks_writing(engine: sa.Engine) -> bool:
     """Whether the host's query, while it is read, would keep our commits waiting."""
+    pool = engine.pool
+
+    # The only connection is the host's while it reads.
+    if isinstance(pool, sa.StaticPool) or (
+        isinstance(pool, sa.QueuePool)
+        and pool.size() == 1
+        and getattr(pool, "_max_overflow", None) == 0
+    ):
+        return True
+
     if engine.dialect.name != "sqlite":
         return False
 
     with engine.connect() as connection:
         return connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal"
+
+
+def _holds_write_lock(state: State) -> bool:
+    """Whether the host's query may hold SQLite's only lock: with BEGIN IMMEDIATE,
+    reading does.
+    """
+    session = state.session()
+
+    if state.engine.dialect.name != "sqlite" or not session.in_transaction():
+        return False
+
+    raw = session.connection({"bind": state.engine}).connection.dbapi_connection
+    return bool(getattr(raw, "in_transaction", False))

@@ -17,6 +17,7 @@ from ..errors import SecretUnreadable
 from ..errors import Unauthorized
 from ..errors import Unavailable
 from ..ledger import clock
+from ..ledger.transaction import connect
 from ..ledger.transaction import in_transaction
 from ..models import Connection
 from ..secret import Secret
@@ -106,8 +107,8 @@ def with_token(state: State, generation: str, ask: t.Callable[[Secret], T]) -> T
 
 
 def _read(state: State, generation: str) -> tuple[Connection, dt.datetime]:
-    with orm.Session(state.engine) as session:
-        now = clock.now(session.connection())
+    with connect(state.engine) as connection, orm.Session(connection) as session:
+        now = clock.now(connection)
         row = session.scalars(
             sa.select(Connection).where(Connection.generation == generation)
         ).one_or_none()

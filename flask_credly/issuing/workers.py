@@ -10,6 +10,7 @@ import typing as t
 
 import sqlalchemy as sa
 
+from ..ledger.transaction import connect
 from ..models import Installation
 from ..settings import State
 from . import bell
@@ -54,7 +55,7 @@ def signature(engine: sa.Engine) -> str | None:
     """Get what tells this installation from others on the same Redis. ``None``: it was
     never connected, and so has nothing to issue.
     """
-    with engine.connect() as connection:
+    with connect(engine) as connection:
         key = connection.execute(sa.select(Installation.key)).scalar_one_or_none()
 
     if key is None:

@@ -27,6 +27,7 @@ from . import clock
 from .paging import Session
 from .record import insert_all
 from .record import of_mapping
+from .transaction import connect
 from .transaction import in_transaction
 
 LEASE = dt.timedelta(minutes=15)
@@ -134,7 +135,7 @@ def start(
 
 def any_due(engine: sa.Engine) -> bool:
     """Whether a run waits for a worker."""
-    with engine.connect() as connection:
+    with connect(engine) as connection:
         due = _due(clock.now(connection)).limit(1)
         return connection.scalar(due) is not None
 
@@ -375,8 +376,7 @@ def states(
     engine: sa.Engine, kind: str, course_id: str, member_ids: cabc.Collection[str]
 ) -> dict[str, str]:
     """Get what the ledger has for some members and a course: state by member."""
-    # Not by the host's session: its hook may be in the midst of reading.
-    with engine.connect() as connection:
+    with connect(engine) as connection:
         found = connection.execute(
             sa.select(Issuance.member_id, Issuance.state).where(
                 Issuance.kind == kind,

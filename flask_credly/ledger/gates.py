@@ -19,6 +19,7 @@ from ..models import LogEntry
 from . import audit
 from . import clock
 from . import log
+from .transaction import connect
 from .transaction import in_transaction
 
 Reason = t.Literal["rate limit", "unavailable"]
@@ -56,7 +57,7 @@ class Gate:
 
 def read(engine: sa.Engine) -> Gate | None:
     """Read the gate. ``None``: there is no connection."""
-    with engine.connect() as connection:
+    with connect(engine) as connection:
         now = clock.now(connection)
         row = connection.execute(
             sa.select(

@@ -109,6 +109,11 @@ def page(
     return fetch(session, query, Issuance.id, before=before, after=after, size=size)
 
 
+def get(session: Session, row_id: int) -> Issuance | None:
+    """Get one row."""
+    return session.get(Issuance, row_id)
+
+
 def solved(session: Session, ids: cabc.Collection[int]) -> set[int]:
     """Get those of some rows whose badge is there by now."""
     found = session.scalars(

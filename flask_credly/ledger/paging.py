@@ -11,6 +11,8 @@ import typing as t
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from .transaction import in_session
+
 SIZE = 50
 """Rows a page."""
 
@@ -74,8 +76,7 @@ def fetch_all(
     before: int | None = None
 
     while True:
-        with orm.Session(engine) as session:
-            page = fetch(session, query, id_, before=before, size=500)
+        page = in_session(engine, fetch, query, id_, before=before, size=500)
 
         yield from page.rows
 

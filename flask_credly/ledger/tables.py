@@ -7,6 +7,7 @@ import collections.abc as cabc
 import sqlalchemy as sa
 
 from ..models import Base
+from .transaction import connect
 
 MISSING = (
     "Tables or columns of Flask-Credly are not in the database. Run your migrations"
@@ -17,7 +18,11 @@ MISSING = (
 
 def missing(engine: sa.Engine) -> tuple[list[str], list[str]]:
     """Find the tables that are not there, and what lacks in those that are."""
-    inspector = sa.inspect(engine)
+    with connect(engine) as connection:
+        return _missing(sa.inspect(connection))
+
+
+def _missing(inspector: sa.Inspector) -> tuple[list[str], list[str]]:
     there = set(inspector.get_table_names())
     tables = Base.metadata.sorted_tables
     return [table.name for table in tables if table.name not in there], [

@@ -1,4 +1,9 @@
-"""Short transactions that are tried again when the database asks for it."""
+"""The way to the database: short, on our engine, and never by the host's session.
+
+A host may route its session to a replica, give it a class of its own, or hold with it
+the only connection or the only lock that there is. Ours is opened for one question and
+closed after it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,11 @@ import time
 import typing as t
 
 import sqlalchemy as sa
+from flask import has_request_context
+from flask import request
+from sqlalchemy import orm
+
+from ..settings import get_state
 
 TRIES = 4
 
@@ -19,6 +29,97 @@ _PASSING_NUMBERS = {1205, 1213}
 
 P = t.ParamSpec("P")
 T = t.TypeVar("T")
+
+
+@contextlib.contextmanager
+def connect(engine: sa.Engine) -> cabc.Iterator[sa.Connection]:
+    """Open a connection to read by."""
+    end_hosts_transaction()
+
+    with hide_parameters(), engine.connect() as connection:
+        yield connection
+
+
+def in_session(
+    engine: sa.Engine,
+    question: cabc.Callable[t.Concatenate[orm.Session, P], T],
+    /,
+    *args: P.args,
+    **kwargs: P.kwargs,
+) -> T:
+    """Ask a question that takes a session in one of our own. What it finds is detached:
+    it stays as it was read.
+    """
+    with connect(engine) as connection, orm.Session(connection) as session:
+        return question(session, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def beside_the_host(engine: sa.Engine) -> cabc.Iterator[orm.Session]:
+    """Open a session to read by on a page of the host's.
+
+    Where the host's session has a transaction open, it is read in that one: with SQLite
+    or a pool of one connection, ours would wait for it. The host's work is neither
+    committed nor spoilt by a statement that fails.
+    """
+    host = get_state().session()
+
+    if _is_ours() or not (host.in_transaction() and host.is_active):
+        with connect(engine) as connection, orm.Session(connection) as session:
+            yield session
+
+        return
+
+    connection = host.connection({"bind": engine})
+
+    with hide_parameters(), _spared(connection), orm.Session(connection) as session:
+        yield session
+
+
+def _spared(connection: sa.Connection) -> t.ContextManager[object]:
+    # A failed statement spoils the whole transaction there. Elsewhere it does not.
+    raw = connection.connection.dbapi_connection
+    dialect = connection.dialect
+
+    if (
+        dialect.name != "postgresql"
+        or raw is None
+        or dialect.detect_autocommit_setting(raw)
+    ):
+        return contextlib.nullcontext()
+
+    return connection.begin_nested()
+
+
+def _is_ours() -> bool:
+    return has_request_context() and request.blueprint == "credly"
+
+
+def end_hosts_transaction(*, failed: bool = False) -> None:
+    """End the transaction of the host's session, in a request of ours, so that none of
+    our statements waits for a lock or a connection of the same request. What the host
+    has written there, such as when a visitor was last seen, is kept.
+
+    A savepoint of the host's is left to it, with all that it holds.
+
+    :param failed: Whether code of the host's has failed in it: it is rolled back.
+    """
+    if not _is_ours() or not (session := get_state().session).registry.has():
+        return
+
+    host: orm.Session = session()
+
+    if not host.in_transaction() or host.in_nested_transaction():
+        return
+
+    if failed or not host.is_active:
+        host.rollback()
+    else:
+        host.commit()
+
+    # Otherwise the host's own code would find none.
+    if not host.autobegin:
+        host.begin()
 
 
 def in_transaction(
@@ -35,6 +136,8 @@ def in_transaction(
     @functools.wraps(work)
     def run(engine: sa.Engine, /, *args: P.args, **kwargs: P.kwargs) -> T:
         for number in range(1, TRIES):
+            end_hosts_transaction()
+
             try:
                 with hide_parameters(), engine.begin() as connection:
                     return work(connection, *args, **kwargs)
@@ -43,6 +146,8 @@ def in_transaction(
                     raise
 
             time.sleep(random.uniform(0.01, 0.05) * 4**number)
+
+        end_hosts_transaction()
 
         with hide_parameters(), engine.begin() as connection:
             return work(connection, *args, **kwargs)

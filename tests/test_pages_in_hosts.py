@@ -1,0 +1,409 @@
+"""Every page and every form, in hosts that are odd in one way each.
+
+A new host is one entry of :data:`HOSTS`. A statement that waits for a lock or a
+connection of the same request waits for ever: databases and pools give up soon here, so
+that it shows as an error.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import datetime as dt
+import functools
+import re
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+from conftest import a_member
+from conftest import COURSES
+from conftest import Host
+from conftest import MakeHost
+from flask import Flask
+from flask import g
+from flask import Response
+from flask_sqlalchemy import SQLAlchemy
+from werkzeug.test import Client
+from werkzeug.test import TestResponse
+
+from flask_credly import Course
+from flask_credly.admin.blueprint import ROUTES
+from flask_credly.models import Issuance
+from flask_credly.models import Mapping
+from flask_credly.testing import CredlySimulator
+
+HX = {"HX-Request": "true"}
+WAIT = 0.3
+"""Seconds until SQLite or a pool gives up."""
+
+Setup = cabc.Callable[[Flask, SQLAlchemy], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Odd:
+    """A host that is odd.
+
+    :param setup: What it does before ``init_app``.
+    :param after: What it does after that.
+    :param base: Where its pages are reached.
+    :param wrap: Puts something around its WSGI application.
+    :param databases: On which it is tried.
+    """
+
+    setup: Setup = lambda app, db: None
+    after: cabc.Callable[[Host], None] = lambda host: None
+    app: cabc.Callable[[], Flask] = lambda: Flask("conftest")
+    db: cabc.Callable[[], SQLAlchemy] = SQLAlchemy
+    config: dict[str, t.Any] = dataclasses.field(default_factory=dict)
+    engine: dict[str, t.Any] = dataclasses.field(default_factory=dict)
+    base: str = "http://localhost"
+    prefix: str = "/integrations"
+    wrap: cabc.Callable[[t.Any], t.Any] = lambda wsgi: wsgi
+    databases: tuple[str, ...] = ("sqlite",)
+
+
+def jinja(**options: t.Any) -> Setup:
+    def setup(app: Flask, db: SQLAlchemy) -> None:
+        app.jinja_options = {**app.jinja_options, "bytecode_cache": None, **options}
+
+    return setup
+
+
+def seen(app: Flask, db: SQLAlchemy, *, commit: bool = True) -> None:
+    """Note in each request when the visitor was last seen, and commit after it. Every
+    hook reads.
+    """
+
+    class Visitor(db.Model):  # type: ignore[name-defined, misc]
+        id = sa.Column(sa.Integer, primary_key=True)
+        seen = sa.Column(sa.Integer, default=0, nullable=False)
+
+    def visitor() -> t.Any:
+        return db.session.scalars(sa.select(Visitor)).first()
+
+    @app.before_request
+    def note() -> None:
+        g.visitor = visitor() or Visitor(seen=0)
+        g.visitor.seen += 1
+        db.session.add(g.visitor)
+        db.session.flush()
+
+    @app.after_request
+    def keep(response: Response) -> Response:
+        if commit:
+            db.session.commit()
+
+        return response
+
+    @app.context_processor
+    def show() -> dict[str, t.Any]:
+        return {"visits": g.visitor.seen if "visitor" in g else 0}
+
+    app.extensions["visitor"] = visitor
+
+
+def only_reads(app: Flask, db: SQLAlchemy) -> None:
+    """Read in each request, and leave the transaction open."""
+
+    @app.before_request
+    def note() -> None:
+        db.session.execute(sa.text("SELECT 1"))
+
+    app.extensions["visitor"] = lambda: db.session.execute(sa.text("SELECT 1"))
+
+
+def replica() -> SQLAlchemy:
+    from flask_sqlalchemy.session import Session
+
+    class Routing(Session):
+        def get_bind(self, *args: t.Any, **given: t.Any) -> t.Any:
+            if self._flushing or isinstance(given.get("clause"), sa.UpdateBase):
+                return super().get_bind(*args, **given)
+
+            return self._db.engines["replica"]
+
+    return SQLAlchemy(session_options={"class_": Routing})
+
+
+def savepoint(app: Flask, db: SQLAlchemy) -> None:
+    """Put each request into a savepoint."""
+
+    @app.before_request
+    def begin() -> None:
+        g.savepoint = db.session.begin_nested()
+        db.session.execute(sa.text("SELECT 1"))
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        g.savepoint.commit()
+        db.session.commit()
+        return response
+
+
+def begun(app: Flask, db: SQLAlchemy) -> None:
+    """Begin each request's transaction by hand."""
+
+    @app.before_request
+    def begin() -> None:
+        db.session.begin()
+        db.session.execute(sa.text("SELECT 1"))
+
+    @app.after_request
+    def end(response: Response) -> Response:
+        db.session.commit()
+        return response
+
+
+POOL_OF_ONE = {"pool_size": 1, "max_overflow": 0, "pool_timeout": WAIT}
+EVERYWHERE = ("sqlite", "postgresql", "mariadb")
+
+HOSTS: dict[str, Odd] = {
+    "plain": Odd(databases=EVERYWHERE),
+    # Sessions, pools and locks.
+    "last-seen": Odd(seen, databases=EVERYWHERE),
+    "last-seen-wal": Odd(seen, config={"pragma": "journal_mode=wal"}),
+    "begin-immediate": Odd(seen, config={"immediate": True}),
+    "begin-immediate-wal": Odd(
+        seen, config={"immediate": True, "pragma": "journal_mode=wal"}
+    ),
+    "pool-of-one": Odd(seen, engine=POOL_OF_ONE, databases=EVERYWHERE),
+    "pool-of-one-reads": Odd(only_reads, engine=POOL_OF_ONE, databases=EVERYWHERE),
+    "null-pool": Odd(seen, engine={"poolclass": sa.NullPool}),
+    "static-pool": Odd(
+        seen,
+        config={"SQLALCHEMY_DATABASE_URI": "sqlite://"},
+    ),
+    "replica": Odd(db=replica, config={"SQLALCHEMY_BINDS": {"replica": "sqlite://"}}),
+    "autobegin-off": Odd(
+        begun, db=lambda: SQLAlchemy(session_options={"autobegin": False})
+    ),
+    "no-autoflush": Odd(
+        seen,
+        db=lambda: SQLAlchemy(
+            session_options={"autoflush": False, "expire_on_commit": False}
+        ),
+    ),
+    "two-phase": Odd(
+        seen,
+        db=lambda: SQLAlchemy(session_options={"twophase": True}),
+        databases=("mariadb",),
+    ),
+    "savepoint": Odd(savepoint, engine={"pool_size": 2, "max_overflow": 0}),
+}
+
+
+def listen(host: Host, odd: Odd) -> None:
+    """Set SQLite's modes on each connection."""
+    pragma, immediate = odd.config.get("pragma"), odd.config.get("immediate")
+
+    with host.app.app_context():
+        engine = host.db.engine
+
+    if engine.dialect.name != "sqlite" or not (pragma or immediate):
+        return
+
+    @sa.event.listens_for(engine, "connect")
+    def connect(raw: t.Any, _: t.Any) -> None:
+        if pragma:
+            raw.execute(f"PRAGMA {pragma}")
+
+        if immediate:
+            raw.isolation_level = None
+
+    @sa.event.listens_for(engine, "begin")
+    def begin(connection: sa.Connection) -> None:
+        if immediate:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    engine.dispose()
+
+
+class Visit:
+    """An admin who goes through all of it."""
+
+    def __init__(self, odd: Odd, make_host: MakeHost, database: str) -> None:
+        self.odd = odd
+        app = odd.app()
+        engine = dict(odd.engine)
+
+        if database.startswith("sqlite"):
+            engine["connect_args"] = {"timeout": WAIT}
+
+        visitor = app.extensions.get
+
+        def hook(value: t.Any) -> t.Any:
+            (visitor("visitor") or (lambda: None))()
+            return value
+
+        def past(course: Course, since: t.Any) -> t.Any:
+            hook(None)
+
+            for number in range(3):
+                yield a_member(str(number)), dt.datetime(2025, 1, 1, tzinfo=dt.UTC)
+
+        config = {"SQLALCHEMY_ENGINE_OPTIONS": engine, **odd.config}
+        self.host = make_host(
+            app=app,
+            db=odd.db(),
+            setup=odd.setup,
+            is_admin=lambda: hook(True),
+            courses=lambda: hook(COURSES),
+            actor=lambda: hook("Ada"),
+            past_completions=past,
+            **config,
+        )
+        listen(self.host, odd)
+        odd.after(self.host)
+        self.visited: set[tuple[str, str]] = set()
+        wsgi = odd.wrap(app.wsgi_app)
+        self.client = Client(wsgi, TestResponse)
+        request_started(app, self.visited)
+
+    def get(self, path: str, **given: t.Any) -> TestResponse:
+        response = self.client.get(
+            f"{self.odd.prefix}{path}", base_url=self.odd.base, buffered=True, **given
+        )
+        assert response.status_code in (200, 303), (path, response.text[-2000:])
+        return response
+
+    def post(self, path: str, *, page: str = "/credly", **given: t.Any) -> TestResponse:
+        fields = given.pop("data", {})
+        html = self.get(page).text
+        token = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', html)
+        assert token, html
+        response = self.client.post(
+            f"{self.odd.prefix}{path}",
+            base_url=self.odd.base,
+            data={"csrf_token": token[1], **fields},
+            **given,
+        )
+        assert response.status_code in (200, 303), (path, response.text[-2000:])
+        return response
+
+    def ids(self, column: t.Any) -> list[int]:
+        with self.host.app.app_context(), self.host.db.engine.connect() as connection:
+            return list(connection.scalars(sa.select(column).order_by(column)))
+
+
+def request_started(app: Flask, visited: set[tuple[str, str]]) -> None:
+    from flask import request
+
+    # Not at the end: a host's own functions may fail before.
+    @functools.partial(app.before_request_funcs.setdefault(None, []).insert, 0)
+    def note() -> None:
+        visited.add((request.method, (request.endpoint or "").partition(".")[2]))
+
+
+def fail_one(visit: Visit, row_id: int) -> None:
+    with visit.host.app.app_context(), visit.host.db.engine.begin() as connection:
+        connection.execute(
+            sa.update(Issuance)
+            .where(Issuance.id == row_id)
+            .values(state="failed", due_at=None, error="Not found.")
+        )
+
+
+def go_through(visit: Visit, credly: CredlySimulator) -> None:
+    """Use every page and every form."""
+    one, other = credly.add_template("One Badge"), credly.add_template("Other Badge")
+    visit.get("/")
+    visit.get("/credly")
+    visit.get("/credly/connection")
+    visit.get("/credly/activity")
+    visit.post(
+        "/credly",
+        page="/credly/connection",
+        data={
+            "organization_id": credly.organization_id,
+            "client_id": credly.client_id,
+            "client_secret": credly.client_secret,
+        },
+    )
+
+    for headers in (None, HX):
+        for path in ("test", "templates", "pause", "resume"):
+            visit.post(f"/credly/{path}", headers=headers)
+
+        visit.get("/credly/mappings/new", headers=headers)
+
+    for key, headers in (("course:py-101", None), ("course:sql", HX)):
+        added = visit.post(
+            "/credly/mappings", headers=headers, data={"course": key, "template": one}
+        )
+        assert headers is None or "Mapping saved" in added.text
+
+    first, second = visit.ids(Mapping.id)
+
+    for id_, key, headers in (
+        (first, "course:py-101", None),
+        (second, "learning_path:data", HX),
+    ):
+        base = f"/credly/mappings/{id_}"
+        visit.get(base, headers=headers)
+        visit.get(f"{base}/row", headers=headers)
+        data = {"course": key, "template": other}
+        visit.post(base, headers=headers, data=data)
+
+    for id_, key, headers in (
+        (first, "course:py-101", None),
+        (second, "learning_path:data", HX),
+    ):
+        base = f"/credly/mappings/{id_}"
+        visit.post(f"{base}/remove", headers=headers)
+        data = {"course": key, "template": other, "undo": "1"}
+        visit.post("/credly/mappings", headers=headers, data=data)
+
+    first, second = visit.ids(Mapping.id)
+    base = f"/credly/mappings/{first}"
+    person = {"email": "a@example.org", "first_name": "A", "last_name": "B"}
+    visit.get(f"{base}/test")
+    visit.post(f"{base}/test", data=person)
+    visit.get(f"{base}/backfill")
+    started = visit.post(f"{base}/backfill")
+    run = re.search(r"/backfills/(\d+)$", started.location)
+    assert run, started.location
+    visit.get(f"/credly/backfills/{run[1]}")
+    visit.get(f"/credly/backfills/{run[1]}", headers=HX)
+    visit.post(f"/credly/backfills/{run[1]}/stop")
+    (row_id,) = visit.ids(Issuance.id)
+    fail_one(visit, row_id)
+    visit.get("/")
+    visit.get("/credly/banners", headers=HX)
+    assert "Not found." in visit.get("/credly/badges").text
+    visit.get(f"/credly/badges/{row_id}", headers=HX)
+    visit.get("/credly/badges/retry")
+    visit.post(f"/credly/badges/{row_id}/retry", headers=HX)
+    fail_one(visit, row_id)
+    visit.post("/credly/badges/retry")
+    visit.get("/credly/errors")
+
+    for name in ("badges", "errors", "activity"):
+        file = visit.get(f"/credly/{name}.csv")
+        assert file.mimetype == "text/csv" and file.text.count("\n") >= 1
+
+    assert "Issue badges for earlier" in visit.get("/credly/activity").text
+    visit.get("/credly/remove")
+    visit.post("/credly/remove")
+    assert visit.ids(Mapping.id) == []
+    assert visit.visited >= {(method, view.__name__) for method, _, view in ROUTES}
+
+
+CASES = [
+    pytest.param(odd, database, id=f"{name}-{database}")
+    for name, odd in HOSTS.items()
+    for database in odd.databases
+]
+
+
+@pytest.mark.parametrize(("odd", "database"), CASES, indirect=["database"])
+def test_every_page_and_form_works(
+    odd: Odd, database: str, make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    visit = Visit(odd, make_host, database)
+    go_through(visit, credly)
+
+    if "visitor" in visit.host.app.extensions and odd.setup is seen:
+        with visit.host.app.app_context():
+            visitor = visit.host.app.extensions["visitor"]()
+            assert visitor.seen > 50  # what the host wrote in each request is kept
