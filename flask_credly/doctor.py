@@ -11,7 +11,9 @@ import dataclasses
 import datetime as dt
 import functools
 import logging
+import os
 import re
+import secrets
 import typing as t
 
 import jinja2
@@ -33,11 +35,16 @@ from .ledger import clock
 from .ledger import gates
 from .ledger import overview
 from .ledger import tables
+from .ledger.transaction import cause
 from .ledger.transaction import in_session
 from .models import Base
 from .models import Connection
+from .models import Issuance
 from .models import Mapping
 from .models import Template
+from .settings import HOW_TO_READ
+from .settings import ignored
+from .settings import Settings
 from .settings import State
 from .settings import unknown
 
@@ -55,6 +62,8 @@ OLD_TEMPLATES = dt.timedelta(days=2)
 """A worker loads them once a day."""
 
 _PATIENCE = 2.0
+
+_LEDGER = t.cast(sa.Table, Issuance.__table__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,6 +153,18 @@ class _Examination:
                 ),
             )
 
+        if names := ignored(self._config, os.environ):
+            return _warning(
+                f"Environment variables that are not in force: {', '.join(names)}.",
+                f"{HOW_TO_READ} Or remove them.",
+            )
+
+        if late := _changed(self._state.settings, self._config):
+            return _warning(
+                f"Set after credly.init_app(app), and not in force: {', '.join(late)}.",
+                "Read the configuration before credly.init_app(app).",
+            )
+
         return _ok(f"Credly is asked at {self._state.settings.api_url}.")
 
     def key(self) -> Finding:
@@ -151,6 +172,13 @@ class _Examination:
             return _error(
                 "There is no key to encrypt the Client Secret with.",
                 f"Set CREDLY_ENCRYPTION_KEYS. Make a key with {keys.MAKE_A_KEY}",
+            )
+
+        if keys.is_weak(self._config):
+            return _warning(
+                f"CREDLY_ENCRYPTION_KEYS is not set. {keys.WEAK}",
+                "Set CREDLY_ENCRYPTION_KEYS, restart everything, and run"
+                f" flask credly rotate-keys. Make a key with {keys.MAKE_A_KEY}",
             )
 
         if keys.is_derived(self._config):
@@ -262,16 +290,52 @@ class _Examination:
     # The database.
 
     def database(self) -> Finding:
+        where = _place(self._state.engine.url)
+
         try:
             with self._state.engine.connect() as connected:
                 clock.now(connected)
         except sa.exc.SQLAlchemyError as e:
             return _error(
-                f"The database cannot be reached ({_cause(e)}).",
+                f"The database at {where} cannot be reached. {cause(e)}",
                 "Is it running at the address of SQLALCHEMY_DATABASE_URI?",
             )
 
-        return _ok(f"Reached, by {self._state.engine.dialect.name}.")
+        try:
+            self._write()
+        except sa.exc.SQLAlchemyError as e:
+            # That is said below.
+            if not tables.explain(self._state.engine, e):
+                return _error(
+                    f"The database at {where} takes nothing. {cause(e)}",
+                    "Mend what it says: is its disk full, is it a replica, or may this"
+                    " user not write there?",
+                )
+
+        return _ok(f"Reached and written to, at {where}.")
+
+    def _write(self) -> None:
+        """Try to write what a completion writes, and more than a cache holds back. It
+        is taken back.
+        """
+        now = dt.datetime.now(dt.UTC)
+        row: dict[str, t.Any] = {
+            each.name: ""
+            for each in _LEDGER.columns
+            if isinstance(each.type, sa.String) and not each.nullable
+        }
+        row |= {"kind": "course", "completed_at": now, "recorded_at": now}
+        row |= {"state": "cancelled", "test": True}
+
+        with self._state.engine.connect() as connected:
+            connected.execute(
+                sa.insert(_LEDGER),
+                [
+                    {**row, "member_id": f"doctor-{secrets.token_hex(8)}"}
+                    for _ in range(20)
+                ],
+            )
+            connected.rollback()
 
     def tables(self) -> Finding:
         missing, parts = tables.missing(self._state.engine)
@@ -435,9 +499,16 @@ class _Examination:
             return _error(
                 "The stored Client Secret cannot be decrypted with the configured keys."
                 " Badges wait.",
-                "Put the key that is missing at the end of CREDLY_ENCRYPTION_KEYS, or"
-                " enter the Client Secret again at"
-                f" {self._page('/credly/connection')}.",
+                f"{keys.remedy(self._config)} If the key is lost, enter the Client"
+                f" Secret again at {self._page('/credly/connection')}.",
+            )
+
+        if self._seen.keyless_worker:
+            return _error(
+                "A worker cannot decrypt the stored Client Secret, and issues nothing."
+                " This process can.",
+                "Restart that worker with the CREDLY_ENCRYPTION_KEYS and the SECRET_KEY"
+                " of this process. Its log says that it cannot.",
             )
 
         if found.unreadable:
@@ -466,9 +537,7 @@ class _Examination:
         if seen.connection == "expired":
             return _error(
                 "Connection expired. Badges wait.",
-                f"Reconnect at {self._page('/credly/connection')}. Where only the key"
-                " was missing for a while, Test connection at"
-                f" {self._page('/credly')} is enough.",
+                f"Reconnect at {self._page('/credly/connection')}.",
             )
 
         if seen.switched_off:
@@ -601,7 +670,7 @@ _CHECKS: tuple[_Check, ...] = (
     ("queue", _Examination.queue, ("redis", "tables")),
     ("jobs", _Examination.jobs, ("redis",)),
     ("secret", _Examination.secret, ("tables",)),
-    ("connection", _Examination.connection, ("tables",)),
+    ("connection", _Examination.connection, ("tables", "secret")),
     ("token", _Examination.token, ("tables", "secret", "connection")),
     ("clock", _Examination.clock, ("database",)),
     ("templates", _Examination.templates, ("tables",)),
@@ -637,8 +706,23 @@ def _blocks(environment: jinja2.Environment, name: str) -> set[str] | None:
     return found
 
 
-def _cause(error: sa.exc.SQLAlchemyError) -> str:
-    return type(getattr(error, "orig", None) or error).__name__
+def _changed(settings: Settings, config: cabc.Mapping[str, t.Any]) -> list[str]:
+    """Name the settings that have another value by now than those in force."""
+    try:
+        now = Settings.from_config(config)
+    except ValueError as e:
+        return [str(e).partition(" ")[0]]
+
+    return [
+        f"CREDLY_{field.name.upper()}"
+        for field in dataclasses.fields(Settings)
+        if getattr(settings, field.name) != getattr(now, field.name)
+    ]
+
+
+def _place(url: sa.URL) -> str:
+    """Write the address of a database, without a password wherever it may stand."""
+    return url.set(query={}).render_as_string(hide_password=True)
 
 
 def _clocks(seconds: float, whose: str, *, behind: bool) -> Finding:

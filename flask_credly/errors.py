@@ -73,5 +73,5 @@ class SecretUnreadable(CredlyError):
     def __init__(self) -> None:
         super().__init__(
             "The stored Client Secret cannot be decrypted with the configured keys."
-            " Enter the Client Secret again."
+            " flask credly doctor says which setting to correct."
         )

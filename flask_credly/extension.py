@@ -34,6 +34,7 @@ from .settings import MemberHook
 from .settings import PastHook
 from .settings import Settings
 from .settings import State
+from .settings import warn_of_ignored
 from .settings import warn_of_unknown
 
 logger = logging.getLogger("flask_credly")
@@ -151,6 +152,7 @@ class Credly:
             name_actor=self._actor,
         )
         warn_of_unknown(app.config)
+        warn_of_ignored(app.config, os.environ)
         copy_tables(state.db.metadata)
 
         with app.app_context():

@@ -30,6 +30,11 @@ MAKE_A_KEY = (
 )
 """The command that makes one."""
 
+SHORT = 16
+"""Bytes of a ``SECRET_KEY`` below which it can be tried out."""
+
+_GUESSED = ("changeme", "change-me", "change_me", "change me", "secret", "password")
+
 Config = cabc.Mapping[str, t.Any]
 
 
@@ -43,13 +48,50 @@ def is_derived(config: Config) -> bool:
     return not encryption_keys(config.get("CREDLY_ENCRYPTION_KEYS"))
 
 
+def remedy(config: Config) -> str:
+    """Say which setting of this process to correct where nothing is unsealed."""
+    if is_derived(config):
+        return (
+            "Was SECRET_KEY changed, or CREDLY_ENCRYPTION_KEYS forgotten? Restore it,"
+            " or put the former SECRET_KEY into SECRET_KEY_FALLBACKS."
+        )
+
+    return (
+        "Put the key that is missing at the end of CREDLY_ENCRYPTION_KEYS. If there was"
+        " none yet, put the SECRET_KEY of that time into SECRET_KEY_FALLBACKS."
+    )
+
+
+def is_weak(config: Config) -> bool:
+    """Whether the key that seals is derived from a ``SECRET_KEY`` that can be guessed:
+    whoever reads the database could then decrypt the Client Secret.
+    """
+    if not is_derived(config) or not (secret := config.get("SECRET_KEY")):
+        return False
+
+    material = secret.encode() if isinstance(secret, str) else bytes(secret)
+    text = material.decode(errors="replace").lower()
+    return (
+        len(material) < SHORT
+        or len(set(material)) < SHORT // 2
+        or any(word in text for word in _GUESSED)
+    )
+
+
+WEAK = (
+    "SECRET_KEY can be guessed, and with it the key that encrypts the Client Secret is"
+    " derived."
+)
+
+
 def warn_of_derived(config: Config) -> None:
     """Warn where the key is derived. For the start of what runs for long."""
     if is_derived(config):
         logger.warning(
             "CREDLY_ENCRYPTION_KEYS is not set. The Client Secret is encrypted with a"
             " key derived from SECRET_KEY, and has to be entered again when that"
-            " changes without SECRET_KEY_FALLBACKS."
+            " changes without SECRET_KEY_FALLBACKS.%s",
+            f" {WEAK}" if is_weak(config) else "",
         )
 
 

@@ -128,6 +128,10 @@ class Connection(Base):
     """Until when nothing is sent. Kept after that time, until a request succeeds:
     it tells the next drain to begin with a single probe.
     """
+    keyless_until: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """Until when a worker is taken to be there that cannot decrypt the Client Secret.
+    It says so again and again. Others may have the key, so this closes no gate.
+    """
     pause_reason: orm.Mapped[str | None] = orm.mapped_column(sa.String(20))
     """``"rate limit"`` or ``"unavailable"``."""
     limited_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)

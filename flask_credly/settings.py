@@ -6,6 +6,7 @@ import collections.abc as cabc
 import dataclasses
 import datetime as dt
 import difflib
+import json
 import logging
 import math
 import re
@@ -102,16 +103,19 @@ class Settings:
         )
 
 
+_KNOWN = {"SANDBOX", "ENCRYPTION_KEYS"} | {
+    field.name.upper() for field in dataclasses.fields(Settings)
+}
+
+
 def unknown(config: cabc.Mapping[str, t.Any]) -> dict[str, str | None]:
     """Find the ``CREDLY_*`` that are no setting, each with what was likely meant."""
-    known = {field.name.upper() for field in dataclasses.fields(Settings)}
-    known |= {"SANDBOX", "ENCRYPTION_KEYS"}
     given = {
         name.removeprefix("CREDLY_") for name in config if name.startswith("CREDLY_")
     }
     likely = {
-        name: difflib.get_close_matches(name, known, 1)
-        for name in sorted(given - known)
+        name: difflib.get_close_matches(name, _KNOWN, 1)
+        for name in sorted(given - _KNOWN)
     }
     return {
         f"CREDLY_{name}": f"CREDLY_{meant[0]}" if meant else None
@@ -129,6 +133,75 @@ def warn_of_unknown(config: cabc.Mapping[str, t.Any]) -> None:
                 meant,
                 extra={"credly_event": "setting_unknown", "credly_setting": name},
             )
+
+
+def ignored(
+    config: cabc.Mapping[str, t.Any], environ: cabc.Mapping[str, str]
+) -> list[str]:
+    """Find the environment variables that were meant as settings and are not in force:
+    nobody has read them into the configuration, or it has another value.
+    """
+    found = []
+
+    for name in sorted(environ):
+        setting = name.removeprefix("FLASK_")
+        short = setting.removeprefix("CREDLY_")
+
+        # Others may be the host's own.
+        if short == setting or not (
+            short in _KNOWN or difflib.get_close_matches(short, _KNOWN, 1, 0.8)
+        ):
+            continue
+
+        if setting not in config or not _means(environ[name], config[setting]):
+            found.append(name)
+
+    return found
+
+
+def _means(text: str, value: t.Any) -> bool:
+    """Whether a value may have been read from this text."""
+    if encryption_keys_of(value) == encryption_keys_of(text):
+        return True
+
+    try:
+        read = json.loads(text)
+    except ValueError:
+        read = text
+
+    return read == value or text.strip().lower() == str(value).lower()
+
+
+def encryption_keys_of(value: t.Any) -> list[str] | None:
+    """Read it as :func:`encryption_keys`, if it can be."""
+    if not isinstance(value, (str, bytes, list, tuple)):
+        return None
+
+    try:
+        return encryption_keys(value)
+    except AttributeError:
+        return None
+
+
+def warn_of_ignored(
+    config: cabc.Mapping[str, t.Any], environ: cabc.Mapping[str, str]
+) -> None:
+    """Warn of environment variables that were meant as settings and are not in force.
+    Names no value: it may be a key, or hold a password.
+    """
+    for name in ignored(config, environ):
+        logger.warning(
+            "The environment variable %s is not in force. %s",
+            name,
+            HOW_TO_READ,
+            extra={"credly_event": "setting_ignored", "credly_setting": name},
+        )
+
+
+HOW_TO_READ = (
+    "app.config.from_prefixed_env() before credly.init_app(app) reads the variables"
+    " that begin with FLASK_CREDLY_."
+)
 
 
 @dataclasses.dataclass(eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import itertools
 import json
 import typing as t
@@ -361,9 +362,10 @@ class TestALostKey:
         assert {row.attempts for row in host.rows()} == {0}
         assert host.log() == [
             (
-                "Connection expired",
-                "A worker cannot decrypt the stored Client Secret: it has other keys."
-                " Give all processes the same, or enter the Client Secret again.",
+                "Wrong encryption key",
+                "A worker cannot decrypt the stored Client Secret. Was SECRET_KEY"
+                " changed, or CREDLY_ENCRYPTION_KEYS forgotten? Restore it, or put the"
+                " former SECRET_KEY into SECRET_KEY_FALLBACKS.",
             )
         ]
 
@@ -396,6 +398,51 @@ class TestALostKey:
         host.db.session.remove()
         assert "Solved since" in client.get("/integrations/credly").text
 
+    def test_the_entry_is_solved_when_no_worker_lacks_the_key_any_more(
+        self, lost: Connected
+    ) -> None:
+        host, _, _ = lost
+        client = host.app.test_client()
+        host.drain(times=3)
+        host.app.config["SECRET_KEY"] = "a key for tests"
+        page = client.get("/integrations/credly").text
+
+        assert "A worker has a wrong encryption key" in page
+        assert "Solved since" not in page
+        assert len(host.log()) == 1
+
+        past = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
+        host.db.session.execute(sa.update(Connection).values(keyless_until=past))
+        host.db.session.commit()
+        host.drain()
+        host.db.session.remove()
+        page = client.get("/integrations/credly").text
+
+        assert "A worker has a wrong encryption key" not in page
+        assert "Solved since" in page
+        assert host.row().state == "issued"
+        host.app.config["SECRET_KEY"] = "another"
+        host.complete("43")
+        host.drain()
+        assert len(host.log()) == 2
+
+    def test_the_doctor_names_the_setting(self, lost: Connected) -> None:
+        host, _, _ = lost
+        host.drain()
+        said = run(host, "doctor").output
+
+        assert "put the former SECRET_KEY into SECRET_KEY_FALLBACKS" in said
+        assert "end of CREDLY_ENCRYPTION_KEYS" not in said
+
+        host.app.config["CREDLY_ENCRYPTION_KEYS"] = NEW
+        assert "end of CREDLY_ENCRYPTION_KEYS" in run(host, "doctor").output
+
+        del host.app.config["CREDLY_ENCRYPTION_KEYS"]
+        host.app.config["SECRET_KEY_FALLBACKS"] = ["a key for tests"]
+        said = run(host, "doctor").output
+        assert "A worker cannot decrypt the stored Client Secret" in said
+        assert "Restart that worker" in said
+
     def test_it_is_said_before_a_worker_finds_out(self, lost: Connected) -> None:
         host, credly, _ = lost
         found = json.loads(run(host, "status", "--json").output)
@@ -405,9 +452,10 @@ class TestALostKey:
 
         assert found["connection"] == "expired"
         assert synced.exit_code == 1
-        assert "Enter the Client Secret again." in synced.output
-        assert "Enter the Client Secret again." in page.text
-        assert "Connection expired" in card.text
+        assert "flask credly doctor says which setting to correct." in synced.output
+        assert "enter the Client Secret again." in page.text
+        assert "Connection expired" not in page.text + card.text
+        assert "Encryption key missing" in card.text
 
     def test_a_token_that_still_opens_does_not_hide_it(
         self, make_host: MakeHost, credly: CredlySimulator

@@ -322,6 +322,15 @@ def backfill_failed(on: Connected, patch: pytest.MonkeyPatch) -> None:
 
 
 @provokes
+def setting_ignored(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    patch.setenv("CREDLY_SANDBOX", "true")
+    app = Flask("other")
+    app.config.update(SECRET_KEY="k", SQLALCHEMY_DATABASE_URI="sqlite://")
+    SQLAlchemy().init_app(app)
+    on.host.credly.init_app(app)
+
+
+@provokes
 def setting_unknown(on: Connected, patch: pytest.MonkeyPatch) -> None:
     app = Flask("other")
     app.config.update(
@@ -356,6 +365,12 @@ VALUES: dict[str, dict[str, object]] = {
         "message": "No such setting: CREDLY_TIME_OUT."
         " Write CREDLY_TIMEOUT in place of it.",
         "credly_setting": "CREDLY_TIME_OUT",
+    },
+    "setting_ignored": {
+        "message": "The environment variable CREDLY_SANDBOX is not in force."
+        " app.config.from_prefixed_env() before credly.init_app(app) reads the"
+        " variables that begin with FLASK_CREDLY_.",
+        "credly_setting": "CREDLY_SANDBOX",
     },
     "backfill_failed": {"credly_kind": "course", "credly_course": "py-101"},
 }

@@ -1103,11 +1103,11 @@ class TestState:
         asked = len(connected.credly.received)
         card, window = browser.get(LIST), browser.get(WINDOW)
         assert (card.status_code, window.status_code) == (200, 200)
-        assert "Connection expired" in card.text
-        assert "Enter the Client Secret again." in window.text
+        assert "Encryption key missing" in card.text
+        assert "enter the Client Secret again." in window.text
 
         response = browser.post(f"{WINDOW}/test")
-        assert "Enter the Client Secret again." in browser.get(response.location).text
+        assert "enter the Client Secret again." in browser.get(response.location).text
         assert len(connected.credly.received) == asked
 
     def test_missing_tables_leave_the_list(

@@ -19,6 +19,7 @@ from flask_sqlalchemy import SQLAlchemy
 
 from flask_credly import Course
 from flask_credly import Credly
+from flask_credly import doctor
 from flask_credly import keys
 from flask_credly.models import Issuance
 from flask_credly.models import UTCDateTime
@@ -446,3 +447,109 @@ def test_a_derived_key_is_warned_of_once(
     assert [message[:35] for message in caplog.messages] == [
         "CREDLY_ENCRYPTION_KEYS is not set. "
     ]
+
+
+@pytest.mark.parametrize(
+    ("secret", "weak"),
+    [
+        ("dev", True),
+        ("a key for tests", True),
+        (b"dev", True),
+        ("a" * 64, True),
+        ("change-me-in-production", True),
+        ("my-super-secret-key-0123456789", True),
+        ("192b9bdd22ab9ed4d12e236c78afcb9a", False),
+        (bytes(range(100, 132)), False),
+    ],
+)
+def test_a_secret_key_that_can_be_guessed_is_warned_of_where_it_encrypts(
+    make_host: MakeHost, caplog: pytest.LogCaptureFixture, secret: t.Any, weak: bool
+) -> None:
+    make_host(SECRET_KEY=secret)
+    assert ("SECRET_KEY can be guessed" in caplog.text) is weak
+
+    caplog.clear()
+    key = "MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA="
+    make_host(SECRET_KEY=secret, CREDLY_ENCRYPTION_KEYS=[key])
+    assert caplog.messages == []
+
+
+KEYS = "MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA="
+
+
+@pytest.mark.parametrize(
+    ("variables", "config", "warned"),
+    [
+        # Nobody reads these.
+        ({"CREDLY_REDIS_URL": "redis://:pass-word@cache/0"}, {}, ["CREDLY_REDIS_URL"]),
+        ({"CREDLY_SANDBOX": "true"}, {}, ["CREDLY_SANDBOX"]),
+        ({"FLASK_CREDLY_SANDBOX": "true"}, {}, ["FLASK_CREDLY_SANDBOX"]),
+        ({"CREDLY_ENCRYPTION_KEYS": KEYS}, {}, ["CREDLY_ENCRYPTION_KEYS"]),
+        ({"CREDLY_REDIS_UR": "redis://cache"}, {}, ["CREDLY_REDIS_UR"]),
+        # The configuration says otherwise.
+        (
+            {"CREDLY_SANDBOX": "true"},
+            {"CREDLY_SANDBOX": False},
+            ["CREDLY_SANDBOX"],
+        ),
+        (
+            {"CREDLY_QUEUE": "badges", "FLASK_CREDLY_QUEUE": "credly"},
+            {"CREDLY_QUEUE": "credly"},
+            ["CREDLY_QUEUE"],
+        ),
+        # Somebody has read these, in whatever way.
+        ({"FLASK_CREDLY_SANDBOX": "true"}, {"CREDLY_SANDBOX": True}, []),
+        ({"CREDLY_SANDBOX": "True"}, {"CREDLY_SANDBOX": True}, []),
+        ({"CREDLY_SANDBOX": "1"}, {"CREDLY_SANDBOX": True}, []),
+        ({"CREDLY_TIMEOUT": "7"}, {"CREDLY_TIMEOUT": 7}, []),
+        ({"CREDLY_TIMEOUT": "7.5"}, {"CREDLY_TIMEOUT": 7.5}, []),
+        ({"CREDLY_LOG_DAYS": "null"}, {"CREDLY_LOG_DAYS": None}, []),
+        ({"CREDLY_QUEUE": "badges"}, {"CREDLY_QUEUE": "badges"}, []),
+        ({"CREDLY_QUEUE": '"badges"'}, {"CREDLY_QUEUE": "badges"}, []),
+        (
+            {"CREDLY_ENCRYPTION_KEYS": f"{KEYS}, {KEYS}"},
+            {"CREDLY_ENCRYPTION_KEYS": [KEYS, KEYS]},
+            [],
+        ),
+        # Not ours.
+        ({"CREDLY_HELP_DESK": "1", "FLASK_DEBUG": "1", "REDIS_URL": "x"}, {}, []),
+    ],
+)
+def test_an_environment_variable_that_no_setting_took_up_is_warned_of(
+    make_host: MakeHost,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    variables: dict[str, str],
+    config: dict[str, t.Any],
+    warned: list[str],
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    host = make_host(
+        setup=lambda app, _: app.config.pop("CREDLY_REDIS_URL") and None, **config
+    )
+    said = [each for each in caplog.messages if "environment variable" in each]
+
+    assert [each.split()[3] for each in said] == warned
+    assert "pass-word" not in caplog.text
+    assert KEYS not in caplog.text
+
+    with host.app.app_context():
+        found = doctor.examine(host.state)["settings"]
+
+    assert (found.status == "warning") is bool(warned)
+    assert all(name in found.detail for name in warned)
+    assert "pass-word" not in found.detail + str(found.mend)
+
+
+def test_what_is_set_after_init_app_is_named(make_host: MakeHost) -> None:
+    host = make_host()
+    host.app.config["CREDLY_SANDBOX"] = True
+
+    with host.app.app_context():
+        found = doctor.examine(host.state)["settings"]
+
+    assert found.status == "warning"
+    assert "CREDLY_API_URL, CREDLY_TOKEN_URL" in found.detail
+    assert found.mend == "Read the configuration before credly.init_app(app)."

@@ -357,7 +357,7 @@ def test_a_worker_with_another_key_leaves_the_badges_to_the_others(farm: Farm) -
         farm.wait_for_badges(number)
 
     ((error, details),) = farm.host.log()
-    assert error == "Connection expired"
+    assert error == "Wrong encryption key"
     assert details.startswith("A worker cannot decrypt the stored Client Secret")
 
 

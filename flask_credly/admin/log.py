@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 
 from flask import request
 from flask.typing import ResponseReturnValue
 
 from .. import connection
 from ..ledger import audit
+from ..ledger import clock
 from ..ledger import issuances
 from ..ledger import log
 from ..ledger.paging import Page
+from ..ledger.paging import Session
 from ..models import Connection
 from ..models import LogEntry
 from ..settings import get_state
@@ -47,9 +50,9 @@ def fold(found: Page[LogEntry], connected: Connection) -> list[Fold]:
     solved = read(issuances.solved, ids) if ids else set()
 
     for each in folds:
-        if each.entry.details == log.UNREADABLE_DETAILS:
-            checked_at = connected.checked_at
-            each.solved = checked_at is not None and checked_at > each.entry.at
+        if each.entry.error == log.WRONG_KEY:
+            until = connected.keyless_until
+            each.solved = until is None or until <= read(_now)
         elif each.entry.error == log.CONNECTION_EXPIRED:
             each.solved = not connected.expired
         elif each.entry.error in (log.RATE_LIMIT, log.UNREACHABLE):
@@ -58,6 +61,10 @@ def fold(found: Page[LogEntry], connected: Connection) -> list[Fold]:
             each.solved = each.entry.issuance_id in solved
 
     return folds
+
+
+def _now(session: Session) -> dt.datetime:
+    return clock.now(session.connection())
 
 
 def _fold(found: Page[LogEntry]) -> list[Fold]:

@@ -51,8 +51,8 @@ OTHER_ORGANIZATION = mark(
     " clears its mappings and error log."
 )
 UNREADABLE = mark(
-    "The stored Client Secret cannot be decrypted with the configured keys. Enter the"
-    " Client Secret again."
+    "The stored Client Secret cannot be decrypted with the configured keys. Ask the"
+    " developer of this site to restore the key, or enter the Client Secret again."
 )
 NO_KEY = mark(
     "The Client Secret cannot be stored safely yet. Ask the developer of this site to"

@@ -319,6 +319,7 @@ def _save(
         "expired": False,
         "paused_until": None,
         "pause_reason": None,
+        "keyless_until": None,
         "token_version": 1,
         "token_expires_at": now + dt.timedelta(seconds=lifetime),
         "token_fetch_until": None,

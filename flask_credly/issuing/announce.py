@@ -9,6 +9,7 @@ import typing as t
 import blinker
 from flask import has_request_context
 
+from .. import keys
 from .. import signals
 from ..errors import CredlyError
 from ..ledger import gates
@@ -64,17 +65,26 @@ def expired(state: State, generation: str, error: CredlyError) -> None:
     _send(signals.issuance_paused, state, until=None, reason="expired")
 
 
-def unreadable(state: State, generation: str) -> None:
-    """Say that this process cannot decrypt the Client Secret, once to the admin."""
-    logger.error(
-        "This process cannot decrypt the stored Client Secret, and issues nothing. Give"
-        " it the CREDLY_ENCRYPTION_KEYS and the SECRET_KEY of the web processes. If the"
-        " key is lost, enter the Client Secret again.",
-        extra={"credly_event": "key_missing"},
-    )
+def keyless(
+    state: State, generation: str, seconds: float, *, again: bool = False
+) -> None:
+    """Say that this process cannot decrypt the Client Secret.
 
-    if gates.note_unreadable(state.engine, generation):
-        _send(signals.issuance_paused, state, until=None, reason="expired")
+    :param seconds: How long it will, or until it says so again.
+    :param again: Whether this process has said so, and it stands in its log.
+    """
+    remedy = keys.remedy(state.app.config)
+
+    if not again:
+        logger.error(
+            "This process cannot decrypt the stored Client Secret, and issues nothing."
+            " %s If the key is lost, enter the Client Secret again.",
+            remedy,
+            extra={"credly_event": "key_missing"},
+        )
+
+    if gates.note_keyless(state.engine, generation, seconds, remedy):
+        _send(signals.issuance_paused, state, until=None, reason="key missing")
 
 
 def _names(row: Row) -> dict[str, str]:

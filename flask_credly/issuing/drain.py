@@ -66,6 +66,11 @@ CAREFUL_WIDTH = 2
 
 CAREFUL_GROWTH = 25
 
+KEYLESS_FOR = 120.0
+"""Seconds for which a worker without the key is taken to be there after one of its
+drains: RQ's own says so with each of them only.
+"""
+
 UNAVAILABLE_PAUSE = 30.0
 """Seconds to pause when Credly cannot be reached."""
 
@@ -541,7 +546,7 @@ class _Drain:
 
         if isinstance(error, SecretUnreadable):
             self._stop.set()
-            announce.unreadable(self._state, generation)
+            announce.keyless(self._state, generation, KEYLESS_FOR)
             return
 
         if answer == "unauthorized":

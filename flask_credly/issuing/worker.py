@@ -190,9 +190,10 @@ class CredlyWorker(Worker):
         before = self._keyless
         self._keyless = not overview.opens(connection, state.app.config)
 
-        if self._keyless and not before:
+        if self._keyless:
             assert connection is not None
-            announce.unreadable(state, connection.generation)
+            seconds = 4 * SWEEP_INTERVAL
+            announce.keyless(state, connection.generation, seconds, again=before)
 
         return self._keyless
 

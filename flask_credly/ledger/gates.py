@@ -15,7 +15,6 @@ import sqlalchemy as sa
 
 from ..models import Connection
 from ..models import CONNECTION_ID
-from ..models import LogEntry
 from . import audit
 from . import clock
 from . import log
@@ -213,26 +212,32 @@ def expire(connection: sa.Connection, generation: str) -> bool:
 
 
 @in_transaction
-def note_unreadable(connection: sa.Connection, generation: str) -> bool:
-    """Write one log entry, until the next check or connect, of a process that cannot
-    decrypt the Client Secret. The gate stays open: others may have the key.
+def note_keyless(
+    connection: sa.Connection, generation: str, seconds: float, remedy: str
+) -> bool:
+    """Note that a worker cannot decrypt the Client Secret. The gate stays open: others
+    may have the key. Writes one log entry, as long as it is noted again in time.
 
-    :return: Whether this call wrote it.
+    :param seconds: How long it is taken to be there.
+    :return: Whether this is new.
     """
-    # First, for the lock: all processes may find it out at this moment.
-    this = Connection.generation == generation
-    connection.execute(sa.update(Connection).where(this).values(id=Connection.id))
-    written = sa.exists().where(
-        LogEntry.details == log.UNREADABLE_DETAILS,
-        LogEntry.at >= sa.func.coalesce(Connection.checked_at, LogEntry.at),
-    )
-    new = connection.scalar(sa.select(~written).select_from(Connection).where(this))
+    now = clock.now(connection)
+    until = now + dt.timedelta(seconds=seconds)
+    this = sa.update(Connection).where(Connection.generation == generation)
+    known = Connection.keyless_until > now
 
-    if new:
-        now = clock.now(connection)
-        log.write(connection, now, log.CONNECTION_EXPIRED, log.UNREADABLE_DETAILS)
+    if connection.execute(
+        this.where(known, Connection.keyless_until < until).values(keyless_until=until)
+    ).rowcount:
+        return False
 
-    return bool(new)
+    is_new = sa.or_(Connection.keyless_until.is_(None), Connection.keyless_until <= now)
+
+    if not connection.execute(this.where(is_new).values(keyless_until=until)).rowcount:
+        return False
+
+    log.write(connection, now, log.WRONG_KEY, log.wrong_key_details(remedy))
+    return True
 
 
 @in_transaction

@@ -22,15 +22,11 @@ CONNECTION_EXPIRED = mark("Connection expired")
 ISSUANCE_FAILED = mark("Badge issuance failed")
 RATE_LIMIT = mark("API Rate Limit")
 UNREACHABLE = mark("Credly unreachable")
-ERRORS = (CONNECTION_EXPIRED, ISSUANCE_FAILED, RATE_LIMIT, UNREACHABLE)
+WRONG_KEY = mark("Wrong encryption key")
+ERRORS = (CONNECTION_EXPIRED, ISSUANCE_FAILED, RATE_LIMIT, UNREACHABLE, WRONG_KEY)
 
 EXPIRED_DETAILS = (
     "Your Credly OAuth credentials have expired or were revoked. Please reconnect."
-)
-
-UNREADABLE_DETAILS = (
-    "A worker cannot decrypt the stored Client Secret: it has other keys. Give all"
-    " processes the same, or enter the Client Secret again."
 )
 
 
@@ -52,6 +48,11 @@ def rate_limit_details(error: str) -> str:
 def unreachable_details(error: str) -> str:
     """Word the details of a pause because Credly cannot be reached."""
     return f"Badge issuance waits and goes on by itself. {error}"
+
+
+def wrong_key_details(remedy: str) -> str:
+    """Word the details of a worker that cannot decrypt the Client Secret."""
+    return f"A worker cannot decrypt the stored Client Secret. {remedy}"
 
 
 def write(

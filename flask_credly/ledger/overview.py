@@ -29,6 +29,7 @@ class Overview:
 
     :param unreadable: The stored Client Secret cannot be decrypted with this process's
         keys: ``connection`` is "expired" then.
+    :param keyless_worker: A worker cannot decrypt it with its keys. Others may go on.
     :param switched_off: The admin has paused issuing: ``connection`` is "paused" then,
         and ``paused_until`` is ``None`` unless Credly has asked for a pause too.
     :param oldest_pending_seconds: Since when the longest waiting badge waits.
@@ -40,6 +41,7 @@ class Overview:
     paused_until: dt.datetime | None
     pause_reason: str | None
     unreadable: bool
+    keyless_worker: bool
     switched_off: bool
     pending: int
     issued: int
@@ -93,6 +95,9 @@ def read(
         paused_until=paused,
         pause_reason=connection.pause_reason if connection and paused else None,
         unreadable=unreadable,
+        keyless_worker=bool(
+            connection and connection.keyless_until and connection.keyless_until > now
+        ),
         switched_off=connection is not None and connection.switched_off,
         pending=seen("pending", "sending"),
         issued=seen("issued"),
