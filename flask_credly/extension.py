@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import os
 import typing as t
@@ -137,6 +138,19 @@ class Credly:
                 " that returns Course objects with '@credly.courses' before"
                 " 'credly.init_app(app)'."
             )
+
+        for name, hook in (
+            ("courses", self._courses),
+            ("is_admin", self._is_admin),
+            ("member", self._member),
+            ("past_completions", self._past_completions),
+            ("actor", self._actor),
+        ):
+            if inspect.iscoroutinefunction(hook) or inspect.isasyncgenfunction(hook):
+                raise RuntimeError(
+                    f"Flask-Credly does not await the '@credly.{name}' hook. Write it"
+                    " with 'def', not 'async def'."
+                )
 
         if "sqlalchemy" not in app.extensions:
             raise RuntimeError("Call 'db.init_app(app)' before 'credly.init_app(app)'.")

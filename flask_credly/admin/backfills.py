@@ -21,7 +21,6 @@ from .answer import go_to
 from .answer import page
 from .answer import say
 from .answer import wants_fragment
-from .forms import Button
 from .guard import actor
 from .mappings import gone
 from .reading import read
@@ -56,12 +55,11 @@ def ask_backfill(mapping_id: int) -> ResponseReturnValue:
             extra={"credly_event": "hook_failed", "credly_hook": "past_completions"},
         )
 
-    return page("credly/backfill.html", button=Button(), mapping=mapping, preview=found)
+    return page("credly/backfill.html", mapping=mapping, preview=found)
 
 
 def start_backfill(mapping_id: int) -> ResponseReturnValue:
     """Begin."""
-    Button().is_valid()
     state = get_state()
 
     if state.past_completions is None:
@@ -102,7 +100,6 @@ def show_backfill(run_id: int) -> ResponseReturnValue:
 
 def stop_backfill(run_id: int) -> ResponseReturnValue:
     """Stop, and finish what is on its way."""
-    Button().is_valid()
     state = get_state()
     backfills.stop(state.engine, run_id, by=actor())
     found = read(backfills.progress, run_id)

@@ -12,7 +12,6 @@ from flask.typing import ResponseReturnValue
 
 from .. import connection
 from ..issuing import bell
-from ..ledger import audit
 from ..ledger import gates
 from ..ledger import issuances
 from ..ledger.issuances import Filter
@@ -30,7 +29,7 @@ from .answer import page
 from .answer import say
 from .answer import wants_fragment
 from .export import csv_file
-from .forms import Button
+from .export import note
 from .guard import actor
 from .mappings import KIND_NAMES
 from .mappings import list_courses
@@ -81,7 +80,6 @@ def show_badge(issuance_id: int) -> ResponseReturnValue:
 
 def retry(issuance_id: int) -> ResponseReturnValue:
     """Try one once more that was not issued."""
-    Button().is_valid()
     state = get_state()
 
     if issuances.retry(state.engine, issuance_id, by=actor()):
@@ -121,12 +119,11 @@ def ask_retry() -> ResponseReturnValue:
         return go_to("credly.show")
 
     number = read(issuances.retriable)
-    return page("credly/retry.html", button=Button(), number=number)
+    return page("credly/retry.html", number=number)
 
 
 def retry_all() -> ResponseReturnValue:
     """Try all that failed once more."""
-    Button().is_valid()
     state = get_state()
     tried = issuances.retry(state.engine, by=actor())
 
@@ -146,7 +143,7 @@ def retry_all() -> ResponseReturnValue:
 def export_badges() -> ResponseReturnValue:
     """Send what the filters show as a file."""
     engine = get_state().engine
-    audit.note_alone(engine, actor(), "export badges")
+    note("export badges")
     rows = issuances.every(engine, _filter())
     header = [
         gettext("Number"),
@@ -234,7 +231,6 @@ def _names(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
     paused = gate is not None and not gate.is_open
     can_be_retried = read(issuances.can_be_retried, [row.id for row in rows])
     return {
-        "button": Button(),
         "address": _address(),
         "statuses": STATUSES,
         "status_of": functools.partial(status_of, paused=paused),

@@ -7,7 +7,6 @@ import typing as t
 
 from flask import Blueprint
 from flask import current_app
-from flask import make_response
 from flask import render_template
 from flask import request
 from flask import Response
@@ -16,19 +15,24 @@ from flask_wtf.csrf import CSRFError
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import ProgrammingError
+from werkzeug.exceptions import HTTPException
 from werkzeug.routing import IntegerConverter
 from werkzeug.routing import Map
 
 from .. import assets
 from .. import words
+from ..catalog import clean
 from ..ledger import audit
 from ..ledger import tables
 from ..ledger.transaction import end_hosts_transaction
 from ..settings import get_state
 from ..settings import Settings
+from ..words import gettext
+from ..words import mark
 from . import activity
 from . import backfills
 from . import badges
+from . import forms
 from . import guard
 from . import index
 from . import log
@@ -59,8 +63,19 @@ HEADERS = {
     "X-Frame-Options": "SAMEORIGIN",
 }
 
+DENIED = mark("You do not have access to this page.")
+FOREIGN = mark(
+    "This was opened from another site, so nothing was done. Open the page here, and"
+    " use its buttons."
+)
+NO_FORM = mark("This is not what the form on the page sends. Nothing was changed.")
+
+READING = {"GET", "HEAD", "OPTIONS"}
+
+FORMS = ("", "application/x-www-form-urlencoded", "multipart/form-data")
+
 # What was typed stays where it is.
-DENIED = {
+IN_PLACE = {
     "HX-Retarget": "#credly-flash",
     "HX-Reswap": "innerHTML show:top",
     "HX-Reselect": "[role=alert]",
@@ -102,6 +117,17 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/remove", remove.remove_integration),
 ]
 
+# Read, but noted in the admin's name, or a burden to the host: only by our own links.
+ON_PURPOSE = {
+    f"credly.{view.__name__}"
+    for view in (
+        activity.export_activity,
+        backfills.ask_backfill,
+        badges.export_badges,
+        log.export_errors,
+    )
+}
+
 
 class _RowId(IntegerConverter):
     """A row's id. A number that none can have is an unknown address."""
@@ -136,11 +162,13 @@ def make_blueprint(settings: Settings) -> Blueprint:
         path = path.replace("<int:", "<credly:")
         blueprint.add_url_rule(path, view_func=view, methods=[method])
 
-    # Before every view: none can be forgotten.
     blueprint.before_request(_guard)
     blueprint.after_request(_add_headers)
     blueprint.after_request(_tell_htmx_of_redirects)
-    blueprint.register_error_handler(CSRFError, _expired)
+    # A host that protects all its forms refuses before our guard is asked.
+    blueprint.register_error_handler(
+        CSRFError, lambda error: _refuse_visitor() or _expired(error)
+    )
 
     for error in (OperationalError, ProgrammingError):
         blueprint.register_error_handler(error, _explain)
@@ -149,6 +177,7 @@ def make_blueprint(settings: Settings) -> Blueprint:
     blueprint.add_app_template_global(index.card, "credly_card")
     blueprint.add_app_template_global(index.assets, "credly_assets")
     blueprint.add_app_template_global(assets.version, "credly_version")
+    blueprint.add_app_template_global(forms.token, "credly_token")
     # For our own templates. A "_" of ours would hide the host's in its layout.
     blueprint.add_app_template_global(words.html_gettext, "credly_gettext")
     blueprint.add_app_template_global(words.html_ngettext, "credly_ngettext")
@@ -169,24 +198,90 @@ def make_blueprint(settings: Settings) -> Blueprint:
 
 
 def _guard() -> ResponseReturnValue | None:
+    """Stand before every view, so that none has to look after itself: who asks, from
+    where, with what, and whether it was meant.
+    """
     if request.endpoint == "credly.static":
         # The same for everybody, and the page that refuses needs them too.
         return None
 
+    if (refusal := _refuse_visitor()) is not None or not _writes():
+        return refusal
+
+    # Read here, where what goes wrong is not logged with what was typed.
+    if (status := _read_form()) != 200:
+        _log_refusal("form", f"What was sent to {request.endpoint} is no form.")
+        return _refuse(gettext(NO_FORM), status)
+
+    try:
+        forms.check_token()
+    except CSRFError as e:
+        return _expired(e)
+
+    return None
+
+
+def _refuse_visitor() -> ResponseReturnValue | None:
+    """Refuse who is no admin, and what an admin's browser was made to send."""
     allowed = guard.ask()
 
-    if allowed is True:
-        return None
+    if allowed is not True:
+        _log_refusal("access", f"Access to {request.endpoint} was denied.")
 
-    _log_refusal("access", f"Access to {request.endpoint} was denied.")
+        if allowed is False:
+            return _refuse(gettext(DENIED), 403, admin=False)
 
-    if allowed is not False:
+        # Handled here and not raised: also in the handler of an error, and where a
+        # host traps these.
+        if isinstance(allowed, HTTPException):
+            return current_app.handle_http_exception(allowed)
+
         return allowed
 
-    if wants_fragment():
-        return render_template("credly/_denied.html"), 403, DENIED
+    if not guard.is_foreign() or guard.is_opened() and not _leaves_traces():
+        return None
 
-    return render_template("credly/denied.html"), 403
+    origin = clean(request.headers.get("Origin"), 255) or "another site"
+    reason = (
+        f"A request for {request.endpoint} came from {origin}, and not from"
+        f" {request.host}. If that is the same site, its proxy has to pass the Host"
+        " header on."
+    )
+    _log_refusal("access", reason)
+    return _refuse(gettext(FOREIGN), 403)
+
+
+def _writes() -> bool:
+    # By the rule, which no header and no field of a request can change.
+    rule = request.url_rule
+    assert rule is not None and rule.methods is not None
+    # Flask answers these by itself.
+    automatic = getattr(rule, "provide_automatic_options", False)
+
+    if request.method == "OPTIONS" and automatic:
+        return False
+
+    return not rule.methods <= READING
+
+
+def _leaves_traces() -> bool:
+    return _writes() or request.endpoint in ON_PURPOSE
+
+
+def _read_form() -> int:
+    if request.mimetype not in FORMS:
+        return 400
+
+    try:
+        return 400 if request.files else 200
+    except HTTPException as e:
+        return e.code or 400
+
+
+def _refuse(text: str, status: int, *, admin: bool = True) -> ResponseReturnValue:
+    name = "_denied" if wants_fragment() else "denied"
+    html = render_template(f"credly/{name}.html", text=text, status=status, admin=admin)
+    return html, status, IN_PLACE if wants_fragment() else {}
 
 
 def _log_refusal(action: str, message: str) -> None:
@@ -234,12 +329,21 @@ def _tell_htmx_of_redirects(response: Response) -> Response:
     if (
         "HX-Request" not in request.headers
         or not 300 <= response.status_code < 400
-        or response.status_code == 304
+        or "Location" not in response.headers
         or is_ours(response)
     ):
         return response
 
-    return make_response("", 401, {"HX-Redirect": response.headers["Location"]})
+    told = Response(status=401)
+    # With all that it says besides, such as cookies.
+    told.headers.extend(
+        (name, value)
+        for name, value in response.headers
+        if name.lower() not in ("content-length", "content-type", "location")
+    )
+    told.headers["HX-Redirect"] = response.headers["Location"]
+    told.call_on_close(response.close)
+    return told
 
 
 def _explain(error: DBAPIError) -> ResponseReturnValue:

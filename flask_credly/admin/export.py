@@ -6,11 +6,22 @@ import collections.abc as cabc
 import csv
 import io
 
+from flask import request
 from flask import Response
 from flask import stream_with_context
 
+from ..ledger import audit
+from ..settings import get_state
+from .guard import actor
+
 # The last four are as wide as the letters of East Asia, and taken for the others there.
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0", "＝", "＋", "－", "＠")
+
+
+def note(action: str) -> None:
+    """Note who takes a table. Not for a HEAD, which takes nothing."""
+    if request.method == "GET":
+        audit.note_alone(get_state().engine, actor(), action)
 
 
 def csv_file(name: str, header: list[str], rows: cabc.Iterable[list[str]]) -> Response:

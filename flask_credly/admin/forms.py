@@ -1,4 +1,4 @@
-"""The forms. Every POST has one, if only for its token."""
+"""The forms, and the token that each of them carries."""
 
 from __future__ import annotations
 
@@ -6,51 +6,76 @@ import re
 import typing as t
 import uuid
 
+import wtforms
 from flask import current_app
-from flask_wtf import FlaskForm
+from flask import request
 from flask_wtf.csrf import CSRFError
+from flask_wtf.csrf import generate_csrf
+from flask_wtf.csrf import validate_csrf
+from markupsafe import Markup
 from wtforms import PasswordField
 from wtforms import StringField
 from wtforms import ValidationError
 
 from ..catalog import clean
+from ..secret import Secret
 from ..words import gettext
 from ..words import mark
 
 LENGTH = 255
 
 
-class Form(FlaskForm):  # type: ignore[misc]
-    """A form that knows an outdated token from a wrong value."""
-
-    class Meta(FlaskForm.Meta):  # type: ignore[misc]
-        @property
-        def csrf(self) -> bool:
-            # A host may have another protection than Flask-WTF's, and switch that off
-            # for its own forms. Here only a test can.
-            wanted = current_app.config.get("WTF_CSRF_ENABLED", True)
-            return bool(wanted) or not current_app.testing
-
-    def csrf_token(self, **given: t.Any) -> str:
-        """Stand in for the field where there is none."""
-        return ""
-
-    def is_valid(self) -> bool:
-        """Check it.
-
-        :raises CSRFError: The token is outdated or missing.
-        """
-        if self.validate():
-            return True
-
-        if "csrf_token" in self.errors:
-            raise CSRFError(self.errors["csrf_token"][0])
-
-        return False
+def _has_tokens() -> bool:
+    # A host may have another protection than Flask-WTF's, and switch that off for its
+    # own forms. Here only a test can.
+    config = current_app.config
+    return bool(config.get("WTF_CSRF_ENABLED", True)) or not current_app.testing
 
 
-class Button(Form):
-    """A form without fields."""
+def _token_name() -> str:
+    name: str = current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token")
+    return name
+
+
+def token() -> Markup:
+    """Render the field that every form with ``method="post"`` needs."""
+    if not _has_tokens():
+        return Markup()
+
+    field = Markup('<input type="hidden" name="{}" value="{}" />')
+    return field.format(_token_name(), generate_csrf())
+
+
+def check_token() -> None:
+    """Check the token of this request. What the host protects, and how, makes no
+    difference: the guard calls this for every view that is not only for reading.
+
+    :raises CSRFError: It is outdated, missing or wrong.
+    """
+    if not _has_tokens():
+        return
+
+    names = current_app.config.get("WTF_CSRF_HEADERS", ("X-CSRFToken", "X-CSRF-Token"))
+    given = (
+        request.form.get(_token_name()),
+        *(request.headers.get(name) for name in names),
+    )
+
+    try:
+        validate_csrf(next(filter(None, given), None))
+    except ValidationError as e:
+        raise CSRFError(e.args[0]) from None
+
+
+class Form(wtforms.Form):  # type: ignore[misc]
+    """A form that reads its fields from a form, and from nothing else that a request
+    may hold.
+    """
+
+    @classmethod
+    def sent(cls) -> t.Self:
+        """Read what was sent."""
+        return cls(request.form)
 
 
 def _strip(value: str | None) -> str:
@@ -93,7 +118,8 @@ class ConnectForm(Form):
 
     organization_id = StringField(mark("Organization ID"), filters=[_strip])
     client_id = StringField(mark("Client ID"), filters=[_strip])
-    client_secret = PasswordField(mark("Client Secret"), filters=[_strip])
+    # Hidden from here on, also in the traceback of whatever goes wrong.
+    client_secret = PasswordField(mark("Client Secret"), filters=[_strip, Secret])
 
     def validate_organization_id(self, field: t.Any) -> None:
         _required(self, field)

@@ -1,9 +1,11 @@
-"""Who may see the pages."""
+"""Who may use the pages, and from where."""
 
 from __future__ import annotations
 
 import logging
 
+from flask import request
+from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
 
 from ..catalog import clean
@@ -14,10 +16,14 @@ from ..settings import get_state
 logger = logging.getLogger("flask_credly")
 
 
-def ask() -> bool | Response:
-    """Ask the host. A response is the refusal as the host wants it."""
+def ask() -> bool | Response | HTTPException:
+    """Ask the host. A response, or what the hook has called ``abort()`` with, is the
+    refusal as the host wants it.
+    """
     try:
         allowed = get_state().is_admin()
+    except HTTPException as e:
+        return e
     except Exception:
         logger.exception(
             "The @credly.is_admin hook failed; nobody is let in.",
@@ -25,7 +31,11 @@ def ask() -> bool | Response:
         )
         return False
 
-    if isinstance(allowed, (bool, Response)):
+    # What merely equals or stands for True is neither of these.
+    if allowed is True or allowed is False:
+        return allowed
+
+    if isinstance(allowed, Response):
         return allowed
 
     if allowed is not None:
@@ -42,6 +52,35 @@ def ask() -> bool | Response:
 def is_admin() -> bool:
     """Whether the current visitor is let in."""
     return ask() is True
+
+
+def is_foreign() -> bool:
+    """Whether a page of another origin has sent this request, as far as the browser
+    says. Sibling subdomains are other origins.
+    """
+    if site := request.headers.get("Sec-Fetch-Site"):
+        # "none": the address was typed, or is a bookmark.
+        return site not in ("same-origin", "none")
+
+    # Browsers that do not know that header, and plain HTTP.
+    if (origin := request.headers.get("Origin")) is None:
+        return False
+
+    # No form can make this one up. Only some proxies pass the other one on.
+    forwarded = request.headers.get("X-Forwarded-Host", "").split(",")
+    hosts = {request.host, *(each.strip() for each in forwarded)}
+    # "null", of a frame that is fenced in, has none.
+    return origin.partition("://")[2] not in hosts - {""}
+
+
+def is_opened() -> bool:
+    """Whether a page is opened in a tab, by a link for example, and not put into
+    another one as a frame, a picture or by a script.
+    """
+    return (
+        request.headers.get("Sec-Fetch-Mode") == "navigate"
+        and request.headers.get("Sec-Fetch-Dest") == "document"
+    )
 
 
 def actor() -> str:

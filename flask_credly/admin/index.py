@@ -18,7 +18,6 @@ from ..ledger import overview
 from ..ledger.transaction import beside_the_host
 from ..settings import get_state
 from .answer import page
-from .forms import Button
 from .guard import is_admin
 
 logger = logging.getLogger("flask_credly")
@@ -69,4 +68,4 @@ def _known() -> dict[str, t.Any]:
             extra={"credly_event": "state_not_read"},
         )
 
-    return {"button": Button(), **known}
+    return known

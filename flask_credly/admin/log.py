@@ -9,7 +9,6 @@ from flask import request
 from flask.typing import ResponseReturnValue
 
 from .. import connection
-from ..ledger import audit
 from ..ledger import clock
 from ..ledger import issuances
 from ..ledger import log
@@ -24,7 +23,7 @@ from .address import searched
 from .answer import go_to
 from .answer import page
 from .export import csv_file
-from .guard import actor
+from .export import note
 from .reading import read
 
 
@@ -114,7 +113,7 @@ def errors() -> ResponseReturnValue:
 def export_errors() -> ResponseReturnValue:
     """Send what the filters show as a file."""
     engine = get_state().engine
-    audit.note_alone(engine, actor(), "export errors")
+    note("export errors")
     rows = log.every(engine, *_filter())
     header = [gettext("Timestamp"), gettext("Error"), gettext("Details")]
     cells = ([row.at.isoformat(), gettext(row.error), row.details] for row in rows)

@@ -32,7 +32,6 @@ from .answer import go_to
 from .answer import page
 from .answer import say
 from .answer import wants_fragment
-from .forms import Button
 from .forms import MappingForm
 from .forms import TestForm
 from .guard import actor
@@ -162,7 +161,6 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
         "changing": {row.mapping_id: row for row in rows if row.mapping_id},
         "new_rows": [row for row in rows if row.mapping_id is None],
         **_choices(rows, courses, mapped),
-        "mapping_form": MappingForm(formdata=None),
         "undo": undo if undo.partition(":")[::2] not in mapped else "",
         "undo_template": request.args.get("template"),
     }
@@ -306,31 +304,26 @@ def row(mapping_id: int) -> ResponseReturnValue:
 
 def add() -> ResponseReturnValue:
     """Save a new mapping."""
-    form = MappingForm()
-    valid = form.is_valid()
-    return _save(form, None, valid)
+    return _save(MappingForm.sent(), None)
 
 
 def change(mapping_id: int) -> ResponseReturnValue:
     """Save a changed mapping."""
-    form = MappingForm()
-    valid = form.is_valid()
-    return _save(form, mapping_id, valid)
+    return _save(MappingForm.sent(), mapping_id)
 
 
 def add_expired() -> ResponseReturnValue:
     """Show the row again with a fresh token."""
-    return _again(MappingForm(), None, [gettext(EXPIRED)])
+    return _again(MappingForm.sent(), None, [gettext(EXPIRED)])
 
 
 def change_expired(mapping_id: int) -> ResponseReturnValue:
     """Show the row again with a fresh token."""
-    return _again(MappingForm(), mapping_id, [gettext(EXPIRED)])
+    return _again(MappingForm.sent(), mapping_id, [gettext(EXPIRED)])
 
 
 def remove_mapping(mapping_id: int) -> ResponseReturnValue:
     """Remove a mapping, and offer to take that back."""
-    Button().is_valid()
     removed = connection.remove_mapping(get_state(), mapping_id, by=actor())
 
     if removed is None:
@@ -349,7 +342,6 @@ def remove_mapping(mapping_id: int) -> ResponseReturnValue:
         "credly/_mapping_removed.html",
         mapping=removed,
         said=said,
-        mapping_form=MappingForm(formdata=None),
     )
 
 
@@ -360,9 +352,9 @@ def ask_test(mapping_id: int) -> ResponseReturnValue:
 
 def send_test(mapping_id: int) -> ResponseReturnValue:
     """Issue a badge of a mapping that counts for no member."""
-    form = TestForm()
+    form = TestForm.sent()
 
-    if not form.is_valid():
+    if not form.validate():
         return _test_page(mapping_id, form, 422)
 
     state = get_state()
@@ -391,7 +383,7 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
 
 def test_expired(mapping_id: int) -> ResponseReturnValue:
     """Show the form again with a fresh token and what was typed."""
-    return _test_page(mapping_id, TestForm(), 422, gettext(EXPIRED))
+    return _test_page(mapping_id, TestForm.sent(), 422, gettext(EXPIRED))
 
 
 def _test_page(
@@ -405,11 +397,11 @@ def _test_page(
     return page("credly/test.html", status, mapping=mapping, form=form, problem=problem)
 
 
-def _save(form: MappingForm, mapping_id: int | None, valid: bool) -> Response:
+def _save(form: MappingForm, mapping_id: int | None) -> Response:
     if form.search.data:
         return _show_again(EditRow.sent(form, mapping_id), 200)
 
-    if not valid:
+    if not form.validate():
         errors = [text for texts in form.errors.values() for text in texts]
         return _again(form, mapping_id, errors)
 
@@ -486,7 +478,6 @@ def _edit_row(edited: EditRow, status: int = 200) -> Response:
         status,
         row=edited,
         focus_new=not edited.focus,
-        mapping_form=MappingForm(formdata=None),
         **_choices([edited], list_courses(), mapped),
     )
 
@@ -498,7 +489,6 @@ def _text_row(mapping: Mapping, said: str = "") -> Response:
         mapping=mapping,
         said=said,
         focus=True,
-        button=Button(),
         deleted=_deleted([mapping], courses),
         kind_names=KIND_NAMES,
     )

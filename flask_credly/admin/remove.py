@@ -11,7 +11,6 @@ from ..words import gettext
 from .answer import go_to
 from .answer import page
 from .answer import say
-from .forms import Button
 from .guard import actor
 from .index import AT_MOST
 from .reading import read
@@ -23,12 +22,11 @@ def ask() -> ResponseReturnValue:
         return go_to("credly.index")
 
     found = read(overview.read, at_most=AT_MOST)
-    return page("credly/remove.html", button=Button(), overview=found)
+    return page("credly/remove.html", overview=found)
 
 
 def remove_integration() -> ResponseReturnValue:
     """Remove it. A second time does no harm."""
-    Button().is_valid()
     connection.remove(get_state(), by=actor())
     say(gettext("Credly was removed."))
     return go_to("credly.index")

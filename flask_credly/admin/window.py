@@ -31,7 +31,6 @@ from .answer import go_to
 from .answer import page
 from .answer import say
 from .answer import wants_fragment
-from .forms import Button
 from .forms import ConnectForm
 from .guard import actor
 from .index import AT_MOST
@@ -92,7 +91,6 @@ def in_the_way(connected: Connection) -> dict[str, t.Any]:
     """Gather what the banners show."""
     state = get_state()
     return {
-        "button": Button(),
         "connection": connected,
         "overview": read(overview.read, config=state.app.config, at_most=AT_MOST),
         "workers": workers.count(state),
@@ -117,9 +115,9 @@ def edit() -> ResponseReturnValue:
 
 def connect() -> ResponseReturnValue:
     """Verify and save the credentials."""
-    form = ConnectForm()
+    form = ConnectForm.sent()
 
-    if not form.is_valid():
+    if not form.validate():
         return _again(form)
 
     try:
@@ -164,7 +162,7 @@ def connect() -> ResponseReturnValue:
 
 def expired() -> ResponseReturnValue:
     """Show the form again with a fresh token and what was typed."""
-    return _again(ConnectForm(), gettext(EXPIRED))
+    return _again(ConnectForm.sent(), gettext(EXPIRED))
 
 
 def button_expired() -> ResponseReturnValue:
@@ -175,8 +173,6 @@ def button_expired() -> ResponseReturnValue:
 
 def test() -> ResponseReturnValue:
     """Try the stored credentials."""
-    Button().is_valid()
-
     try:
         connection.check(get_state(), by=actor())
     except SecretUnreadable:
@@ -198,7 +194,6 @@ def test() -> ResponseReturnValue:
 
 def pause() -> ResponseReturnValue:
     """Stop issuing, until the admin lets it go on."""
-    Button().is_valid()
     gates.switch(get_state().engine, on=False, by=actor())
     say(gettext("Issuing is paused. Completions are kept, and their badges wait."))
     return go_to("credly.show")
@@ -206,7 +201,6 @@ def pause() -> ResponseReturnValue:
 
 def resume() -> ResponseReturnValue:
     """Let issuing go on."""
-    Button().is_valid()
     state = get_state()
     gates.switch(state.engine, on=True, by=actor())
     bell.ring(state)
@@ -216,8 +210,6 @@ def resume() -> ResponseReturnValue:
 
 def refresh_templates() -> ResponseReturnValue:
     """Load the badge templates once more."""
-    Button().is_valid()
-
     try:
         number = connection.sync_templates(get_state(), by=actor())
     except connection.TooOften as e:
@@ -252,7 +244,7 @@ def _too_often(wait: dt.timedelta) -> str:
 
 
 def _prefilled(connected: t.Any) -> ConnectForm:
-    form = ConnectForm(formdata=None)
+    form = ConnectForm()
 
     if connected is not None:
         form.organization_id.data = connected.organization_id
