@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections.abc as cabc
 import csv
 import io
+import re
+import unicodedata
 
 from flask import request
 from flask import Response
@@ -14,8 +16,10 @@ from ..ledger import audit
 from ..settings import get_state
 from .guard import actor
 
-# The last four are as wide as the letters of East Asia, and taken for the others there.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\0", "＝", "＋", "－", "＠")
+# Of cells and of rows. Which of them counts is for whoever opens the file to say.
+_SEPARATORS = re.compile("([,;|\\t\\r\\n\\v\\f\\x1c-\\x1e\\x85\\u2028\\u2029])")
+
+_LEFT_OUT = ("Cc", "Cf", "Zs", "Zl", "Zp")
 
 
 def note(action: str) -> None:
@@ -58,5 +62,18 @@ def _take(buffer: io.StringIO) -> bytes:
 
 
 def _harmless(value: str) -> str:
-    # A spreadsheet would run what begins like a formula.
-    return f"'{value}" if value.startswith(_FORMULA) else value
+    # A spreadsheet would run what begins like a formula, also after a semicolon where
+    # it takes that for the end of a cell.
+    parts = _SEPARATORS.split(value)
+    text = "".join(f"'{part}" if _is_formula(part) else part for part in parts)
+    return f"'{text}" if text.startswith(("\t", "\r", "\n", "\0")) else text
+
+
+def _is_formula(part: str) -> bool:
+    for each in part:
+        # Quotes, blanks, and what has no width are left out by some.
+        if each != '"' and unicodedata.category(each) not in _LEFT_OUT:
+            # As wide as the letters of East Asia, too, or small.
+            return unicodedata.normalize("NFKC", each)[0] in "=+-@"
+
+    return False
