@@ -2,6 +2,13 @@
 (function () {
   "use strict";
 
+  // A host whose links are boosted brings this file once more with each page.
+  if (window.credlyIsHere) {
+    return;
+  }
+
+  window.credlyIsHere = true;
+
   // All words stand in the templates, where they are translated.
   const flash = () => document.getElementById("credly-flash");
   const words = () => flash().dataset;
@@ -177,7 +184,7 @@
     }
   });
 
-  document.addEventListener("DOMContentLoaded", () => {
+  function begin() {
     prepare(document);
 
     // A message that is there from the start is not read out by itself. Not by
@@ -188,11 +195,16 @@
       message.focus();
     }
 
-    for (const root of document.querySelectorAll("[data-credly]")) {
-      new MutationObserver(() => prepare(document)).observe(root, {
-        childList: true,
-        subtree: true,
-      });
-    }
-  });
+    // The whole of it: a boosted link puts a page of ours into one of the host's.
+    new MutationObserver(() => prepare(document)).observe(document, {
+      childList: true,
+      subtree: true,
+    });
+  }
+
+  if (document.readyState === "loading") {
+    document.addEventListener("DOMContentLoaded", begin);
+  } else {
+    begin();
+  }
 })();

@@ -99,6 +99,48 @@ HOST_LAYOUT = """<!doctype html>
   </body>
 </html>"""
 
+# As much as a body can say to all that is in it.
+SAID = {
+    "boost": "true",
+    "confirm": "Sure?",
+    "disabled-elt": "button",
+    "encoding": "multipart/form-data",
+    "headers": '{"X-CSRFToken": "x"}',
+    "include": "#stray",
+    "indicator": "#host",
+    "prompt": "Why?",
+    "push-url": "true",
+    "replace-url": "true",
+    "select": "#host",
+    "select-oob": "#host",
+    "swap": "innerHTML show:none",
+    "sync": "body:drop",
+    "target": "#host",
+    "vals": '{"course": "course:data", "key": "e", "template": "x", "undo": "9"}',
+}
+STRAY = '<input id="stray" name="template" value="stray" aria-label="Stray" />'
+
+
+def loud(inherited: str, config: str = "{}", **more: str) -> str:
+    """A layout whose body says all that to htmx."""
+    said = {**SAID, **more}
+    body = " ".join(f"hx-{name}{inherited}='{value}'" for name, value in said.items())
+    page = re.sub("<body[^>]*>", f"<body {body}>{STRAY}", HOST_LAYOUT)
+    return re.sub("content='[^']*'", f"content='{config}'", page)
+
+
+LOUD_2 = loud("", params="none")
+LOUD_4 = loud(
+    ":inherited",
+    disable="button",
+    trigger="dblclick",
+    **{"status:4xx": "target:#host", "status:422": "target:#host"},
+)
+LOUD_4_AS_2 = loud("", '{"implicitInheritance": true}', disable="button")
+ALONE_2 = HOST_LAYOUT.replace(
+    '{"includeIndicatorStyles": false}', '{"disableInheritance": true}'
+)
+
 HOST_PAGE = """<!doctype html>
 <html lang="en">
   <head>
@@ -719,9 +761,13 @@ WAYS: dict[str, dict[str, t.Any]] = {
     "host-htmx-2": {"layout": HOST_LAYOUT, "script": HTMX_2},
     "host-htmx-4": {"layout": HOST_LAYOUT, "script": HTMX_4},
     "host-without": {"layout": HOST_LAYOUT},
+    "loud-htmx-2": {"layout": LOUD_2, "script": HTMX_2},
+    "alone-htmx-2": {"layout": ALONE_2, "script": HTMX_2},
+    "loud-htmx-4": {"layout": LOUD_4, "script": HTMX_4},
+    "loud-htmx-4-as-2": {"layout": LOUD_4_AS_2, "script": HTMX_4},
 }
 
-WITH_HTMX = ("bundled", "host-htmx-2", "host-htmx-4")
+WITH_HTMX = tuple(way for way in WAYS if way not in ("no-javascript", "host-without"))
 
 
 @pytest.mark.parametrize("way", WAYS)

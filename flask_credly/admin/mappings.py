@@ -16,6 +16,7 @@ from flask import Response
 from flask.typing import ResponseReturnValue
 
 from .. import connection
+from ..catalog import clean
 from ..catalog import Course
 from ..catalog import read_courses
 from ..issuing import bell
@@ -113,7 +114,7 @@ class EditRow:
             errors=tuple(errors),
             course_text=form.course_text.data or "",
             template_text=form.template_text.data or "",
-            focus=form.search.data or "",
+            focus=_searched(form),
         )
 
 
@@ -398,7 +399,7 @@ def _test_page(
 
 
 def _save(form: MappingForm, mapping_id: int | None) -> Response:
-    if form.search.data:
+    if _searched(form):
         return _show_again(EditRow.sent(form, mapping_id), 200)
 
     if not form.validate():
@@ -451,6 +452,11 @@ def _save(form: MappingForm, mapping_id: int | None) -> Response:
 
     say(said)
     return _to_list()
+
+
+def _searched(form: MappingForm) -> str:
+    """Say which list is searched: by its button, or while somebody types."""
+    return form.search.data or clean(request.args.get("search"), 20)
 
 
 def _to_list(**values: str) -> Response:
