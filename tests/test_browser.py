@@ -129,7 +129,8 @@ def loud(inherited: str, config: str = "{}", **more: str) -> str:
     return re.sub("content='[^']*'", f"content='{config}'", page)
 
 
-LOUD_2 = loud("", params="none")
+QUIET = '{"includeIndicatorStyles": false}'
+LOUD_2 = loud("", QUIET, params="none")
 LOUD_4 = loud(
     ":inherited",
     disable="button",
@@ -138,7 +139,7 @@ LOUD_4 = loud(
 )
 LOUD_4_AS_2 = loud("", '{"implicitInheritance": true}', disable="button")
 ALONE_2 = HOST_LAYOUT.replace(
-    '{"includeIndicatorStyles": false}', '{"disableInheritance": true}'
+    QUIET, '{"includeIndicatorStyles": false, "disableInheritance": true}'
 )
 
 HOST_PAGE = """<!doctype html>
