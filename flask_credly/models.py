@@ -96,6 +96,12 @@ class Installation(Base):
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True, autoincrement=False)
     key: orm.Mapped[str] = orm.mapped_column(_id(32))
+    restored_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When the database was said to come from a backup or a copy: it may lack what was
+    issued since, so that each badge is looked up before its first request.
+    """
+    is_copy: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
+    """The original is in use elsewhere: nothing is issued from here."""
 
 
 class Connection(Base):
@@ -202,7 +208,10 @@ class Issuance(Base):
 
     __tablename__ = "credly_issuance"
     __table_args__ = (
-        sa.UniqueConstraint("member_id", "kind", "course_id"),
+        # One organization's badge is not another's: a sandbox's row is in nobody's way.
+        sa.UniqueConstraint("member_id", "kind", "course_id", "organization_id"),
+        # Also between two workers that look for theirs at the same moment.
+        sa.UniqueConstraint("badge_id"),
         # For the pages, which go by id within a filter.
         sa.Index(None, "state", "id"),
         sa.Index(None, "kind", "course_id", "id"),
@@ -244,13 +253,19 @@ class Issuance(Base):
         default=False, server_default="0"
     )
     """A request went out and its outcome is not known: look before the next."""
+    issued_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """The time that the first request has sent, and each later one sends: the badge is
+    known by it. Null: none was begun.
+    """
+    duplicate: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
+    """Credly has refused a request as a duplicate, and has not listed the badge yet."""
     deaths: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Workers that have died while they held the row."""
     look_ups: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Look-ups that had no clear answer."""
     settled_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
-    badge_id: orm.Mapped[str | None] = orm.mapped_column(sa.String(36))
-    """Credly's id of the issued badge."""
+    badge_id: orm.Mapped[str | None] = orm.mapped_column(_id(36))
+    """Credly's id of the issued badge. It belongs to one row."""
     error: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
     test: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
     """The admin's own try of a mapping: no member's badge."""

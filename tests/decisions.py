@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from flask_credly.issuing.whose import Case
+from flask_credly.issuing.whose import CASES
 from flask_credly.ledger.decide import Rule
 from flask_credly.ledger.decide import RULES
 
@@ -36,9 +38,66 @@ LAST = {None: "any", False: "1", True: "2"}
 MAYBE = {None: "as before", False: "no", True: "yes"}
 
 
+CASE_COLUMNS = (
+    "earner id on the badge",
+    "address on the badge",
+    "its state",
+    "another row has it",
+    "the template",
+    "`issued_at`",
+    "the database was restored",
+    "whose it is",
+)
+CASES_HEAD = """\
+
+# Whose badge is it?
+
+Made from `flask_credly/issuing/whose.py`. Credly lists badges of the template that is
+asked for; the first line that fits says whose each one is. Addresses are compared
+without regard to case. `issued_at` is compared to the second with what the row's
+requests send, to the day where Credly gives only a date.
+
+- **this row**: its id is stored, and the badge is issued. A badge belongs to one row: the
+  database refuses a second one.
+- **another row**, **another member**, **given by hand**: it is not the row's badge, and no
+  id is stored. Where Credly refuses the row's badge because of it, the row is held
+  ("Already issued"), with a sentence that says so. Where the template allows duplicates,
+  it is in nobody's way.
+- **nobody here**: it does not matter.
+
+Where Credly refuses a badge as a duplicate and lists none that explains it: after an
+earlier request of ours it is looked for again, over an hour; then, and at a first request
+at once, the row is held.
+
+"""
+
+
 def render() -> str:
     rules = "".join(map(_line, RULES))
-    return f"{HEAD}| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|\n{rules}"
+    cases = "".join(map(_case, CASES))
+    return f"{HEAD}{_top(COLUMNS)}{rules}{CASES_HEAD}{_top(CASE_COLUMNS)}{cases}"
+
+
+def _top(columns: tuple[str, ...]) -> str:
+    return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n"
+
+
+def _case(case: Case) -> str:
+    cells = (
+        case.earner or "any",
+        _either(case.same_address, "the member's", "another"),
+        _either(case.standing, "pending or accepted", "rejected or revoked"),
+        _either(case.known, "yes", "no"),
+        _either(case.allows_duplicates, "allows duplicates", "refuses duplicates"),
+        case.time or "any",
+        _either(case.restored, "yes", "no"),
+        f"**{case.owner}**",
+    )
+    return f"| {' | '.join(cells)} |\n"
+
+
+def _either(value: bool | None, yes: str, no: str) -> str:
+    return "any" if value is None else yes if value else no
 
 
 def _line(rule: Rule) -> str:

@@ -80,15 +80,16 @@ class TestRetry:
         assert len(host.log()) == 2
 
     def test_it_makes_no_second_badge(self, connected: Connected) -> None:
-        """Somebody issued it by hand meanwhile, as the error log says."""
+        """Somebody issued it by hand meanwhile: that badge is not the row's."""
         host, credly, template_id = connected
         row = fail_one(connected)
         credly.award(template_id, row.email)
         issuances.retry(host.state.engine, row.id)
         host.drain()
 
-        assert host.row().state == "issued"
-        assert (len(credly.badges), credly.count("issue")) == (1, 2)
+        assert (host.row().state, host.row().badge_id) == ("held", None)
+        assert "It was given in Credly, not by this site." in (host.row().error or "")
+        assert (len(credly.badges), credly.count("issue")) == (1, 3)
 
     def test_it_becomes_what_the_course_is_mapped_to_now(
         self, connected: Connected

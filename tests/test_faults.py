@@ -734,7 +734,15 @@ class TestListsThatLag:
         host.complete()
         host.drain(2)
 
-        assert host.row().state == "held"
+        assert (host.row().state, host.row().badge_id) == ("pending", None)
+        assert (len(credly.badges), credly.count("issue")) == (1, 2)
+
+        credly.advance(30)
+        host.make_due()
+        host.drain()
+
+        assert host.row().state == "issued"
+        assert host.row().badge_id == credly.badges[0]["id"]
         assert (len(credly.badges), credly.count("issue")) == (1, 2)
 
     def test_where_it_allows_them_the_longer_wait_outlives_the_lag(

@@ -306,6 +306,7 @@ class TestTheOneRetry:
 
 class TestDuplicates:
     def test_a_badge_that_the_member_has_is_success(self, connected: Connected) -> None:
+        """A badge belongs to one row: the other course's is held."""
         host, credly, template_id = connected
         connection.add_mapping(host.state, COURSES[1], template_id)
         host.complete()
@@ -314,7 +315,9 @@ class TestDuplicates:
         host.drain()
         first, second = host.rows()
 
-        assert (second.state, second.badge_id) == ("issued", first.badge_id)
+        assert (first.state, first.badge_id) == ("issued", credly.badges[0]["id"])
+        assert (second.state, second.badge_id) == ("held", None)
+        assert second.error == "The member has this badge already, by another course."
         assert (len(credly.badges), host.log()) == (1, [])
 
     def test_it_is_held_where_credly_does_not_tell_which(
@@ -1121,7 +1124,7 @@ def test_a_failed_look_into_the_ledger_names_no_member(connected: Connected) -> 
         cursor.close()
 
     with pytest.raises(sa.exc.StatementError) as caught:
-        claim.badges_of_others(host.state.engine, row)
+        claim.badges_of_others(host.state.engine, row, [row.member_id])
 
     sa.event.remove(host.state.engine, "before_cursor_execute", fail)
     assert "grace-hopper" not in str(caught.value)

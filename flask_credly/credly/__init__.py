@@ -8,6 +8,8 @@ badges; where that is silent, the cautious reading was taken.
 from .client import Badge as Badge
 from .client import BadgeRequest as BadgeRequest
 from .client import Client as Client
+from .client import same_text as same_text
+from .client import Shown as Shown
 from .client import TemplatePage as TemplatePage
 from .client import TemplateRow as TemplateRow
 from .token import fetch_token as fetch_token

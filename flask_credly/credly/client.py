@@ -10,6 +10,7 @@ import json
 import re
 import threading
 import typing as t
+import unicodedata
 import urllib.parse
 
 import requests
@@ -20,6 +21,9 @@ from . import transport
 
 MAX_PAGES = 200
 
+STATES = ("pending", "accepted", "rejected", "revoked")
+"""All states of a badge: one that was rejected or revoked since was issued, too."""
+
 
 @dataclasses.dataclass(frozen=True)
 class BadgeRequest:
@@ -27,7 +31,8 @@ class BadgeRequest:
 
     :param earner_id: Our name of the member, Credly's ``issuer_earner_id``. Takes
         part in Credly's refusal of duplicates.
-    :param issued_at: The time of the completion, aware.
+    :param issued_at: The time that goes onto the badge, aware: the same each time, as
+        the badge is known by it. Credly takes none that is much in the future.
     """
 
     template_id: str
@@ -47,7 +52,7 @@ class BadgeRequest:
 
     def body(self) -> dict[str, str]:
         """Write it as Credly's page on issued badges names the fields."""
-        issued_at = min(self.issued_at, dt.datetime.now(dt.UTC)).astimezone(dt.UTC)
+        issued_at = self.issued_at.astimezone(dt.UTC)
         return {
             "recipient_email": self.email,
             "issued_to_first_name": self.first_name,
@@ -63,6 +68,23 @@ class Badge:
     """A badge that Credly has issued."""
 
     id: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A badge as Credly lists it.
+
+    :param state: "pending", "accepted", "rejected" or "revoked".
+    :param earner_id: The ``issuer_earner_id``. ``None``: it was given by hand, or by a
+        system that sends none.
+    :param issued_at: As Credly writes it.
+    """
+
+    id: str
+    state: str
+    earner_id: str | None
+    email: str | None
+    issued_at: str | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,54 +162,34 @@ class Client:
         if not isinstance(data, dict) or not _echoes(data, badge):
             raise OutcomeUnknown("Credly's answer could not be read.")
 
-        return Badge(data["id"])
+        return Badge(data["id"].lower())
 
     def find(
-        self,
-        token: str,
-        badge: BadgeRequest,
-        *,
-        other_than: cabc.Collection[str] = (),
-    ) -> Badge | None:
-        """Look whether the badge is there already, by our name of the member first,
-        then by e-mail address.
-
-        :param other_than: Ids of badges that are known not to be this one.
+        self, token: str, badge: BadgeRequest, *, by_address: bool = False
+    ) -> list[Shown]:
+        """Look for the member's badges of the template: those that carry our name of
+        the member, or those at the address, whoever's they are.
         """
-        known = other_than
+        key, value = "issuer_earner_id", badge.earner_id
 
-        if found := self._find(
-            token, badge, "issuer_earner_id", badge.earner_id, known
-        ):
-            return found
+        if by_address:
+            key, value = "recipient_email_all", badge.email
 
         # There is no known way to write these inside a filter's value.
-        if not badge.email or any(mark in badge.email for mark in ("|", ",", "::")):
-            return None
+        if not value or any(mark in value for mark in ("|", ",", "::")):
+            return []
 
-        return self._find(token, badge, "recipient_email_all", badge.email, known)
-
-    def _find(
-        self,
-        token: str,
-        badge: BadgeRequest,
-        key: str,
-        value: str,
-        known: cabc.Collection[str],
-    ) -> Badge | None:
-        found = f"{key}::{value}|badge_template_id::{badge.template_id}"
-        found += "|state::pending,accepted"
-
+        wanted = f"{key}::{value}|badge_template_id::{badge.template_id}"
+        wanted += f"|state::{','.join(STATES)}"
+        query, hide = {"filter": wanted}, badge.personal()
         # Each row is checked: had the service ignored the filter, these would be
         # strangers' badges.
-        query, hide = {"filter": found}, badge.personal()
-
-        for page in self._pages(token, "badges", query, hide=hide):
-            for row in page:
-                if _is_badge_of(row, badge) and row["id"] not in known:
-                    return Badge(row["id"])
-
-        return None
+        return [
+            shown
+            for page in self._pages(token, "badges", query, hide=hide)
+            for row in page
+            if (shown := _read_badge(row, badge))
+        ]
 
     def templates(self, token: str, page: int) -> TemplatePage:
         """Get one page of the active badge templates, sorted by name.
@@ -296,8 +298,15 @@ class Client:
         return t.cast(requests.Session, session)
 
 
-def _same(one: t.Any, other: str) -> bool:
-    return isinstance(one, str) and one.strip().casefold() == other.strip().casefold()
+def same_text(one: t.Any, other: str) -> bool:
+    """Whether two texts are the same but for case and the way in which a letter with
+    an accent is encoded: how addresses are compared.
+    """
+    return isinstance(one, str) and _plain(one) == _plain(other)
+
+
+def _plain(text: str) -> str:
+    return unicodedata.normalize("NFC", text.strip().casefold())
 
 
 def _template_of(row: dict[str, t.Any], default: str) -> str:
@@ -312,22 +321,41 @@ def _echoes(data: dict[str, t.Any], badge: BadgeRequest) -> bool:
         answers.is_uuid(data.get("id"))
         and _template_of(data, badge.template_id).lower() == badge.template_id
         and (
-            "recipient_email" not in data or _same(data["recipient_email"], badge.email)
+            "recipient_email" not in data
+            or same_text(data["recipient_email"], badge.email)
         )
-    )
-
-
-def _is_badge_of(row: t.Any, badge: BadgeRequest) -> t.TypeGuard[dict[str, t.Any]]:
-    return (
-        isinstance(row, dict)
-        and answers.is_uuid(row.get("id"))
-        and row.get("state") in ("pending", "accepted")
-        and _template_of(row, "").lower() == badge.template_id
         and (
-            _same(row.get("issuer_earner_id"), badge.earner_id)
-            or _same(row.get("recipient_email"), badge.email)
+            not data.get("issuer_earner_id")
+            or same_text(data["issuer_earner_id"], badge.earner_id)
         )
     )
+
+
+def _read_badge(row: t.Any, badge: BadgeRequest) -> Shown | None:
+    """Read a badge, if it is one of the template and of the member or the address."""
+    if (
+        not isinstance(row, dict)
+        or not answers.is_uuid(row.get("id"))
+        or row.get("state") not in STATES
+        or _template_of(row, "").lower() != badge.template_id
+    ):
+        return None
+
+    shown = Shown(
+        id=row["id"].lower(),
+        state=row["state"],
+        earner_id=_text(row.get("issuer_earner_id")),
+        email=_text(row.get("recipient_email")),
+        issued_at=_text(row.get("issued_at")) or _text(row.get("issued_at_date")),
+    )
+    concerned = same_text(shown.earner_id, badge.earner_id) or (
+        badge.email and same_text(shown.email, badge.email)
+    )
+    return shown if concerned else None
+
+
+def _text(value: t.Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
 
 
 def _read_template(row: t.Any) -> TemplateRow | None:

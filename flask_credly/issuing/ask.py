@@ -12,6 +12,7 @@ import time
 
 from ..credly import BadgeRequest
 from ..credly import Client
+from ..credly import Shown
 from ..errors import AlreadyHeld
 from ..errors import ConnectionExpired
 from ..errors import CredlyError
@@ -23,6 +24,7 @@ from ..errors import Unauthorized
 from ..errors import Unavailable
 from ..ledger.claim import Row
 from ..ledger.decide import Answer
+from ..ledger.decide import MAX_ATTEMPTS
 from ..ledger.decide import Phase
 from .token import SharedToken
 
@@ -47,25 +49,31 @@ class Step:
     :param send_after: Monotonic time before which it may not go out.
     :param send_before: Monotonic time after which it may not go out any more: the
         lease is then too old.
-    :param others: Badges that are known to be those of other courses.
+    :param sent_before: Whether a request for the badge was begun before this one.
     """
 
     row: Row
     phase: Phase
     knew_maybe: bool
+    sent_before: bool
     send_after: float
     send_before: float
     token: SharedToken
-    others: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of it."""
+    """What came of it.
+
+    :param shown: Badges that Credly lists, of the member or at the address.
+    :param looked: Whether the list was read.
+    """
 
     answer: Answer
     badge_id: str | None = None
     error: CredlyError | None = None
+    shown: tuple[Shown, ...] = ()
+    looked: bool = False
 
 
 def answer_to(error: CredlyError) -> Answer:
@@ -141,37 +149,50 @@ class Asker:
             return Outcome("unknown", error=unknown)
 
     def _look_up(self, step: Step) -> Outcome:
-        found = self._client.find(
-            step.token.value, self._request(step.row), other_than=step.others
+        row = step.row
+        # Where Credly asks for one badge only, the address may be in the way of it.
+        explain = row.duplicate or (
+            row.attempts >= MAX_ATTEMPTS and not row.allows_duplicates
         )
-        return Outcome("found", found.id) if found else Outcome("absent")
+        return Outcome("absent", shown=self._find(step, explain), looked=True)
+
+    def _find(self, step: Step, explain: bool) -> tuple[Shown, ...]:
+        """Get what carries our name of the member; else, to explain a refusal, what is
+        at the address.
+        """
+        token, request = step.token.value, self.request_of(step.row)
+        shown = self._client.find(token, request)
+
+        if explain and not shown:
+            shown = self._client.find(token, request, by_address=True)
+
+        return tuple(shown)
 
     def _issue(self, step: Step) -> Outcome:
         try:
-            issued = self._client.issue(step.token.value, self._request(step.row))
+            issued = self._client.issue(step.token.value, self.request_of(step.row))
         except AlreadyHeld as e:
-            return self._find_held(step, e)
+            return self._explain(step, e)
 
         return Outcome("issued", issued.id)
 
-    def _find_held(self, step: Step, error: AlreadyHeld) -> Outcome:
-        # Success either way. The id is worth a question, but not a second one.
+    def _explain(self, step: Step, error: AlreadyHeld) -> Outcome:
+        # Which badge it is, is worth a question.
         try:
-            outcome = self._look_up(step)
+            shown = self._find(step, explain=True)
         except CredlyError as e:
             logger.info("The badge that is held could not be looked up: %s", e)
-        else:
-            if outcome.answer == "found":
-                return outcome
+            return Outcome("held", error=error)
 
-        return Outcome("held", error=error)
+        return Outcome("held", error=error, shown=shown, looked=True)
 
-    def _request(self, row: Row) -> BadgeRequest:
+    def request_of(self, row: Row) -> BadgeRequest:
+        """Word the request for a row."""
         return BadgeRequest(
             template_id=row.template_id,
             earner_id=earner_id(self._installation, row.member_id),
             email=row.email,
             first_name=row.first_name,
             last_name=row.last_name,
-            issued_at=row.completed_at,
+            issued_at=row.issued_at or row.completed_at,
         )

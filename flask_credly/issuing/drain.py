@@ -28,6 +28,7 @@ from ..ledger import settle
 from ..ledger.claim import Row
 from ..ledger.decide import Answer
 from ..ledger.decide import decide
+from ..ledger.decide import MAX_ATTEMPTS
 from ..ledger.decide import Phase
 from ..ledger.settle import Settlement
 from ..models import Installation
@@ -35,6 +36,7 @@ from ..settings import State
 from . import announce
 from . import bell
 from . import profile
+from . import whose
 from .ask import answer_to
 from .ask import Asker
 from .ask import Outcome
@@ -256,22 +258,23 @@ class _Drain:
         send_before = time.monotonic() + self._lease / 2
         times = self._reserve(min(room, len(self._doubtful) + len(self._cleared)))
 
-        for row, knew_maybe in self._begin(len(times)):
+        for row, before in self._begin(len(times)):
             self._submit(
                 pool,
                 row,
                 "issue",
-                knew_maybe=knew_maybe,
+                before,
                 send_after=times.popleft(),
                 send_before=send_before,
             )
 
         while self._doubtful and times:
+            row = self._doubtful.popleft()
             self._submit(
                 pool,
-                self._doubtful.popleft(),
+                row,
                 "look-up",
-                knew_maybe=True,
+                row,
                 send_after=times.popleft(),
                 send_before=send_before,
             )
@@ -327,7 +330,7 @@ class _Drain:
 
             if row.deaths > claim.MAX_DEATHS:
                 self._fail(row, DIED)
-            elif row.maybe_issued:
+            elif row.maybe_issued or self._gate.restored:
                 self._doubtful.append(row)
             else:
                 self._clear(row)
@@ -353,7 +356,8 @@ class _Drain:
         if settle.fail(self._engine, row, detail) and not row.test:
             announce.failed(self._state, row, detail)
 
-    def _begin(self, room: int) -> list[tuple[Row, bool]]:
+    def _begin(self, room: int) -> list[tuple[Row, Row]]:
+        """Write the intent. Get each row as it is now, and as it was before."""
         rows = [self._cleared.popleft() for _ in range(min(room, len(self._cleared)))]
 
         if not rows:
@@ -361,7 +365,7 @@ class _Drain:
 
         asked = {(row.id, row.lease): row for row in rows}
         begun = [
-            (row, asked.pop((row.id, row.lease)).maybe_issued)
+            (row, asked.pop((row.id, row.lease)))
             for row in claim.begin(
                 self._engine,
                 rows,
@@ -390,20 +394,20 @@ class _Drain:
         pool: cf.ThreadPoolExecutor,
         row: Row,
         phase: Phase,
+        before: Row,
         *,
-        knew_maybe: bool,
         send_after: float,
         send_before: float,
     ) -> None:
         assert self._token is not None
-        others: frozenset[str] = frozenset()
-
-        if phase == "look-up" and row.allows_duplicates:
-            # There, each course may have a badge of its own.
-            others = claim.badges_of_others(self._engine, row)
-
         step = Step(
-            row, phase, knew_maybe, send_after, send_before, self._token, others
+            row,
+            phase,
+            knew_maybe=before.maybe_issued,
+            sent_before=before.issued_at is not None,
+            send_after=send_after,
+            send_before=send_before,
+            token=self._token,
         )
         asked = pool.submit(self._asker.ask, step)
         self._in_flight[asked] = step
@@ -430,7 +434,7 @@ class _Drain:
         closing: list[tuple[Answer, CredlyError]] = []
 
         for step, outcome in done:
-            answer = self._consider(step, outcome)
+            answer, badge_id, detail = self._consider(step, outcome)
             rule = decide(step.phase, answer, step.row.attempts)
 
             if rule.then == "issue":
@@ -451,8 +455,9 @@ class _Drain:
                     rule=rule,
                     knew_maybe=step.knew_maybe,
                     wait=self._wait(step, answer) if rule.then == "wait" else 0,
-                    badge_id=outcome.badge_id,
-                    detail=_detail(step.row, answer, outcome),
+                    badge_id=badge_id,
+                    detail=detail or _detail(step.row, answer, outcome),
+                    said=outcome.error.detail if outcome.error else None,
                     status=outcome.error.status if outcome.error else None,
                 )
             )
@@ -482,6 +487,9 @@ class _Drain:
                 saved.append(each)
             except settle.LeaseLost:
                 continue  # another worker sees to it
+            except sa.exc.IntegrityError:
+                # Another row has taken this badge meanwhile: look once more.
+                self._save_doubt(each)
             except sa.exc.SQLAlchemyError:
                 logger.exception(
                     "What became of badge %d was not saved.",
@@ -494,13 +502,41 @@ class _Drain:
 
         return saved
 
-    def _consider(self, step: Step, outcome: Outcome) -> Answer:
+    def _save_doubt(self, each: Settlement) -> None:
+        answer: Answer = "unknown" if each.phase == "issue" else "not sent"
+        doubt = dataclasses.replace(
+            each,
+            answer=answer,
+            rule=decide(each.phase, answer, each.row.attempts),
+            badge_id=None,
+        )
+
+        try:
+            settle.settle(self._engine, [doubt])
+        except settle.LeaseLost:
+            pass  # another worker sees to it
+
+    def _consider(
+        self, step: Step, outcome: Outcome
+    ) -> tuple[Answer, str | None, str | None]:
+        """Say what an answer comes to, with the badge's id and words for the admin."""
+        if isinstance(outcome.error, Unauthorized):
+            return self._consider_token(step, outcome.error), None, None
+
+        if outcome.looked or outcome.answer == "held":
+            return self._consider_list(step, outcome)
+
+        if step.phase == "look-up" and outcome.answer in (
+            *("refused", "unknown", "foreign"),
+        ):
+            return self._consider_silence(step, outcome.answer)
+
+        return outcome.answer, outcome.badge_id, None
+
+    def _consider_token(self, step: Step, error: Unauthorized) -> Answer:
         """Take a refused token for what it is: an old one is replaced and the request
         repeated; the credentials have expired if a fresh one is refused as well.
         """
-        if not isinstance(outcome.error, Unauthorized):
-            return self._consider_look_up(step, outcome.answer)
-
         version = step.token.version
 
         if self._token is not None and version < self._token.version:
@@ -515,20 +551,63 @@ class _Drain:
             return "not sent"
 
         # A firewall's page says nothing about the credentials.
-        return "unavailable" if outcome.error.foreign else "unauthorized"
+        return "unavailable" if error.foreign else "unauthorized"
 
-    def _consider_look_up(self, step: Step, answer: Answer) -> Answer:
-        if step.phase != "look-up" or answer not in ("refused", "unknown", "foreign"):
-            return answer
+    def _consider_list(
+        self, step: Step, outcome: Outcome
+    ) -> tuple[Answer, str | None, str | None]:
+        row, shown = step.row, outcome.shown
+        ids = [each.id for each in shown]
+        found = whose.look_through(
+            shown,
+            self._asker.request_of(row),
+            known=claim.badges_of_others(self._engine, row, ids) if ids else (),
+            allows_duplicates=row.allows_duplicates,
+            restored=self._gate.restored,
+        )
+
+        if found.badge_id:
+            return "found", found.badge_id, None
+
+        words = whose.explain(found.in_the_way, test=row.test)
+
+        if outcome.answer == "held":  # Credly has refused the request
+            if words or not (step.sent_before or not outcome.looked):
+                return "held", None, words or whose.NOT_LISTED
+
+            return "unlisted", None, None
+
+        if row.duplicate:
+            if words or row.look_ups + 1 >= MAX_LOOK_UPS:
+                return "held", None, words or whose.NOT_LISTED
+
+            return "unlisted", None, None
+
+        if words and not row.allows_duplicates and row.attempts >= MAX_ATTEMPTS:
+            return "held", None, words
+
+        # Where something may be in the way, Credly says so.
+        return "absent", None, None
+
+    def _consider_silence(
+        self, step: Step, answer: Answer
+    ) -> tuple[Answer, str | None, str | None]:
+        row = step.row
+        last = row.look_ups + 1 >= MAX_LOOK_UPS
+
+        if row.duplicate:
+            return (
+                ("held", None, whose.NOT_LISTED) if last else ("unlisted", None, None)
+            )
 
         # Where Credly refuses duplicates itself, the request is safe.
-        if answer == "refused" and not step.row.allows_duplicates:
-            return answer
+        if answer == "refused" and not row.allows_duplicates:
+            return answer, None, None
 
-        if step.row.look_ups + 1 >= MAX_LOOK_UPS:
-            return "no word"
+        if last:
+            return "no word", None, None
 
-        return "unknown" if answer == "refused" else answer
+        return ("unknown" if answer == "refused" else answer), None, None
 
     def _wait(self, step: Step, answer: Answer) -> float:
         delay = self._state.settings.retry_delay

@@ -259,6 +259,7 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
             Issuance.kind == rows[0]["kind"],
             Issuance.course_id == rows[0]["course_id"],
             Issuance.member_id.in_(given),
+            Issuance.organization_id == rows[0]["organization_id"],
             *_TAKEN_BACK,
         )
     ).all()
@@ -267,7 +268,7 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
         return
 
     names = [
-        *("organization_id", "template_id", "badge_name", "due_at", "backfill_id"),
+        *("template_id", "badge_name", "due_at", "backfill_id"),
         *("email", "first_name", "last_name"),
     ]
     table = t.cast(sa.Table, Issuance.__table__)
@@ -282,6 +283,8 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
         ],
     )
 
+
+_OUR_ORGANIZATION = sa.select(Connection.organization_id).scalar_subquery()
 
 _TAKEN_BACK = (Issuance.state == "cancelled", Issuance.error == STOPPED)
 
@@ -382,6 +385,7 @@ def states(
                 Issuance.kind == kind,
                 Issuance.course_id == course_id,
                 Issuance.member_id.in_(member_ids),
+                Issuance.organization_id == _OUR_ORGANIZATION,
                 sa.not_(sa.and_(*_TAKEN_BACK)),
             )
         )

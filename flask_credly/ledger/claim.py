@@ -38,6 +38,9 @@ MAX_DEATHS = 5
 class Row:
     """A claimed row.
 
+    :param issued_at: The time that was sent with the first request.
+    :param duplicate: Whether Credly has refused it as a duplicate, and does not list
+        the badge.
     :param deaths: Workers that have died while they held it.
     :param look_ups: Questions whether the badge is there that had no clear answer.
     :param mapped: Whether its course is still mapped.
@@ -55,8 +58,10 @@ class Row:
     first_name: str
     last_name: str
     completed_at: dt.datetime
+    issued_at: dt.datetime | None
     attempts: int
     maybe_issued: bool
+    duplicate: bool
     deaths: int
     look_ups: int
     error: str | None
@@ -64,6 +69,8 @@ class Row:
     mapped: bool
     allows_duplicates: bool
 
+
+_TIME = Issuance.issued_at.type
 
 _COLUMNS = (
     Issuance.id,
@@ -77,8 +84,10 @@ _COLUMNS = (
     Issuance.first_name,
     Issuance.last_name,
     Issuance.completed_at,
+    Issuance.issued_at,
     Issuance.attempts,
     Issuance.maybe_issued,
+    Issuance.duplicate,
     Issuance.deaths,
     Issuance.look_ups,
     Issuance.error,
@@ -266,6 +275,8 @@ def begin(
         Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id
     )
     now = clock.now(connection)
+    # Credly takes no time that is far in its future: the earlier clock.
+    at_most = min(now, dt.datetime.now(dt.UTC))
     begun: list[Row] = []
 
     for lease, alike in _by_lease(rows).items():
@@ -280,6 +291,11 @@ def begin(
             .values(
                 attempts=Issuance.attempts + 1,
                 maybe_issued=True,
+                issued_at=sa.case(
+                    (Issuance.issued_at.is_not(None), Issuance.issued_at),
+                    (Issuance.completed_at > at_most, sa.literal(at_most, _TIME)),
+                    else_=Issuance.completed_at,
+                ),
                 due_at=now + dt.timedelta(seconds=lease_seconds),
             )
         ).rowcount
@@ -299,7 +315,12 @@ def begin(
         )
 
     return [
-        dataclasses.replace(row, attempts=row.attempts + 1, maybe_issued=True)
+        dataclasses.replace(
+            row,
+            attempts=row.attempts + 1,
+            maybe_issued=True,
+            issued_at=row.issued_at or min(row.completed_at, at_most),
+        )
         for row in begun
     ]
 
@@ -354,14 +375,14 @@ def release(connection: sa.Connection, rows: cabc.Sequence[Row]) -> None:
         )
 
 
-def badges_of_others(engine: sa.Engine, row: Row) -> frozenset[str]:
-    """Get Credly's ids of the badges that the member has by other courses."""
+def badges_of_others(
+    engine: sa.Engine, row: Row, ids: cabc.Collection[str]
+) -> frozenset[str]:
+    """Get those of some badges, by Credly's ids, that another row has."""
     with hide_parameters(), engine.connect() as connection:
         found = connection.scalars(
             sa.select(Issuance.badge_id).where(
-                Issuance.member_id == row.member_id,
-                Issuance.id != row.id,
-                Issuance.badge_id.is_not(None),
+                Issuance.badge_id.in_(ids), Issuance.id != row.id
             )
         )
         return frozenset(id_ for id_ in found if id_)

@@ -16,6 +16,7 @@ Phase = t.Literal["look-up", "issue"]
 Answer = t.Literal[
     "issued",
     "held",
+    "unlisted",
     "found",
     "absent",
     "refused",
@@ -27,8 +28,11 @@ Answer = t.Literal[
     "not sent",
     "no word",
 ]
-"""``foreign``: something in between has answered, such as a firewall. ``no word``:
-Credly was asked often enough whether the badge is there, and did not say.
+"""``found``, ``held``, ``absent``: what the list shows is this row's badge; stands in the
+way of it, or Credly says that something does; is neither. ``unlisted``: Credly has
+refused the badge as a duplicate and does not list it yet. ``foreign``: something in
+between has answered, such as a firewall. ``no word``: Credly was asked often enough
+whether the badge is there, and did not say.
 """
 
 Then = t.Literal["issued", "held", "failed", "wait", "at once", "issue"]
@@ -63,6 +67,8 @@ class Rule:
 
 RULES: tuple[Rule, ...] = (
     Rule("look-up", "found", None, "issued", maybe_issued=False),
+    Rule("look-up", "held", None, "held", maybe_issued=False),
+    Rule("look-up", "unlisted", None, "wait"),
     Rule("look-up", "absent", False, "issue", maybe_issued=False),
     Rule("look-up", "absent", True, "failed", maybe_issued=False, logged=True),
     # Credly will not be asked: where it refuses duplicates itself, the request is
@@ -81,6 +87,8 @@ RULES: tuple[Rule, ...] = (
     Rule("issue", "issued", None, "issued", counts=True, maybe_issued=False),
     Rule("issue", "found", None, "issued", counts=True, maybe_issued=False),
     Rule("issue", "held", None, "held", counts=True, maybe_issued=False),
+    # An earlier request of ours may have made it: its id is looked for.
+    Rule("issue", "unlisted", None, "wait", counts=True, maybe_issued=True),
     Rule("issue", "refused", False, "wait", counts=True),
     Rule("issue", "refused", True, "failed", counts=True, logged=True),
     # Also after the second: it may have gone through, so that one more look is due

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 
 from ..models import Connection
 from ..models import CONNECTION_ID
+from ..models import Installation
 from . import audit
 from . import clock
 from . import log
@@ -43,6 +44,7 @@ class Gate:
         all of them are refused at the next limit.
     :param opens_in: Seconds until a pause ends, where that alone is in the way.
     :param sync_due: The list of badge templates is old.
+    :param restored: The ledger may lack badges that were issued.
     """
 
     generation: str
@@ -52,6 +54,7 @@ class Gate:
     careful: bool
     opens_in: float | None
     sync_due: bool
+    restored: bool
 
 
 def read(engine: sa.Engine) -> Gate | None:
@@ -68,7 +71,9 @@ def read(engine: sa.Engine) -> Gate | None:
                 Connection.limited_at,
                 Connection.templates_synced_at,
                 Connection.templates_failed_at,
-            )
+                Installation.is_copy,
+                Installation.restored_at,
+            ).join(Installation, sa.true())
         ).one_or_none()
 
     if row is None:
@@ -76,7 +81,7 @@ def read(engine: sa.Engine) -> Gate | None:
 
     until = row.paused_until
     paused = until is not None and until > now
-    off = row.expired or row.switched_off
+    off = row.expired or row.switched_off or row.is_copy
     synced_at, failed_at = row.templates_synced_at, row.templates_failed_at
     return Gate(
         row.generation,
@@ -90,6 +95,7 @@ def read(engine: sa.Engine) -> Gate | None:
             and (failed_at is None or failed_at < now - SYNC_AGAIN)
             and not (row.expired or paused)
         ),
+        restored=row.restored_at is not None,
     )
 
 
@@ -97,8 +103,10 @@ def is_open(generation: str, now: dt.datetime) -> sa.ColumnElement[bool]:
     """The same as a condition, to be checked by the statement that depends on it."""
     return (
         sa.select(Connection.id)
+        .join(Installation, sa.true())
         .where(
             Connection.generation == generation,
+            Installation.is_copy.is_(False),
             Connection.expired.is_(False),
             Connection.switched_off.is_(False),
             sa.or_(Connection.paused_until.is_(None), Connection.paused_until <= now),

@@ -136,13 +136,8 @@ _MAPPED = sa.exists().where(
 
 _OUR_ORGANIZATION = sa.select(Connection.organization_id).scalar_subquery()
 
-_CAN_BE_RETRIED = sa.and_(
-    _MAPPED,
-    # What was perhaps issued is looked up where that was.
-    sa.or_(
-        Issuance.maybe_issued.is_(False), Issuance.organization_id == _OUR_ORGANIZATION
-    ),
-)
+# Another organization's rows stay as they are: a new completion has a row of its own.
+_CAN_BE_RETRIED = sa.and_(_MAPPED, Issuance.organization_id == _OUR_ORGANIZATION)
 
 
 def can_be_retried(session: Session, ids: cabc.Collection[int]) -> set[int]:
@@ -206,7 +201,6 @@ def retry(
         .values(
             template_id=_of_mapping(Template.id.expression),
             badge_name=_of_mapping(Template.name.expression),
-            organization_id=_of_mapping(Connection.organization_id.expression),
         )
         .execution_options(synchronize_session=False)
     )
@@ -221,6 +215,7 @@ def retry(
             (Issuance.state, "pending"),
             (Issuance.due_at, now),
             (Issuance.attempts, 0),
+            (Issuance.duplicate, False),
             (Issuance.deaths, 0),
             (Issuance.look_ups, 0),
             (Issuance.settled_at, None),

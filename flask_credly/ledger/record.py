@@ -262,7 +262,10 @@ def _look_up(columns: dict[str, sa.ColumnElement[t.Any]]) -> sa.Select[t.Any]:
 @functools.cache
 def _new_row(dialect: str) -> sa.Select[t.Any]:
     """What is looked up, unless the row is there already."""
-    there = sa.exists().where(*(_given(column) == _TABLE.c[column] for column in _KEY))
+    there = sa.exists().where(
+        *(_given(column) == _TABLE.c[column] for column in _KEY),
+        _TABLE.c.organization_id == Connection.organization_id,
+    )
     return _look_up(_from_mapping(dialect)).where(~there)
 
 

@@ -32,6 +32,7 @@ class Settlement:
     :param knew_maybe: Whether the badge was maybe issued before this request.
     :param wait: Seconds until the row is due again, where it waits.
     :param detail: The error, worded for the admin.
+    :param said: The same in Credly's words, if those are others.
     """
 
     row: Row
@@ -42,6 +43,7 @@ class Settlement:
     wait: float = 0
     badge_id: str | None = None
     detail: str | None = None
+    said: str | None = None
     status: int | None = None
 
 
@@ -112,7 +114,7 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
         rows.setdefault((each.badge_id is None, *values.items()), []).append(each)
 
         if each.phase == "issue":
-            said = (each.answer, each.status, each.detail)
+            said = (each.answer, each.status, each.said or each.detail)
             attempts.setdefault((each.row.lease, *said), []).append(each)
 
     for (_, *items), alike in rows.items():
@@ -182,6 +184,9 @@ def _values(each: Settlement, now: dt.datetime) -> dict[str, object]:
 
     if each.phase == "look-up" and rule.then == "wait":
         values["look_ups"] = row.look_ups + 1
+
+    if each.answer == "unlisted":
+        values["duplicate"] = True
 
     if each.phase == "issue":
         if not rule.counts:
