@@ -67,6 +67,7 @@ def make_group() -> AppGroup:
     group.command("retry")(retry)
     group.command("backfill")(backfill)
     group.command("doctor")(doctor)
+    group.command("restored")(restored)
     group.command("rotate-keys")(rotate_keys)
     group.command("prune")(prune)
     group.command("erase-member")(erase_member)
@@ -113,6 +114,7 @@ def status(as_json: bool) -> None:
         "held": found.held,
         "oldest_pending_seconds": found.oldest_pending_seconds,
         "workers": workers.count(state),
+        "copy": found.is_copy,
     }
 
     if as_json:
@@ -274,6 +276,32 @@ def doctor(as_json: bool) -> None:
                 click.echo(f"{'':20}→ {each.mend}")
 
     sys.exit(0 if well else 1)
+
+
+@click.option(
+    "--copy", is_flag=True, help="The original is in use: issue nothing here."
+)
+def restored(copy: bool) -> None:
+    """Say that this database comes from a backup.
+
+    Run it before a worker starts. What was issued after the backup is not in the
+    ledger: from now on each badge is looked up at Credly before it is issued.
+
+    For a copy, such as a staging system, say --copy: it issues nothing until the
+    command is run without it.
+    """
+    state = get_state()
+    connection.note_restored(state.engine, copy=copy, by=audit.COMMAND_LINE)
+
+    if copy:
+        click.echo(
+            "This database is a copy. No badge is issued from it until you run:"
+            " flask credly restored"
+        )
+        return
+
+    click.echo("Each badge is looked up at Credly before it is issued.")
+    bell.ring(state)
 
 
 @click.option("--dry-run", is_flag=True, help="Look only.")

@@ -540,6 +540,12 @@ class _Examination:
                 f"Reconnect at {self._page('/credly/connection')}.",
             )
 
+        if seen.is_copy:
+            return _warning(
+                "This database is marked as a copy. No badge is issued.",
+                "Where it is the one in use: flask credly restored",
+            )
+
         if seen.switched_off:
             return _warning(
                 "An admin has paused issuing. Badges wait.",
@@ -550,6 +556,11 @@ class _Examination:
             return _warning(
                 f"Paused until {_time(seen.paused_until)} ({seen.pause_reason}).",
                 "Nothing: it goes on by itself.",
+            )
+
+        if (gate := gates.read(self._state.engine)) is not None and gate.restored:
+            return _ok(
+                "Connected. The database was restored: each badge is looked up first."
             )
 
         return _ok("Connected.")

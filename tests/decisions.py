@@ -57,17 +57,17 @@ asked for; the first line that fits says whose each one is. Addresses are compar
 without regard to case. `issued_at` is compared to the second with what the row's
 requests send, to the day where Credly gives only a date.
 
-- **this row**: its id is stored, and the badge is issued. A badge belongs to one row: the
-  database refuses a second one.
-- **another row**, **another member**, **given by hand**: it is not the row's badge, and no
-  id is stored. Where Credly refuses the row's badge because of it, the row is held
-  ("Already issued"), with a sentence that says so. Where the template allows duplicates,
-  it is in nobody's way.
+- **this row**: its id is stored, and the badge is issued. A badge belongs to one row:
+  the database refuses a second one.
+- **another row**, **another member**, **given by hand**: it is not the row's badge, and
+  no id is stored. Where Credly refuses the row's badge because of it, the row is held
+  ("Already issued"), with a sentence that says so. A template that allows duplicates
+  has no such case: the member gets a badge.
 - **nobody here**: it does not matter.
 
-Where Credly refuses a badge as a duplicate and lists none that explains it: after an
-earlier request of ours it is looked for again, over an hour; then, and at a first request
-at once, the row is held.
+Credly may refuse a badge as a duplicate and list none that explains it. If an earlier
+request of ours may have made it, the badge is looked for again, for an hour. After
+that, or if there was no earlier request, the row is held.
 
 """
 

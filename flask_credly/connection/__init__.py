@@ -25,6 +25,7 @@ from .mappings import mapped_courses as mapped_courses
 from .mappings import remove_mapping as remove_mapping
 from .mappings import UnknownMapping as UnknownMapping
 from .mappings import UnknownTemplate as UnknownTemplate
+from .restoring import note_restored as note_restored
 from .rotating import rotate_keys as rotate_keys
 from .rotating import Rotation as Rotation
 from .templates import count_templates as count_templates

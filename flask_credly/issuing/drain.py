@@ -478,43 +478,35 @@ class _Drain:
             settle.settle(self._engine, settlements)
             return settlements
         except (settle.LeaseLost, sa.exc.SQLAlchemyError):
-            saved = []
+            pass
 
         # One that cannot be saved shall not take the others along.
-        for each in settlements:
+        return [each for each in settlements if self._save_one(each)]
+
+    def _save_one(self, each: Settlement) -> bool:
+        try:
             try:
                 settle.settle(self._engine, [each])
-                saved.append(each)
-            except settle.LeaseLost:
-                continue  # another worker sees to it
+                return True
             except sa.exc.IntegrityError:
+                if each.badge_id is None:
+                    raise
+
                 # Another row has taken this badge meanwhile: look once more.
-                self._save_doubt(each)
-            except sa.exc.SQLAlchemyError:
-                logger.exception(
-                    "What became of badge %d was not saved.",
-                    each.row.id,
-                    extra={
-                        "credly_event": "badge_not_saved",
-                        "credly_issuance": each.row.id,
-                    },
-                )
-
-        return saved
-
-    def _save_doubt(self, each: Settlement) -> None:
-        answer: Answer = "unknown" if each.phase == "issue" else "not sent"
-        doubt = dataclasses.replace(
-            each,
-            answer=answer,
-            rule=decide(each.phase, answer, each.row.attempts),
-            badge_id=None,
-        )
-
-        try:
-            settle.settle(self._engine, [doubt])
+                settle.settle(self._engine, [_doubt(each)])
         except settle.LeaseLost:
             pass  # another worker sees to it
+        except sa.exc.SQLAlchemyError:
+            logger.exception(
+                "What became of badge %d was not saved.",
+                each.row.id,
+                extra={
+                    "credly_event": "badge_not_saved",
+                    "credly_issuance": each.row.id,
+                },
+            )
+
+        return False
 
     def _consider(
         self, step: Step, outcome: Outcome
@@ -595,10 +587,11 @@ class _Drain:
         row = step.row
         last = row.look_ups + 1 >= MAX_LOOK_UPS
 
-        if row.duplicate:
-            return (
-                ("held", None, whose.NOT_LISTED) if last else ("unlisted", None, None)
-            )
+        if row.duplicate and last:
+            return "held", None, whose.NOT_LISTED
+
+        if row.duplicate and answer != "foreign":
+            return "unlisted", None, None
 
         # Where Credly refuses duplicates itself, the request is safe.
         if answer == "refused" and not row.allows_duplicates:
@@ -724,6 +717,12 @@ def _answered(
         for each, step in in_flight.items()
         if each.done() and not each.cancelled() and not each.exception()
     ]
+
+
+def _doubt(each: Settlement) -> Settlement:
+    answer: Answer = "unknown" if each.phase == "issue" else "not sent"
+    rule = decide(each.phase, answer, each.row.attempts)
+    return dataclasses.replace(each, answer=answer, rule=rule, badge_id=None)
 
 
 def _detail(row: Row, answer: Answer, outcome: Outcome) -> str | None:

@@ -41,6 +41,8 @@ ACTIONS: dict[str, str] = {
     "test": mark("Test the connection"),
     "pause": mark("Pause issuing"),
     "resume": mark("Resume issuing"),
+    "restored": mark("Note that the database was restored"),
+    "copy": mark("Note that the database is a copy"),
     "sync": mark("Load the badge templates"),
     "map": mark("Map %(target)s"),
     "change mapping": mark("Change a mapping to %(target)s"),

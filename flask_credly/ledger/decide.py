@@ -28,11 +28,10 @@ Answer = t.Literal[
     "not sent",
     "no word",
 ]
-"""``found``, ``held``, ``absent``: what the list shows is this row's badge; stands in the
-way of it, or Credly says that something does; is neither. ``unlisted``: Credly has
-refused the badge as a duplicate and does not list it yet. ``foreign``: something in
-between has answered, such as a firewall. ``no word``: Credly was asked often enough
-whether the badge is there, and did not say.
+"""``found``: Credly lists the row's badge. ``held``: another badge is in its way.
+``absent``: neither. ``unlisted``: Credly has refused the badge as a duplicate and does
+not list it yet. ``foreign``: something in between has answered, such as a firewall.
+``no word``: Credly was asked often enough whether the badge is there, and did not say.
 """
 
 Then = t.Literal["issued", "held", "failed", "wait", "at once", "issue"]

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 
 from .. import keys
 from ..models import Connection
+from ..models import Installation
 from ..models import Issuance
 from ..models import Mapping
 from ..words import AtLeast
@@ -32,6 +33,8 @@ class Overview:
     :param keyless_worker: A worker cannot decrypt it with its keys. Others may go on.
     :param switched_off: The admin has paused issuing: ``connection`` is "paused" then,
         and ``paused_until`` is ``None`` unless Credly has asked for a pause too.
+    :param is_copy: The database is a copy of one in use elsewhere: nothing is issued,
+        and ``connection`` is "paused".
     :param oldest_pending_seconds: Since when the longest waiting badge waits.
     :param overdue_since: When a badge was due that no worker has taken, though
         nothing is in the way. ``None``: all is well.
@@ -43,6 +46,7 @@ class Overview:
     unreadable: bool
     keyless_worker: bool
     switched_off: bool
+    is_copy: bool
     pending: int
     issued: int
     failed: int
@@ -83,7 +87,8 @@ def read(
     connection = session.scalars(query).one_or_none()
     paused = _paused_until(connection, now)
     unreadable = config is not None and not opens(connection, config)
-    state = _state(connection, paused, unreadable)
+    is_copy = session.scalar(sa.select(Installation.is_copy)) is True
+    state = _state(connection, paused, unreadable, is_copy)
     overdue = state == "connected" and due_at and due_at < now - OVERDUE
 
     def seen(*states: str) -> int:
@@ -99,6 +104,7 @@ def read(
             connection and connection.keyless_until and connection.keyless_until > now
         ),
         switched_off=connection is not None and connection.switched_off,
+        is_copy=is_copy,
         pending=seen("pending", "sending"),
         issued=seen("issued"),
         failed=seen("failed"),
@@ -157,6 +163,7 @@ def _state(
     connection: Connection | None,
     paused_until: dt.datetime | None,
     unreadable: bool,
+    is_copy: bool,
 ) -> ConnectionState:
     if connection is None:
         return "none"
@@ -164,4 +171,5 @@ def _state(
     if connection.expired or unreadable:
         return "expired"
 
-    return "paused" if paused_until or connection.switched_off else "connected"
+    paused = paused_until or connection.switched_off or is_copy
+    return "paused" if paused else "connected"

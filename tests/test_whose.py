@@ -1,0 +1,691 @@
+"""Whose badge is it that Credly shows? Each case on every database, and any sequence of
+what can happen to members, courses, addresses and badges.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import contextlib
+import datetime as dt
+import json
+import threading
+import typing as t
+
+import pytest
+import responses
+import sqlalchemy as sa
+from conftest import a_member
+from conftest import connect
+from conftest import Connected
+from conftest import COURSES
+from conftest import every_database
+from conftest import Host
+from conftest import MakeHost
+
+from flask_credly import badge_issued
+from flask_credly import connection
+from flask_credly import doctor
+from flask_credly import jobs
+from flask_credly import Member
+from flask_credly.credly import Client
+from flask_credly.credly import Shown
+from flask_credly.issuing import backfill as past
+from flask_credly.issuing import whose
+from flask_credly.issuing.ask import earner_id
+from flask_credly.ledger import backfills
+from flask_credly.ledger import claim
+from flask_credly.ledger import gates
+from flask_credly.ledger import issuances
+from flask_credly.ledger import overview
+from flask_credly.models import Base
+from flask_credly.models import Installation
+from flask_credly.models import Issuance
+from flask_credly.testing import CredlySimulator
+
+AT = dt.datetime(2026, 11, 1, 9, 30, tzinfo=dt.UTC)
+ANNA = Member("A", "info@example.org", "Anna", "Alpha")
+BERT = Member("B", "Info@Example.org", "Bert", "Beta")
+
+
+@pytest.fixture
+def lax(
+    host: Host, credly: CredlySimulator, in_context: None
+) -> cabc.Iterator[Connected]:
+    """A host whose template may be issued to a member twice."""
+    credly.posts_allowed = 99
+    yield connect(host, credly, allow_duplicate_badges=True)
+    credly.problems[:] = [
+        each for each in credly.problems if not each.startswith("second badge")
+    ]
+
+
+def settle(host: Host, credly: CredlySimulator) -> None:
+    for _ in range(12):
+        host.drain()
+        credly.advance(4000)
+        host.make_due()
+
+
+def second_course(connected: Connected) -> None:
+    connection.add_mapping(connected.host.state, COURSES[1], connected.template_id)
+
+
+def heard(host: Host) -> list[dict[str, t.Any]]:
+    signals: list[dict[str, t.Any]] = []
+
+    def hear(app: object, **given: t.Any) -> None:
+        signals.append(given)
+
+    badge_issued.connect(hear, host.app, weak=False)
+    return signals
+
+
+def our_name(host: Host, member_id: str) -> str:
+    key = host.db.session.scalars(sa.select(Installation.key)).one()
+    return earner_id(key, member_id)
+
+
+class TestABadgeBelongsToOneRow:
+    @every_database
+    def test_two_courses_lose_their_answers_and_one_was_made(
+        self, lax: Connected
+    ) -> None:
+        host, credly, _ = lax
+        second_course(lax)
+        credly.fail("issue", how="reset", after=True)
+        credly.fail("issue", how="reset")
+        host.complete(completed_at=AT)
+        host.complete(course_id="sql", completed_at=AT)
+        settle(host, credly)
+
+        one, two = host.rows()
+        assert (one.state, two.state) == ("issued", "issued")
+        assert {one.badge_id, two.badge_id} == {each["id"] for each in credly.badges}
+        assert len(credly.badges) == 2
+
+    @every_database
+    def test_two_workers_find_the_same_badge_at_the_same_moment(
+        self, lax: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Both have looked before either has written it down."""
+        host, credly, _ = lax
+        second_course(lax)
+        credly.fail("issue", how="reset", after=True)
+        credly.fail("issue", how="reset")
+        host.complete(completed_at=AT)
+        host.complete(course_id="sql", completed_at=AT)
+        host.drain()
+        host.make_due()
+        barrier = threading.Barrier(2, timeout=20)
+        find = Client.find
+
+        def find_together(self: Client, *args: t.Any, **given: t.Any) -> list[Shown]:
+            found = find(self, *args, **given)
+
+            try:
+                barrier.wait()
+            except threading.BrokenBarrierError:
+                pass  # a later look, alone
+
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Client, "find", find_together)
+            patched.setattr("flask_credly.issuing.drain.GLANCE", 0)
+            host.drain()
+
+        barrier.abort()
+        settle(host, credly)
+        one, two = host.rows()
+        assert (one.state, two.state) == ("issued", "issued")
+        assert {one.badge_id, two.badge_id} == {each["id"] for each in credly.badges}
+        assert len(credly.badges) == 2
+
+    @every_database
+    def test_the_database_refuses_a_second_row(self, lax: Connected) -> None:
+        host, _, _ = lax
+        second_course(lax)
+        host.complete()
+        host.complete(course_id="sql")
+        host.drain()
+        badge_id = host.rows()[0].badge_id
+
+        with pytest.raises(sa.exc.IntegrityError):
+            host.db.session.execute(sa.update(Issuance).values(badge_id=badge_id))
+
+        host.db.session.rollback()
+
+
+class TestAnotherMembersBadge:
+    @every_database
+    def test_it_is_held_and_named_nowhere(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        signals = heard(host)
+        host.complete(member=ANNA)
+        host.drain()
+        host.complete(member=BERT)
+        host.drain()
+        anna, bert = host.rows()
+        (badge,) = credly.badges
+
+        assert (anna.state, anna.badge_id) == ("issued", badge["id"])
+        assert (bert.state, bert.badge_id) == ("held", None)
+        assert bert.error == "Another member has this badge under the same address."
+        assert [each["member_id"] for each in signals] == ["A"]
+        assert badge["id"] not in str(host.credly.export_member("B"))
+        assert host.credly.erase_member("B").at_credly == ()
+        assert host.log() == []
+
+    @pytest.mark.parametrize("lost", [1, 2])
+    def test_also_after_lost_answers(self, connected: Connected, lost: int) -> None:
+        host, credly, _ = connected
+        host.complete(member=ANNA)
+        host.drain()
+        credly.fail("issue", how="reset", after=True, times=lost)
+        host.complete(member=BERT)
+        settle(host, credly)
+        _, bert = host.rows()
+
+        assert (bert.state, bert.badge_id) == ("held", None)
+        assert bert.error == "Another member has this badge under the same address."
+        assert len(credly.badges) == 1
+
+    def test_where_it_may_be_issued_twice_each_gets_one(self, lax: Connected) -> None:
+        host, credly, _ = lax
+        host.complete(member=ANNA)
+        host.drain()
+        credly.fail("issue", how="reset")
+        host.complete(member=BERT)
+        settle(host, credly)
+        anna, bert = host.rows()
+
+        assert [anna.badge_id, bert.badge_id] == [each["id"] for each in credly.badges]
+
+
+class TestABadgeGivenByHand:
+    @every_database
+    @pytest.mark.parametrize("member_of_ours", [False, True])
+    def test_last_years_is_not_taken_where_it_may_be_issued_twice(
+        self, lax: Connected, member_of_ours: bool
+    ) -> None:
+        """Our request never arrived."""
+        host, credly, template_id = lax
+        name = our_name(host, "42") if member_of_ours else None
+        by_hand = credly.award(
+            template_id,
+            "member-42@example.org",
+            issuer_earner_id=name,
+            issued_at=AT - dt.timedelta(days=365),
+        )
+        credly.fail("issue", how="reset")
+        host.complete(completed_at=AT)
+        settle(host, credly)
+
+        assert host.row().state == "issued"
+        assert host.row().badge_id == credly.badges[-1]["id"] != by_hand
+        assert len(credly.badges) == 2
+
+    def test_where_it_refuses_a_second_one_the_row_is_held(
+        self, connected: Connected
+    ) -> None:
+        host, credly, template_id = connected
+        credly.award(template_id, "MEMBER-42@example.org")
+        host.complete()
+        host.drain()
+
+        assert (host.row().state, host.row().badge_id) == ("held", None)
+        assert "It was given in Credly, not by this site." in (host.row().error or "")
+        assert (len(credly.badges), host.log()) == (1, [])
+
+    def test_one_to_an_address_with_a_plus_is_not_in_the_way(
+        self, connected: Connected
+    ) -> None:
+        host, credly, template_id = connected
+        credly.award(template_id, "member-42+more@example.org")
+        host.complete()
+        host.drain()
+
+        assert host.row().state == "issued"
+
+
+class TestTheTimeThatWasSent:
+    @every_database
+    def test_a_second_request_sends_the_same(self, connected: Connected) -> None:
+        """A completion that lies a little ahead has the time of its first request."""
+        host, credly, _ = connected
+        credly.fail("issue", status=500)
+        host.complete(completed_at=dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1))
+        settle(host, credly)
+        sent = [
+            t.cast(dict[str, str], each.json)["issued_at"]
+            for each in credly.received
+            if each.kind == "issue"
+        ]
+
+        assert len(sent) == 2
+        assert len(set(sent)) == 1
+        assert host.row().issued_at is not None
+        assert host.row().issued_at <= dt.datetime.now(dt.UTC)
+
+    @every_database
+    def test_a_lost_answer_is_found_by_it(self, lax: Connected) -> None:
+        host, credly, _ = lax
+        credly.fail("issue", how="reset", after=True)
+        host.complete(completed_at=dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1))
+        settle(host, credly)
+
+        assert host.row().badge_id == credly.badges[0]["id"]
+        assert (len(credly.badges), credly.count("issue")) == (1, 1)
+
+    def test_a_changed_address_changes_nothing(
+        self, host: Host, credly: CredlySimulator, in_context: None
+    ) -> None:
+        connect(host, credly, allow_duplicate_badges=True)
+        credly.fail("issue", how="reset", after=True)
+        host.complete(completed_at=AT)
+        host.drain()
+        host.db.session.execute(sa.update(Issuance).values(email="new@example.org"))
+        host.db.session.commit()
+        settle(host, credly)
+
+        assert host.row().badge_id == credly.badges[0]["id"]
+        assert len(credly.badges) == 1
+
+    def test_a_badge_that_was_revoked_since_was_issued(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", how="reset", after=True)
+        host.complete()
+        host.drain()
+        row = host.row()
+
+        if row.state == "pending":
+            credly.revoke_badge(credly.badges[0]["id"])
+
+        settle(host, credly)
+        assert host.row().state == "issued"
+        assert len(credly.badges) == 1
+
+
+@pytest.mark.parametrize(
+    ("shown", "result"),
+    [
+        ("2026-11-01T09:30:00.000Z", "same"),
+        ("2026-11-01T09:30:00.999Z", "same"),
+        ("2026-11-01T09:30:00Z", "same"),
+        ("2026-11-01 09:30:00 +0000", "same"),
+        ("2026-11-01 09:30:00 UTC", "same"),
+        ("2026-11-01 04:30:00 -0500", "same"),
+        ("2026-11-01T11:30:00+02:00", "same"),
+        ("2026-11-01T09:30:00", "same"),
+        ("2026-11-01", "same"),
+        ("2026-11-01T00:00:00.000Z", "same"),
+        ("2026-10-31T00:00:00-05:00", "same"),
+        ("2026-11-01T09:30:02.000Z", "other"),
+        ("2026-11-01T09:29:59.000Z", "other"),
+        ("2025-11-01", "other"),
+        ("2025-11-01T09:30:00.000Z", "other"),
+        ("soon", "not said"),
+        ("", "not said"),
+        (None, "not said"),
+    ],
+)
+def test_times_are_compared_as_credly_may_write_them(
+    shown: str | None, result: str
+) -> None:
+    sent = AT.replace(microsecond=700_000).astimezone(
+        dt.timezone(dt.timedelta(hours=5))
+    )
+    assert whose.compare_times(shown, sent) == result
+
+
+class TestTheListLags:
+    @every_database
+    def test_our_own_retry_is_looked_for_until_its_id_is_known(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        credly.look_up_lag = 600
+        credly.fail("issue", how="reset", after=True)
+        host.complete()
+        host.drain()
+
+        for _ in range(3):
+            host.make_due()
+            host.drain()
+
+        assert (host.row().state, host.row().badge_id) == ("pending", None)
+        credly.advance(600)
+        host.make_due()
+        host.drain()
+
+        assert (host.row().state, host.row().error) == ("issued", None)
+        assert host.row().badge_id == credly.badges[0]["id"]
+        assert (credly.count("issue"), host.log()) == (2, [])
+
+    def test_also_after_a_retry_by_hand(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.posts_allowed = 3
+        credly.look_up_lag = 600
+        credly.fail("issue", how="reset", after=True)
+        credly.fail("issue", status=400)
+        credly.fail("look-up", status=500)
+        host.complete()
+
+        while host.row().state != "failed":
+            host.drain()
+            host.make_due()
+
+        issuances.retry(host.state.engine, host.row().id)
+        host.drain()
+        assert host.row().state == "pending"
+        credly.advance(600)
+        host.make_due()
+        host.drain()
+
+        assert host.row().badge_id == credly.badges[0]["id"]
+
+    def test_it_is_looked_for_an_hour_and_then_held(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.look_up_lag = 10**9
+        credly.fail("issue", how="reset", after=True)
+        host.complete()
+        host.drain()
+        waited = dt.timedelta()
+
+        for _ in range(20):
+            if (due_at := host.row().due_at) is None:
+                break
+
+            waited += max(due_at - dt.datetime.now(dt.UTC), dt.timedelta())
+            host.make_due()
+            host.drain()
+
+        assert (host.row().state, host.row().badge_id) == ("held", None)
+        assert host.row().error == whose.NOT_LISTED
+        assert credly.count("issue") == 2
+        assert dt.timedelta(minutes=50) < waited < dt.timedelta(hours=2)
+
+
+SANDBOX = "11111111-2222-4333-8444-555555555555"
+
+
+@contextlib.contextmanager
+def another_organization(host: Host) -> cabc.Iterator[CredlySimulator]:
+    """Remove, and connect another one, with the first course mapped."""
+    connection.remove(host.state)
+    host.db.session.remove()
+    other = CredlySimulator(organization_id=SANDBOX)
+    template_id = other.add_template("Real Badge")
+
+    with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
+        other.register(mock)
+        connection.connect(
+            host.state,
+            organization_id=other.organization_id,
+            client_id=other.client_id,
+            client_secret=other.client_secret,
+        )
+        connection.add_mapping(host.state, COURSES[0], template_id)
+        yield other
+
+    assert other.problems == []
+
+
+class TestAnotherOrganization:
+    """A sandbox that was tried out: its rows are in nobody's way."""
+
+    @pytest.fixture
+    def tried(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> cabc.Iterator[Host]:
+        past = [(a_member(id_), AT) for id_ in ("42", "43", "44")]
+        host = make_host(past_completions=lambda *_: past, member=a_member)
+
+        with host.app.app_context():
+            connect(host, credly)
+            host.complete("42")
+            host.drain()
+            credly.fail("issue", status=422, times=2)
+            host.complete("43")
+            settle(host, credly)
+            assert [row.state for row in host.rows()] == ["issued", "failed"]
+            yield host
+
+    @every_database
+    @pytest.mark.parametrize("joined", [False, True])
+    def test_a_completion_gets_the_real_badge(self, tried: Host, joined: bool) -> None:
+        with another_organization(tried) as real:
+            if joined:
+                tried.db.session.execute(sa.update(Issuance).values(test=Issuance.test))
+
+            for _ in range(2):
+                tried.complete("42")
+
+            tried.db.session.commit()
+            tried.drain()
+            old, _, new = tried.rows()
+
+            assert (old.state, new.state) == ("issued", "issued")
+            assert new.badge_id == real.badges[0]["id"] != old.badge_id
+            assert (len(real.badges), new.organization_id) == (1, SANDBOX)
+
+    @every_database
+    def test_a_backfill_and_its_preview_take_them_as_not_there(
+        self, tried: Host
+    ) -> None:
+        with another_organization(tried) as real:
+            found = past.preview(tried.state, COURSES[0], None)
+            assert (found.there, found.failed, found.to_issue) == (0, 0, 3)
+
+            (mapping,) = connection.list_mappings(tried.db.session)
+            backfills.start(tried.state.engine, mapping.id)
+            jobs.backfill()
+            tried.drain()
+
+            assert len(real.badges) == 3
+            assert past.preview(tried.state, COURSES[0], None).there == 3
+
+    @every_database
+    def test_a_retry_takes_this_organizations_row_only(self, tried: Host) -> None:
+        with another_organization(tried) as real:
+            assert issuances.retry(tried.state.engine) == 0
+
+            real.fail("issue", status=422, times=2)
+            tried.complete("43")
+            settle(tried, real)
+            assert issuances.retriable(tried.db.session) == 1
+            assert issuances.retry(tried.state.engine) == 1
+            real.posts_allowed = 3
+            tried.drain()
+
+            assert [row.state for row in tried.rows()] == ["issued", "failed", "issued"]
+
+    def test_export_and_erase_see_both(self, tried: Host) -> None:
+        with another_organization(tried):
+            tried.complete("42")
+            tried.drain()
+
+            assert len(tried.credly.export_member("42")["badges"]) == 2
+            assert tried.credly.erase_member("42").badges == 2
+
+    def test_the_first_one_again_issues_nothing_twice(
+        self, tried: Host, credly: CredlySimulator
+    ) -> None:
+        with another_organization(tried):
+            tried.complete("42")
+            tried.drain()
+
+        connection.remove(tried.state)
+        tried.db.session.remove()
+        connection.connect(
+            tried.state,
+            organization_id=credly.organization_id,
+            client_id=credly.client_id,
+            client_secret=credly.client_secret,
+        )
+        template_id = credly.badges[0]["badge_template"]["id"]
+        connection.add_mapping(tried.state, COURSES[0], template_id)
+        tried.complete("42")
+        tried.drain()
+
+        assert len(tried.rows()) == 3
+        assert len(credly.badges) == 1
+
+
+def back_up(host: Host) -> cabc.Callable[[], None]:
+    """Take a backup of our tables. Get what restores it."""
+    host.db.session.rollback()
+    tables = Base.metadata.sorted_tables
+
+    with host.state.engine.connect() as connected:
+        kept = {
+            table: [dict(row._mapping) for row in connected.execute(sa.select(table))]
+            for table in tables
+        }
+
+    def restore() -> None:
+        host.db.session.remove()
+
+        with host.state.engine.begin() as connected:
+            for table in reversed(tables):
+                connected.execute(sa.delete(table))
+
+            for table, rows in kept.items():
+                if rows:
+                    connected.execute(sa.insert(table), rows)
+
+    return restore
+
+
+def run(host: Host, *args: str) -> str:
+    result = host.app.test_cli_runner().invoke(args=["credly", *args])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+class TestARestoredDatabase:
+    @every_database
+    def test_what_was_issued_since_the_backup_is_found(self, lax: Connected) -> None:
+        """Rows that wait in the backup, and completions that are not in it."""
+        host, credly, _ = lax
+        second_course(lax)
+        host.complete("1", completed_at=AT)
+        restore = back_up(host)
+        host.drain()
+        host.complete("2", completed_at=AT)
+        host.complete("2", course_id="sql", completed_at=AT)
+        host.drain()
+        made = {each["id"] for each in credly.badges}
+        assert len(made) == 3
+
+        restore()
+        run(host, "restored")
+        # The member completes again what the host has lost, too.
+        host.complete("2")
+        host.complete("2", course_id="sql")
+        settle(host, credly)
+
+        assert {row.state for row in host.rows()} == {"issued"}
+        assert {row.badge_id for row in host.rows()} == made
+        assert {each["id"] for each in credly.badges} == made
+
+    def test_what_is_new_is_issued(self, lax: Connected) -> None:
+        host, credly, _ = lax
+        run(host, "restored")
+        host.complete("1")
+        host.drain()
+
+        assert host.row().badge_id == credly.badges[0]["id"]
+        assert [each.kind for each in credly.received[-2:]] == ["look-up", "issue"]
+
+    def test_a_badge_that_was_revoked_since_is_not_issued_again(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        host.complete(completed_at=AT)
+        restore = back_up(host)
+        host.drain()
+        credly.revoke_badge(credly.badges[0]["id"])
+        restore()
+        run(host, "restored")
+        settle(host, credly)
+
+        assert host.row().state == "issued"
+        assert len(credly.badges) == 1
+
+    def test_it_outlives_remove(self, lax: Connected) -> None:
+        host, credly, template_id = lax
+        host.complete("1")
+        restore = back_up(host)
+        host.drain()
+        restore()
+        run(host, "restored")
+        connection.remove(host.state)
+        host.db.session.remove()
+        connection.connect(
+            host.state,
+            organization_id=credly.organization_id,
+            client_id=credly.client_id,
+            client_secret=credly.client_secret,
+        )
+        connection.add_mapping(host.state, COURSES[0], template_id)
+        host.complete("1")
+        host.drain()
+
+        assert host.row().state == "issued"
+        assert len(credly.badges) == 1
+
+    @every_database
+    def test_a_worker_that_runs_already_begins_nothing_more(
+        self, lax: Connected
+    ) -> None:
+        host, _, _ = lax
+        host.complete("1")
+        gate = gates.read(host.state.engine)
+        assert gate is not None
+        (row,) = claim.claim(host.state.engine, gate, limit=1, lease_seconds=60)
+        run(host, "restored")
+
+        assert not claim.begin(
+            host.state.engine, [row], gate.generation, lease_seconds=60
+        )
+
+    def test_a_copy_issues_nothing_until_told(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        said = run(host, "restored", "--copy")
+        host.complete()
+        host.drain()
+
+        assert "flask credly restored" in said
+        assert (host.row().state, credly.count("issue")) == ("pending", 0)
+        assert overview.read(host.db.session).connection == "paused"
+        gates.switch(host.state.engine, on=True)
+        host.drain()
+        assert credly.count("issue") == 0
+
+        page = host.app.test_client().get("/integrations/credly").text
+        assert "This database is a copy" in page
+        assert "flask credly restored" in page
+        found = doctor.examine(host.state)["connection"]
+        assert found.status == "warning"
+        assert "flask credly restored" in (found.mend or "")
+        assert json.loads(run(host, "status", "--json"))["copy"] is True
+
+        run(host, "restored")
+        host.drain()
+        assert host.row().state == "issued"
+        assert "This database is a copy" not in (
+            host.app.test_client().get("/integrations/credly").text
+        )
+
+    def test_a_copy_that_was_never_connected_issues_nothing_either(
+        self, host: Host, credly: CredlySimulator, in_context: None
+    ) -> None:
+        run(host, "restored", "--copy")
+        connect(host, credly)
+        host.complete()
+        host.drain()
+
+        assert (host.row().state, credly.count("issue")) == ("pending", 0)
