@@ -315,12 +315,12 @@ class _Examination:
         return _ok(f"Reached and written to, at {where}.")
 
     def _write(self) -> None:
-        """Try to write what a completion writes, and more than a cache holds back. It
-        is taken back.
+        """Try to write what completions write, and more than fits into what the tables
+        have left. It is taken back.
         """
         now = dt.datetime.now(dt.UTC)
         row: dict[str, t.Any] = {
-            each.name: ""
+            each.name: "x" * (each.type.length or 0)
             for each in _LEDGER.columns
             if isinstance(each.type, sa.String) and not each.nullable
         }
