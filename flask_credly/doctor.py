@@ -463,7 +463,7 @@ class _Examination:
             each
             for each in workers.failures(self._queue)
             # Of one that has ended since, it may be mended.
-            if each.worker in self._listening
+            if each.worker in self._listening and not each.mended
         ]
 
         if any(each.ours and each.error == "DeserializationError" for each in failed):

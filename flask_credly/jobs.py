@@ -38,11 +38,14 @@ def drain() -> None:
         if drain_ledger(state):
             bell.ring(state)
 
+        workers.note_success(state, bell.DRAIN)
+
 
 def backfill() -> None:
     """Record past completions, for every run that is due."""
     with _app().app_context():
         run_backfills(get_state())
+        workers.note_success(get_state(), bell.BACKFILL)
 
 
 def sync() -> None:
@@ -57,12 +60,15 @@ def sync() -> None:
                 extra={"credly_event": "templates_not_loaded"},
             )
 
+        workers.note_success(get_state(), bell.SYNC)
+
 
 def prune() -> None:
     """Forget what is older than the settings say."""
     with _app().app_context():
         state = get_state()
         prune_ledger(state.engine, state.settings, stop=stopping)
+        workers.note_success(state, bell.PRUNE)
 
 
 def _app() -> Flask:

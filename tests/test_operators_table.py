@@ -13,6 +13,7 @@ import uuid
 
 import pytest
 import redis
+import rq
 import sqlalchemy as sa
 from conftest import connect
 from conftest import Connected
@@ -55,6 +56,18 @@ class Site:
         self.worker.register_birth()  # type: ignore[no-untyped-call]
         self.worker._ring(self.host.state)
 
+        class Living(rq.SimpleWorker):
+            def register_death(self) -> None:
+                pass
+
+            def register_birth(self) -> None:
+                if not self.connection.exists(self.key):
+                    super().register_birth()  # type: ignore[no-untyped-call]
+
+        self.rq = Living(
+            [self.queue], connection=self.queue.connection, serializer="json"
+        )
+
     def troubles(self) -> dict[str, doctor.Finding]:
         self.host.db.session.remove()
         return {
@@ -67,6 +80,11 @@ class Site:
         self.host.db.session.remove()
         text = self.app.test_client().get(WINDOW).text
         return re.sub(r"\s+", " ", re.sub("<[^>]+>", " ", text))
+
+    def work(self) -> None:
+        """Run a drain, as a worker that lives on."""
+        bell.enqueue(self.queue, bell.DRAIN, insist=True)
+        self.rq.work(burst=True, logging_level="CRITICAL")
 
     def change(self, statement: t.Any) -> None:
         """Change the database behind the application's back."""
@@ -408,3 +426,23 @@ def test_no_password_of_a_database_is_printed() -> None:
     url = sa.make_url("postgresql://ada:pass-word@db/school?password=pass-word")
 
     assert doctor._place(url) == "postgresql://ada:***@db/school"
+
+
+@every_database
+def test_a_job_that_failed_is_named_and_forgotten_once_it_goes_well(
+    make_site: cabc.Callable[..., Site],
+) -> None:
+    site = make_site()
+    mend = read_only_database(site)
+    site.work()
+    found = site.troubles()
+
+    assert {*found} == {"database", "jobs"}
+    assert re.fullmatch(
+        r"Jobs failed \((OperationalError|InternalError|NotSupportedError)\)\.",
+        found["jobs"].detail,
+    )
+
+    mend()
+    site.work()
+    assert site.troubles() == {}

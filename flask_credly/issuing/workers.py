@@ -6,6 +6,7 @@ import collections.abc as cabc
 import dataclasses
 import hashlib
 import logging
+import re
 import typing as t
 
 import sqlalchemy as sa
@@ -21,6 +22,7 @@ if t.TYPE_CHECKING:
 logger = logging.getLogger("flask_credly")
 
 _SIGNATURE = "credly_installation"
+_SUCCESS = "credly_success:"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +31,13 @@ class Failure:
 
     :param error: The name of the exception.
     :param ours: Whether it is a job of Flask-Credly.
+    :param mended: Whether the same job went well on that worker since.
     """
 
     worker: str
     error: str
     ours: bool
+    mended: bool
 
 
 def count(state: State) -> int | None:
@@ -95,6 +99,36 @@ def sign_job(state: State) -> None:
         return  # the worker says by itself that Redis is away
 
 
+def note_success(state: State, function: str) -> None:
+    """Note in RQ's own entry of the worker that runs this job that it went well, and
+    when, on the clock by which Redis dates what failed.
+    """
+    from redis.exceptions import RedisError
+    from rq import get_current_job
+
+    if (job := get_current_job()) is None or not job.worker_name:
+        return
+
+    try:
+        connection = bell.web_queue(state).connection
+        seconds, micros = connection.time()
+        at = seconds * 1000 + micros // 1000
+
+        with connection.pipeline() as pipeline:
+            pipeline.hset(_key(job.worker_name), _SUCCESS + function, at)
+            # For the case that it has ended in this moment.
+            pipeline.expire(_key(job.worker_name), 120)
+            pipeline.execute()
+    except (RedisError, OSError):
+        return  # the worker says by itself that Redis is away
+
+
+def _succeeded_at(queue: rq.Queue, worker: str, function: str) -> int:
+    """Get when :func:`note_success` was last called, in milliseconds. 0: never."""
+    at = queue.connection.hget(_key(worker), _SUCCESS + function)
+    return int(at) if at and at.isdigit() else 0
+
+
 def listening(queue: rq.Queue) -> dict[str, str | None]:
     """Get the workers that live and listen on a queue, each with its signature. RQ's
     own count has those that were killed as well.
@@ -140,9 +174,23 @@ def failures(queue: rq.Queue, *, limit: int = 20) -> cabc.Iterator[Failure]:
         if result is None or not result.exc_string:
             continue
 
-        error = result.exc_string.strip().splitlines()[-1].partition(":")[0]
+        error = _error_in(result.exc_string)
         ours = described in bell.JOBS
-        yield Failure(result.worker_name, error.rpartition(".")[2], ours)
+        worker = result.worker_name
+        at = int((result.id or "0").partition("-")[0])
+        mended = ours and at <= _succeeded_at(queue, worker, described)
+        yield Failure(worker, error.rpartition(".")[2], ours, mended)
+
+
+def _error_in(traceback: str) -> str:
+    """Get the name of the exception that a traceback ends with. Its text may have
+    several lines.
+    """
+    for line in reversed(traceback.splitlines()):
+        if found := re.match(r"(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w{0,99})(?::|$)", line):
+            return found[1]
+
+    return "unknown"
 
 
 def _key(worker: str) -> str:
