@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import typing as t
+import urllib.parse
 
 import jinja2
 import jinja2.nodes
@@ -165,7 +166,13 @@ class _Examination:
                 "Read the configuration before credly.init_app(app).",
             )
 
-        return _ok(f"Credly is asked at {self._state.settings.api_url}.")
+        settings = self._state.settings
+        queue = (
+            f"The queue is {settings.queue!r} at {_redis_place(settings.redis_url)}."
+            if isinstance(settings.queue, str)
+            else "The queue is what CREDLY_QUEUE gives."
+        )
+        return _ok(f"Credly is asked at {settings.api_url}. {queue}")
 
     def key(self) -> Finding:
         if not keys.can_seal(self._config):
@@ -729,6 +736,17 @@ def _changed(settings: Settings, config: cabc.Mapping[str, t.Any]) -> list[str]:
         for field in dataclasses.fields(Settings)
         if getattr(settings, field.name) != getattr(now, field.name)
     ]
+
+
+def _redis_place(url: str) -> str:
+    """Write the address of a Redis, without a password wherever it may stand."""
+    parts = urllib.parse.urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    name = user.partition(":")[0]
+    netloc = f"{name}@{host}" if name else host
+    kept = [each for each in urllib.parse.parse_qsl(parts.query) if each[0] == "db"]
+    query = urllib.parse.urlencode(kept)
+    return parts._replace(netloc=netloc, query=query, fragment="").geturl()
 
 
 def _place(url: sa.URL) -> str:

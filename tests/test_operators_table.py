@@ -446,3 +446,25 @@ def test_a_job_that_failed_is_named_and_forgotten_once_it_goes_well(
     mend()
     site.work()
     assert site.troubles() == {}
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://localhost:6379/0", "redis://localhost:6379/0"),
+        ("redis://:pass-word@cache:6379/1", "redis://cache:6379/1"),
+        ("rediss://ada:pass@word@cache/1", "rediss://ada@cache/1"),
+        ("unix://ada:word@/run/redis.sock?db=2", "unix://ada@/run/redis.sock?db=2"),
+        ("redis://cache/0?password=word&db=3", "redis://cache/0?db=3"),
+    ],
+)
+def test_the_redis_in_use_is_named_without_a_password(
+    make_host: MakeHost, url: str, shown: str
+) -> None:
+    host = make_host(CREDLY_REDIS_URL=url, CREDLY_QUEUE="badges")
+
+    with host.app.app_context():
+        found = doctor._Examination(host.state).settings()
+
+    assert f"The queue is 'badges' at {shown}." in found.detail
+    assert "word" not in found.detail
