@@ -25,8 +25,9 @@ from werkzeug.exceptions import HTTPException
 
 from . import connection
 from . import keys
-from .admin.blueprint import is_own_layout
 from .admin.blueprint import ROUTES
+from .admin.rendering import is_own_layout
+from .admin.rendering import layout_environment
 from .catalog import read_courses
 from .errors import CredlyError
 from .errors import SecretUnreadable
@@ -252,7 +253,7 @@ class _Examination:
             if is_own_layout():
                 return _ok("They stand in their own layout, with its htmx.")
 
-            blocks = _blocks(self._state.app.jinja_env, layout)
+            blocks = _blocks(layout_environment(), layout)
         except jinja2.TemplateNotFound as e:
             return _error(
                 f"There is no template {e.name}: every page fails.",

@@ -14,6 +14,10 @@ import functools
 import re
 import typing as t
 
+import flask.templating
+import jinja2
+import jinja2.nativetypes
+import jinja2.sandbox
 import pytest
 import sqlalchemy as sa
 from conftest import a_member
@@ -63,11 +67,75 @@ class Odd:
     databases: tuple[str, ...] = ("sqlite",)
 
 
-def jinja(**options: t.Any) -> Setup:
-    def setup(app: Flask, db: SQLAlchemy) -> None:
-        app.jinja_options = {**app.jinja_options, "bytecode_cache": None, **options}
+LAYOUT = """[% extends "outer.html" %]
+[% block title %][% endblock %]
+[% block main %]<main>[[ visits | default(0) | shout ]][% block content required %]
+[% endblock %]</main>[% endblock %]"""
+OUTER = """<html><head><title>[% block title %][% endblock %] | [[ self.title() ]]
+</title></head><body>[% block main %][% endblock %]</body></html>"""
 
-    return setup
+
+def jinja(
+    *,
+    own_layout: bool = False,
+    cls: type[jinja2.Environment] | None = None,
+    **options: t.Any,
+) -> Odd:
+    """Make a host with other options of Jinja's, and a layout that is written for
+    them.
+    """
+    layout = {"host.html": LAYOUT, "outer.html": OUTER}
+    start, end = options.get("block_start_string"), options.get("block_end_string")
+    open_, close = (
+        options.get("variable_start_string"),
+        options.get("variable_end_string"),
+    )
+
+    for name, text in layout.items():
+        text = text.replace("[%", start or "{%").replace("%]", end or "%}")
+        layout[name] = text.replace("[[", open_ or "{{").replace("]]", close or "}}")
+
+    def setup(app: Flask, db: SQLAlchemy) -> None:
+        if cls is not None:
+            app.jinja_environment = cls  # type: ignore[assignment]
+
+        app.jinja_options = {**app.jinja_options, "bytecode_cache": None, **options}
+        app.jinja_env.filters["shout"] = lambda value: f"{value}!"
+        app.jinja_env.loader = jinja2.DictLoader(layout)
+
+    return Odd(setup, config={} if own_layout else {"CREDLY_LAYOUT": "host.html"})
+
+
+_Flask = flask.templating.Environment
+
+
+class Sandbox(_Flask, jinja2.sandbox.ImmutableSandboxedEnvironment):
+    def __init__(self, app: Flask, **options: t.Any) -> None:
+        super().__init__(app, **options)
+        self.binop_table = self.default_binop_table.copy()
+        self.unop_table = self.default_unop_table.copy()
+
+
+class Native(_Flask, jinja2.nativetypes.NativeEnvironment):
+    pass
+
+
+def shadows(app: Flask, db: SQLAlchemy) -> None:
+    """Take names that our templates use for something else."""
+    for name in ("trim", "list", "map", "selectattr", "groupby", "string", "unique"):
+        app.jinja_env.filters[name] = lambda *_, **__: "wrong"
+
+    for name in ("dict", "url_for", "range"):
+        app.jinja_env.globals[name] = None
+
+    @app.context_processor
+    def names() -> dict[str, t.Any]:
+        return dict.fromkeys(
+            (
+                *("url_for", "message", "connection", "errors", "form", "kept", "said"),
+                *("credly_gettext", "credly_layout", "dict", "wrong", "row", "wanted"),
+            )
+        )
 
 
 def seen(app: Flask, db: SQLAlchemy, *, commit: bool = True) -> None:
@@ -189,6 +257,32 @@ HOSTS: dict[str, Odd] = {
         db=lambda: SQLAlchemy(session_options={"twophase": True}),
         databases=("mariadb",),
     ),
+    # Options of Jinja's.
+    "layout": jinja(),
+    "strict-undefined": jinja(undefined=jinja2.StrictUndefined),
+    "strict-undefined-own-layout": jinja(
+        own_layout=True, undefined=jinja2.StrictUndefined
+    ),
+    "autoescape-off": jinja(autoescape=False),
+    "autoescape-off-own-layout": jinja(own_layout=True, autoescape=False),
+    "delimiters": jinja(
+        block_start_string="<%",
+        block_end_string="%>",
+        variable_start_string="<<",
+        variable_end_string=">>",
+        comment_start_string="<#",
+        comment_end_string="#>",
+        line_statement_prefix="%%",
+        line_comment_prefix="##",
+    ),
+    "blocks-trimmed": jinja(trim_blocks=True, lstrip_blocks=True),
+    "finalize": jinja(finalize=lambda value: "?" if value is None else f"{value}"),
+    "not-optimized": jinja(optimized=False, cache_size=0),
+    "async-templates": jinja(enable_async=True),
+    "extensions": jinja(extensions=["jinja2.ext.i18n", "jinja2.ext.do"]),
+    "sandbox": jinja(cls=Sandbox),
+    "native-types": jinja(cls=Native),
+    "names-taken": Odd(shadows),
     "savepoint": Odd(savepoint, engine={"pool_size": 2, "max_overflow": 0}),
 }
 
@@ -356,7 +450,7 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
 
     first, second = visit.ids(Mapping.id)
     base = f"/credly/mappings/{first}"
-    person = {"email": "a@example.org", "first_name": "A", "last_name": "B"}
+    person = {"email": "a@example.org", "first_name": "<img src=x>", "last_name": "B"}
     visit.get(f"{base}/test")
     visit.post(f"{base}/test", data=person)
     visit.get(f"{base}/backfill")
@@ -370,7 +464,11 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
     fail_one(visit, row_id)
     visit.get("/")
     visit.get("/credly/banners", headers=HX)
-    assert "Not found." in visit.get("/credly/badges").text
+    badges = visit.get("/credly/badges").text
+    assert badges.count('<h1 id="credly-h1"') == badges.count("<title>") == 1
+    assert "Issued badges" in badges.partition("</title>")[0]
+    assert "&lt;img src=x&gt;" in badges and "<img src=x>" not in badges
+    assert "Not found." in badges
     visit.get(f"/credly/badges/{row_id}", headers=HX)
     visit.get("/credly/badges/retry")
     visit.post(f"/credly/badges/{row_id}/retry", headers=HX)

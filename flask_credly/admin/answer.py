@@ -6,13 +6,14 @@ import typing as t
 
 from flask import make_response
 from flask import redirect
-from flask import render_template
 from flask import Response
 from flask import session
 from flask import url_for
 from flask_htmx import HTMX
 
 from ..words import mark
+from .rendering import render
+from .rendering import render_page
 
 EXPIRED = mark("This page was open too long. Please submit again.")
 
@@ -66,10 +67,10 @@ def is_ours(response: Response) -> bool:
 def page(template: str, status: int = 200, **context: t.Any) -> Response:
     """Render a whole page, with the message that was kept for it."""
     message, wrong = take_message()
-    html = render_template(template, message=message, wrong=wrong, **context)
+    html = render_page(template, message=message, wrong=wrong, **context)
     return make_response(html, status)
 
 
 def fragment(template: str, status: int = 200, **context: t.Any) -> Response:
     """Render a part of a page."""
-    return make_response(render_template(template, **context), status)
+    return make_response(render(template, **context), status)

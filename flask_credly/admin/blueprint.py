@@ -7,7 +7,7 @@ import typing as t
 
 from flask import Blueprint
 from flask import current_app
-from flask import render_template
+from flask import make_response
 from flask import request
 from flask import Response
 from flask.typing import ResponseReturnValue
@@ -20,7 +20,6 @@ from werkzeug.routing import IntegerConverter
 from werkzeug.routing import Map
 
 from .. import assets
-from .. import words
 from ..catalog import clean
 from ..ledger import audit
 from ..ledger import tables
@@ -42,10 +41,12 @@ from . import window
 from .address import MAX_ID
 from .answer import is_ours
 from .answer import wants_fragment
+from .rendering import is_own_layout
+from .rendering import render
+from .rendering import render_page
+from .rendering import tags
 
 logger = logging.getLogger("flask_credly")
-
-OWN_LAYOUT = "credly/base.html"
 
 # No scripts or styles but our files, so that nothing a member or Credly wrote can run.
 CONTENT_SECURITY_POLICY = (
@@ -150,7 +151,6 @@ def make_blueprint(settings: Settings) -> Blueprint:
         "credly",
         __name__,
         url_prefix=settings.url_prefix,
-        template_folder=str(assets.TEMPLATES),
         static_folder=str(assets.STATIC),
         static_url_path="/static",
     )
@@ -175,24 +175,7 @@ def make_blueprint(settings: Settings) -> Blueprint:
 
     # In the templates of the whole application.
     blueprint.add_app_template_global(index.card, "credly_card")
-    blueprint.add_app_template_global(index.assets, "credly_assets")
-    blueprint.add_app_template_global(assets.version, "credly_version")
-    blueprint.add_app_template_global(forms.token, "credly_token")
-    # For our own templates. A "_" of ours would hide the host's in its layout.
-    blueprint.add_app_template_global(words.html_gettext, "credly_gettext")
-    blueprint.add_app_template_global(words.html_ngettext, "credly_ngettext")
-    blueprint.add_app_template_global(words.moment, "credly_moment")
-    blueprint.add_app_template_global(words.digits, "credly_digits")
-    blueprint.add_app_template_global(words.language, "credly_language")
-
-    @blueprint.context_processor
-    def add_names() -> dict[str, t.Any]:
-        return {
-            "credly_layout": settings.layout,
-            "credly_own_layout": settings.layout == OWN_LAYOUT,
-            "credly_platform": settings.platform_name,
-            "credly_has_past": get_state().past_completions is not None,
-        }
+    blueprint.add_app_template_global(tags, "credly_assets")
 
     return blueprint
 
@@ -280,7 +263,8 @@ def _read_form() -> int:
 
 def _refuse(text: str, status: int, *, admin: bool = True) -> ResponseReturnValue:
     name = "_denied" if wants_fragment() else "denied"
-    html = render_template(f"credly/{name}.html", text=text, status=status, admin=admin)
+    make = render if wants_fragment() else render_page
+    html = make(f"credly/{name}.html", text=text, status=status, admin=admin)
     return html, status, IN_PLACE if wants_fragment() else {}
 
 
@@ -313,17 +297,6 @@ def _add_headers(response: Response) -> Response:
     return response
 
 
-def is_own_layout() -> bool:
-    """Whether the page stands in our layout: not in a host's, nor in one that the host
-    put in its place under the same name.
-    """
-    if get_state().settings.layout != OWN_LAYOUT:
-        return False
-
-    found = current_app.jinja_env.get_template(OWN_LAYOUT).filename
-    return found == str(assets.TEMPLATES / OWN_LAYOUT)
-
-
 def _tell_htmx_of_redirects(response: Response) -> Response:
     # htmx would follow a redirect to the login and put that page into ours.
     if (
@@ -354,8 +327,11 @@ def _explain(error: DBAPIError) -> ResponseReturnValue:
         raise error
 
     logger.error(tables.MISSING, extra={"credly_event": "tables_missing"})
-    name = "_no_tables" if wants_fragment() else "no_tables"
-    return render_template(f"credly/{name}.html"), 503
+
+    if wants_fragment():
+        return render("credly/_no_tables.html"), 503
+
+    return render_page("credly/no_tables.html"), 503
 
 
 def _expired(error: CSRFError) -> ResponseReturnValue:

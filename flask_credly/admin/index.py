@@ -6,8 +6,6 @@ import logging
 import typing as t
 
 from flask import current_app
-from flask import g
-from flask import render_template
 from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 from sqlalchemy.exc import SQLAlchemyError
@@ -19,6 +17,7 @@ from ..ledger.transaction import beside_the_host
 from ..settings import get_state
 from .answer import page
 from .guard import is_admin
+from .rendering import render
 
 logger = logging.getLogger("flask_credly")
 
@@ -37,16 +36,7 @@ def card() -> Markup:
     if not is_admin():
         return Markup()
 
-    return Markup(render_template("credly/card.html", **_known()))
-
-
-def assets() -> Markup:
-    """Render the tags of the style sheet and the script, once a page."""
-    if "credly_assets" in g:
-        return Markup()
-
-    g.credly_assets = True
-    return Markup(render_template("credly/_assets.html"))
+    return render("credly/card.html", **_known())
 
 
 def _known() -> dict[str, t.Any]:
