@@ -210,7 +210,12 @@ class _Examination:
 
         try:
             # As on a page, where it is called.
-            with self._state.app.test_request_context(self._page("/credly")):
+            host = self._state.settings.host
+            base = f"http://{host}" if host else None
+
+            with self._state.app.test_request_context(
+                self._page("/credly"), base_url=base
+            ):
                 try:
                     read_courses(self._state.list_courses())
                 finally:
@@ -277,7 +282,9 @@ class _Examination:
 
     def _shadowed(self) -> tuple[str, str | None] | None:
         """Find an address of ours that leads elsewhere, and where."""
-        addresses = self._state.app.url_map.bind("localhost")
+        addresses = self._state.app.url_map.bind(
+            self._state.settings.host or "localhost"
+        )
         ours = [(method, path, view.__name__) for method, path, view in ROUTES]
 
         for method, path, name in [*ours, ("GET", "/static/credly.css", "static")]:

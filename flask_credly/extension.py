@@ -11,6 +11,7 @@ import typing as t
 from flask import current_app
 from flask import Flask
 from flask import has_app_context
+from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import event
 from sqlalchemy import orm
 
@@ -41,6 +42,8 @@ from .settings import warn_of_unknown
 logger = logging.getLogger("flask_credly")
 
 _NOTES = "credly_notes"
+
+DATABASES = ("sqlite", "postgresql", "mysql", "mariadb")
 
 HookT = t.TypeVar("HookT", bound=t.Callable[..., t.Any])
 
@@ -152,13 +155,12 @@ class Credly:
                     " with 'def', not 'async def'."
                 )
 
-        if "sqlalchemy" not in app.extensions:
-            raise RuntimeError("Call 'db.init_app(app)' before 'credly.init_app(app)'.")
-
+        settings = Settings.from_config(app.config)
+        _check_routing(app, settings)
         state = State(
             app=app,
-            settings=Settings.from_config(app.config),
-            db=app.extensions["sqlalchemy"],
+            settings=settings,
+            db=_find_database(app),
             list_courses=self._courses,
             is_admin=self._is_admin,
             load_member=self._member,
@@ -207,6 +209,61 @@ class Credly:
         :raises ValueError: If it cannot be a member's id.
         """
         return people.export(get_state().engine, read_id(member_id, "member_id"))
+
+
+def _check_routing(app: Flask, settings: Settings) -> None:
+    if "credly" in app.blueprints:
+        raise RuntimeError(
+            "A blueprint of this app is named 'credly', as ours is. Give yours another"
+            " name."
+        )
+
+    if app.url_map.host_matching and settings.host is None:
+        raise RuntimeError(
+            "This app has host_matching, so that the pages need a host. Set CREDLY_HOST"
+            " to it, such as 'admin.example.org', with the port if there is one."
+        )
+
+    if settings.host is not None and not app.url_map.host_matching:
+        raise RuntimeError(
+            "CREDLY_HOST is for an app made with host_matching=True, and this one"
+            " was not. Remove it."
+        )
+
+
+def _find_database(app: Flask) -> SQLAlchemy:
+    """Get the host's database, if it is one that we can work with."""
+    if "sqlalchemy" not in app.extensions:
+        raise RuntimeError("Call 'db.init_app(app)' before 'credly.init_app(app)'.")
+
+    db = app.extensions["sqlalchemy"]
+
+    if not isinstance(db, SQLAlchemy):
+        raise RuntimeError(
+            "Flask-Credly needs Flask-SQLAlchemy (flask_sqlalchemy.SQLAlchemy), and"
+            f" found {type(db).__module__}.{type(db).__qualname__}. Both cannot be on"
+            " one app: make 'db' by Flask-SQLAlchemy."
+        )
+
+    with app.app_context():
+        engine = db.engines.get(None)
+
+    if engine is None:
+        raise RuntimeError(
+            "Flask-Credly keeps its tables in the default database, and there is none."
+            " Set SQLALCHEMY_DATABASE_URI; it may be the address of one of your"
+            " SQLALCHEMY_BINDS."
+        )
+
+    if engine.dialect.is_async or engine.dialect.name not in DATABASES:
+        raise RuntimeError(
+            "Flask-Credly works with SQLite, PostgreSQL, MariaDB and MySQL, by drivers"
+            " that are not asynchronous, and not with"
+            f" {engine.dialect.name}+{engine.dialect.driver}. Set"
+            " SQLALCHEMY_DATABASE_URI to another."
+        )
+
+    return db
 
 
 # One receiver for all apps, found through the sender: blinker would forget a function

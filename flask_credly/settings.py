@@ -63,6 +63,7 @@ class Settings:
     concurrency: int
     max_per_second: float | None
     url_prefix: str
+    host: str | None
     layout: str
     platform_name: str
     log_days: int | None
@@ -96,6 +97,7 @@ class Settings:
             concurrency=_concurrency(config.get("CREDLY_CONCURRENCY", 4)),
             max_per_second=_rate(config.get("CREDLY_MAX_PER_SECOND")),
             url_prefix=_prefix(config.get("CREDLY_URL_PREFIX", "/integrations")),
+            host=_host(config.get("CREDLY_HOST")),
             layout=_layout(config.get("CREDLY_LAYOUT", "credly/base.html")),
             platform_name=_text(config, "CREDLY_PLATFORM_NAME", ""),
             log_days=_days(config, "CREDLY_LOG_DAYS", 90),
@@ -400,6 +402,16 @@ def _prefix(value: t.Any) -> str:
         raise _wrong("CREDLY_URL_PREFIX", value, "a path such as '/integrations'")
 
     return value.rstrip("/")
+
+
+def _host(value: t.Any) -> str | None:
+    if value is not None and (
+        not isinstance(value, str) or not re.fullmatch(r"[\w.-]+(:\d+)?", value)
+    ):
+        expected = f"a host such as 'admin.example.org', or {_NONE}"
+        raise _wrong("CREDLY_HOST", value, expected)
+
+    return value
 
 
 def _layout(value: t.Any) -> str:

@@ -20,19 +20,26 @@ import jinja2.nativetypes
 import jinja2.sandbox
 import pytest
 import sqlalchemy as sa
+import werkzeug.routing
 from conftest import a_member
 from conftest import COURSES
+from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 from flask import Flask
 from flask import g
+from flask import render_template_string
 from flask import Response
 from flask_sqlalchemy import SQLAlchemy
+from werkzeug.middleware.dispatcher import DispatcherMiddleware
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.test import Client
 from werkzeug.test import TestResponse
 
+from flask_credly import connection
 from flask_credly import Course
 from flask_credly.admin.blueprint import ROUTES
+from flask_credly.models import Base
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
@@ -223,6 +230,32 @@ def begun(app: Flask, db: SQLAlchemy) -> None:
         return response
 
 
+def catch_all(app: Flask, db: SQLAlchemy) -> None:
+    """Take every address that nothing else has."""
+
+    @app.route("/", defaults={"path": ""}, methods=["GET", "POST"])
+    @app.route("/<path:path>", methods=["GET", "POST"])
+    def page(path: str) -> t.Any:
+        return "Not here.", 404
+
+
+def languages(app: Flask, db: SQLAlchemy) -> None:
+    """Take the language out of each address, and put it into each."""
+
+    class Lower(werkzeug.routing.UnicodeConverter):
+        regex = "[a-z]+"
+
+    app.url_map.converters["default"] = app.url_map.converters["string"] = Lower
+
+    @app.url_value_preprocessor
+    def pull(endpoint: str | None, values: dict[str, t.Any] | None) -> None:
+        g.language = (values or {}).pop("language", None)
+
+    @app.url_defaults
+    def add(endpoint: str, values: dict[str, t.Any]) -> None:
+        values.setdefault("language", "en")
+
+
 POOL_OF_ONE = {"pool_size": 1, "max_overflow": 0, "pool_timeout": WAIT}
 EVERYWHERE = ("sqlite", "postgresql", "mariadb")
 
@@ -283,6 +316,41 @@ HOSTS: dict[str, Odd] = {
     "sandbox": jinja(cls=Sandbox),
     "native-types": jinja(cls=Native),
     "names-taken": Odd(shadows),
+    # Ways to the pages.
+    "host-matching": Odd(
+        app=lambda: Flask(
+            "conftest", host_matching=True, static_host="www.example.org"
+        ),
+        config={"CREDLY_HOST": "admin.example.org"},
+        base="http://admin.example.org",
+    ),
+    "subdomain-matching": Odd(
+        app=lambda: Flask("conftest", subdomain_matching=True),
+        config={"SERVER_NAME": "example.org"},
+        base="http://example.org",
+    ),
+    "behind-a-prefix": Odd(
+        wrap=lambda wsgi: DispatcherMiddleware(Flask("other"), {"/school": wsgi}),
+        prefix="/school/integrations",
+    ),
+    "behind-a-proxy": Odd(
+        wrap=lambda wsgi: ProxyFix(wsgi, x_prefix=1, x_host=1, x_proto=1),
+        base="http://localhost",
+    ),
+    "application-root": Odd(
+        wrap=lambda wsgi: DispatcherMiddleware(Flask("other"), {"/school": wsgi}),
+        config={"APPLICATION_ROOT": "/school"},
+        prefix="/school/integrations",
+    ),
+    "own-prefix": Odd(
+        config={"CREDLY_URL_PREFIX": "/admin/tools/badges"},
+        prefix="/admin/tools/badges",
+    ),
+    "slashes-do-not-matter": Odd(
+        lambda app, db: setattr(app.url_map, "strict_slashes", False)
+    ),
+    "catch-all": Odd(catch_all),
+    "languages": Odd(languages),
     "savepoint": Odd(savepoint, engine={"pool_size": 2, "max_overflow": 0}),
 }
 
@@ -401,7 +469,11 @@ def fail_one(visit: Visit, row_id: int) -> None:
 def go_through(visit: Visit, credly: CredlySimulator) -> None:
     """Use every page and every form."""
     one, other = credly.add_template("One Badge"), credly.add_template("Other Badge")
-    visit.get("/")
+    (sheet,) = re.findall(r'href="([^"]*credly\.css[^"]*)"', visit.get("/").text)
+    assert (
+        visit.client.get(sheet, base_url=visit.odd.base, buffered=True).status
+        == "200 OK"
+    )
     visit.get("/credly")
     visit.get("/credly/connection")
     visit.get("/credly/activity")
@@ -455,7 +527,7 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
     visit.post(f"{base}/test", data=person)
     visit.get(f"{base}/backfill")
     started = visit.post(f"{base}/backfill")
-    run = re.search(r"/backfills/(\d+)$", started.location)
+    run = re.search(r"/backfills/(\d+)(\?|$)", started.location)
     assert run, started.location
     visit.get(f"/credly/backfills/{run[1]}")
     visit.get(f"/credly/backfills/{run[1]}", headers=HX)
@@ -505,3 +577,116 @@ def test_every_page_and_form_works(
         with visit.host.app.app_context():
             visitor = visit.host.app.extensions["visitor"]()
             assert visitor.seen > 50  # what the host wrote in each request is kept
+
+
+def host_page(app: Flask, db: SQLAlchemy) -> None:
+    """A page of the host's with the card in it, which is then not saved."""
+    seen(app, db, commit=False)
+
+    @app.route("/tools")
+    def tools() -> t.Any:
+        html = render_template_string("{{ credly_card() }}{{ visits }}")
+        g.pop("visitor")
+        return html, {"Cache-Control": "public, max-age=60"}
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pytest.param(Odd(host_page), id="default"),
+        pytest.param(Odd(host_page, engine=POOL_OF_ONE), id="pool-of-one"),
+        pytest.param(
+            Odd(host_page, config={"SQLALCHEMY_DATABASE_URI": "sqlite://"}),
+            id="static-pool",
+        ),
+        pytest.param(Odd(host_page, config={"immediate": True}), id="begin-immediate"),
+    ],
+)
+@every_database
+def test_the_card_neither_commits_nor_waits_for_the_hosts_work(
+    odd: Odd, database: str, make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    visit = Visit(odd, make_host, database)
+    page = visit.client.get("/tools")
+
+    assert page.status_code == 200
+    assert "Not connected" in page.text and page.text.endswith("1")
+    assert page.headers["Cache-Control"] == "no-store, private"
+
+    with visit.host.app.app_context():
+        assert visit.host.app.extensions["visitor"]() is None
+
+
+@every_database
+def test_a_card_that_cannot_read_spoils_nothing_of_the_hosts(
+    make_host: MakeHost,
+) -> None:
+    host = make_host(setup=seen)
+
+    @host.app.route("/tools")
+    def tools() -> str:
+        return render_template_string("{{ credly_card() }}")
+
+    with host.app.app_context(), host.db.engine.begin() as connected:
+        for table in reversed(Base.metadata.sorted_tables):
+            connected.exec_driver_sql(f"DROP TABLE {table.name}")
+
+    page = host.app.test_client().get("/tools")
+    assert "Status unavailable" in page.text
+
+    with host.app.app_context():
+        assert host.app.extensions["visitor"]().seen == 1
+
+
+@pytest.mark.parametrize("name", ["pool-of-one", "begin-immediate-wal", "replica"])
+def test_every_command_works(
+    name: str, database: str, make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    visit = Visit(HOSTS[name], make_host, database)
+    host = visit.host
+    template_id = credly.add_template("One Badge")
+
+    with host.app.app_context():
+        connection.connect(
+            host.state,
+            organization_id=credly.organization_id,
+            client_id=credly.client_id,
+            client_secret=credly.client_secret,
+        )
+        connection.add_mapping(host.state, COURSES[0], template_id)
+
+    run = host.app.test_cli_runner().invoke
+
+    for command in (
+        ["backfill", "--dry-run"],
+        ["backfill"],
+        ["status"],
+        ["sync"],
+        ["retry", "1"],
+        ["retry", "--all"],
+        ["prune"],
+        ["rotate-keys"],
+        ["export-member", "1"],
+        ["erase-member", "1"],
+    ):
+        done = run(args=["credly", *command])
+        assert done.exit_code == 0, (command, done.output, done.exception)
+
+    assert len(visit.ids(Issuance.id)) == 3
+
+
+def test_a_replaced_template_is_rendered_as_ours_are(make_host: MakeHost) -> None:
+    """By the usual delimiters, escaped, and with the filters of the host's."""
+    options = {"variable_start_string": "<<", "variable_end_string": ">>"}
+    odd = jinja(undefined=jinja2.StrictUndefined, autoescape=False, **options)
+
+    def setup(app: Flask, db: SQLAlchemy) -> None:
+        odd.setup(app, db)
+        text = "<p>{{ '<b>' | shout }}{{ nothing }}{{ visits }}</p>"
+        t.cast(t.Any, app.jinja_env.loader).mapping["credly/_card.html"] = text
+        app.context_processor(lambda: {"visits": 7})
+
+    page = make_host(setup=setup, **odd.config).app.test_client().get("/integrations/")
+
+    assert "<p>&lt;b&gt;!7</p>" in page.text
+    assert page.text.startswith("<html>")

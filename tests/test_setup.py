@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import typing as t
+from unittest import mock
 
 import pytest
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 from cryptography.fernet import Fernet
+from flask import Blueprint
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
@@ -47,6 +49,73 @@ def test_the_database_comes_first() -> None:
     app, credly = bare()
 
     with pytest.raises(RuntimeError, match=r"'db.init_app\(app\)' before"):
+        credly.init_app(app)
+
+
+def test_a_database_of_another_extension_is_refused() -> None:
+    app, credly = bare()
+    app.extensions["sqlalchemy"] = object()
+
+    with pytest.raises(RuntimeError, match=r"needs Flask-SQLAlchemy .* found builtins"):
+        credly.init_app(app)
+
+
+def test_a_default_database_has_to_be_there() -> None:
+    app, credly = bare(SQLALCHEMY_BINDS={"learning": "sqlite://"})
+    del app.config["SQLALCHEMY_DATABASE_URI"]
+    SQLAlchemy().init_app(app)
+
+    with pytest.raises(RuntimeError, match="Set SQLALCHEMY_DATABASE_URI"):
+        credly.init_app(app)
+
+    assert "credly" not in app.extensions
+
+
+def test_a_default_database_among_the_binds_is_as_good(make_host: MakeHost) -> None:
+    host = make_host(SQLALCHEMY_DATABASE_URI=None, SQLALCHEMY_BINDS={None: "sqlite://"})
+
+    with host.app.app_context():
+        assert host.state.engine is host.db.engines[None]
+
+
+@pytest.mark.parametrize(
+    "url", ["mssql+pyodbc://db", "oracle://db", "postgresql+asyncpg://db"]
+)
+def test_another_database_is_refused(url: str) -> None:
+    driver = mock.MagicMock(paramstyle="qmark", version="5.0.0", __version__="9.0.0")
+    app, credly = bare(
+        SQLALCHEMY_DATABASE_URI=url, SQLALCHEMY_ENGINE_OPTIONS={"module": driver}
+    )
+    SQLAlchemy().init_app(app)
+    name = url.partition(":")[0].partition("+")[0]
+
+    with pytest.raises(RuntimeError, match=rf"and not with {name}\+"):
+        credly.init_app(app)
+
+
+def test_a_host_is_named_where_hosts_are_matched() -> None:
+    app, credly = bare()
+    app.url_map.host_matching = True
+    SQLAlchemy().init_app(app)
+
+    with pytest.raises(RuntimeError, match="Set CREDLY_HOST"):
+        credly.init_app(app)
+
+
+def test_a_host_is_not_named_where_none_is_matched() -> None:
+    app, credly = bare(CREDLY_HOST="admin.example.org")
+    SQLAlchemy().init_app(app)
+
+    with pytest.raises(RuntimeError, match="host_matching=True"):
+        credly.init_app(app)
+
+
+def test_a_blueprint_of_the_same_name_is_named() -> None:
+    app, credly = bare()
+    SQLAlchemy().init_app(app)
+    app.register_blueprint(Blueprint("credly", __name__))
+
+    with pytest.raises(RuntimeError, match="Give yours another name"):
         credly.init_app(app)
 
 
@@ -164,6 +233,7 @@ def test_two_apps_share_one_db_and_one_extension() -> None:
         ),
         ("CREDLY_URL_PREFIX", ["", "/", "integrations", "/a b", None]),
         ("CREDLY_LAYOUT", ["", "base.jinja", "base.txt", None]),
+        ("CREDLY_HOST", ["", "https://admin.example.org", "<host>", "a b", 7]),
         ("CREDLY_PLATFORM_NAME", [None, 7]),
         ("CREDLY_LOG_DAYS", [0, -1, 1.5, "90", True, 40_000]),
         ("CREDLY_PERSONAL_DATA_DAYS", [0, -1, 1.5, "90", True, 40_000]),

@@ -7,9 +7,9 @@ import typing as t
 
 from flask import Blueprint
 from flask import current_app
-from flask import make_response
 from flask import request
 from flask import Response
+from flask import send_from_directory
 from flask.typing import ResponseReturnValue
 from flask_wtf.csrf import CSRFError
 from sqlalchemy.exc import DBAPIError
@@ -139,28 +139,25 @@ class _RowId(IntegerConverter):
         super().__init__(map, max=MAX_ID)
 
 
-class _Blueprint(Blueprint):
-    def get_send_file_max_age(self, filename: str | None) -> int | None:
-        # The URL changes with the content.
-        return 365 * 86_400 if "v" in request.args else None
+def static(filename: str) -> Response:
+    """Send a file of ours."""
+    # The URL changes with the content.
+    age = 365 * 86_400 if "v" in request.args else None
+    return send_from_directory(assets.STATIC, filename, max_age=age)
 
 
 def make_blueprint(settings: Settings) -> Blueprint:
     """Make the blueprint for one application."""
-    blueprint = _Blueprint(
-        "credly",
-        __name__,
-        url_prefix=settings.url_prefix,
-        static_folder=str(assets.STATIC),
-        static_url_path="/static",
-    )
+    blueprint = Blueprint("credly", __name__, url_prefix=settings.url_prefix)
 
     # First: the rules are read after it.
     blueprint.record(lambda setup: setup.app.url_map.converters.update(credly=_RowId))
 
-    for method, path, view in ROUTES:
+    for method, path, view in (*ROUTES, ("GET", "/static/<path:filename>", static)):
         path = path.replace("<int:", "<credly:")
-        blueprint.add_url_rule(path, view_func=view, methods=[method])
+        blueprint.add_url_rule(
+            path, view_func=view, methods=[method], host=settings.host
+        )
 
     blueprint.before_request(_guard)
     blueprint.after_request(_add_headers)

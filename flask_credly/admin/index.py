@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 import typing as t
 
+from flask import after_this_request
 from flask import current_app
+from flask import has_request_context
+from flask import Response
 from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 from sqlalchemy.exc import SQLAlchemyError
@@ -36,7 +39,16 @@ def card() -> Markup:
     if not is_admin():
         return Markup()
 
+    if has_request_context():
+        after_this_request(_do_not_store)
+
     return render("credly/card.html", **_known())
+
+
+def _do_not_store(response: Response) -> Response:
+    # An admin's card is for nobody else's cache, whatever the host's page says.
+    response.headers["Cache-Control"] = "no-store, private"
+    return response
 
 
 def _known() -> dict[str, t.Any]:
