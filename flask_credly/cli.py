@@ -20,10 +20,12 @@ from flask.logging import has_level_handler
 from . import connection
 from . import doctor as examination
 from . import keys
+from .catalog import KINDS
 from .catalog import read_id
 from .errors import CredlyError
 from .issuing import backfill as past
 from .issuing import bell
+from .issuing import unrecorded
 from .issuing import workers
 from .issuing.sweep import sweep as look
 from .ledger import audit
@@ -33,6 +35,7 @@ from .ledger import overview
 from .ledger import people
 from .ledger import prune as old
 from .ledger import tables
+from .ledger import unrecorded as counted
 from .ledger.transaction import in_session
 from .settings import get_state
 
@@ -66,6 +69,7 @@ def make_group() -> AppGroup:
     group.command("sync")(sync)
     group.command("retry")(retry)
     group.command("backfill")(backfill)
+    group.command("dismiss")(dismiss)
     group.command("doctor")(doctor)
     group.command("restored")(restored)
     group.command("rotate-keys")(rotate_keys)
@@ -105,6 +109,7 @@ def status(as_json: bool) -> None:
     state = get_state()
     found = in_session(state.engine, overview.read, config=state.app.config)
     until = found.paused_until
+    missed = unrecorded.read(state)
     values: dict[str, t.Any] = {
         "connection": found.connection,
         "paused_until": until.isoformat() if until else None,
@@ -115,6 +120,8 @@ def status(as_json: bool) -> None:
         "oldest_pending_seconds": found.oldest_pending_seconds,
         "workers": workers.count(state),
         "copy": found.is_copy,
+        "unrecorded": missed.number,
+        "unrecorded_since": missed.since.isoformat() if missed.since else None,
     }
 
     if as_json:
@@ -199,13 +206,23 @@ def _time(ctx: click.Context, param: click.Parameter, given: str) -> dt.datetime
 
 @click.option("--course", "course_id", help="Only this course's or path's id.")
 @click.option(
+    "--kind",
+    type=click.Choice(KINDS),
+    help="Which of the two has that id, where both do.",
+)
+@click.option(
     "--since",
     callback=_time,
     metavar="TIME",
     help="Only completions from then on; in UTC, unless it says otherwise.",
 )
 @click.option("--dry-run", is_flag=True, help="Count only.")
-def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) -> None:
+def backfill(
+    course_id: str | None,
+    kind: str | None,
+    since: dt.datetime | None,
+    dry_run: bool,
+) -> None:
     """Issue badges to members who completed a mapped course before.
 
     A second time adds nothing, so that this also heals what was never signalled.
@@ -214,12 +231,19 @@ def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) ->
     mappings = [
         each
         for each in in_session(state.engine, connection.list_mappings)
-        if course_id in (None, each.course_id)
+        if course_id in (None, each.course_id) and kind in (None, each.kind)
     ]
 
     if not mappings:
         raise click.ClickException("No such course is mapped.")
 
+    if course_id is not None and len(mappings) > 1:
+        raise click.UsageError(
+            f"A course and a learning path have the id {course_id!r}. Say which:"
+            f" {' or '.join(f'--kind {each}' for each in KINDS)}."
+        )
+
+    missed = unrecorded.gather_all(state)
     runs: list[int | None] = []
 
     for mapping in mappings:
@@ -243,11 +267,12 @@ def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) ->
         return
 
     past.run(state)
+    begun = [each for each in runs if each is not None]
     # Another worker may have taken one up, and is at it still.
     found_after = [
         progress
-        for each in runs
-        if each and (progress := in_session(state.engine, backfills.progress, each))
+        for each in begun
+        if (progress := in_session(state.engine, backfills.progress, each))
     ]
 
     for progress in found_after:
@@ -257,6 +282,20 @@ def backfill(course_id: str | None, since: dt.datetime | None, dry_run: bool) ->
         raise click.ClickException(
             "Not all could be recorded; the log says why. The next run finds the rest."
         )
+
+    everything = course_id is None and kind is None
+    early = since is None or missed.since is None or since <= missed.since
+
+    if everything and early and backfills.are_recorded(state.engine, begun):
+        counted.settle(state.engine, missed.number)
+
+
+def dismiss() -> None:
+    """Say that completions that could not be recorded have been dealt with."""
+    state = get_state()
+    count = unrecorded.gather_all(state)
+    counted.dismiss(state.engine, count.number, by=audit.COMMAND_LINE)
+    click.echo(f"{count.number:,} dismissed.")
 
 
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

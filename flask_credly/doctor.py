@@ -32,6 +32,7 @@ from .catalog import read_courses
 from .errors import CredlyError
 from .errors import SecretUnreadable
 from .issuing import bell
+from .issuing import unrecorded
 from .issuing import workers
 from .ledger import clock
 from .ledger import gates
@@ -677,6 +678,35 @@ class _Examination:
             " flask credly retry --all",
         )
 
+    def unrecorded(self) -> Finding:
+        try:
+            found = unrecorded.read(self._state)
+        except sa.exc.SQLAlchemyError:
+            # That is said above. Redis and this process count all the same.
+            found = unrecorded.read_elsewhere(self._state)
+
+        if found.since is None:
+            return _ok("Every completion was recorded.")
+
+        number = "1 completion" if found.number == 1 else f"{found.number} completions"
+        detail = f"{number} could not be recorded since {_time(found.since)}."
+
+        if self._state.past_completions is None:
+            return _error(
+                detail,
+                "The log says why, and which (credly_event completion_lost). Send them"
+                " again, then flask credly dismiss",
+            )
+
+        # The course was completed a little before it was signalled.
+        day = (found.since - dt.timedelta(hours=1)).date()
+        also = " A worker does so too, once a day." if self._state.heals else ""
+        return _error(
+            detail,
+            f"The log says why. After that, flask credly backfill --since {day}"
+            f" adds them.{also}",
+        )
+
     def _page(self, path: str) -> str:
         root = self._config.get("APPLICATION_ROOT", "/").rstrip("/")
         return f"{root}{self._state.settings.url_prefix}{path}"
@@ -702,6 +732,7 @@ _CHECKS: tuple[_Check, ...] = (
     ("templates", _Examination.templates, ("tables",)),
     ("waiting", _Examination.waiting, ("tables",)),
     ("failed", _Examination.failed, ("tables",)),
+    ("unrecorded", _Examination.unrecorded, ()),
 )
 """Each with those that it depends on."""
 

@@ -24,6 +24,7 @@ from .catalog import read_completion
 from .catalog import read_id
 from .cli import make_group
 from .issuing import bell
+from .issuing import unrecorded
 from .ledger import people
 from .ledger import record
 from .ledger.transaction import hide_parameters
@@ -270,6 +271,8 @@ def _find_database(app: Flask) -> SQLAlchemy:
 # made in init_app, and a proxy of the app is not the sender it compares with.
 @signals.course_completed.connect
 def _on_course_completed(sender: t.Any, **given: t.Any) -> None:
+    app = None
+
     try:
         if (app := _app_of(sender)) is not None:
             _record(app, **given)
@@ -283,6 +286,9 @@ def _on_course_completed(sender: t.Any, **given: t.Any) -> None:
             given.get("course_id"),
             given.get("completed_at", "now"),
         )
+
+        if app is not None:
+            unrecorded.note(app.extensions["credly"], given.get("session"))
 
 
 def _log_lost(
@@ -420,3 +426,4 @@ def _record_later(note: _Note) -> None:
     except Exception:
         done = note.completion
         _log_lost(done.member.id, done.kind, done.course_id, done.completed_at)
+        unrecorded.note(note.state, ended=True)

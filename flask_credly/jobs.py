@@ -21,6 +21,8 @@ from .issuing import bell
 from .issuing import workers
 from .issuing.backfill import run as run_backfills
 from .issuing.drain import drain as drain_ledger
+from .issuing.heal import heal as heal_ledger
+from .issuing.meanwhile import issuing_meanwhile
 from .issuing.stopping import stopping
 from .ledger.prune import prune as prune_ledger
 from .settings import get_state
@@ -43,14 +45,20 @@ def drain() -> None:
 
 def backfill() -> None:
     """Record past completions, for every run that is due."""
-    with _app().app_context():
+    with _app().app_context(), issuing_meanwhile(get_state()):
         run_backfills(get_state())
         workers.note_success(get_state(), bell.BACKFILL)
 
 
+def heal() -> None:
+    """Add completions of the last days that were missed."""
+    with _app().app_context(), issuing_meanwhile(get_state()):
+        heal_ledger(get_state())
+
+
 def sync() -> None:
     """Load the active badge templates from Credly."""
-    with _app().app_context():
+    with _app().app_context(), issuing_meanwhile(get_state()):
         try:
             connection.sync_templates(get_state())
         except CredlyError as e:
@@ -65,7 +73,7 @@ def sync() -> None:
 
 def prune() -> None:
     """Forget what is older than the settings say."""
-    with _app().app_context():
+    with _app().app_context(), issuing_meanwhile(get_state()):
         state = get_state()
         prune_ledger(state.engine, state.settings, stop=stopping)
         workers.note_success(state, bell.PRUNE)

@@ -193,6 +193,9 @@ class Mapping(Base):
         sa.ForeignKey(Template.id, ondelete="CASCADE"), index=True
     )
 
+    created_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When this course was mapped. Null: not known."""
+
     template: orm.Mapped[Template] = orm.relationship(lazy="joined", innerjoin=True)
 
 
@@ -298,6 +301,19 @@ class Backfill(Base):
     """Completions read from the host so far."""
     incomplete: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Those of members without an address or name."""
+    healing: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
+    """Begun by no person: it adds only what the ledger has never had."""
+
+
+class Unrecorded(Base):
+    """The one count of completions that could not be recorded."""
+
+    __tablename__ = "credly_unrecorded"
+
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True, autoincrement=False)
+    number: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
+    since: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When the first of them came in. Null: none is counted."""
 
 
 class Attempt(Base):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
@@ -68,6 +69,7 @@ class Settings:
     platform_name: str
     log_days: int | None
     personal_data_days: int | None
+    heal: bool
 
     @classmethod
     def from_config(cls, config: cabc.Mapping[str, t.Any]) -> t.Self:
@@ -76,15 +78,7 @@ class Settings:
         :raises ValueError: If a value is wrong. The message names the key and says
             what to write.
         """
-        sandbox = config.get("CREDLY_SANDBOX", False)
-
-        if not isinstance(sandbox, bool):
-            raise _wrong(
-                "CREDLY_SANDBOX",
-                sandbox,
-                "True or False (in an environment variable: true or false)",
-            )
-
+        sandbox = _switch(config, "CREDLY_SANDBOX", False)
         api_url, token_url = _HOSTS[sandbox]
         _check_keys(config.get("CREDLY_ENCRYPTION_KEYS"))
         return cls(
@@ -102,6 +96,7 @@ class Settings:
             platform_name=_text(config, "CREDLY_PLATFORM_NAME", ""),
             log_days=_days(config, "CREDLY_LOG_DAYS", 90),
             personal_data_days=_days(config, "CREDLY_PERSONAL_DATA_DAYS", None),
+            heal=_switch(config, "CREDLY_HEAL", True),
         )
 
 
@@ -224,6 +219,24 @@ class WebQueue:
     ringing: threading.Thread | None = None
 
 
+@dataclasses.dataclass(eq=False)
+class Uncounted:
+    """Completions that could not be recorded, and that nothing but this process counts
+    so far.
+
+    :param counts: Numbers, each with the time of the first.
+    :param writer: The thread that brings them into the database.
+    :param over: Set once the process ends: the writer tries for the last time.
+    """
+
+    counts: collections.deque[tuple[int, dt.datetime]] = dataclasses.field(
+        default_factory=collections.deque
+    )
+    writer: threading.Thread | None = None
+    over: threading.Event = dataclasses.field(default_factory=threading.Event)
+    writing: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+
 @dataclasses.dataclass(frozen=True)
 class State:
     """What the extension knows of one application:
@@ -239,6 +252,12 @@ class State:
     past_completions: PastHook | None
     name_actor: ActorHook | None
     web_queue: WebQueue = dataclasses.field(default_factory=WebQueue)
+    uncounted: Uncounted = dataclasses.field(default_factory=Uncounted)
+
+    @property
+    def heals(self) -> bool:
+        """Whether missed completions are looked for once a day."""
+        return self.settings.heal and self.past_completions is not None
 
     @property
     def engine(self) -> sa.Engine:
@@ -268,6 +287,16 @@ def get_state() -> State:
 
 def _wrong(key: str, value: object, expected: str) -> ValueError:
     return ValueError(f"{key} must be {expected}, not {value!r}.")
+
+
+def _switch(config: cabc.Mapping[str, t.Any], key: str, default: bool) -> bool:
+    value = config.get(key, default)
+
+    if not isinstance(value, bool):
+        expected = "True or False (in an environment variable: true or false)"
+        raise _wrong(key, value, expected)
+
+    return value
 
 
 def _text(config: cabc.Mapping[str, t.Any], key: str, default: str) -> str:

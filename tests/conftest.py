@@ -167,6 +167,16 @@ class Host:
         if web.ringer is not None and web.rings_at <= time.monotonic():
             web.ringer.join()
 
+    def wait_for_count(self) -> None:
+        """Until what could not be recorded is counted where it will stay."""
+        until = time.monotonic() + 10
+
+        while self.state.uncounted.counts and time.monotonic() < until:
+            time.sleep(0.01)
+
+        if (writer := self.state.uncounted.writer) is not None:
+            writer.join(10)
+
     def drain(self, times: int = 1) -> None:
         """Run the job, in place."""
         for _ in range(times):
@@ -282,6 +292,10 @@ def make_host(database: str, bytecode: jinja2.BytecodeCache) -> cabc.Iterator[Ma
         if (ringer := host.state.web_queue.ringer) is not None:
             ringer.cancel()
             ringer.join()
+
+        if (writer := host.state.uncounted.writer) is not None:
+            host.state.uncounted.over.set()
+            writer.join(10)
 
         with host.app.app_context():
             host.db.session.remove()

@@ -33,12 +33,14 @@ from test_pages import WINDOW
 
 from flask_credly import connection
 from flask_credly.ledger import audit
+from flask_credly.ledger import unrecorded
 from flask_credly.models import AuditEntry
 from flask_credly.models import Connection
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
 
 ACTIVITY = f"{WINDOW}/activity"
+NOW = dt.datetime.now(dt.UTC)
 ADMIN = "Grace Example"
 ORGANIZATION = "11111111-1111-4111-8111-111111111111"
 
@@ -157,6 +159,8 @@ class Walk:
         self.post(f"{this}/test", "send test badge", tested, "ok", **who)
         self.post(f"{this}/backfill", "start backfill", "Python 101", "ok")
         self.post(f"{WINDOW}/backfills/1/stop", "stop backfill", "Python 101", "ok")
+        unrecorded.add(self.host.state.engine, unrecorded.Count(1, NOW))
+        self.post(f"{WINDOW}/unrecorded/1/dismiss", "dismiss", "1", "ok")
         self.get(f"{badges}.csv", "export badges", "", "ok")
         self.get(f"{WINDOW}/errors.csv", "export errors", "", "ok")
         self.get(f"{ACTIVITY}.csv", "export activity", "", "ok")
@@ -352,12 +356,16 @@ class TestCommands:
             "retry": ["retry", str(row_id)],
             "backfill": ["backfill"],
             "restored": ["restored"],
+            "dismiss": ["dismiss"],
             "rotate-keys": ["rotate-keys"],
             "export-member": ["export-member", "42"],
             "erase-member": ["erase-member", "42"],
         }
 
         for words in done.values():
+            if words == ["dismiss"]:
+                unrecorded.add(host.state.engine, unrecorded.Count(2, NOW))
+
             self.run(host, *words)
 
         commands = t.cast(t.Any, host.app.cli.commands["credly"]).commands
@@ -368,6 +376,7 @@ class TestCommands:
             ("command line", "retry", str(row_id), "ok"),
             ("command line", "start backfill", "Python 101", "ok"),
             ("command line", "restored", "", "ok"),
+            ("command line", "dismiss", "2", "ok"),
             ("command line", "rotate keys", "", "ok"),
             ("command line", "export member", "", "ok"),
             ("command line", "erase member", "", "ok"),

@@ -69,6 +69,7 @@ CHECKS = [
     "templates",
     "waiting",
     "failed",
+    "unrecorded",
 ]
 
 

@@ -213,6 +213,17 @@ def completion_lost(on: Connected, patch: pytest.MonkeyPatch) -> None:
 
 
 @provokes
+def completion_not_counted(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    on.host.db.session.remove()
+    on.host.db.drop_all()
+    on.host.state.uncounted.over.set()  # as at the end of the process
+    on.host.complete(kind="webinar")
+
+    if (writer := on.host.state.uncounted.writer) is not None:
+        writer.join()
+
+
+@provokes
 def completion_taken_back(on: Connected, patch: pytest.MonkeyPatch) -> None:
     on.host.db.session.execute(sa.text("UPDATE credly_template SET name = 'x'"))
     on.host.complete()

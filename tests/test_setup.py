@@ -392,6 +392,8 @@ def test_status_in_numbers(connected: Connected) -> None:
         "held": 0,
         "workers": None,
         "copy": False,
+        "unrecorded": 0,
+        "unrecorded_since": None,
     } == {key: value for key, value in found.items() if key != "oldest_pending_seconds"}
     assert found["oldest_pending_seconds"] in (0, 1)
     assert "connection" in runner.invoke(args=["credly", "status"]).output

@@ -84,6 +84,7 @@ from flask_credly.errors import Unavailable
 from flask_credly.issuing import bell
 from flask_credly.issuing.token import get_token
 from flask_credly.ledger import backfills
+from flask_credly.ledger import unrecorded
 from flask_credly.models import Backfill
 from flask_credly.models import Base
 from flask_credly.models import Connection
@@ -179,6 +180,7 @@ def fill(host: Host, credly: CredlySimulator) -> str:
         host.complete("3")
         host.drain()
         backfills.start(host.state.engine, 1)
+        unrecorded.add(host.state.engine, unrecorded.Count(9, dt.datetime.now(dt.UTC)))
         states = {row.state for row in host.rows()}
         assert states == {"failed", "issued", "pending"}
         host.db.session.remove()

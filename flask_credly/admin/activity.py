@@ -50,6 +50,9 @@ def _who(entry: AuditEntry) -> str:
     if entry.actor == audit.COMMAND_LINE:
         return gettext("Command line")
 
+    if entry.actor == audit.WORKER:
+        return gettext("Worker")
+
     return entry.actor or gettext("Unknown")
 
 

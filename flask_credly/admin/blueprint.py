@@ -88,6 +88,7 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly", window.connect),
     ("GET", "/credly/connection", window.edit),
     ("GET", "/credly/banners", window.banners),
+    ("POST", "/credly/unrecorded/<int:number>/dismiss", window.dismiss),
     ("POST", "/credly/test", window.test),
     ("POST", "/credly/pause", window.pause),
     ("POST", "/credly/resume", window.resume),

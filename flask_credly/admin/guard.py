@@ -10,6 +10,7 @@ from werkzeug.wrappers import Response
 
 from ..catalog import clean
 from ..ledger.audit import COMMAND_LINE
+from ..ledger.audit import WORKER
 from ..ledger.transaction import end_hosts_transaction
 from ..settings import get_state
 
@@ -111,6 +112,6 @@ def actor() -> str:
             extra={"credly_event": "hook_failed", "credly_hook": "actor"},
         )
 
-    # Nobody passes for the command line.
+    # Nobody passes for the command line or a worker.
     name = clean(name, 255)
-    return "" if name == COMMAND_LINE else name
+    return "" if name in (COMMAND_LINE, WORKER) else name

@@ -14,6 +14,8 @@ from .. import connection
 from ..errors import CredlyError
 from ..errors import SecretUnreadable
 from ..issuing import bell
+from ..issuing import heal
+from ..issuing import unrecorded
 from ..issuing import workers
 from ..ledger import backfills
 from ..ledger import gates
@@ -82,6 +84,7 @@ def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
         log=latest,
         folds=fold(latest, connected),
         backfills=read(backfills.under_way),
+        healed=read(backfills.healed, since=dt.datetime.now(dt.UTC) - heal.LOOK_BACK),
         **in_the_way(connected),
         **mappings.section(rows),
     )
@@ -94,6 +97,8 @@ def in_the_way(connected: Connection) -> dict[str, t.Any]:
         "connection": connected,
         "overview": read(overview.read, config=state.app.config, at_most=AT_MOST),
         "workers": workers.count(state),
+        "unrecorded": unrecorded.read(state),
+        "heals": state.heals,
     }
 
 
@@ -205,6 +210,16 @@ def resume() -> ResponseReturnValue:
     gates.switch(state.engine, on=True, by=actor())
     bell.ring(state)
     say(gettext("Issuing goes on."))
+    return go_to("credly.show")
+
+
+def dismiss(number: int) -> ResponseReturnValue:
+    """Note that completions that could not be recorded have been dealt with.
+
+    :param number: How many the page showed. Later ones stay.
+    """
+    unrecorded.dismiss(get_state(), number, by=actor())
+    say(gettext("Dismissed."))
     return go_to("credly.show")
 
 

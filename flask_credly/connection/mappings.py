@@ -127,6 +127,7 @@ def _add(
             course_id=course.id,
             course_title=clean(course.title, 500),
             template=template,
+            created_at=clock.now(connection),
         )
         session.add(mapping)
         session.flush()
@@ -179,6 +180,10 @@ def _change(
             raise UnknownMapping
 
         template = _active_template(session, template_id)
+
+        if (mapping.kind, mapping.course_id) != (course.kind, course.id):
+            mapping.created_at = clock.now(connection)
+
         mapping.kind = course.kind
         mapping.course_id = course.id
         mapping.course_title = clean(course.title, 500)

@@ -162,26 +162,49 @@ def preview(
     return found
 
 
+def misses_any(state: State, course: Course, since: dt.datetime) -> bool:
+    """Whether the ledger has never had a completion that the host knows of.
+
+    :raises TypeError: See :func:`read`; so are the others.
+    """
+    try:
+        # Read first, and looked up afterwards: as in a preview.
+        whole = _whole(list(read(state, course, since)))
+    finally:
+        state.session.remove()
+
+    return any(
+        backfills.never_there(state.engine, course.kind, course.id, chunk)
+        for chunk in _chunks(iter(whole))
+    )
+
+
 def run(state: State) -> None:
     """Record what the host says, for every run that is due."""
     while not stopping.is_set() and (taken := backfills.take(state.engine)) is not None:
-        try:
-            record(state, taken)
-        except Exception:
-            # The admin finds it on the run's page; the next one finds what is left.
-            logger.exception(
-                "The backfill of %s %r failed.",
-                taken.kind,
-                taken.course_id,
-                extra={
-                    "credly_event": "backfill_failed",
-                    "credly_kind": taken.kind,
-                    "credly_course": taken.course_id,
-                },
-            )
-            backfills.finish(state.engine, taken, failed=True)
-
+        record_or_fail(state, taken)
         bell.ring(state)
+
+
+def record_or_fail(state: State, run: backfills.Run) -> None:
+    """Record what the host says, for one run that was taken up. What goes wrong is
+    logged, and shown on the run's page.
+    """
+    try:
+        record(state, run)
+    except Exception:
+        # The admin finds it on the run's page; the next one finds what is left.
+        logger.exception(
+            "The backfill of %s %r failed.",
+            run.kind,
+            run.course_id,
+            extra={
+                "credly_event": "backfill_failed",
+                "credly_kind": run.kind,
+                "credly_course": run.course_id,
+            },
+        )
+        backfills.finish(state.engine, run, failed=True)
 
 
 def record(state: State, run: backfills.Run) -> None:
@@ -208,8 +231,11 @@ def _record(state: State, run: backfills.Run) -> None:
         state.session.remove()
 
     for chunk in _chunks(completions):
-        whole = [each for each in chunk if not missing(each.member)]
+        whole = _whole(chunk)
         incomplete = len(chunk) - len(whole)
+
+        if run.healing:
+            whole = backfills.never_there(state.engine, run.kind, run.course_id, whole)
 
         if not backfills.add(state.engine, run, whole, incomplete=incomplete):
             return
@@ -219,6 +245,10 @@ def _record(state: State, run: backfills.Run) -> None:
             return
 
     backfills.finish(state.engine, run)
+
+
+def _whole(chunk: list[Completion]) -> list[Completion]:
+    return [each for each in chunk if not missing(each.member)]
 
 
 def _chunks(found: cabc.Iterator[T]) -> cabc.Iterator[list[T]]:

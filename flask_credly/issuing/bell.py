@@ -34,6 +34,7 @@ DRAIN = "flask_credly.jobs.drain"
 SYNC = "flask_credly.jobs.sync"
 BACKFILL = "flask_credly.jobs.backfill"
 PRUNE = "flask_credly.jobs.prune"
+HEAL = "flask_credly.jobs.heal"
 
 
 class _Job(t.NamedTuple):
@@ -56,6 +57,7 @@ JOBS = {
     # These go through all that the host or the ledger has.
     BACKFILL: _Job("backfill", every=60, timeout=6 * 3600),
     PRUNE: _Job("prune", every=86_400, timeout=6 * 3600),
+    HEAL: _Job("heal", every=86_400, timeout=6 * 3600),
 }
 
 WEB_TIMEOUT = 0.15
@@ -89,7 +91,7 @@ def ring_soon(state: State) -> None:
     web = state.web_queue
     now = time.monotonic()
 
-    if _in_a_job():  # whose process ends without waiting for a thread
+    if in_a_job():  # whose process ends without waiting for a thread
         _ring_for_completion(state)
     # What rings later finds this row too. After a fork the other process has it.
     elif now >= web.rings_at:
@@ -129,7 +131,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_let_ring)
 
 
-def _in_a_job() -> bool:
+def in_a_job() -> bool:
+    """Whether this process does a job of RQ's, whichever."""
     # Not loaded for this: nobody has begun a job then. A thread may be loading it.
     get_current_job = getattr(sys.modules.get("rq"), "get_current_job", None)
     return get_current_job is not None and get_current_job() is not None
@@ -241,8 +244,13 @@ def _key(queue: rq.Queue, job: _Job) -> str:
     return f"flask-credly:{job.key}:{queue.name}"
 
 
+def is_silent(state: State) -> bool:
+    """Whether Redis did not answer a moment ago."""
+    return time.monotonic() < state.web_queue.silent_until
+
+
 def _try(state: State, ask: t.Callable[[rq.Queue], object]) -> bool:
-    if time.monotonic() < state.web_queue.silent_until:
+    if is_silent(state):
         return False
 
     from redis.exceptions import RedisError

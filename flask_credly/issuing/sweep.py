@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import typing as t
+
+import sqlalchemy as sa
 
 from ..ledger import backfills
 from ..ledger import claim
 from ..ledger import gates
 from ..settings import State
 from . import bell
+from . import unrecorded
 
 if t.TYPE_CHECKING:
     import rq
 
+logger = logging.getLogger("flask_credly")
+
 
 def sweep(state: State, queue: rq.Queue, *, insist: bool) -> bool:
     """Ask for what is due: badges, the templates of the day, a backfill that was
-    interrupted, and that what is old is forgotten.
+    interrupted, completions that were missed, and that what is old is forgotten.
 
     :param insist: Whether to ask for a drain though one was asked for.
     :return: Whether a badge is due.
@@ -34,5 +40,15 @@ def sweep(state: State, queue: rq.Queue, *, insist: bool) -> bool:
     if gate is not None and backfills.any_due(state.engine):
         bell.enqueue(queue, bell.BACKFILL)
 
+    if gate is not None and state.heals:
+        bell.enqueue(queue, bell.HEAL)
+
     bell.enqueue(queue, bell.PRUNE)
+
+    try:
+        unrecorded.gather(state, queue)
+    except sa.exc.SQLAlchemyError as e:
+        # Read-only, or full: it stays in Redis until the next sweep.
+        logger.debug("The database takes no count (%s).", type(e).__name__)
+
     return due

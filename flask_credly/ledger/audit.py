@@ -32,6 +32,9 @@ logger = logging.getLogger("flask_credly.audit")
 COMMAND_LINE = "command line"
 """The actor of every command."""
 
+WORKER = "worker"
+"""The actor of what a worker does unasked."""
+
 # What each needs to know stands in its target: a mapping's course and badge, a badge's
 # number in the ledger, a number of rows. Never a member's name or address.
 ACTIONS: dict[str, str] = {
@@ -53,6 +56,8 @@ ACTIONS: dict[str, str] = {
     "retry all": mark("Retry all failed badges: %(target)s"),
     "start backfill": mark("Issue badges for earlier completions of %(target)s"),
     "stop backfill": mark("Stop badges for earlier completions of %(target)s"),
+    "heal": mark("Add missed completions of %(target)s"),
+    "dismiss": mark("Dismiss completions that could not be recorded: %(target)s"),
     "export badges": mark("Export the badges"),
     "export errors": mark("Export the error log"),
     "export activity": mark("Export the activity"),

@@ -45,8 +45,14 @@ class Run:
     course_id: str
     course_title: str
     since: dt.datetime | None
+    healing: bool
     lease: str
 
+
+ERASED_NEAR = dt.timedelta(minutes=5)
+"""How far the host's time of a completion may be from that of an erased row for both to
+be the same: each may come from another clock.
+"""
 
 STOPPED = "The backfill was stopped."
 """The error of a row that was taken back. A later run takes it up again. Stored, and
@@ -86,10 +92,12 @@ def start(
     since: dt.datetime | None = None,
     *,
     by: str | None = None,
+    healing: bool = False,
 ) -> int | None:
     """Begin a run for a mapping's course. A worker does the rest.
 
     :param since: Only completions from then on.
+    :param healing: Whether nobody has asked for it: see :attr:`.Backfill.healing`.
     :param by: Who does it, for :func:`.audit.note`.
     :return: The run's number, or ``None`` if the mapping is gone.
     """
@@ -126,9 +134,11 @@ def start(
             started_at=now,
             due_at=now,
             state="recording",
+            healing=healing,
         )
     )
-    audit.note(connection, by, "start backfill", mapping.course_title)
+    action = "heal" if healing else "start backfill"
+    audit.note(connection, by, action, mapping.course_title)
     assert added.inserted_primary_key is not None
     return t.cast(int, added.inserted_primary_key[0])
 
@@ -145,12 +155,16 @@ def _due(now: dt.datetime) -> sa.Select[int]:
 
 
 @in_transaction
-def take(connection: sa.Connection) -> Run | None:
-    """Take up a run that is due, from its beginning."""
+def take(connection: sa.Connection, run_id: int | None = None) -> Run | None:
+    """Take up a run that is due, from its beginning.
+
+    :param run_id: Only this one.
+    """
     now = clock.now(connection)
     lease = secrets.token_hex(16)
+    due = _due(now) if run_id is None else _due(now).where(Backfill.id == run_id)
 
-    for id_ in connection.scalars(_due(now)).all():
+    for id_ in connection.scalars(due).all():
         taken = connection.execute(
             sa.update(Backfill)
             .where(Backfill.id == id_, Backfill.due_at <= now)
@@ -165,6 +179,7 @@ def take(connection: sa.Connection) -> Run | None:
                     Backfill.course_id,
                     Backfill.course_title,
                     Backfill.since,
+                    Backfill.healing,
                     Backfill.lease,
                 ).where(Backfill.id == id_)
             ).one()
@@ -208,6 +223,7 @@ def add(
             Connection.organization_id,
             Template.id.label("template_id"),
             Template.name.label("badge_name"),
+            Mapping.created_at,
         ).where(*this)
     ).one_or_none()
 
@@ -215,8 +231,9 @@ def add(
         _end(connection, *_held(run), state="stopped")
         return False
 
-    common = {
-        **mapped._mapping,
+    common = dict(mapped._mapping)
+    mapped_at = common.pop("created_at")
+    common |= {
         "kind": run.kind,
         "course_id": run.course_id,
         "recorded_at": now,
@@ -234,10 +251,14 @@ def add(
             "completed_at": each.completed_at,
         }
         for each in completions
+        # The course may have been mapped anew meanwhile.
+        if not run.healing or (mapped_at and each.completed_at >= mapped_at)
     ]
 
     if rows:
-        _revive(connection, rows)
+        if not run.healing:
+            _revive(connection, rows)
+
         insert_all(connection, rows)
 
     return True
@@ -390,3 +411,113 @@ def states(
             )
         )
         return {member_id: state for member_id, state in found}
+
+
+def never_there(
+    engine: sa.Engine, kind: str, course_id: str, completions: cabc.Sequence[Completion]
+) -> list[Completion]:
+    """Choose the completions that the ledger has never had, whatever became of those
+    that it had.
+
+    A member who was erased is known by the time of completion alone. Where that is
+    near, the completion is taken to be there.
+    """
+    with connect(engine) as connection:
+        this = (Issuance.kind == kind, Issuance.course_id == course_id)
+        given = {each.member.id: each for each in reversed(completions)}
+        known = connection.scalars(
+            sa.select(Issuance.member_id).where(
+                *this,
+                Issuance.member_id.in_(given),
+                Issuance.organization_id == _OUR_ORGANIZATION,
+            )
+        )
+
+        for id_ in known:
+            given.pop(id_, None)
+
+        if not given:
+            return []
+
+        times = [each.completed_at for each in given.values()]
+        near = Issuance.completed_at.between(
+            min(times) - ERASED_NEAR, max(times) + ERASED_NEAR
+        )
+        erased = connection.scalars(
+            sa.select(Issuance.completed_at).where(
+                *this, Issuance.erased_at.is_not(None), near
+            )
+        ).all()
+
+    return [
+        each
+        for each in given.values()
+        if not any(abs(each.completed_at - at) <= ERASED_NEAR for at in erased)
+    ]
+
+
+@in_transaction
+def date_mappings(connection: sa.Connection) -> None:
+    """Let mappings whose age is not known begin now."""
+    connection.execute(
+        sa.update(Mapping)
+        .where(Mapping.created_at.is_(None))
+        .values(created_at=clock.now(connection))
+    )
+
+
+def are_recorded(engine: sa.Engine, run_ids: cabc.Collection[int]) -> bool:
+    """Whether runs have come to their end and left nothing out."""
+    with connect(engine) as connection:
+        recorded = connection.scalar(
+            sa.select(sa.func.count())
+            .select_from(Backfill)
+            .where(Backfill.id.in_(run_ids), Backfill.state == "recorded")
+        )
+        return recorded == len(run_ids)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mapped:
+    """A course that is mapped."""
+
+    id: int
+    kind: str
+    course_id: str
+    course_title: str
+    created_at: dt.datetime | None
+
+
+def mapped(connection: sa.Connection) -> list[Mapped]:
+    """Get all courses that are mapped."""
+    found = connection.execute(
+        sa.select(
+            Mapping.id,
+            Mapping.kind,
+            Mapping.course_id,
+            Mapping.course_title,
+            Mapping.created_at,
+        ).order_by(Mapping.id)
+    )
+    return [Mapped(**row._mapping) for row in found]
+
+
+@dataclasses.dataclass(frozen=True)
+class Healed:
+    """Completions that were missed, and added by a worker.
+
+    :param at: When the last of them were.
+    """
+
+    number: int
+    at: dt.datetime
+
+
+def healed(session: Session, since: dt.datetime) -> Healed | None:
+    """Get what was added lately. ``None``: nothing was missed."""
+    number, at = session.execute(
+        sa.select(sa.func.count(Issuance.id), sa.func.max(Backfill.started_at))
+        .join(Issuance, Issuance.backfill_id == Backfill.id)
+        .where(Backfill.healing, Backfill.started_at > since)
+    ).one()
+    return Healed(number, at) if number else None

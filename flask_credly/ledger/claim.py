@@ -112,8 +112,11 @@ def _due_ids(
     )
 
 
-def any_due(engine: sa.Engine, gate: gates.Gate | None) -> bool:
-    """Whether a worker could issue something now."""
+def any_due(engine: sa.Engine, gate: gates.Gate | None, *, live: bool = False) -> bool:
+    """Whether a worker could issue something now.
+
+    :param live: Look only at what came in, and not at the rows of backfills.
+    """
     if gate is None or not gate.is_open:
         return False
 
@@ -123,7 +126,7 @@ def any_due(engine: sa.Engine, gate: gates.Gate | None) -> bool:
             connection.execute(
                 _due_ids(gate.organization_id, now, bulk=bulk).limit(1)
             ).first()
-            for bulk in (False, True)
+            for bulk in ((False,) if live else (False, True))
         )
 
 

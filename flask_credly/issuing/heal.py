@@ -1,0 +1,99 @@
+"""Adds completions that were missed: those that could not be recorded, and those that
+were never signalled.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import logging
+import typing as t
+
+from ..catalog import Course
+from ..catalog import Kind
+from ..ledger import audit
+from ..ledger import backfills
+from ..ledger import clock
+from ..ledger import unrecorded as counted
+from ..ledger.transaction import connect
+from ..settings import State
+from . import backfill
+from . import bell
+from . import unrecorded
+from .stopping import stopping
+
+logger = logging.getLogger("flask_credly")
+
+LOOK_BACK = dt.timedelta(days=7)
+"""How long before now, or before the first completion that could not be recorded,
+completions are looked at.
+"""
+
+
+def heal(state: State) -> None:
+    """Ask the host who completed a mapped course in the last days, and add those of
+    whom the ledger knows nothing.
+
+    What was completed before the course was mapped is never issued unasked, and what
+    has a row is left alone: an admin or a member may have wanted it so.
+    """
+    if not state.heals:
+        return
+
+    count = unrecorded.gather_all(state)
+    backfills.date_mappings(state.engine)
+
+    with connect(state.engine) as connection:
+        now = clock.now(connection)
+        mappings = backfills.mapped(connection)
+
+    since = min(now, count.since or now) - LOOK_BACK
+    runs: list[int] = []
+    whole = True
+
+    for mapping in mappings:
+        if stopping.is_set():
+            return
+
+        try:
+            run_id = _heal(state, mapping, max(since, mapping.created_at or now))
+        except Exception:
+            # The others are healed all the same; this one is looked at tomorrow.
+            whole = False
+            logger.exception(
+                "Missed completions of %s %r could not be looked for.",
+                mapping.kind,
+                mapping.course_id,
+                extra={
+                    "credly_event": "backfill_failed",
+                    "credly_kind": mapping.kind,
+                    "credly_course": mapping.course_id,
+                },
+            )
+        else:
+            runs += [] if run_id is None else [run_id]
+
+    if whole and backfills.are_recorded(state.engine, runs):
+        counted.settle(state.engine, count.number)
+
+    if runs:
+        bell.ring(state)
+
+
+def _heal(state: State, mapping: backfills.Mapped, since: dt.datetime) -> int | None:
+    """Add what was missed of one course.
+
+    :return: The run that does so, if anything was.
+    """
+    course = Course(mapping.course_id, mapping.course_title, t.cast(Kind, mapping.kind))
+
+    if not backfill.misses_any(state, course, since):
+        return None
+
+    run_id = backfills.start(
+        state.engine, mapping.id, since, by=audit.WORKER, healing=True
+    )
+
+    if run_id is not None and (taken := backfills.take(state.engine, run_id)):
+        backfill.record_or_fail(state, taken)
+
+    return run_id

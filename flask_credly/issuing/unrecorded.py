@@ -1,0 +1,323 @@
+"""Keeps count of the completions that could not be recorded.
+
+The database is where the count belongs, and often what failed: its disk is full, it is
+read-only, or our tables are missing. Then Redis has the count until a worker brings it
+into the database; and where that is away too, this process until one of them is back.
+No request waits for any of it: a thread writes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import datetime as dt
+import logging
+import os
+import threading
+import typing as t
+import weakref
+
+import sqlalchemy as sa
+from flask import current_app
+from flask import has_app_context
+from sqlalchemy import event
+from sqlalchemy import orm
+
+from ..ledger import record
+from ..ledger import unrecorded
+from ..ledger.transaction import in_session
+from ..ledger.unrecorded import Count
+from ..settings import State
+from ..settings import Uncounted
+from . import bell
+
+if t.TYPE_CHECKING:
+    import redis
+    import rq
+
+logger = logging.getLogger("flask_credly")
+
+PAUSE = 5.0
+"""Seconds between two tries to write the count somewhere."""
+
+PATIENCE = 5.0
+"""Seconds for which a process that ends waits for the last try."""
+
+
+def note(state: State, session: t.Any = None, *, ended: bool = False) -> None:
+    """Count one completion that could not be recorded. Raises nothing.
+
+    If the host has written in its open transaction, the completion counts once that is
+    committed: what the host takes back is not missing.
+
+    :param session: The host's, if it named one.
+    :param ended: Whether the host's transaction is over.
+    """
+    try:
+        if ended or not _waits(state, session):
+            _note(state)
+    except Exception:
+        logger.exception(
+            "A completion that could not be recorded was not counted.",
+            extra={"credly_event": "completion_not_counted"},
+        )
+
+
+def _waits(state: State, session: t.Any) -> bool:
+    """Have it counted with the host's commit, if there will be one."""
+    here = has_app_context() and current_app._get_current_object() is state.app  # type: ignore[attr-defined]
+
+    if not here:
+        return False
+
+    host = state.session if session is None else session
+
+    try:
+        host = host() if isinstance(host, orm.scoped_session) else host
+
+        if not record.has_writes(host, state.engine):
+            return False
+
+        connection = host.connection()
+    except sa.exc.PendingRollbackError:
+        return True  # for a commit that cannot come
+    except Exception:
+        # It is broken, or no session at all: then it counts.
+        logger.debug("The host's transaction cannot be watched.", exc_info=True)
+        return False
+
+    transaction = connection.get_transaction()
+
+    def count(connection: sa.Connection, *_: object) -> None:
+        if connection.get_transaction() is transaction:
+            note(state, ended=True)
+
+    event.listen(connection, "commit", count, once=True)
+    event.listen(connection, "commit_twophase", count, once=True)
+    return True
+
+
+def _note(state: State) -> None:
+    here = state.uncounted
+    here.counts.append((1, dt.datetime.now(dt.UTC)))
+    _known.add(here)
+
+    if bell.in_a_job():  # whose process ends without waiting for a thread
+        _write(state, _to_redis, _to_database)
+    elif here.writer is None or not here.writer.is_alive():
+        writer = threading.Thread(target=_keep_writing, args=[state], daemon=True)
+
+        try:
+            writer.start()
+        except RuntimeError:  # the process ends, or has too many threads
+            _write(state, _to_redis)
+        else:
+            here.writer = writer
+
+
+def read(state: State) -> Count:
+    """Get the whole count: of the database, of Redis where that answers, and of this
+    process.
+    """
+    return in_session(state.engine, unrecorded.read) + read_elsewhere(state)
+
+
+def read_elsewhere(state: State) -> Count:
+    """Get what the database does not count yet."""
+    here = Count()
+
+    for number, since in list(state.uncounted.counts):
+        here += Count(number, since)
+
+    if bell.is_silent(state):
+        return here
+
+    try:
+        queue = bell.web_queue(state)
+        return here + _parse(queue.connection.hgetall(_key(queue)))
+    except Exception as e:
+        # That Redis is away is said where the workers are counted.
+        logger.debug("The count in Redis is not known (%s).", type(e).__name__)
+        return here
+
+
+def gather(state: State, queue: rq.Queue | None = None) -> None:
+    """Bring what was counted elsewhere into the database. A process that dies meanwhile
+    loses nothing; at worst something counts twice.
+
+    :param queue: Whose Redis to look at. Default: the one of the web processes.
+    :raises sqlalchemy.exc.SQLAlchemyError: If the database does not take it.
+    :raises redis.RedisError: If Redis cannot be asked.
+    """
+    if state.uncounted.counts:
+        _write(state, _to_database)
+
+    queue = queue or bell.web_queue(state)
+    key, lock = _key(queue), f"{_key(queue)}:lock"
+
+    if not (found := _parse(queue.connection.hgetall(key))).number:
+        return
+
+    # Or two workers would each bring it.
+    if not queue.connection.set(lock, 1, nx=True, ex=60):
+        return
+
+    def take_off(pipeline: redis.client.Pipeline) -> None:
+        number = _parse(pipeline.hgetall(key)).number
+        pipeline.multi()
+
+        if number > found.number:
+            pipeline.hincrby(key, "number", -found.number)
+        else:
+            pipeline.delete(key)
+
+    try:
+        if (found := _parse(queue.connection.hgetall(key))).number:
+            unrecorded.add(state.engine, found)
+            queue.connection.transaction(take_off, key)
+    finally:
+        queue.connection.delete(lock)
+
+
+def gather_all(state: State) -> Count:
+    """Do the same as far as Redis can be asked, and get what the database counts."""
+    from redis.exceptions import RedisError
+
+    try:
+        gather(state)
+    except (RedisError, OSError) as e:
+        # What is counted there stays counted.
+        logger.debug("The count in Redis is not known (%s).", type(e).__name__)
+
+    return in_session(state.engine, unrecorded.read)
+
+
+def dismiss(state: State, number: int, *, by: str) -> None:
+    """Take off completions that a person has dealt with.
+
+    :param number: How many that person knew of.
+    :param by: Who does it, for :func:`.audit.note`.
+    """
+    gather_all(state)
+    unrecorded.dismiss(state.engine, number, by=by)
+
+
+_known: weakref.WeakSet[Uncounted] = weakref.WeakSet()
+
+
+@atexit.register
+def _write_at_last() -> None:
+    for here in list(_known):
+        here.over.set()
+
+    for here in list(_known):
+        if (writer := here.writer) is not None:
+            writer.join(PATIENCE)
+
+
+def _begin_anew() -> None:
+    # What a process has counted before it forked, that one writes.
+    for here in list(_known):
+        here.counts.clear()
+        here.writer = None
+        here.over, here.writing = threading.Event(), threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
+
+
+def _keep_writing(state: State) -> None:
+    here = state.uncounted
+
+    while True:
+        with state.app.app_context():
+            # With one connection for all threads, this would be in the midst of the
+            # host's transaction.
+            shared = isinstance(state.engine.pool, sa.StaticPool)
+            _write(state, *([] if shared else [_to_database]), _to_redis)
+
+        if here.over.is_set() and here.counts:
+            logger.error(
+                "Completions that could not be recorded are counted nowhere: %d.",
+                sum(number for number, _ in here.counts),
+                extra={"credly_event": "completion_not_counted"},
+            )
+
+        done = shared or here.over.is_set()
+
+        if done or not here.counts:
+            # First this, so that what comes in now begins a thread.
+            here.writer = None
+
+            if done or not here.counts:
+                return
+
+            here.writer = threading.current_thread()
+
+        here.over.wait(PAUSE)
+
+
+def _write(state: State, *places: t.Callable[[State, Count], None]) -> None:
+    """Write this process's count to the first place that takes it."""
+    here = state.uncounted
+
+    if not here.writing.acquire(blocking=False):
+        return  # another thread is at it
+
+    try:
+        known = list(here.counts)
+
+        if known and _takes(
+            state, sum((Count(*each) for each in known), Count()), places
+        ):
+            for _ in known:
+                here.counts.popleft()
+    finally:
+        here.writing.release()
+
+
+def _takes(
+    state: State, count: Count, places: tuple[t.Callable[[State, Count], None], ...]
+) -> bool:
+    for place in places:
+        try:
+            place(state, count)
+        except Exception as e:
+            # Its text may hold an address with a password.
+            logger.debug("Not counted by %s (%s).", place.__name__, type(e).__name__)
+        else:
+            return True
+
+    return False
+
+
+def _to_database(state: State, count: Count) -> None:
+    unrecorded.add(state.engine, count)
+
+
+def _to_redis(state: State, count: Count) -> None:
+    _put(bell.web_queue(state), count)
+
+
+def _put(queue: rq.Queue, count: Count) -> None:
+    assert count.since is not None
+
+    with queue.connection.pipeline() as pipeline:
+        pipeline.hincrby(_key(queue), "number", count.number)
+        pipeline.hsetnx(_key(queue), "since", count.since.isoformat())
+        pipeline.execute()
+
+
+def _parse(found: t.Any) -> Count:
+    from rq.utils import as_text
+
+    values = {as_text(name): as_text(value) for name, value in found.items()}
+
+    try:
+        return Count(int(values["number"]), dt.datetime.fromisoformat(values["since"]))
+    except (KeyError, ValueError):
+        return Count()
+
+
+def _key(queue: rq.Queue) -> str:
+    return f"flask-credly:unrecorded:{queue.name}"

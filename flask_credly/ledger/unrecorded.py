@@ -1,0 +1,108 @@
+"""Counts the completions that could not be recorded, until they have been dealt with.
+
+A number and a time, and nothing of a member or a course.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from ..models import Unrecorded
+from . import audit
+from .transaction import in_transaction
+
+_ID = 1
+
+_THIS = Unrecorded.id == _ID
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """Completions that could not be recorded.
+
+    :param since: When the first of them came in. ``None``: there are none.
+    """
+
+    number: int = 0
+    since: dt.datetime | None = None
+
+    def __add__(self, other: Count) -> Count:
+        times = [each.since for each in (self, other) if each.since is not None]
+        return Count(self.number + other.number, min(times, default=None))
+
+
+def read(session: orm.Session) -> Count:
+    """Get what the database counts."""
+    found = session.execute(
+        sa.select(Unrecorded.number, Unrecorded.since).where(_THIS)
+    ).one_or_none()
+    return Count(*found) if found is not None and found.number else Count()
+
+
+def add(engine: sa.Engine, count: Count) -> None:
+    """Add to what the database counts."""
+    try:
+        _add(engine, count)
+    except sa.exc.IntegrityError:
+        # Another process has made the row at this moment.
+        _add(engine, count)
+
+
+@in_transaction
+def _add(connection: sa.Connection, count: Count) -> None:
+    since = sa.bindparam("new_since", count.since, type_=Unrecorded.since.type)
+    changed = connection.execute(
+        sa.update(Unrecorded)
+        .where(_THIS)
+        .values(
+            number=Unrecorded.number + count.number,
+            since=sa.case((Unrecorded.since < since, Unrecorded.since), else_=since),
+        )
+    ).rowcount
+
+    if not changed:
+        connection.execute(
+            sa.insert(Unrecorded).values(id=_ID, number=count.number, since=count.since)
+        )
+
+
+@in_transaction
+def settle(connection: sa.Connection, number: int) -> None:
+    """Take off what was dealt with. What has come in meanwhile stays."""
+    _settle(connection, number)
+
+
+@in_transaction
+def dismiss(connection: sa.Connection, number: int, *, by: str) -> None:
+    """Take off what a person has dealt with.
+
+    :param by: Who does it, for :func:`.audit.note`.
+    """
+    if _settle(connection, number):
+        audit.note(connection, by, "dismiss", str(number))
+
+
+def _settle(connection: sa.Connection, number: int) -> bool:
+    if not number:
+        return False
+
+    left = Unrecorded.number > number
+    since = sa.case((left, Unrecorded.since), else_=sa.null())
+    # In this order: MariaDB would look at the new number.
+    return bool(
+        connection.execute(
+            sa.update(Unrecorded)
+            .where(_THIS, Unrecorded.number > 0)
+            .ordered_values(
+                (Unrecorded.since, since),
+                (
+                    Unrecorded.number,
+                    sa.case((left, Unrecorded.number - number), else_=0),
+                ),
+            )
+        ).rowcount
+    )
