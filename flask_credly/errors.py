@@ -38,10 +38,42 @@ class OutcomeUnknown(CredlyError):
     """
 
 
+class TooLate(CredlyError):
+    """The request was not sent: its time was over before the connection was there."""
+
+    def __init__(self) -> None:
+        super().__init__("The request was not sent in time.")
+
+
 class Unavailable(CredlyError):
-    """Nothing was processed: Credly could not be connected to, or the token
-    endpoint is in trouble. Neither an attempt nor a verdict on the credentials.
+    """Nothing was processed: Credly could not be connected to, or is in trouble.
+    Neither an attempt nor a verdict on the credentials.
+
+    :param retry_after: Seconds to wait at least, where Credly says so.
     """
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        status: int | None = None,
+        foreign: bool = False,
+        retry_after: float = 0,
+    ) -> None:
+        super().__init__(detail, status=status, foreign=foreign)
+        self.retry_after = retry_after
+
+
+class InTrouble(OutcomeUnknown):
+    """Credly answered 503 to a request that it may have processed all the same. Not an
+    attempt, but to be looked up.
+
+    :param retry_after: Seconds to wait at least, where Credly says so.
+    """
+
+    def __init__(self, detail: str, *, retry_after: float) -> None:
+        super().__init__(detail, status=503)
+        self.retry_after = retry_after
 
 
 class RateLimited(CredlyError):

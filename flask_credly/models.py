@@ -140,6 +140,8 @@ class Connection(Base):
     """
     pause_reason: orm.Mapped[str | None] = orm.mapped_column(sa.String(20))
     """``"rate limit"`` or ``"unavailable"``."""
+    failures: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
+    """Pauses one after the other because Credly was unavailable."""
     limited_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When Credly last asked for a pause."""
 
@@ -262,6 +264,10 @@ class Issuance(Base):
     """
     duplicate: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
     """Credly has refused a request as a duplicate, and has not listed the badge yet."""
+    unsettled_until: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """Until when the last request may be on its way, or not show in Credly's lists: the
+    end of the lease under which it was begun.
+    """
     deaths: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Workers that have died while they held the row."""
     look_ups: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")

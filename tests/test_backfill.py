@@ -309,7 +309,8 @@ def test_what_the_admin_does_while_a_run_is_recorded(school: School, what: str) 
     if what == "remove":
         assert rows == []
     else:
-        assert {row.template_id for row in rows} == {other}
+        school.host.drain()
+        assert {row.template_id for row in school.host.rows()} == {other}
 
 
 def test_a_run_belongs_to_the_worker_that_took_it_last(school: School) -> None:

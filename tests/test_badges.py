@@ -126,8 +126,9 @@ class TestRetry:
 
         assert issuances.retry(host.state.engine, row.id) == 0
 
+    @pytest.mark.parametrize("every", [False, True])
     def test_what_was_skipped_comes_back_when_asked_for(
-        self, connected: Connected
+        self, connected: Connected, every: bool
     ) -> None:
         host, credly, template_id = connected
         host.complete()
@@ -137,9 +138,10 @@ class TestRetry:
         connection.add_mapping(host.state, COURSES[0], template_id)
         row = host.row()
         assert row.state == "cancelled"
-        assert issuances.retry(host.state.engine) == 0
+        assert issuances.retriable(host.db.session) == 1
+        host.db.session.remove()
 
-        issuances.retry(host.state.engine, row.id)
+        assert issuances.retry(host.state.engine, None if every else row.id) == 1
         host.drain()
 
         assert host.row().state == "issued"

@@ -36,6 +36,7 @@ from flask_credly.credly.answers import FOREIGN
 from flask_credly.errors import AlreadyHeld
 from flask_credly.errors import ConnectionExpired
 from flask_credly.errors import CredlyError
+from flask_credly.errors import InTrouble
 from flask_credly.errors import OutcomeUnknown
 from flask_credly.errors import RateLimited
 from flask_credly.errors import Refused
@@ -242,7 +243,7 @@ class TestIssue:
                 OutcomeUnknown,
                 "Credly answered HTTP 502.",
             ),
-            (503, envelope(message="down"), OutcomeUnknown, "down (HTTP 503)"),
+            (503, envelope(message="down"), InTrouble, "down (HTTP 503)"),
             (504, "[1", OutcomeUnknown, "Credly answered HTTP 504."),
             (202, issued(), OutcomeUnknown, "Credly answered HTTP 202."),
             (204, "", OutcomeUnknown, "Credly answered HTTP 204."),

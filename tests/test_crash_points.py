@@ -133,9 +133,9 @@ def die_at(host: Host, point: str) -> None:
 
 def child_that_stands_still(config: dict[str, t.Any]) -> None:
     """Drain, and stop right after the intent was written down."""
-    # Its lease is six times as long.
     app = make_app({**config, "CREDLY_TIMEOUT": 0.3})
-    drain.MIN_LEASE = 2.0
+    drain.SEND_WITHIN = 0.5
+    drain.DUPLICATES_WAIT = 0.5
     begin = claim.begin
 
     def begin_and_stand_still(*args: t.Any, **given: t.Any) -> list[claim.Row]:
@@ -175,7 +175,7 @@ def test_a_process_that_stood_still_beyond_its_lease_sends_nothing(
             assert time.monotonic() < until, "it never got there"
             time.sleep(0.05)
 
-        time.sleep(1.1)  # more than half of its lease
+        time.sleep(1.7)  # longer than its lease
         host.make_due()
         host.drain(2)
         sleeper.send_signal(signal.SIGCONT)

@@ -59,6 +59,8 @@ TABLE: list[tuple[Phase, Answer, int, str, bool, bool | None, bool, str | None]]
     ("issue", "unauthorized", 2, "at once", False, None, False, "expired"),
     ("issue", "unavailable", 1, "at once", False, None, False, "unavailable"),
     ("issue", "unavailable", 2, "at once", False, None, False, "unavailable"),
+    ("issue", "in trouble", 1, "wait", False, True, False, "unavailable"),
+    ("issue", "in trouble", 2, "wait", False, True, False, "unavailable"),
     ("issue", "not sent", 1, "at once", False, None, False, None),
     ("issue", "not sent", 2, "at once", False, None, False, None),
 ]

@@ -141,7 +141,7 @@ def issue_after_a_refusal(
 
 
 class TestTheOneRetry:
-    @pytest.mark.parametrize("status", [500, 502, 503, 504, 408, 302])
+    @pytest.mark.parametrize("status", [500, 502, 504, 408, 302])
     def test_a_request_that_failed_once_is_repeated_once(
         self, connected: Connected, status: int
     ) -> None:
@@ -272,7 +272,7 @@ class TestTheOneRetry:
     def test_a_failed_look_up_is_no_attempt(self, connected: Connected) -> None:
         host, credly, _ = connected
         credly.fail("issue", status=500)
-        credly.fail("look-up", status=503, times=3)
+        credly.fail("look-up", status=502, times=3)
         host.complete()
 
         for _ in range(4):
@@ -694,9 +694,10 @@ class TestExpiry:
 
     @pytest.mark.parametrize("status", [500, 503, 429])
     def test_a_token_endpoint_in_trouble_is_neither(
-        self, connected: Connected, status: int
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch, status: int
     ) -> None:
         host, credly, _ = connected
+        monkeypatch.setattr("flask_credly.issuing.drain.SHORT_PAUSE", 1.0)
         credly.revoke_tokens()
         credly.fail("token", status=status)
         host.complete()

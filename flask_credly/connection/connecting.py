@@ -320,6 +320,7 @@ def _save(
         "paused_until": None,
         "pause_reason": None,
         "keyless_until": None,
+        "failures": 0,
         "token_version": 1,
         "token_expires_at": now + dt.timedelta(seconds=lifetime),
         "token_fetch_until": None,

@@ -135,9 +135,13 @@ def _add(
     if undo:
         now = clock.now(connection)
         connection.execute(
-            _issuances(course, "cancelled")
+            sa.update(Issuance)
             .where(
-                Issuance.error == settle.UNMAPPED, Issuance.settled_at > now - UNDO_TIME
+                Issuance.kind == course.kind,
+                Issuance.course_id == course.id,
+                Issuance.state == "cancelled",
+                Issuance.error == settle.UNMAPPED,
+                Issuance.settled_at > now - UNDO_TIME,
             )
             .values(state="pending", settled_at=None, error=None, due_at=now)
         )
@@ -155,7 +159,7 @@ def change_mapping(
     by: str | None = None,
 ) -> Mapping:
     """Map another course, or to another badge template. Badges that wait, and were
-    not perhaps issued already, become the new one.
+    not perhaps issued already, become the new one when their turn comes.
 
     :param by: Who does it, for :func:`.audit.note`.
     :raises UnknownMapping: It was removed.
@@ -188,16 +192,8 @@ def _change(
         mapping.course_id = course.id
         mapping.course_title = clean(course.title, 500)
         mapping.template = template
-        # First: a backfill that writes at this moment is waited for, and its rows seen.
         session.flush()
 
-    unsent = Issuance.maybe_issued.is_(False)
-    new = {"template_id": template.id, "badge_name": template.name}
-    connection.execute(_issuances(course, "pending").where(unsent).values(new))
-    # A worker has these, and has not begun them: they are taken back from it.
-    now = clock.now(connection)
-    held = {"state": "pending", "lease": None, "due_at": now}
-    connection.execute(_issuances(course, "sending").where(unsent).values(new | held))
     _note(connection, by, "change mapping", course, template)
     return mapping
 
@@ -250,14 +246,6 @@ def _note(
 ) -> None:
     title = clean(course.title, 500) or course.id
     audit.note(connection, by, action, f"{title} → {template.name}")
-
-
-def _issuances(course: Course, state: str) -> sa.Update:
-    return sa.update(Issuance).where(
-        Issuance.kind == course.kind,
-        Issuance.course_id == course.id,
-        Issuance.state == state,
-    )
 
 
 @contextlib.contextmanager

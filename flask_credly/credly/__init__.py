@@ -14,3 +14,5 @@ from .client import TemplatePage as TemplatePage
 from .client import TemplateRow as TemplateRow
 from .token import fetch_token as fetch_token
 from .token import Token as Token
+from .transport import Deadline as Deadline
+from .transport import leaving_before as leaving_before

@@ -16,10 +16,12 @@ import uuid
 import requests
 
 from ..errors import AlreadyHeld
+from ..errors import InTrouble
 from ..errors import OutcomeUnknown
 from ..errors import RateLimited
 from ..errors import Refused
 from ..errors import Unauthorized
+from ..errors import Unavailable
 from .masking import mask
 
 DETAIL_LENGTH = 300
@@ -137,8 +139,13 @@ def _field_messages(errors: t.Any) -> cabc.Iterator[str]:
                 yield f"{label}: {text}" if isinstance(label, str) else text
 
 
-def retry_after(response: requests.Response) -> float:
-    """Read ``Retry-After``, seconds or a date, clamped to 1 second to 1 hour."""
+def retry_after(
+    response: requests.Response, default: float = DEFAULT_RETRY_AFTER
+) -> float:
+    """Read ``Retry-After``, seconds or a date, clamped to 1 second to 1 hour.
+
+    :param default: Where it does not say.
+    """
     value = response.headers.get("Retry-After", "").strip()
 
     if re.fullmatch(r"-?\d{1,12}(\.\d*)?", value):
@@ -152,7 +159,7 @@ def retry_after(response: requests.Response) -> float:
 
             seconds = (until - dt.datetime.now(dt.UTC)).total_seconds()
         except (ValueError, OverflowError):
-            return DEFAULT_RETRY_AFTER
+            return default
 
     return min(max(seconds, 1.0), 3600.0)
 
@@ -165,6 +172,8 @@ def raise_for_status(
     :param hide: What was sent and may not be shown.
     :raises Unauthorized: 401.
     :raises RateLimited: 429.
+    :raises Unavailable: 503 to a question.
+    :raises InTrouble: 503 to anything else.
     :raises AlreadyHeld: 422 that says the member has this badge.
     :raises Refused: Any other 4xx in Credly's own words.
     :raises OutcomeUnknown: Everything else: 5xx, a redirect, a strange 2xx, a page of
@@ -183,6 +192,14 @@ def raise_for_status(
 
     if status == 429:
         raise RateLimited(detail, retry_after=retry_after(response))
+
+    if status == 503:
+        wait = retry_after(response, 0)
+
+        if response.request.method == "GET":
+            raise Unavailable(detail, status=status, retry_after=wait)
+
+        raise InTrouble(detail, retry_after=wait)
 
     if status == 422 and "already has this badge" in explain(response).lower():
         raise AlreadyHeld(detail, status=status)

@@ -8,7 +8,6 @@ import datetime as dt
 import email.utils
 import json
 import re
-import threading
 import typing as t
 import unicodedata
 import urllib.parse
@@ -107,7 +106,7 @@ class TemplatePage:
 
 class Client:
     """Asks the API of one organization. May be used by several threads at once: each
-    has its own connections, kept alive.
+    request has a connection of its own, kept alive for the next.
 
     :param api_url: Such as ``https://api.credly.com/v1``.
     :param organization_id: A UUID.
@@ -124,7 +123,6 @@ class Client:
 
         self._url = f"{api_url}/organizations/{organization_id}"
         self._timeout = timeout
-        self._local = threading.local()
         self._sessions: list[requests.Session] = []
         self._prepared: dict[tuple[str, str], requests.PreparedRequest] = {}
         self._date = ""
@@ -136,9 +134,39 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connections of all threads."""
+        """Close all connections."""
         for session in self._sessions:
             session.close()
+
+    def connect(
+        self, number: int, run: cabc.Callable[..., cabc.Iterable[t.Any]]
+    ) -> None:
+        """Open connections ahead of so many requests, so that these leave at once.
+
+        :param run: Does it, as :func:`map` or several at once.
+        """
+        sessions = [self._take_session() for _ in range(number)]
+
+        try:
+            list(run(self._open, sessions))
+        finally:
+            self._sessions += sessions
+
+    def _open(self, session: requests.Session) -> None:
+        adapter = t.cast(transport.BoundedAdapter, session.get_adapter(self._url))
+
+        try:
+            adapter.open(
+                self._prepare(session, "GET", self._url),
+                proxies=session.proxies,
+                verify=session.verify,
+            )
+        except requests.RequestException as e:
+            failure = e
+        else:
+            return
+
+        raise transport.translate(failure) from None
 
     def answered_at(self) -> dt.datetime | None:
         """Get the time that the last answer has on Credly's clock. ``None``: it does
@@ -248,16 +276,16 @@ class Client:
         hide: tuple[str, ...] = (),
     ) -> t.Any:
         failure: requests.RequestException
+        session = self._take_session()
 
         try:
-            request = self._prepare(method, f"{self._url}/{path}")
+            request = self._prepare(session, method, f"{self._url}/{path}")
             request.headers["Authorization"] = f"Bearer {token}"
 
             if body is not None:
                 request.headers["Content-Type"] = "application/json"
                 request.prepare_body(json.dumps(body).encode(), None)
 
-            session = self._session()
             # Not by the session, which looks for cookies and where a redirect would
             # lead: neither is followed here.
             response = session.get_adapter(self._url).send(
@@ -274,28 +302,31 @@ class Client:
             # An answer may repeat what was sent, and what it says goes into a log.
             answers.raise_for_status(response, hide=(token, *hide))
             return answers.read_json(response)
+        finally:
+            self._sessions.append(session)
 
         # Without the chain: its text holds the address, and that may hold an e-mail.
         raise transport.translate(failure) from None
 
-    def _prepare(self, method: str, url: str) -> requests.PreparedRequest:
+    def _prepare(
+        self, session: requests.Session, method: str, url: str
+    ) -> requests.PreparedRequest:
         # Half of what a request costs here is to make it. All but its body is the same
         # each time.
         if (known := self._prepared.get((method, url))) is None:
-            known = self._session().prepare_request(requests.Request(method, url))
+            known = session.prepare_request(requests.Request(method, url))
 
             if method == "POST":
                 self._prepared[method, url] = known
 
         return known.copy()
 
-    def _session(self) -> requests.Session:
-        if (session := getattr(self._local, "session", None)) is None:
-            session = transport.prepare(requests.Session(), self._url, self._timeout)
-            self._local.session = session
-            self._sessions.append(session)
-
-        return t.cast(requests.Session, session)
+    def _take_session(self) -> requests.Session:
+        # The one that was used last: its connection is the most likely to be open.
+        try:
+            return self._sessions.pop()
+        except IndexError:
+            return transport.prepare(requests.Session(), self._url, self._timeout)
 
 
 def same_text(one: t.Any, other: str) -> bool:

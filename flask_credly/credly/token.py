@@ -113,7 +113,8 @@ def _check_answer(
     if status in (400, 401, 403) and not foreign:
         raise ConnectionExpired(detail, status=status)
 
-    raise Unavailable(detail, status=status, foreign=foreign)
+    wait = answers.retry_after(response, 0) if status == 503 else 0
+    raise Unavailable(detail, status=status, foreign=foreign, retry_after=wait)
 
 
 def _usable_token(body: dict[str, t.Any]) -> str:

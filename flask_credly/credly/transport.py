@@ -1,16 +1,20 @@
-"""HTTP with bounds: a deadline for the whole answer, a limit to its size, no
-redirects, no retries, and errors that say whether the request went out.
+"""HTTP with bounds: a time after which no request leaves, a deadline for the whole
+answer, a limit to its size, no redirects, no retries, and errors that say whether the
+request went out.
 """
 
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
+import contextvars
 import functools
 import http.client
 import importlib.metadata
 import io
 import logging
 import os
+import queue
 import socket
 import ssl
 import threading
@@ -23,7 +27,11 @@ from requests.adapters import HTTPAdapter
 
 from ..errors import CredlyError
 from ..errors import OutcomeUnknown
+from ..errors import TooLate
 from ..errors import Unavailable
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds at most to find the address and to connect to it."""
 
 MAX_BYTES = 1024 * 1024
 """The largest answer that is read, decoded. A page of 50 templates has 200 kB."""
@@ -93,34 +101,238 @@ class _UntilDeadline(io.RawIOBase):
         super().close()
 
 
-class _HTTPConnection(urllib3.connection.HTTPConnection):
-    response_class = _BoundedAnswer
+_CLOCKS: tuple[cabc.Callable[[], float], ...] = (
+    time.monotonic,
+    time.time,
+    *(
+        # It goes on while the machine sleeps, which the first does not on Linux.
+        (functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME),)
+        if hasattr(time, "CLOCK_BOOTTIME")
+        else ()
+    ),
+)
 
 
-class _HTTPSConnection(urllib3.connection.HTTPSConnection):
-    response_class = _BoundedAnswer
+class Deadline:
+    """A moment that has passed once any clock of this machine says so: one may stand
+    still while the machine sleeps, another may be set back.
 
-    def connect(self) -> None:
+    :param seconds: From now.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._ends = [(clock, clock() + seconds) for clock in _CLOCKS]
+
+    @property
+    def has_passed(self) -> bool:
+        """Whether it is too late."""
+        return any(clock() > end for clock, end in self._ends)
+
+    def or_in(self, seconds: float) -> Deadline:
+        """Get the earlier one of this and another."""
+        other = Deadline(seconds)
+        other._ends += self._ends
+        return other
+
+
+_leaves_before: contextvars.ContextVar[Deadline | None] = contextvars.ContextVar(
+    "credly_leaves_before", default=None
+)
+
+
+@contextlib.contextmanager
+def leaving_before(deadline: Deadline) -> cabc.Iterator[None]:
+    """Let no request of this thread leave once a deadline has passed. It is looked at
+    when the connection is there, right before the first byte.
+
+    :raises TooLate: By the request that would have. Nothing of it was sent, or not
+        enough to be understood.
+    """
+    before = _leaves_before.set(deadline)
+
+    try:
+        yield
+    finally:
+        _leaves_before.reset(before)
+
+
+def _check_deadline() -> None:
+    deadline = _leaves_before.get()
+
+    if deadline is not None and deadline.has_passed:
+        raise TooLate
+
+
+def _resolve(host: str, port: int, timeout: float) -> list[t.Any]:
+    """Look up a name, in a thread: no system call for it knows a time limit. One that
+    hangs is left behind.
+    """
+    answer: queue.SimpleQueue[t.Any] = queue.SimpleQueue()
+
+    def ask() -> None:
+        family = urllib3.util.connection.allowed_gai_family()
+
         try:
-            super().connect()
+            answer.put(socket.getaddrinfo(host, port, family, socket.SOCK_STREAM))
+        except Exception as e:
+            answer.put(e)
+
+    threading.Thread(target=ask, name="credly-resolver", daemon=True).start()
+
+    try:
+        found = answer.get(timeout=max(timeout, 0.001))
+    except queue.Empty:
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer in time") from None
+
+    if isinstance(found, OSError):
+        raise found
+
+    if isinstance(found, Exception):  # UnicodeError, of a name that cannot be one
+        raise socket.gaierror(socket.EAI_NONAME, type(found).__name__)
+
+    return t.cast(list[t.Any], found)
+
+
+class _Bounded:
+    """What both kinds of connection have in common."""
+
+    response_class: t.Any = _BoundedAnswer
+
+    def __init__(self, adapter: BoundedAdapter, **given: t.Any) -> None:
+        super().__init__(**given)
+        self._adapter = adapter
+        self._asks = False
+
+    def _new_conn(self: t.Any) -> socket.socket:
+        # As urllib3's, but for all addresses within one time.
+        until = time.monotonic() + self.timeout
+
+        try:
+            found = _resolve(self._dns_host, self.port, self.timeout)
+        except socket.gaierror as e:
+            raise urllib3.exceptions.NameResolutionError(self.host, self, e) from e
+
+        error: OSError | None = None
+
+        for number, address in enumerate(found):
+            left = (until - time.monotonic()) / (len(found) - number)
+
+            try:
+                return t.cast(socket.socket, self._connect_to(address, left))
+            except OSError as e:
+                error = e
+
+        raise urllib3.exceptions.NewConnectionError(self, str(error)) from error
+
+    def _connect_to(self: t.Any, found: t.Any, seconds: float) -> socket.socket:
+        family, kind, protocol, _, address = found
+        sock = socket.socket(family, kind, protocol)
+
+        try:
+            for option in (*self.socket_options, *self._adapter.socket_options):
+                sock.setsockopt(*option)
+
+            if self.source_address:
+                sock.bind(self.source_address)
+
+            sock.settimeout(max(seconds, 0.001))
+            sock.connect(address)
+        except BaseException:
+            sock.close()
+            raise
+
+        return sock
+
+    def connect(self: t.Any) -> None:
+        try:
+            super().connect()  # type: ignore[misc]
         except OSError as e:
             # Whatever goes wrong in the handshake: the request is not sent yet. Later
             # on, the error would look the same.
             raise urllib3.exceptions.NewConnectionError(self, str(e)) from e
 
+    def putrequest(self: t.Any, *args: t.Any, **given: t.Any) -> None:
+        self._asks = False
 
-class _BoundedAdapter(HTTPAdapter):
+        if self.sock is None:
+            self.connect()
+
+        try:
+            _check_deadline()
+        except TooLate:
+            # Nothing is begun: the connection is good for the next request.
+            self._adapter.spare = self
+            raise
+
+        self._asks = True
+        super().putrequest(*args, **given)  # type: ignore[misc]
+
+    def send(self: t.Any, data: t.Any) -> None:
+        # Once more, as a process may be stopped at any point. Half a request means
+        # nothing to Credly. What goes to a proxy before is no request.
+        if self._asks:
+            _check_deadline()
+
+        super().send(data)  # type: ignore[misc]
+
+    def close(self: t.Any) -> None:
+        # urllib3 closes what had an error.
+        if self._adapter.spare is not self:
+            super().close()  # type: ignore[misc]
+
+
+class _HTTPConnection(_Bounded, urllib3.connection.HTTPConnection):
+    pass
+
+
+class _HTTPSConnection(_Bounded, urllib3.connection.HTTPSConnection):
+    pass
+
+
+class BoundedAdapter(HTTPAdapter):
+    """Talks to one host, with all bounds of this module."""
+
     def __init__(self, timeout: float) -> None:
         super().__init__(max_retries=0)
         self._timeout = timeout
         self._pool: t.Any = None
+        self.spare: t.Any = None
+        """An open connection whose request was not sent."""
+        self.socket_options: list[tuple[int, int, int]] = []
+
+        if hasattr(socket, "TCP_USER_TIMEOUT"):
+            # The kernel would go on for minutes to send what nobody waits for any
+            # more.
+            milliseconds = int(1000 * timeout)
+            option = (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+            self.socket_options.append(option)
+
+    def close(self) -> None:
+        spare, self.spare = self.spare, None
+
+        if spare is not None:
+            spare.close()
+
+        super().close()
+
+    def _make_connection(self, kind: type[t.Any], **given: t.Any) -> t.Any:
+        spare, self.spare = self.spare, None
+
+        if spare is None:
+            return kind(self, **given)
+
+        if urllib3.util.connection.is_connection_dropped(spare):
+            spare.close()
+
+        return spare
 
     def get_connection_with_tls_context(self, *args: t.Any, **kwargs: t.Any) -> t.Any:
         # A session talks to one host, always in the same way.
         if self._pool is None:
             pool: t.Any = super().get_connection_with_tls_context(*args, **kwargs)
             secure = pool.scheme == "https"
-            pool.ConnectionCls = _HTTPSConnection if secure else _HTTPConnection
+            kind: type[t.Any] = _HTTPSConnection if secure else _HTTPConnection
+            pool.ConnectionCls = functools.partial(self._make_connection, kind)
             self._pool = pool
 
         return self._pool
@@ -136,7 +348,8 @@ class _BoundedAdapter(HTTPAdapter):
 
     def send(self, request: requests.PreparedRequest, **kwargs: t.Any) -> t.Any:  # type: ignore[override]
         kwargs["stream"] = True
-        kwargs["timeout"] = (min(self._timeout, 5), self._timeout)
+        kwargs["timeout"] = (min(self._timeout, CONNECT_TIMEOUT), self._timeout)
+        _check_deadline()
         _asking.now = True
 
         try:
@@ -147,6 +360,23 @@ class _BoundedAdapter(HTTPAdapter):
 
         response._content_consumed = True  # type: ignore[attr-defined]
         return response
+
+    def open(self, request: requests.PreparedRequest, **kwargs: t.Any) -> None:
+        """Open a connection for the next request, if none is open."""
+        # A test that answers in the network's place would take this for a request.
+        if HTTPAdapter.send.__module__ != "requests.adapters":
+            return
+
+        kwargs["timeout"] = (min(self._timeout, CONNECT_TIMEOUT), self._timeout)
+
+        _asking.now = True
+
+        try:
+            # One that comes too late does all but send.
+            with leaving_before(Deadline(-1)), contextlib.suppress(TooLate):
+                super().send(request, stream=True, **kwargs)
+        finally:
+            _asking.now = False
 
 
 @functools.cache
@@ -208,8 +438,8 @@ def prepare(session: SessionT, url: str, timeout: float) -> SessionT:
     session.trust_env = False
     session.headers["User-Agent"] = user_agent()
     session.headers["Accept"] = "application/json"
-    session.mount("https://", _BoundedAdapter(timeout))
-    session.mount("http://", _BoundedAdapter(timeout))
+    session.mount("https://", BoundedAdapter(timeout))
+    session.mount("http://", BoundedAdapter(timeout))
     return session
 
 

@@ -12,14 +12,18 @@ import time
 
 from ..credly import BadgeRequest
 from ..credly import Client
+from ..credly import Deadline
+from ..credly import leaving_before
 from ..credly import Shown
 from ..errors import AlreadyHeld
 from ..errors import ConnectionExpired
 from ..errors import CredlyError
+from ..errors import InTrouble
 from ..errors import OutcomeUnknown
 from ..errors import RateLimited
 from ..errors import Refused
 from ..errors import SecretUnreadable
+from ..errors import TooLate
 from ..errors import Unauthorized
 from ..errors import Unavailable
 from ..ledger.claim import Row
@@ -36,6 +40,8 @@ _ANSWERS: tuple[tuple[type[CredlyError], Answer], ...] = (
     (Unauthorized, "unauthorized"),
     (RateLimited, "rate limited"),
     (Unavailable, "unavailable"),
+    (TooLate, "not sent"),
+    (InTrouble, "in trouble"),
     (OutcomeUnknown, "unknown"),
     (Refused, "refused"),
 )
@@ -47,8 +53,7 @@ class Step:
 
     :param knew_maybe: Whether the badge was maybe issued before it.
     :param send_after: Monotonic time before which it may not go out.
-    :param send_before: Monotonic time after which it may not go out any more: the
-        lease is then too old.
+    :param send_before: After which it may not go out any more.
     :param sent_before: Whether a request for the badge was begun before this one.
     """
 
@@ -57,7 +62,7 @@ class Step:
     knew_maybe: bool
     sent_before: bool
     send_after: float
-    send_before: float
+    send_before: Deadline
     token: SharedToken
 
 
@@ -74,6 +79,10 @@ class Outcome:
     error: CredlyError | None = None
     shown: tuple[Shown, ...] = ()
     looked: bool = False
+
+
+CLOSING = ("rate limited", "unavailable", "in trouble", "foreign")
+"""Answers that the next request would get too."""
 
 
 def answer_to(error: CredlyError) -> Answer:
@@ -117,7 +126,7 @@ class Asker:
         self._stop.wait(max(0, step.send_after - time.monotonic()))
 
         with self._slots:
-            if self._stop.is_set() or time.monotonic() > step.send_before:
+            if self._stop.is_set() or step.send_before.has_passed:
                 return Outcome("not sent")
 
             return self._ask(step)
@@ -129,7 +138,7 @@ class Asker:
 
             return self._issue(step)
         except CredlyError as e:
-            if (answer := answer_to(e)) in ("rate limited", "unavailable", "foreign"):
+            if (answer := answer_to(e)) in CLOSING:
                 # At once: the others that wait for a thread would be refused as well.
                 self._stop.set()
 
@@ -170,7 +179,8 @@ class Asker:
 
     def _issue(self, step: Step) -> Outcome:
         try:
-            issued = self._client.issue(step.token.value, self.request_of(step.row))
+            with leaving_before(step.send_before):
+                issued = self._client.issue(step.token.value, self.request_of(step.row))
         except AlreadyHeld as e:
             return self._explain(step, e)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures as cf
 import dataclasses
+import itertools
 import logging
 import queue
 import threading
@@ -18,10 +19,13 @@ import time
 import sqlalchemy as sa
 
 from ..credly import Client
+from ..credly import Deadline
 from ..errors import CredlyError
+from ..errors import InTrouble
 from ..errors import RateLimited
 from ..errors import SecretUnreadable
 from ..errors import Unauthorized
+from ..errors import Unavailable
 from ..ledger import claim
 from ..ledger import gates
 from ..ledger import settle
@@ -50,15 +54,17 @@ logger = logging.getLogger("flask_credly")
 BUDGET = 60.0
 """Seconds after which a drain takes no more rows and leaves them to the next."""
 
-MIN_LEASE = 60.0
-"""Seconds for which a worker holds a row at least."""
-
 SHORT_PAUSE = 5.0
 """Seconds of a pause that a drain waits for. A longer one is left to the sweep."""
 
 GLANCE = 0.25
-"""Seconds that what is begun may need to go out: what the admin does meanwhile does
-not stop it.
+"""Seconds after which nothing goes out any more that was begun: what the admin or a
+member stops meanwhile is sent all the same.
+"""
+
+SEND_WITHIN = 5.0
+"""Seconds after which nothing goes out any more, counted from before the intent was
+written: the database may need its time for that, and the process may stand still.
 """
 
 CAREFUL_WIDTH = 2
@@ -73,12 +79,10 @@ KEYLESS_FOR = 120.0
 drains: RQ's own says so with each of them only.
 """
 
-UNAVAILABLE_PAUSE = 30.0
-"""Seconds to pause when Credly cannot be reached."""
-
 DUPLICATES_WAIT = 60.0
 """Seconds to wait at least after a lost answer where Credly would issue twice: its
-lists may lag, and nothing but the look-up keeps a second badge out.
+lists may lag, and nothing but the look-up keeps a second badge out. Also after a
+worker's death: see :func:`lease_seconds`.
 """
 
 LOOK_UP_WAIT = 30.0
@@ -97,6 +101,13 @@ NO_WORD = (
     "Credly did not say whether the badge was issued. Look there before you issue it by"
     " hand."
 )
+
+
+def lease_seconds(timeout: float) -> float:
+    """Say how long a worker holds a row: until its request can have left, was answered
+    or given up, and shows in Credly's lists.
+    """
+    return SEND_WITHIN + 2 * timeout + DUPLICATES_WAIT
 
 
 def drain(state: State) -> bool:
@@ -144,9 +155,7 @@ class _Drain:
         self._engine = state.engine
         self._gate = gate
         self._until = until
-        # A request takes at most the time-out; it may go out in the lease's first
-        # half, and comes back well before its end.
-        self._lease = max(MIN_LEASE, 6 * state.settings.timeout)
+        self._lease = lease_seconds(state.settings.timeout)
         self._good = 0
         self._pace = _Pace()
         self._paused = gate.probing
@@ -158,9 +167,11 @@ class _Drain:
         self._suspect = False
         self._doubtful: collections.deque[Row] = collections.deque()
         self._cleared: collections.deque[Row] = collections.deque()
+        self._turns: collections.deque[float] = collections.deque()
         self._in_flight: dict[cf.Future[Outcome], Step] = {}
         self._done: queue.SimpleQueue[cf.Future[Outcome]] = queue.SimpleQueue()
         self._stop = threading.Event()
+        self._client = client
         self._asker = Asker(
             client, _installation_key(state.engine), self._stop, self._width
         )
@@ -192,7 +203,8 @@ class _Drain:
                 self._fill(pool)
 
             if not self._in_flight:
-                return out_of_time
+                if out_of_time or self._stop.is_set() or not self._turns:
+                    return out_of_time
 
             done = self._answers()
             self._pace.count(len(done))
@@ -205,8 +217,13 @@ class _Drain:
         """Wait for an answer, and take all that are there. Not for ever: the process
         may be told to stop.
         """
+        wait = 1.0
+
+        if self._turns:
+            wait = min(wait, max(0.001, self._turns[0] - time.monotonic()))
+
         try:
-            done = [self._done.get(timeout=1)]
+            done = [self._done.get(timeout=wait)]
         except queue.Empty:
             return []
 
@@ -224,16 +241,10 @@ class _Drain:
 
     def _fill(self, pool: cf.ThreadPoolExecutor) -> None:
         full = self._state.settings.concurrency
-        # Some wait for their turn, so that no thread is idle while the ledger is
-        # written: more of them where they do not wait long.
-        waiting = self._pace.within(GLANCE)
-
-        if self._width == full:
-            waiting = min(max(waiting, full), 7 * full)
-        else:
-            # At the next limit they go back unsent.
-            waiting = min(waiting, full)
-
+        # Some are begun that wait for a thread, so that none is idle while the ledger
+        # is written: not more than go out in time. At the next limit they go back.
+        most = 7 * full if self._width == full else full
+        waiting = min(self._pace.within(GLANCE / 2), most)
         room = self._width + waiting - len(self._in_flight)
 
         if room <= 0:
@@ -249,35 +260,56 @@ class _Drain:
             self._claim(self._enough(), alone=alone)
 
         if not self._doubtful and not self._cleared:
+            self._turns.clear()
             return
 
         if not self._ensure_token():
             return
 
-        # Taken before the lease is renewed: the process may stand still at any time.
-        send_before = time.monotonic() + self._lease / 2
-        times = self._reserve(min(room, len(self._doubtful) + len(self._cleared)))
+        turns = self._take_turns(min(room, len(self._doubtful) + len(self._cleared)))
 
-        for row, before in self._begin(len(times)):
+        if not turns or not self._connect(pool, min(len(turns), self._width)):
+            return
+
+        # From before the leases are renewed: the process may stand still at any time.
+        latest = Deadline(SEND_WITHIN)
+        begun = self._begin(len(turns))
+        held_on = self._hold(len(turns) - len(begun))
+        send_before = latest.or_in(GLANCE)
+
+        for row, before in begun:
             self._submit(
                 pool,
                 row,
                 "issue",
                 before,
-                send_after=times.popleft(),
+                send_after=turns.popleft(),
                 send_before=send_before,
             )
 
-        while self._doubtful and times:
-            row = self._doubtful.popleft()
+        for row in held_on:
             self._submit(
                 pool,
                 row,
                 "look-up",
                 row,
-                send_after=times.popleft(),
+                send_after=turns.popleft(),
                 send_before=send_before,
             )
+
+    def _connect(self, pool: cf.ThreadPoolExecutor, number: int) -> bool:
+        """Open the connections before anything is begun that is to go out at once."""
+        if self._in_flight:
+            return True
+
+        try:
+            self._client.connect(number, pool.map)
+        except CredlyError as e:
+            self._stop.set()
+            self._close_gate("unavailable", e)
+            return False
+
+        return True
 
     def _enough(self) -> int:
         """Say how many rows to hold: not more than can go out within their lease."""
@@ -289,14 +321,27 @@ class _Drain:
 
         return min(number, max(1, int(per_second * self._lease / 2)))
 
-    def _reserve(self, number: int) -> collections.deque[float]:
-        """Get the monotonic times after which so many requests may go out, or fewer."""
+    def _take_turns(self, number: int) -> collections.deque[float]:
+        """Get the monotonic times after which so many requests may go out, or fewer:
+        those that may go out now. Nothing is begun that has to wait.
+        """
         now = time.monotonic()
         per_second = self._state.settings.max_per_second
 
         if per_second is None:
             return collections.deque([now] * number)
 
+        if not self._turns:
+            self._turns = self._reserve(number, per_second)
+
+        turns: collections.deque[float] = collections.deque()
+
+        while self._turns and len(turns) < number and self._turns[0] < now + GLANCE / 2:
+            turns.append(self._turns.popleft())
+
+        return turns
+
+    def _reserve(self, number: int, per_second: float) -> collections.deque[float]:
         # Not more than a second's worth, to leave some for other workers.
         number = max(1, min(number, int(per_second)))
         wait = gates.reserve(self._engine, number, per_second, at_most=self._lease / 4)
@@ -304,7 +349,8 @@ class _Drain:
         if wait is None:
             return collections.deque()
 
-        return collections.deque(now + wait + i / per_second for i in range(number))
+        first = time.monotonic() + wait
+        return collections.deque(first + i / per_second for i in range(number))
 
     def _claim(self, limit: int, *, alone: bool) -> None:
         rows = claim.claim(
@@ -339,8 +385,17 @@ class _Drain:
         """Check that the request can be made, with the member's data as they are now
         where it is a retry or something is missing.
         """
-        if not row.mapped:
+        if row.mapped_to is None:
             settle.cancel(self._engine, row)
+            return
+
+        if row.mapped_to != row.template_id:
+            # It was looked up as what it was. Now it becomes the mapping's.
+            if row.maybe_issued:
+                self._fail(row, NO_WORD)
+            else:
+                claim.release(self._engine, [row])
+
             return
 
         if not row.test and (row.attempts or profile.missing(row)):
@@ -358,7 +413,7 @@ class _Drain:
 
     def _begin(self, room: int) -> list[tuple[Row, Row]]:
         """Write the intent. Get each row as it is now, and as it was before."""
-        rows = [self._cleared.popleft() for _ in range(min(room, len(self._cleared)))]
+        rows = list(itertools.islice(self._cleared, room))
 
         if not rows:
             return []
@@ -374,14 +429,38 @@ class _Drain:
             )
         ]
 
+        # Not before: where that failed, they are given back.
+        for _ in rows:
+            self._cleared.popleft()
+
         if asked:
             self._look_at_gate(list(asked.values()))
 
         return begun
 
+    def _hold(self, room: int) -> list[Row]:
+        rows = list(itertools.islice(self._doubtful, room))
+
+        if not rows:
+            return []
+
+        held = claim.hold(
+            self._engine, rows, self._gate.generation, lease_seconds=self._lease
+        )
+
+        for _ in rows:
+            self._doubtful.popleft()
+
+        kept = {row.id for row in held}
+
+        if lost := [row for row in rows if row.id not in kept]:
+            self._look_at_gate(lost)
+
+        return held
+
     def _look_at_gate(self, rows: list[Row]) -> None:
         """Find out why these were not begun. If it was not the gate, the lease is lost
-        or the mapping removed: the next claim sees to that.
+        or the mapping removed or changed: the next claim sees to that.
         """
         claim.release(self._engine, rows)
         gate = gates.read(self._engine)
@@ -397,7 +476,7 @@ class _Drain:
         before: Row,
         *,
         send_after: float,
-        send_before: float,
+        send_before: Deadline,
     ) -> None:
         assert self._token is not None
         step = Step(
@@ -468,7 +547,7 @@ class _Drain:
             for answer, error in closing:
                 self._close_gate(answer, error)
 
-            self._learn([outcome.answer for _, outcome in done])
+            self._learn([(step.phase, outcome.answer) for step, outcome in done])
         finally:
             for each in saved:
                 self._announce(each)
@@ -608,7 +687,9 @@ class _Drain:
         if step.phase == "look-up":
             return max(delay, LOOK_UP_WAIT * 2.0**step.row.look_ups)
 
-        if answer in ("unknown", "foreign") and step.row.allows_duplicates:
+        lost = answer in ("unknown", "foreign", "in trouble")
+
+        if lost and step.row.allows_duplicates:
             return max(delay, DUPLICATES_WAIT)
 
         return delay
@@ -630,28 +711,34 @@ class _Drain:
         if isinstance(error, RateLimited):
             reason, seconds = "rate limit", error.retry_after
         else:
-            reason, seconds = "unavailable", UNAVAILABLE_PAUSE
+            reason, seconds = "unavailable", 0.0
+
+        if isinstance(error, (InTrouble, Unavailable)):
+            seconds = error.retry_after
 
         until = gates.pause(self._engine, generation, reason, seconds, error.detail)
 
         if until is not None:
             announce.paused(self._state, until, reason, error)
 
-    def _learn(self, answers: list[Answer]) -> None:
+    def _learn(self, answers: list[tuple[Phase, Answer]]) -> None:
         """Widen gently after a pause."""
-        good = sum(
-            answer in ("issued", "found", "held", "absent") for answer in answers
-        )
+        phases = [
+            phase
+            for phase, answer in answers
+            if answer in ("issued", "found", "held", "absent")
+        ]
 
-        if not good:
+        if not phases:
             return
 
-        if self._paused:
+        # A look-up that succeeds says nothing about what is asked for next.
+        if self._paused and "issue" in phases:
             gates.resume(self._engine, self._gate.generation)
             self._paused = False
 
-        self._good += good
-        width = min(self._width + good, self._widest())
+        self._good += len(phases)
+        width = min(self._width + len(phases), self._widest())
         self._asker.widen(width - self._width)
         self._width = width
 

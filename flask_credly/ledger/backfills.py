@@ -24,6 +24,7 @@ from ..models import Mapping
 from ..models import Template
 from . import audit
 from . import clock
+from . import settle
 from .paging import Session
 from .record import insert_all
 from .record import of_mapping
@@ -273,7 +274,9 @@ def _held(run: Run) -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
-    """Take up what an earlier run was stopped before, with the members' data of now."""
+    """Take up what an earlier run was stopped before, or what was not mapped when its
+    turn came, with the members' data of now.
+    """
     given = {row["member_id"]: row for row in rows}
     taken_back = connection.execute(
         sa.select(Issuance.id, Issuance.member_id).where(
@@ -296,7 +299,14 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
     connection.execute(
         sa.update(table)
         .where(table.c.id == sa.bindparam("row"), *_TAKEN_BACK)
-        .values(state="pending", settled_at=None, error=None)
+        .values(
+            state="pending",
+            settled_at=None,
+            error=None,
+            attempts=0,
+            look_ups=0,
+            deaths=0,
+        )
         .values({name: sa.bindparam(f"new_{name}") for name in names}),
         [
             {"row": id_, **{f"new_{name}": given[member_id][name] for name in names}}
@@ -307,7 +317,11 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
 
 _OUR_ORGANIZATION = sa.select(Connection.organization_id).scalar_subquery()
 
-_TAKEN_BACK = (Issuance.state == "cancelled", Issuance.error == STOPPED)
+_TAKEN_BACK = (
+    Issuance.state == "cancelled",
+    sa.or_(Issuance.error == STOPPED, Issuance.error == settle.UNMAPPED),
+    Issuance.erased_at.is_(None),
+)
 
 
 @in_transaction

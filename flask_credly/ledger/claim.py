@@ -10,6 +10,7 @@ import collections.abc as cabc
 import dataclasses
 import datetime as dt
 import secrets
+import typing as t
 
 import sqlalchemy as sa
 
@@ -19,6 +20,7 @@ from ..models import Mapping
 from ..models import Template
 from . import clock
 from . import gates
+from .record import of_mapping
 from .transaction import hide_parameters
 from .transaction import in_transaction
 
@@ -43,7 +45,7 @@ class Row:
         the badge.
     :param deaths: Workers that have died while they held it.
     :param look_ups: Questions whether the badge is there that had no clear answer.
-    :param mapped: Whether its course is still mapped.
+    :param mapped_to: The template that its course is mapped to. ``None``: to none.
     :param allows_duplicates: Whether Credly would issue the template twice.
     """
 
@@ -66,7 +68,7 @@ class Row:
     look_ups: int
     error: str | None
     test: bool
-    mapped: bool
+    mapped_to: str | None
     allows_duplicates: bool
 
 
@@ -196,26 +198,60 @@ def _take(
         return []
 
     _write_down_deaths(connection, lease, now)
-    rows = connection.execute(
+    rows = _read(connection, lease)
+
+    if any(_is_of_another(row) for row in rows):
+        _follow_mapping(connection, [row.id for row in rows if _is_of_another(row)])
+        rows = _read(connection, lease)
+
+    return rows
+
+
+def _read(connection: sa.Connection, lease: str) -> list[Row]:
+    found = connection.execute(
         sa.select(
             *_COLUMNS,
-            Mapping.id.is_not(None).label("mapped"),
+            Mapping.template_id.label("mapped_to"),
             # A template that we do not know may allow them.
             sa.func.coalesce(Template.allows_duplicates, sa.true()).label(
                 "allows_duplicates"
             ),
         )
-        .outerjoin(
-            Mapping,
-            sa.and_(
-                Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id
-            ),
-        )
+        .outerjoin(Mapping, _IS_MAPPED)
         .outerjoin(Template, Template.id == Issuance.template_id)
         .where(Issuance.lease == lease)
         .order_by(Issuance.bulk, Issuance.id)
-    ).all()
-    return [Row(**row._mapping) for row in rows]
+    )
+    return [Row(**row._mapping) for row in found]
+
+
+_IS_MAPPED = sa.and_(
+    Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id
+)
+
+
+def _is_of_another(row: Row) -> bool:
+    """Whether the course was mapped to another template since. What was perhaps issued
+    is looked up as that first.
+    """
+    return row.mapped_to not in (None, row.template_id) and not row.maybe_issued
+
+
+def _follow_mapping(connection: sa.Connection, ids: cabc.Collection[int]) -> None:
+    """Let rows become what their course is mapped to now."""
+
+    def mapped(column: sa.ColumnElement[t.Any]) -> sa.ScalarSelect[t.Any]:
+        return of_mapping(column).where(_IS_MAPPED).scalar_subquery()
+
+    connection.execute(
+        sa.update(Issuance)
+        .where(Issuance.id.in_(ids))
+        .values(
+            template_id=mapped(Template.id.expression),
+            badge_name=mapped(Template.name.expression),
+            duplicate=False,
+        )
+    )
 
 
 def _write_down_deaths(connection: sa.Connection, lease: str, now: dt.datetime) -> None:
@@ -272,41 +308,27 @@ def begin(
     A crash after this is an attempt whose outcome is not known.
 
     :return: The rows for which the request may be sent: the lease still held, the
-        gate open, the course mapped.
+        gate open, the course mapped to just this template.
     """
-    mapped = sa.exists().where(
-        Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id
-    )
     now = clock.now(connection)
+    until = now + dt.timedelta(seconds=lease_seconds)
     # Credly takes no time that is far in its future: the earlier clock.
     at_most = min(now, dt.datetime.now(dt.UTC))
-    begun: list[Row] = []
-
-    for lease, alike in _by_lease(rows).items():
-        changed = connection.execute(
-            sa.update(Issuance)
-            .where(
-                Issuance.id.in_([row.id for row in alike]),
-                *_held(lease),
-                gates.is_open(generation, now),
-                mapped,
-            )
-            .values(
-                attempts=Issuance.attempts + 1,
-                maybe_issued=True,
-                issued_at=sa.case(
-                    (Issuance.issued_at.is_not(None), Issuance.issued_at),
-                    (Issuance.completed_at > at_most, sa.literal(at_most, _TIME)),
-                    else_=Issuance.completed_at,
-                ),
-                due_at=now + dt.timedelta(seconds=lease_seconds),
-            )
-        ).rowcount
-
-        if changed == len(alike):
-            begun += alike
-        elif changed:
-            begun += _begun(connection, alike)
+    begun = _renew(
+        connection,
+        rows,
+        until,
+        gates.is_open(generation, now),
+        sa.exists().where(_IS_MAPPED, Mapping.template_id == Issuance.template_id),
+        attempts=Issuance.attempts + 1,
+        maybe_issued=True,
+        unsettled_until=until,
+        issued_at=sa.case(
+            (Issuance.issued_at.is_not(None), Issuance.issued_at),
+            (Issuance.completed_at > at_most, sa.literal(at_most, _TIME)),
+            else_=Issuance.completed_at,
+        ),
+    )
 
     if begun:
         connection.execute(
@@ -328,6 +350,51 @@ def begin(
     ]
 
 
+@in_transaction
+def hold(
+    connection: sa.Connection,
+    rows: cabc.Sequence[Row],
+    generation: str,
+    *,
+    lease_seconds: float,
+) -> list[Row]:
+    """Renew the leases of rows that are to be looked up.
+
+    :return: Those for which Credly may be asked: the lease still held, the gate open.
+    """
+    now = clock.now(connection)
+    until = now + dt.timedelta(seconds=lease_seconds)
+    return _renew(connection, rows, until, gates.is_open(generation, now))
+
+
+def _renew(
+    connection: sa.Connection,
+    rows: cabc.Sequence[Row],
+    until: dt.datetime,
+    *where: sa.ColumnElement[bool],
+    **values: t.Any,
+) -> list[Row]:
+    renewed: list[Row] = []
+
+    for lease, alike in _by_lease(rows).items():
+        changed = connection.execute(
+            sa.update(Issuance)
+            .where(Issuance.id.in_([row.id for row in alike]), *_held(lease), *where)
+            .values(due_at=until, **values)
+        ).rowcount
+
+        if changed == len(alike):
+            renewed += alike
+        elif changed:
+            these = sa.select(Issuance.id).where(
+                Issuance.lease == lease, Issuance.due_at == until
+            )
+            ids = set(connection.scalars(these))
+            renewed += [row for row in alike if row.id in ids]
+
+    return renewed
+
+
 def _by_lease(rows: cabc.Iterable[Row]) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
 
@@ -343,18 +410,6 @@ def _held(lease: str) -> tuple[sa.ColumnElement[bool], ...]:
     return (Issuance.lease == lease, Issuance.state == "sending")
 
 
-def _begun(connection: sa.Connection, rows: cabc.Sequence[Row]) -> list[Row]:
-    attempts = {
-        id_: number
-        for id_, number in connection.execute(
-            sa.select(Issuance.id, Issuance.attempts).where(
-                Issuance.lease == rows[0].lease
-            )
-        )
-    }
-    return [row for row in rows if attempts.get(row.id) == row.attempts + 1]
-
-
 @in_transaction
 def update_member(connection: sa.Connection, row: Row) -> None:
     """Save the member's address and names as they are now."""
@@ -367,15 +422,20 @@ def update_member(connection: sa.Connection, row: Row) -> None:
 
 @in_transaction
 def release(connection: sa.Connection, rows: cabc.Sequence[Row]) -> None:
-    """Give back rows for which nothing was sent: they are due at once."""
+    """Give back rows for which nothing was sent, with what is known of them: they are
+    due at once.
+    """
     now = clock.now(connection) if rows else None
 
-    for lease, alike in _by_lease(rows).items():
-        connection.execute(
-            sa.update(Issuance)
-            .where(Issuance.id.in_([row.id for row in alike]), *_held(lease))
-            .values(state="pending", lease=None, due_at=now)
-        )
+    for maybe in (False, True):
+        these = [row for row in rows if row.maybe_issued == maybe]
+
+        for lease, alike in _by_lease(these).items():
+            connection.execute(
+                sa.update(Issuance)
+                .where(Issuance.id.in_([row.id for row in alike]), *_held(lease))
+                .values(state="pending", lease=None, due_at=now, maybe_issued=maybe)
+            )
 
 
 def badges_of_others(

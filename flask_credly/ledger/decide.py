@@ -25,13 +25,16 @@ Answer = t.Literal[
     "rate limited",
     "unauthorized",
     "unavailable",
+    "in trouble",
     "not sent",
     "no word",
 ]
 """``found``: Credly lists the row's badge. ``held``: another badge is in its way.
 ``absent``: neither. ``unlisted``: Credly has refused the badge as a duplicate and does
-not list it yet. ``foreign``: something in between has answered, such as a firewall.
-``no word``: Credly was asked often enough whether the badge is there, and did not say.
+not list it yet. ``unavailable``: Credly processed nothing, or could not be reached.
+``in trouble``: so it says, and it may have processed the request all the same.
+``foreign``: something in between has answered, such as a firewall. ``no word``: Credly
+was asked often enough whether the badge is there, and did not say.
 """
 
 Then = t.Literal["issued", "held", "failed", "wait", "at once", "issue"]
@@ -105,6 +108,8 @@ RULES: tuple[Rule, ...] = (
     Rule("issue", "rate limited", None, "at once", close="rate limit"),
     Rule("issue", "unauthorized", None, "at once", close="expired"),
     Rule("issue", "unavailable", None, "at once", close="unavailable"),
+    # No attempt, or an outage would fail badges. It may have gone through.
+    Rule("issue", "in trouble", None, "wait", maybe_issued=True, close="unavailable"),
     Rule("issue", "not sent", None, "at once"),
 )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import random
 import typing as t
 
 import sqlalchemy as sa
@@ -26,6 +27,14 @@ Reason = t.Literal["rate limit", "unavailable"]
 
 CAREFUL = dt.timedelta(minutes=10)
 """For how long after a rate limit few requests are in flight."""
+
+FIRST_PAUSE = 2.0
+"""Seconds of the first pause when Credly is unavailable. Each that follows it is twice
+as long.
+"""
+
+LONGEST_PAUSE = 300.0
+"""Seconds at most, but where Credly asks for more."""
 
 SYNC_INTERVAL = dt.timedelta(days=1)
 """After which the badge templates are loaded once more."""
@@ -127,27 +136,31 @@ def pause(
 
     Writes one log entry a pause; while Credly cannot be reached, one an outage.
 
+    :param seconds: As Credly says. Where it is unavailable, at least: the pause grows
+        from one to the next.
     :return: Until when, or ``None`` if another worker had closed it already.
     """
     now = clock.now(connection)
-    until = now + dt.timedelta(seconds=seconds)
     this = sa.update(Connection).where(Connection.generation == generation)
     is_open = this.where(
         sa.or_(Connection.paused_until.is_(None), Connection.paused_until <= now)
     )
-    values: dict[str, t.Any] = {"paused_until": until, "pause_reason": reason}
+    values: dict[str, t.Any] = {"pause_reason": reason}
+    asked_for = until = now + dt.timedelta(seconds=seconds)
 
     if reason == "rate limit":
         values["limited_at"] = now
-
-    if reason == "unavailable":
+    else:
+        failures = connection.scalar(sa.select(Connection.failures)) or 0
+        values["failures"] = failures + 1
+        until = max(until, now + _back_off(failures))
         # The outage that is in the log already goes on.
         known = is_open.where(Connection.pause_reason == reason)
 
-        if connection.execute(known.values(**values)).rowcount:
+        if connection.execute(known.values(paused_until=until, **values)).rowcount:
             return until
 
-    if connection.execute(is_open.values(**values)).rowcount:
+    if connection.execute(is_open.values(paused_until=until, **values)).rowcount:
         if reason == "rate limit":
             log.write(connection, now, log.RATE_LIMIT, log.rate_limit_details(error))
         else:
@@ -159,9 +172,18 @@ def pause(
         connection.execute(this.values(limited_at=now))
 
     connection.execute(
-        this.where(Connection.paused_until < until).values(paused_until=until)
+        this.where(Connection.paused_until < asked_for).values(paused_until=asked_for)
     )
     return None
+
+
+def _back_off(failures: int) -> dt.timedelta:
+    # Not all sites of an organization at the same moment.
+    jitter = random.uniform(1, 1.25)
+    longest = LONGEST_PAUSE / 1.25
+    return dt.timedelta(
+        seconds=jitter * min(FIRST_PAUSE * 2.0 ** min(failures, 20), longest)
+    )
 
 
 @in_transaction
@@ -173,7 +195,7 @@ def resume(connection: sa.Connection, generation: str) -> None:
             Connection.generation == generation,
             Connection.paused_until <= clock.now(connection),
         )
-        .values(paused_until=None, pause_reason=None)
+        .values(paused_until=None, pause_reason=None, failures=0)
     )
 
 

@@ -15,6 +15,7 @@ from ..models import Mapping
 from ..models import Template
 from . import audit
 from . import clock
+from . import settle
 from .paging import fetch
 from .paging import fetch_all
 from .paging import Page
@@ -140,6 +141,15 @@ _OUR_ORGANIZATION = sa.select(Connection.organization_id).scalar_subquery()
 _CAN_BE_RETRIED = sa.and_(_MAPPED, Issuance.organization_id == _OUR_ORGANIZATION)
 
 
+_WAITS_FOR_RETRY = sa.and_(
+    sa.or_(
+        Issuance.state == "failed",
+        sa.and_(Issuance.state == "cancelled", Issuance.error == settle.UNMAPPED),
+    ),
+    Issuance.erased_at.is_(None),
+)
+
+
 def can_be_retried(session: Session, ids: cabc.Collection[int]) -> set[int]:
     """Get those of some rows that :func:`retry` would take, were they to be retried."""
     found = session.scalars(
@@ -149,14 +159,12 @@ def can_be_retried(session: Session, ids: cabc.Collection[int]) -> set[int]:
 
 
 def retriable(session: Session, at_most: int | None = None) -> int:
-    """Count what failed and can be tried again.
+    """Count what failed, or was not mapped when its turn came, and can be tried again.
 
     :param at_most: Where to stop counting. ``None``: at the end.
     """
     rows = (
-        sa.select(Issuance.id)
-        .where(Issuance.state == "failed", _CAN_BE_RETRIED)
-        .limit(at_most)
+        sa.select(Issuance.id).where(_WAITS_FOR_RETRY, _CAN_BE_RETRIED).limit(at_most)
     )
     query = sa.select(sa.func.count()).select_from(rows.subquery())
     return session.scalar(query) or 0
@@ -179,12 +187,13 @@ def retry(
     They become what their course is mapped to now. Where a request was made before,
     Credly is asked first whether the badge is there, so that none is issued twice.
 
-    :param row_id: One that failed or was skipped. ``None``: all that failed.
+    :param row_id: One that failed or was skipped. ``None``: all that failed, and what
+        was not mapped when its turn came.
     :param by: Who does it, for :func:`.audit.note`.
     :return: How many are due. Those whose course is not mapped any more are left alone.
     """
     if row_id is None:
-        these = sa.and_(Issuance.state == "failed", _CAN_BE_RETRIED)
+        these = sa.and_(_WAITS_FOR_RETRY, _CAN_BE_RETRIED)
     else:
         these = sa.and_(
             Issuance.id == row_id,
@@ -194,6 +203,9 @@ def retry(
         )
 
     now = clock.now(connection)
+    # The worker that Remove took it from may still be at it, or Credly's list lag.
+    is_unsettled = sa.and_(Issuance.maybe_issued, Issuance.unsettled_until > now)
+    due_at = sa.case((is_unsettled, Issuance.unsettled_until), else_=now)
     # What was perhaps issued keeps its name: it is looked up by that.
     connection.execute(
         sa.update(Issuance)
@@ -208,12 +220,13 @@ def retry(
         sa.update(Issuance)
         .where(these)
         .ordered_values(
+            # In this order: MariaDB would look at the new values.
+            (Issuance.due_at, due_at),
             (
                 Issuance.maybe_issued,
                 sa.or_(Issuance.maybe_issued, Issuance.attempts > 0),
             ),
             (Issuance.state, "pending"),
-            (Issuance.due_at, now),
             (Issuance.attempts, 0),
             (Issuance.duplicate, False),
             (Issuance.deaths, 0),

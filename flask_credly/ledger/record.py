@@ -189,7 +189,7 @@ def _insert(connection: sa.Connection, parameters: dict[str, t.Any]) -> bool:
         return False
 
     row = parameters | _NEW | dict(found._mapping)
-    return connection.execute(_unless_there(name), row).rowcount != 0
+    return connection.execute(_or_again(), row).rowcount != 0
 
 
 _insert_alone = in_transaction(_insert)
@@ -201,6 +201,46 @@ def insert_all(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
     """Write many rows, but for those that are there already."""
     statement = _unless_there(connection.dialect.name)
     connection.execute(statement, [_NEW | row for row in rows])
+
+
+_IS_CANCELLED = sa.and_(_TABLE.c.state == "cancelled", _TABLE.c.erased_at.is_(None))
+"""A row that is taken up by the same member's next completion of the course."""
+
+
+def _again(given: t.Any) -> dict[str, t.Any]:
+    """Say what becomes of such a row, in an order that suits MariaDB: that looks at
+    the new values.
+
+    :param given: The columns of the row that is not inserted.
+    """
+    same = ("email", "first_name", "last_name", "recorded_at", "due_at", "bulk")
+    row = _TABLE.c
+    return {
+        **{name: given[name] for name in same},
+        # As after a retry. The time of the completion stays: a look-up may need it.
+        "maybe_issued": sa.or_(row.maybe_issued, row.attempts > 0),
+        "attempts": given.attempts,
+        "deaths": given.deaths,
+        "look_ups": given.look_ups,
+        "settled_at": sa.null(),
+        "error": sa.null(),
+        "state": given.state,
+    }
+
+
+@functools.cache
+def _or_again() -> sa.Insert:
+    from sqlalchemy.dialects import mysql
+
+    statement = mysql.insert(_TABLE)
+    changes = _again(statement.inserted)
+    statement = statement.on_duplicate_key_update(
+        [
+            (name, sa.func.if_(_IS_CANCELLED, value, _TABLE.c[name]))
+            for name, value in changes.items()
+        ]
+    )
+    return statement.execution_options(preserve_rowcount=True)
 
 
 @functools.cache
@@ -262,11 +302,15 @@ def _look_up(columns: dict[str, sa.ColumnElement[t.Any]]) -> sa.Select[t.Any]:
 @functools.cache
 def _new_row(dialect: str) -> sa.Select[t.Any]:
     """What is looked up, unless the row is there already."""
-    there = sa.exists().where(
+    return _look_up(_from_mapping(dialect)).where(~_is_there())
+
+
+def _is_there() -> sa.ColumnElement[bool]:
+    return sa.exists().where(
         *(_given(column) == _TABLE.c[column] for column in _KEY),
         _TABLE.c.organization_id == Connection.organization_id,
+        ~_IS_CANCELLED,
     )
-    return _look_up(_from_mapping(dialect)).where(~there)
 
 
 def _constant(value: str | int) -> sa.ColumnElement[t.Any]:
@@ -278,7 +322,9 @@ def _constant(value: str | int) -> sa.ColumnElement[t.Any]:
 
 @functools.cache
 def _statement(dialect: str) -> sa.Insert:
-    """``INSERT … SELECT … FROM mapping … ON CONFLICT DO NOTHING``."""
+    """``INSERT … SELECT … FROM mapping … WHERE NOT EXISTS … ON CONFLICT DO UPDATE``. Of
+    a row that is there the conflict alone would keep a lock until the host's commit.
+    """
     columns: dict[str, sa.ColumnElement[t.Any]] = {
         **{
             name: _given(name)
@@ -288,25 +334,27 @@ def _statement(dialect: str) -> sa.Insert:
         **{name: _constant(value) for name, value in _NEW.items()},
         **_from_mapping(dialect),
     }
-    select = _look_up(columns)
+    select = _look_up(columns).where(~_is_there())
+    statement: t.Any
 
     if dialect == "sqlite":
         from sqlalchemy.dialects import sqlite
 
-        return (
-            sqlite.insert(_TABLE)
-            .from_select(list(columns), select)
-            .on_conflict_do_nothing()
-        )
+        statement = sqlite.insert(_TABLE)
+    else:
+        from sqlalchemy.dialects import postgresql
 
-    from sqlalchemy.dialects import postgresql
-
-    return (
-        postgresql.insert(_TABLE)
-        .from_select(list(columns), select)
-        .on_conflict_do_nothing()
         # Of an INSERT it is not kept otherwise.
-        .execution_options(preserve_rowcount=True)
+        statement = postgresql.insert(_TABLE).execution_options(preserve_rowcount=True)
+
+    statement = statement.from_select(list(columns), select)
+    return t.cast(
+        sa.Insert,
+        statement.on_conflict_do_update(
+            index_elements=(*_KEY, "organization_id"),
+            set_=_again(statement.excluded),
+            where=_IS_CANCELLED,
+        ),
     )
 
 

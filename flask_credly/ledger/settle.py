@@ -52,8 +52,9 @@ class LeaseLost(Exception):
 
 
 UNMAPPED = "The mapping was removed."
-"""Why a row was cancelled that the undo of a removal makes due again. Stored, and found
-by these words: they never change.
+"""Why a row was cancelled that is taken up once its course is mapped again: by the undo
+of the removal, by a retry of all, by a backfill and by the next completion. Stored, and
+found by these words: they never change.
 """
 
 
@@ -121,13 +122,19 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
         _save_rows(connection, alike, dict(items))
 
     for (lease, answer, status, detail), alike in attempts.items():
+        # Also those that Remove has ended meanwhile.
+        these = (
+            Attempt.issuance_id.in_([each.row.id for each in alike]),
+            Attempt.lease == lease,
+        )
+
+        if answer == "not sent" and status is None:
+            connection.execute(sa.delete(_ATTEMPTS).where(*these))
+            continue
+
         connection.execute(
-            # Also those that Remove has ended meanwhile.
             sa.update(_ATTEMPTS)
-            .where(
-                Attempt.issuance_id.in_([each.row.id for each in alike]),
-                Attempt.lease == lease,
-            )
+            .where(*these)
             .values(
                 finished_at=now,
                 answer=answer,

@@ -1,9 +1,8 @@
 """The application as the workers load it: the same code on shorter clocks.
 
-The lease, the pause while Credly cannot be reached, the wait where Credly would issue
-twice and the one after a look-up without an answer are made for real networks, and are
-a minute or half of one. A storm of a minute would see none of them end. They are
-shortened here, and nothing else.
+The lease, the wait where Credly would issue twice and the one after a look-up without
+an answer are made for real networks, and are a minute or half of one. A storm of a
+minute would see none of them end. They are shortened here, and nothing else.
 """
 
 from __future__ import annotations
@@ -24,8 +23,7 @@ from .host import make_host
 CONFIG = "STORM_CONFIG"
 
 SHORT = {
-    "MIN_LEASE": 4.0,
-    "UNAVAILABLE_PAUSE": 2.0,
+    "SEND_WITHIN": 1.0,
     "DUPLICATES_WAIT": 3.0,
     "LOOK_UP_WAIT": 1.0,
 }

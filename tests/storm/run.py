@@ -43,7 +43,6 @@ from . import servers
 from . import weather
 from . import web
 from .child import CONFIG
-from .child import SHORT
 from .child import split_log
 from .host import Completed
 from .host import COURSE
@@ -484,8 +483,7 @@ class _Storm:
         """Seconds within which a request goes out that was begun, and a second for a
         busy machine.
         """
-        assert drain.MIN_LEASE
-        return max(SHORT["MIN_LEASE"], 6 * TIMEOUT) / 2 + 1
+        return drain.GLANCE + 1
 
     def _poke_until(self, seen: cabc.Callable[[Connection], bool]) -> bool:
         """Complete courses, so that there is something to send, until it is seen."""
