@@ -163,6 +163,7 @@ class _Drain:
         self._token: SharedToken | None = None
         self._rejected: int | None = None
         self._called = False
+        self._gave_back = False
         self._issued = 0
         self._suspect = False
         self._doubtful: collections.deque[Row] = collections.deque()
@@ -203,8 +204,15 @@ class _Drain:
                 self._fill(pool)
 
             if not self._in_flight:
-                if out_of_time or self._stop.is_set() or not self._turns:
+                if out_of_time or self._stop.is_set():
                     return out_of_time
+
+                if self._gave_back:
+                    self._gave_back = False
+                    continue
+
+                if not self._turns:
+                    return False
 
             done = self._answers()
             self._pace.count(len(done))
@@ -467,6 +475,8 @@ class _Drain:
 
         if gate is None or not gate.is_open or gate.generation != self._gate.generation:
             self._stop.set()
+        else:
+            self._gave_back = True
 
     def _submit(
         self,
