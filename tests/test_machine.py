@@ -28,6 +28,7 @@ from flask_credly import jobs
 from flask_credly.credly import Client
 from flask_credly.errors import CredlyError
 from flask_credly.issuing import token as token_module
+from flask_credly.issuing.stopping import stopping
 from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import clock
@@ -46,6 +47,8 @@ KEYS = [char * 43 + "=" for char in "AEIMQU"]
 MOODS: dict[str, dict[str, t.Any]] = {
     "fails": {"status": 500},
     "fails but books": {"status": 502, "after": True, "body": "<html>"},
+    "is in trouble": {"status": 503},
+    "is in trouble but books": {"status": 503, "after": True},
     "loses the answer": {"how": "reset", "after": True},
     "does not answer": {"how": "hang"},
     "books late": {"how": "late", "delay": 20},
@@ -87,10 +90,16 @@ class World:
         self._patch = patch
         patch.setattr(clock, "now", lambda _: dt.datetime.now(dt.UTC) + self.offset)
         patch.setattr(token_module.time, "sleep", self.advance)
+        # A drain waits for the end of a short pause.
+        patch.setattr(stopping, "wait", self.wait)
 
     def advance(self, seconds: float) -> None:
         self.offset += dt.timedelta(seconds=seconds)
         self.credly.advance(seconds)
+
+    def wait(self, seconds: float) -> bool:
+        self.advance(seconds)
+        return False
 
     def answer(self, call: serving.Call) -> serving.Reply:
         return self.credly._handle(call)
@@ -351,7 +360,7 @@ class Ledger(stateful.RuleBasedStateMachine):
         if what == "tokens":
             self.revoke_tokens()
         elif what == "endpoint":
-            self.trouble_the_token_endpoint(data.draw(st.sampled_from([429, 500])))
+            self.trouble_the_token_endpoint(data.draw(st.sampled_from([429, 500, 503])))
         elif what == "rotate":
             self.rotate_key(data.draw(st.integers(1, 5)))
         elif what == "calm":

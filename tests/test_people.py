@@ -21,6 +21,7 @@ from conftest import COURSES
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
+from test_faults import open_again
 from test_faults import servers
 from test_worker import Farm
 from test_worker import farm as farm
@@ -445,16 +446,19 @@ class TestEraseInFlight:
         self,
         connected: Connected,
         erased_while_sent: cabc.Callable[[Host], None],
+        monkeypatch: pytest.MonkeyPatch,
         status: int,
     ) -> None:
         host, credly, _ = connected
+        # An outage is not waited for.
+        monkeypatch.setattr("flask_credly.issuing.drain.SHORT_PAUSE", 0.0)
         body = {
             "data": {"message": f"No {ADA.email}, {ADA.first_name} {ADA.last_name}"}
         }
         credly.fail("issue", status=status, body=body, times=2)
         host.complete(member=ADA)
         host.drain()
-        host.make_due()
+        open_again(host)
         credly.fail("look-up", status=status, body=body)
         erased_while_sent(host)
         host.credly.erase_member(ADA.id)
