@@ -5,8 +5,13 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
+import enum
+import logging
 import typing as t
+import unicodedata
 import uuid
+
+logger = logging.getLogger("flask_credly")
 
 Kind = t.Literal["course", "learning_path"]
 
@@ -43,7 +48,7 @@ class Course:
                 f"Course {self.id!r} has title {self.title!r}; it must be a string."
             )
 
-        object.__setattr__(self, "id", read_id(self.id, f"Course id {self.id!r}"))
+        object.__setattr__(self, "id", read_id(self.id, f"Course id {show(self.id)!r}"))
         object.__setattr__(self, "title", clean(self.title, 500) or self.id)
 
 
@@ -76,17 +81,57 @@ class Completion:
     completed_at: dt.datetime
 
 
+_SPELLING = "\u200c\u200d\u180e"
+"""Invisible, but Persian, the scripts of India and Mongolian spell with them."""
+
+
 def clean(value: object, length: int) -> str:
-    """Make text of the host fit for a row. What is missing or broken becomes empty: it
-    is for the admin to see and not for the host's request.
+    """Make text of the host fit for a row: any white space becomes one space, and what
+    no script needs is dropped. What is missing or broken becomes empty: it is for the
+    admin to see and not for the host's request.
     """
     if not isinstance(value, str):
         return ""
 
-    if not value.isprintable():
-        value = "".join(char for char in value if char.isprintable())
+    # Before it is looked through: it may be of any length.
+    value = " ".join(value[: 16 * length].split())
 
-    return value.strip()[:length]
+    if not value.isprintable():
+        value = "".join(filter(_is_text, value))
+
+    return value[:length].strip() if value.strip(_SPELLING + " ") else ""
+
+
+def clean_email(value: object) -> str:
+    """Make an address of the host's fit for a row. Nothing invisible belongs in it."""
+    return "".join(char for char in clean(value, 320) if char.isprintable())
+
+
+def _is_text(char: str) -> bool:
+    if char in _SPELLING:
+        return True
+
+    # Private use and unassigned ones stay: names are written with characters that are
+    # newer than this Python.
+    return unicodedata.category(char) not in ("Cc", "Cf", "Cs") and (
+        ord(char) & 0xFFFE != 0xFFFE and not 0xFDD0 <= ord(char) <= 0xFDEF
+    )
+
+
+def show(value: object, length: int = 200) -> str:
+    """Get something that the host gave for a record or an error, on one line. What an
+    object says of itself may name a person, or raise: it is shown by its type.
+    """
+    try:
+        if isinstance(value, str):
+            return clean(str.__str__(value), length)
+
+        if isinstance(value, (type(None), bool, int, float, uuid.UUID, dt.date)):
+            return clean(str(value), length)
+    except Exception as e:
+        return f"<{clean(type(e).__name__, 50)}>"
+
+    return f"<{clean(type(value).__name__, 50)}>"
 
 
 def read_courses(found: t.Any) -> list[Course]:
@@ -118,71 +163,175 @@ def read_completion(
     member: t.Any = None,
     course_id: t.Any = None,
     kind: t.Any = "course",
-    completed_at: dt.datetime | None = None,
+    completed_at: t.Any = None,
     **unknown: t.Any,
 ) -> Completion:
-    """Check what the host says of a completion.
+    """Check what the host says of a completion. It is refused only where nothing can be
+    made of it; what is a slip is put right, with one warning in each process.
 
-    :raises TypeError: An argument is missing, unknown or of the wrong type.
-    :raises ValueError: A value cannot be used.
+    :raises ValueError: An id or the kind cannot be used.
     """
     if unknown:
         names = ", ".join(clean(name, 50) for name in sorted(unknown))
-        raise TypeError(f"course_completed does not take {names}.")
-
-    if not isinstance(member, Member):
-        raise TypeError("member must be a flask_credly.Member.")
-
-    if kind not in KINDS:
-        raise ValueError(f"kind must be 'course' or 'learning_path', not {kind!r}.")
-
-    now = dt.datetime.now(dt.UTC)
-    completed_at = now if completed_at is None else completed_at
-
-    if not isinstance(completed_at, dt.datetime) or completed_at.tzinfo is None:
-        raise ValueError(
-            "completed_at must be an aware time, such as datetime.now(UTC), not"
-            f" {completed_at!r}."
+        _warn_once(
+            "unknown", "course_completed does not take %s. It was left out.", names
         )
 
-    if completed_at > now + FUTURE:
-        raise ValueError(f"completed_at is in the future: {completed_at}.")
+    kind = _plain(kind)
 
-    member_id = read_id(member.id, "member.id")
-
-    # Two of them would be one member.
-    if member_id == "None":
+    if kind not in KINDS:
         raise ValueError(
-            "member.id is 'None': of a row that has no id yet? Flush the session first."
+            f"kind must be 'course' or 'learning_path', not {show(kind)!r}."
+        )
+
+    # Two of the text would be one member.
+    if (given := id_of_member(member)) in (None, "None"):
+        raise ValueError(
+            "member must be a flask_credly.Member, or have its fields, and its id is"
+            " None. Is it of a row that has no id yet? Flush the session first."
+        )
+
+    member_id = read_id(given, "member.id")
+
+    when = None if completed_at is None else read_time(completed_at)
+
+    if when is None and completed_at is not None:
+        _warn_once(
+            "unusable",
+            "completed_at is %s, and cannot be used: the present time is taken. Send an"
+            " aware time, such as datetime.now(UTC).",
+            show(completed_at),
         )
 
     return Completion(
         member=Member(
             id=member_id,
-            email=clean(member.email, 320),
-            first_name=clean(member.first_name, 255),
-            last_name=clean(member.last_name, 255),
+            email=clean_email(_field(member, "email")),
+            first_name=clean(_field(member, "first_name"), 255),
+            last_name=clean(_field(member, "last_name"), 255),
         ),
         course_id=read_id(course_id, "course_id"),
         kind=t.cast(Kind, kind),
-        completed_at=completed_at,
+        completed_at=when or dt.datetime.now(dt.UTC),
     )
 
 
+def id_of_member(member: t.Any) -> object:
+    """Get the id of a :class:`Member`, or of what has the same fields: an object, or a
+    mapping. ``None`` where there is none.
+    """
+    return _field(member, "id")
+
+
+def _field(member: t.Any, name: str) -> object:
+    try:
+        if isinstance(member, cabc.Mapping):
+            return member.get(name)
+
+        return getattr(member, name, None)
+    except Exception as e:
+        # Of a property of the host's. What it says may name the member.
+        _warn_once("field", "member.%s cannot be read: %s.", name, type(e).__name__)
+        return None
+
+
+def read_time(value: t.Any) -> dt.datetime | None:
+    """Read the time of a completion as the host gives it, also without a time zone, as
+    a date or in ISO 8601. One that is ahead becomes the present time.
+
+    :return: ``None`` if it cannot be read.
+    """
+    try:
+        found = _to_datetime(value)
+
+        if found.utcoffset() is None:
+            _warn_once(
+                "naive",
+                "completed_at has no time zone: it is taken as UTC. Send an aware time,"
+                " such as datetime.now(UTC).",
+            )
+            found = found.replace(tzinfo=dt.UTC)
+
+        found = found.astimezone(dt.UTC)
+    except Exception:  # also of a time zone of the host's
+        return None
+
+    # Of a column that was never set, it may be of the year 1.
+    if found.year < 1970:
+        return None
+
+    now = dt.datetime.now(dt.UTC)
+
+    if found > now + FUTURE:
+        _warn_once(
+            "future",
+            "completed_at is in the future (%s): the present time is taken. Is it a"
+            " local time that was marked as UTC?",
+            found,
+        )
+        return now
+
+    return found
+
+
+def _to_datetime(value: t.Any) -> dt.datetime:
+    if isinstance(value, str):
+        value = dt.datetime.fromisoformat(value[:50].strip())
+
+    if isinstance(value, dt.datetime):
+        return value
+
+    if isinstance(value, dt.date):
+        return dt.datetime(value.year, value.month, value.day, tzinfo=dt.UTC)
+
+    raise TypeError
+
+
+def _plain(value: t.Any) -> t.Any:
+    """Get the value of an enumeration, and a plain string or integer of a subclass."""
+    if isinstance(value, enum.Enum):
+        value = value.value
+
+    if isinstance(value, str):
+        return str.__str__(value)
+
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int.__int__(value)
+
+    return value
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(what: str, message: str, *args: object) -> None:
+    # One for each: a busy host would fill its log with the same.
+    if what not in _warned:
+        _warned.add(what)
+        logger.warning(message, *args, extra={"credly_event": "completion_adjusted"})
+
+
 def read_id(value: t.Any, name: str) -> str:
-    """Check an id of the host's.
+    """Check an id of the host's. An integer or a UUID is taken as a string.
 
     :param name: What the error calls it.
     :raises ValueError: If it cannot be one.
     """
-    # An integer key is the commonest slip, and harmless.
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
+    value = _plain(value)
 
-    if isinstance(value, uuid.UUID):
-        raise ValueError(f"{name} must be a string, not a UUID: write str(…).")
+    if isinstance(value, uuid.UUID) or type(value) is int:
+        try:
+            value = str(value)
+        except ValueError:  # of more digits than Python writes
+            value = ""
 
-    if not isinstance(value, str) or not 0 < len(value) <= 191 or "\x00" in value:
+    if (
+        not isinstance(value, str)
+        or not 0 < len(value) <= 191
+        or "\x00" in value
+        # Half of a pair, which no database takes.
+        or any("\ud800" <= char <= "\udfff" for char in value)
+    ):
         raise ValueError(f"{name} must be a string of 1 to 191 characters.")
 
     return value

@@ -8,23 +8,25 @@ import logging
 import os
 import typing as t
 
+import sqlalchemy as sa
 from flask import current_app
 from flask import Flask
 from flask import has_app_context
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import event
 from sqlalchemy import orm
 
 from . import keys
 from . import signals
 from .admin import make_blueprint
-from .catalog import clean
 from .catalog import Completion
+from .catalog import id_of_member
 from .catalog import read_completion
 from .catalog import read_id
+from .catalog import show
 from .cli import make_group
 from .issuing import bell
 from .issuing import unrecorded
+from .ledger import host_transaction
 from .ledger import people
 from .ledger import record
 from .ledger.transaction import hide_parameters
@@ -41,8 +43,6 @@ from .settings import warn_of_ignored
 from .settings import warn_of_unknown
 
 logger = logging.getLogger("flask_credly")
-
-_NOTES = "credly_notes"
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mariadb")
 
@@ -103,7 +103,7 @@ class Credly:
         ``flask credly backfill`` and the page that does the same.
 
         It takes a :class:`.Course` and a time, or ``None``, from which on completions
-        are wanted, and yields pairs of a :class:`.Member` and the aware time of the
+        are wanted, and yields pairs of a :class:`.Member` and the time of the
         completion. The first has to come within 15 minutes: after that, another worker
         takes it that this one has died.
         """
@@ -172,9 +172,6 @@ class Credly:
         warn_of_ignored(app.config, os.environ)
         copy_tables(state.db.metadata)
 
-        with app.app_context():
-            record.watch_writes(state.engine)
-
         # Not for each command of Flask's: the worker says it itself.
         if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
             keys.warn_of_derived(app.config)
@@ -197,9 +194,9 @@ class Credly:
         state, member_id = get_state(), read_id(member_id, "member_id")
         session = state.session()
 
-        if record.has_writes(session, state.engine):
+        if joined := host_transaction.to_join(session, state.engine):
             with hide_parameters():
-                return people.erase_in(session.connection(), member_id)
+                return people.erase_in(joined.connection, member_id)
 
         return people.erase(state.engine, member_id)
 
@@ -271,48 +268,51 @@ def _find_database(app: Flask) -> SQLAlchemy:
 # made in init_app, and a proxy of the app is not the sender it compares with.
 @signals.course_completed.connect
 def _on_course_completed(sender: t.Any, **given: t.Any) -> None:
-    app = None
+    app: Flask | None = None
 
     try:
         if (app := _app_of(sender)) is not None:
-            _record(app, **given)
+            _record(app, given)
+    except record.TransactionEnded as e:
+        # The one error that rises: what the host wrote before is gone, and it has to
+        # know.
+        raise t.cast(Exception, e.__cause__) from None
     except Exception:
-        member = given.get("member")
-        _log_lost(
-            member.get("id")
-            if isinstance(member, dict)
-            else getattr(member, "id", None),
-            given.get("kind", "course"),
-            given.get("course_id"),
-            given.get("completed_at", "now"),
-        )
-
-        if app is not None:
-            unrecorded.note(app.extensions["credly"], given.get("session"))
+        _note_lost(app, given)
 
 
-def _log_lost(
-    member_id: object, kind: object, course_id: object, completed_at: object
+def _note_lost(
+    app: Flask | None, given: dict[str, t.Any], *, ended: bool = False
 ) -> None:
+    """Say that a completion was not recorded, and count it: every one passes here.
+
+    :param app: ``None`` where it is not known: then it cannot be counted.
+    :param given: What was sent.
+    :param ended: Whether the host's transaction is over.
+    """
     # The host's request goes on. Here is all that is needed to do it again, but for
-    # the member's name and address. These two are as they were sent: no line may be
-    # made of them.
-    kind, completed_at = clean(str(kind), 50), clean(str(completed_at), 50)
+    # the member's name and address.
+    member_id = show(id_of_member(given.get("member")))
+    course, kind = show(given.get("course_id")), show(given.get("kind", "course"))
+    when = show(given.get("completed_at", "now"))
     logger.exception(
         "A completion was not recorded: member %r, %s %r, completed at %s. Send it"
         " again once the cause is mended.",
         member_id,
         kind,
-        course_id,
-        completed_at,
+        course,
+        when,
         extra={
             "credly_event": "completion_lost",
             "credly_member": member_id,
             "credly_kind": kind,
-            "credly_course": course_id,
-            "credly_completed_at": completed_at,
+            "credly_course": course,
+            "credly_completed_at": when,
         },
     )
+
+    if app is not None:
+        unrecorded.note(app.extensions["credly"], given.get("session"), ended=ended)
 
 
 def _app_of(sender: t.Any) -> Flask | None:
@@ -333,8 +333,11 @@ def _app_of(sender: t.Any) -> Flask | None:
     raise TypeError("Send the signal with the app: course_completed.send(app, …).")
 
 
-def _record(app: Flask, *, session: orm.Session | None = None, **given: t.Any) -> None:
-    completion = read_completion(**given)
+def _record(app: Flask, given: dict[str, t.Any]) -> None:
+    session = given.get("session")
+    completion = read_completion(
+        **{name: value for name, value in given.items() if name != "session"}
+    )
     state: State = app.extensions["credly"]
 
     if has_app_context() and current_app._get_current_object() is app:  # type: ignore[attr-defined]
@@ -345,85 +348,71 @@ def _record(app: Flask, *, session: orm.Session | None = None, **given: t.Any) -
 
 
 def _record_in_context(
-    state: State, completion: Completion, session: orm.Session | None
+    state: State, completion: Completion, session: t.Any | None
 ) -> None:
     host = session if session is not None else state.session
     host = host() if isinstance(host, orm.scoped_session) else host
-    recorded = record.record(state.engine, host, completion, join=session is not None)
 
-    if recorded == "yes":
-        bell.ring_soon(state)
-    elif recorded == "no":
+    if not isinstance(host, orm.Session):
+        raise TypeError(
+            "session must be a SQLAlchemy Session, such as db.session, not"
+            f" {type(host).__name__}."
+        )
+
+    engine: sa.Engine | sa.Connection = state.engine
+    record.record(
+        engine.engine,
+        host,
+        completion,
+        _Outcome(state, completion),
+        # In a suite of the host's, a connection may stand in the engine's place. What
+        # is written is to go with it.
+        join=session is not None or isinstance(engine, sa.Connection),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Outcome:
+    """What is done about a completion, whatever becomes of it."""
+
+    state: State
+    completion: Completion
+
+    def recorded(self) -> None:
+        bell.ring_soon(self.state)
+
+    def adds_nothing(self) -> None:
         # No member's id: what stands in the ledger is named by no record.
         logger.debug(
             "A completion of %s %r adds nothing: that is not mapped, or the member's"
             " badge is in the ledger.",
-            completion.kind,
-            completion.course_id,
+            self.completion.kind,
+            self.completion.course_id,
         )
-    else:
-        host.info.setdefault(_NOTES, []).append(_Note(state, completion, recorded))
 
+    def taken_back(self) -> None:
+        done = self.completion
+        logger.warning(
+            "A completion was taken back with the transaction that it was sent in:"
+            " member %r, %s %r.",
+            done.member.id,
+            done.kind,
+            done.course_id,
+            extra={
+                "credly_event": "completion_taken_back",
+                "credly_member": done.member.id,
+                "credly_kind": done.kind,
+                "credly_course": done.course_id,
+                "credly_completed_at": done.completed_at,
+            },
+        )
 
-@dataclasses.dataclass(frozen=True)
-class _Note:
-    """What a session's transaction has still to bring about when it ends."""
-
-    state: State
-    completion: Completion
-    recorded: record.Recorded
-
-
-@event.listens_for(orm.Session, "after_commit")
-def _ring_after_commit(session: orm.Session) -> None:
-    # Also called when a savepoint is released.
-    if _NOTES not in session.info or session.in_nested_transaction():
-        return
-
-    notes: list[_Note] = session.info[_NOTES]
-    joined = [note for note in notes if note.recorded == "joined"]
-    # No statement can be sent from here.
-    session.info[_NOTES] = [
-        dataclasses.replace(note, recorded="later")
-        for note in notes
-        if note.recorded != "joined"
-    ]
-
-    for state in {note.state.app: note.state for note in joined}.values():
-        bell.ring_soon(state)
-
-
-@event.listens_for(orm.Session, "after_transaction_end")
-def _finish_notes(session: orm.Session, transaction: orm.SessionTransaction) -> None:
-    if _NOTES not in session.info or transaction.parent is not None:
-        return
-
-    for note in session.info.pop(_NOTES):
-        if note.recorded == "later":
-            _record_later(note)
-        else:
-            logger.warning(
-                "A completion was taken back with the transaction that it was sent in:"
-                " member %r, %s %r.",
-                note.completion.member.id,
-                note.completion.kind,
-                note.completion.course_id,
-                extra={
-                    "credly_event": "completion_taken_back",
-                    "credly_member": note.completion.member.id,
-                    "credly_kind": note.completion.kind,
-                    "credly_course": note.completion.course_id,
-                    "credly_completed_at": note.completion.completed_at,
-                },
-            )
-
-
-def _record_later(note: _Note) -> None:
-    try:
-        with note.state.app.app_context():
-            if record.record_alone(note.state.engine, note.completion):
-                bell.ring_soon(note.state)
-    except Exception:
-        done = note.completion
-        _log_lost(done.member.id, done.kind, done.course_id, done.completed_at)
-        unrecorded.note(note.state, ended=True)
+    def lost(self) -> None:
+        done = self.completion
+        given = {
+            "member": done.member,
+            "course_id": done.course_id,
+            "kind": done.kind,
+            "completed_at": done.completed_at,
+        }
+        _note_lost(self.state.app, given, ended=True)

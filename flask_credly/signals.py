@@ -4,7 +4,8 @@ The sender is the application. What comes with each, as keywords:
 
 :data:`course_completed`
     ``member`` (a :class:`.Member`), ``course_id``; as options ``kind``,
-    ``completed_at`` (an aware time) and ``session``.
+    ``completed_at`` (an aware time) and ``session``. The only error that rises out of
+    ``send()`` is one by which the database has ended the host's transaction.
 
 :data:`badge_issued`
     ``member_id``, ``course_id``, ``kind``, ``template_id``, ``badge_id``, Credly's id

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import collections.abc as cabc
+import datetime as dt
 import json
 import logging
 import os
@@ -228,6 +229,12 @@ def completion_taken_back(on: Connected, patch: pytest.MonkeyPatch) -> None:
     on.host.db.session.execute(sa.text("UPDATE credly_template SET name = 'x'"))
     on.host.complete()
     on.host.db.session.rollback()
+
+
+@provokes
+def completion_adjusted(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("flask_credly.catalog._warned", set())
+    on.host.complete(completed_at=dt.datetime(2026, 3, 1))
 
 
 @provokes

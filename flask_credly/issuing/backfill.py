@@ -18,6 +18,7 @@ from ..catalog import Completion
 from ..catalog import Course
 from ..catalog import Kind
 from ..catalog import read_completion
+from ..catalog import read_time
 from ..ledger import backfills
 from ..settings import State
 from . import bell
@@ -72,6 +73,7 @@ def read(
     for found in _ask(state, course, since):
         try:
             member, completed_at = found
+            completed_at = read_time(completed_at)
         except (TypeError, ValueError):
             completed_at = None
 

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 
 from ..catalog import clean
+from ..catalog import clean_email
 from ..catalog import Member
 from ..ledger import claim
 from ..ledger.claim import Row
@@ -32,7 +33,7 @@ def refresh(state: State, row: Row) -> Row:
 
     fresh = dataclasses.replace(
         row,
-        email=clean(member.email, 320),
+        email=clean_email(member.email),
         first_name=clean(member.first_name, 255),
         last_name=clean(member.last_name, 255),
     )

@@ -19,10 +19,9 @@ import weakref
 import sqlalchemy as sa
 from flask import current_app
 from flask import has_app_context
-from sqlalchemy import event
 from sqlalchemy import orm
 
-from ..ledger import record
+from ..ledger import host_transaction
 from ..ledger import unrecorded
 from ..ledger.transaction import in_session
 from ..ledger.unrecorded import Count
@@ -74,10 +73,7 @@ def _waits(state: State, session: t.Any) -> bool:
     try:
         host = host() if isinstance(host, orm.scoped_session) else host
 
-        if not record.has_writes(host, state.engine):
-            return False
-
-        connection = host.connection()
+        joined = host_transaction.to_join(host, state.engine)
     except sa.exc.PendingRollbackError:
         return True  # for a commit that cannot come
     except Exception:
@@ -85,14 +81,15 @@ def _waits(state: State, session: t.Any) -> bool:
         logger.debug("The host's transaction cannot be watched.", exc_info=True)
         return False
 
-    transaction = connection.get_transaction()
+    if joined is None:
+        return False
 
-    def count(connection: sa.Connection, *_: object) -> None:
-        if connection.get_transaction() is transaction:
-            note(state, ended=True)
-
-    event.listen(connection, "commit", count, once=True)
-    event.listen(connection, "commit_twophase", count, once=True)
+    host_transaction.follow(
+        host,
+        joined.connection,
+        on_commit=lambda: note(state, ended=True),
+        on_rollback=lambda: None,
+    )
     return True
 
 

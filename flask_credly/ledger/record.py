@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import collections.abc as cabc
-import contextlib
 import datetime as dt
 import functools
-import re
 import typing as t
 
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy import orm
 
 from ..catalog import Completion
@@ -19,68 +16,87 @@ from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
 from . import clock
+from . import host_transaction
 from .transaction import hide_parameters
 from .transaction import in_transaction
 
-_WROTE = "credly_wrote"
-_SAVEPOINTS = "credly_savepoints"
-_WRITES = re.compile(
-    # Blanks and comments, without a way back.
-    r"(?>\s+|--[^\n]*|/\*.*?\*/)*+"
-    r"((insert|update|delete|replace|merge|call)\b"
-    r"|with\b.*\b(insert\s+into|update\b.+\bset|delete\s+from|merge\s+into)\b)",
-    re.I | re.S,
-)
 
-Recorded = t.Literal["no", "yes", "joined", "after commit", "later"]
-"""``no``: the course is not mapped, or the row was there. ``yes``: it is durable.
-``joined``: it waits for the host's commit. ``after commit``: call
-:func:`record_alone` once the host has committed. ``later``: the same once the host's
-transaction has ended in any way.
-"""
+class Outcome(t.Protocol):
+    """What is done about a completion once it is known what became of it."""
+
+    def recorded(self) -> None:
+        """The row is durable."""
+
+    def adds_nothing(self) -> None:
+        """The course is not mapped, or the row was there."""
+
+    def taken_back(self) -> None:
+        """The transaction that it was sent in was rolled back."""
+
+    def lost(self) -> None:
+        """It could not be recorded. Called where the exception is handled."""
+
+
+class TransactionEnded(Exception):
+    """The database has ended the host's transaction. The cause is its error."""
 
 
 def record(
     engine: sa.Engine,
     session: orm.Session,
     completion: Completion,
+    outcome: Outcome,
     *,
     join: bool = False,
-) -> Recorded:
+) -> None:
     """Write the completion's row, unless it is there already or the course is not
     mapped.
 
-    The row joins the session's transaction if that has written something, so that
-    both are kept or neither; otherwise it has a transaction of its own and is durable
-    at return.
+    The row joins the host's transaction if that has written something, so that both
+    are kept or neither; otherwise it has a transaction of its own and is durable at
+    return. What is joined and fails alone is written once the host has committed.
 
     :param session: The host's session on the current context.
-    :param join: Join in any case.
+    :param join: Join the session's in any case.
+    :raises TransactionEnded: What the host has written is gone.
+    :raises sqlalchemy.exc.SQLAlchemyError: Nothing was recorded, or will be.
     """
-    if join or has_writes(session, engine):
-        try:
-            return "joined" if _join(session, completion) else "no"
-        except sa.exc.OperationalError:
-            # A lock that we did not get in time, the host may still get.
-            if engine.dialect.name == "sqlite":
-                return "after commit"
+    joined = host_transaction.to_join(session, engine, always=join)
 
-            raise
+    def alone() -> None:
+        _record_later(engine, completion, outcome)
+
+    if joined is not None:
+        _join(engine, session, joined, completion, outcome, alone)
+        return
 
     # The session may hold a connection because it has read something.
     reads = session.in_transaction()
 
-    if reads and _is_exhausted(engine.pool):
-        return "later"
-
     try:
-        return "yes" if record_alone(engine, completion) else "no"
+        if reads and _is_exhausted(engine.pool):
+            raise sa.exc.TimeoutError("No connection is left in the pool.")
+
+        written = record_alone(engine, completion)
     except (sa.exc.OperationalError, sa.exc.TimeoutError):
         # To join would be to lose the row where the host only reads.
-        if reads:
-            return "later"
+        if not reads:
+            raise
 
-        raise
+        host_transaction.follow(
+            session, None, on_commit=alone, on_rollback=outcome.taken_back
+        )
+    else:
+        outcome.recorded() if written else outcome.adds_nothing()
+
+
+def _record_later(engine: sa.Engine, completion: Completion, outcome: Outcome) -> None:
+    try:
+        written = record_alone(engine, completion)
+    except Exception:
+        outcome.lost()
+    else:
+        outcome.recorded() if written else outcome.adds_nothing()
 
 
 def record_alone(engine: sa.Engine, completion: Completion) -> bool:
@@ -98,37 +114,56 @@ def record_alone(engine: sa.Engine, completion: Completion) -> bool:
         return _insert(connection, parameters)
 
 
-def _join(session: orm.Session, completion: Completion) -> bool:
-    connection = session.connection()
-    parameters = _parameters(completion)
+def _join(
+    engine: sa.Engine,
+    session: orm.Session,
+    joined: host_transaction.Joined,
+    completion: Completion,
+    outcome: Outcome,
+    alone: cabc.Callable[[], None],
+) -> None:
+    connection = joined.connection
 
-    with hide_parameters():
-        # A failed statement spoils the whole transaction there, the host's included.
-        # Elsewhere it does not, and on SQLite releasing a savepoint may even commit.
-        if connection.dialect.name == "postgresql" and not _is_autocommit(connection):
-            with _savepoint(connection):
-                return _insert(connection, parameters)
-
-        return _insert(connection, parameters)
-
-
-@contextlib.contextmanager
-def _savepoint(connection: sa.Connection) -> cabc.Iterator[None]:
-    # SQLAlchemy's own, made for any nesting, takes as long again.
-    connection.exec_driver_sql("SAVEPOINT credly")
+    def follow(on_commit: cabc.Callable[[], None]) -> None:
+        host_transaction.follow(
+            session, connection, on_commit=on_commit, on_rollback=outcome.taken_back
+        )
 
     try:
-        yield
-    except BaseException:
-        connection.exec_driver_sql("ROLLBACK TO SAVEPOINT credly")
-        raise
+        with hide_parameters():
+            written = _insert_joined(connection, _parameters(completion))
+    except Exception as e:
+        if host_transaction.was_ended(joined, e):
+            host_transaction.refuse_commit(session, connection)
+            outcome.taken_back()
+            raise TransactionEnded from e
 
-    connection.exec_driver_sql("RELEASE SAVEPOINT credly")
+        # A lock that we did not get in time, the host may still get; a table that is
+        # not found here may be found there.
+        follow(alone)
+        return
+
+    if not written:
+        outcome.adds_nothing()
+    elif host_transaction.in_transaction(connection):
+        follow(outcome.recorded)
+    else:
+        outcome.recorded()
 
 
-def _is_autocommit(connection: sa.Connection) -> bool:
-    raw = connection.connection.dbapi_connection
-    return raw is not None and connection.dialect.detect_autocommit_setting(raw)
+def _insert_joined(connection: sa.Connection, parameters: dict[str, t.Any]) -> bool:
+    # A failed statement spoils the whole transaction there, the host's included.
+    # Elsewhere it does not, and on SQLite releasing a savepoint may even commit.
+    if connection.dialect.name != "postgresql" or not host_transaction.in_transaction(
+        connection
+    ):
+        return _insert(connection, parameters)
+
+    # SQLAlchemy's own, made for any nesting, takes as long again.
+    connection.exec_driver_sql(f"SAVEPOINT {host_transaction.SAVEPOINT}")
+    written = _insert(connection, parameters)
+    connection.exec_driver_sql(f"RELEASE SAVEPOINT {host_transaction.SAVEPOINT}")
+    return written
 
 
 def _is_exhausted(pool: sa.Pool) -> bool:
@@ -356,82 +391,3 @@ def _statement(dialect: str) -> sa.Insert:
             where=_IS_CANCELLED,
         ),
     )
-
-
-def has_writes(session: orm.Session, engine: sa.Engine) -> bool:
-    """Whether the session has written, or is about to write, in its open transaction.
-
-    "In a transaction" alone says nothing: reading opens one too.
-    """
-    # What was set to what it was stays "dirty", and is never written.
-    if session.new or session.deleted or any(map(session.is_modified, session.dirty)):
-        return True
-
-    if not session.in_transaction():
-        return False
-
-    try:
-        connection = session.connection()
-    except sa.exc.InvalidRequestError:
-        # In the midst of its commit: what it wrote is durable by now.
-        return False
-
-    return connection.engine is engine and _WROTE in connection.info
-
-
-def watch_writes(engine: sa.Engine) -> None:
-    """Note on each database connection whether its transaction has written. Seen here
-    and not in the session, where bulk operations and plain connections pass unseen.
-    """
-    if event.contains(engine, "after_cursor_execute", _note_write):
-        return
-
-    event.listen(engine, "after_cursor_execute", _note_write)
-    event.listen(engine, "savepoint", _note_savepoint)
-    event.listen(engine, "release_savepoint", _release_savepoint)
-    event.listen(engine, "rollback_savepoint", _roll_back_savepoint)
-
-    for name in ("commit", "rollback", "commit_twophase", "rollback_twophase"):
-        event.listen(engine, name, _forget_writes)
-
-
-def _note_write(
-    connection: sa.Connection,
-    cursor: object,
-    statement: str,
-    parameters: object,
-    context: t.Any,
-    executemany: bool,
-) -> None:
-    if (
-        context.isinsert
-        or context.isupdate
-        or context.isdelete
-        or _WRITES.match(statement)
-    ):
-        connection.info[_WROTE] = True
-
-
-def _note_savepoint(connection: sa.Connection, _: object) -> None:
-    # By order and not by name: that is only given after this.
-    before = connection.info.setdefault(_SAVEPOINTS, [])
-    before.append(_WROTE in connection.info)
-
-
-def _release_savepoint(connection: sa.Connection, *_: object) -> None:
-    if not connection.invalidated and connection.info.get(_SAVEPOINTS):
-        connection.info[_SAVEPOINTS].pop()
-
-
-def _roll_back_savepoint(connection: sa.Connection, *_: object) -> None:
-    if not connection.invalidated and connection.info.get(_SAVEPOINTS):
-        if not connection.info[_SAVEPOINTS].pop():
-            connection.info.pop(_WROTE, None)
-
-
-def _forget_writes(connection: sa.Connection, *_: object) -> None:
-    # A lost connection has no info any more, and asking for it would raise into the
-    # host's rollback.
-    if not connection.invalidated:
-        connection.info.pop(_WROTE, None)
-        connection.info.pop(_SAVEPOINTS, None)

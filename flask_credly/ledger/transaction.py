@@ -23,9 +23,9 @@ from ..settings import get_state
 
 TRIES = 4
 
-# PostgreSQL: serialization failure, deadlock. MariaDB and MySQL: deadlock, lock wait.
-_PASSING_STATES = {"40001", "40P01"}
-_PASSING_NUMBERS = {1205, 1213}
+# PostgreSQL: serialization failure, deadlock. MariaDB and MySQL: a record that has
+# changed since it was read, lock wait, deadlock.
+_PASSING = {"40001", "40P01", 1020, 1205, 1213}
 
 P = t.ParamSpec("P")
 T = t.TypeVar("T")
@@ -191,6 +191,10 @@ def _hide(error: sa.exc.StatementError) -> None:
     # A traceback prints what is below as well.
     while below is not None:
         words = _words(below)
+
+        if code := _code_of_pg8000(below):
+            below.sqlstate = code  # type: ignore[attr-defined]
+
         # A driver's first argument may be a number that somebody asks for.
         numbers = tuple(each for each in below.args[:1] if isinstance(each, int))
         below.args = (*numbers, words)
@@ -248,17 +252,27 @@ def _codes(error: BaseException) -> set[object]:
     """Get what a driver calls an error, in numbers or short names."""
     names = ("sqlstate", "pgcode", "errno", "sqlite_errorname")
     first = error.args[0] if error.args and isinstance(error.args[0], int) else None
-    return {first, *(getattr(error, name, None) for name in names)} - {None}
+    found = {first, *(getattr(error, name, None) for name in names)}
+    return (found | {_code_of_pg8000(error)}) - {None}
+
+
+def _code_of_pg8000(error: BaseException) -> str | None:
+    fields = error.args[0] if error.args else None
+    return fields.get("C") if isinstance(fields, dict) else None
 
 
 def passes(error: sa.exc.DBAPIError) -> bool:
     """Whether the same transaction may succeed when it is done again."""
-    origin = error.orig
-    state = getattr(origin, "sqlstate", None) or getattr(origin, "pgcode", None)
-    number = origin.args[0] if origin is not None and origin.args else None
+    codes = _codes(error.orig) if error.orig else set()
     return (
         error.connection_invalidated
-        or state in _PASSING_STATES
-        or number in _PASSING_NUMBERS
-        or "database is locked" in str(origin)
+        or not codes.isdisjoint(_PASSING)
+        or "database is locked" in str(error.orig)
     )
+
+
+def number_of(error: BaseException) -> int | None:
+    """Get MariaDB's or MySQL's number of an error, whichever driver it comes from."""
+    origin = getattr(error, "orig", None)
+    numbers = [] if origin is None else _codes(origin)
+    return next((each for each in numbers if isinstance(each, int)), None)
