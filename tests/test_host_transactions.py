@@ -806,8 +806,16 @@ def test_a_completion_is_sent_in_a_listener_of_the_session(
 
 
 @every_database
-@pytest.mark.parametrize("target", ["session", "sessionmaker", "class", "class, first"])
-@pytest.mark.parametrize("moment", ["after_commit", "after_transaction_end"])
+@pytest.mark.parametrize(
+    ("target", "moment"),
+    [
+        *itertools.product(
+            ("session", "sessionmaker", "class"),
+            ("after_commit", "after_transaction_end"),
+        ),
+        ("class, first", "after_commit"),
+    ],
+)
 def test_a_listener_of_the_hosts_that_raises(
     host: Host,
     target: str,
