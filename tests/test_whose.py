@@ -11,6 +11,7 @@ import json
 import threading
 import typing as t
 
+import hypothesis
 import pytest
 import responses
 import sqlalchemy as sa
@@ -21,9 +22,16 @@ from conftest import COURSES
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
+from hypothesis import stateful
+from hypothesis import strategies as st
+from test_machine import EXAMPLES
+from test_machine import STEPS
+from test_machine import World
+from test_machine import world as world
 
 from flask_credly import badge_issued
 from flask_credly import connection
+from flask_credly import Course
 from flask_credly import doctor
 from flask_credly import jobs
 from flask_credly import Member
@@ -41,10 +49,14 @@ from flask_credly.models import Base
 from flask_credly.models import Installation
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
+from flask_credly.testing.rules import Refusal
 
 AT = dt.datetime(2026, 11, 1, 9, 30, tzinfo=dt.UTC)
 ANNA = Member("A", "info@example.org", "Anna", "Alpha")
 BERT = Member("B", "Info@Example.org", "Bert", "Beta")
+CARL = Member("C", "carl@example.org", "Carl", "Gamma")
+MANY_IDS = ["once 1", "once 2", "often 1", "often 2"]
+MANY = [Course(id=each, title=each) for each in MANY_IDS]
 
 
 @pytest.fixture
@@ -689,3 +701,159 @@ class TestARestoredDatabase:
         host.drain()
 
         assert (host.row().state, credly.count("issue")) == ("pending", 0)
+
+
+class Badges(stateful.RuleBasedStateMachine):
+    """Members who share an address, courses that share a template, answers that are
+    lost, badges given by hand, and a database that is restored.
+    """
+
+    world: World
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world.begin_anew()
+        self.host = self.world.host
+        self.credly = self.world.credly
+        self.credly.posts_allowed = 999
+        self.once = self.credly.add_template("Once")
+        self.often = self.credly.add_template("Often", allow_duplicate_badges=True)
+        connection.connect(
+            self.host.state,
+            organization_id=self.credly.organization_id,
+            client_id=self.credly.client_id,
+            client_secret=self.credly.client_secret,
+        )
+
+        for course in MANY:
+            template_id = self.once if course.id.startswith("once") else self.often
+            connection.add_mapping(self.host.state, course, template_id)
+
+        self.completed: set[tuple[str, str]] = set()
+        self.restore_backup: cabc.Callable[[], None] | None = None
+
+    @stateful.rule(
+        member=st.sampled_from([ANNA, BERT, CARL]),
+        course=st.sampled_from(MANY_IDS),
+        second=st.integers(0, 1),
+    )
+    def complete(self, member: Member, course: str, second: int) -> None:
+        self.completed.add((member.id, course))
+        at = AT + dt.timedelta(seconds=second)
+        self.host.complete(member=member, course_id=course, completed_at=at)
+
+    @stateful.rule(
+        template=st.booleans(),
+        member=st.sampled_from([ANNA, BERT, CARL]),
+        name=st.sampled_from([None, "of another system"]),
+    )
+    def give_by_hand(self, template: bool, member: Member, name: str | None) -> None:
+        template_id = self.once if template else self.often
+
+        try:
+            self.credly.award(
+                template_id, member.email, issuer_earner_id=name, issued_at=AT
+            )
+        except Refusal:
+            pass  # the address has it
+
+    @stateful.rule(after=st.booleans(), times=st.integers(1, 3))
+    def lose_answers(self, after: bool, times: int) -> None:
+        self.credly.fail("issue", how="reset", after=after, times=times)
+
+    @stateful.rule(times=st.integers(1, 2))
+    def fail_to_list(self, times: int) -> None:
+        self.credly.fail("look-up", status=500, times=times)
+
+    # Below the wait of a minute: beyond it a second badge is the stated limit.
+    @stateful.rule(lag=st.sampled_from([0, 50]))
+    def lag(self, lag: int) -> None:
+        self.credly.look_up_lag = lag
+
+    @stateful.rule(seconds=st.sampled_from([0, 61, 61, 4000]))
+    def drain(self, seconds: int) -> None:
+        self.world.advance(seconds)
+        self.host.drain()
+
+    @stateful.rule()
+    def retry(self) -> None:
+        issuances.retry(self.host.state.engine)
+
+    @stateful.rule()
+    def back_up(self) -> None:
+        self.restore_backup = back_up(self.host)
+
+    @stateful.precondition(lambda self: self.restore_backup is not None)
+    @stateful.rule()
+    def restore(self) -> None:
+        assert self.restore_backup is not None
+        # It takes its time, and no worker runs meanwhile.
+        self.world.advance(600)
+        self.restore_backup()
+        connection.note_restored(self.host.state.engine)
+
+    @stateful.invariant()
+    def each_badge_is_its_rows(self) -> None:
+        if not hasattr(self, "completed"):
+            return
+
+        book = {each["id"]: each for each in self.credly.badges}
+        taken = [row for row in self.host.rows() if row.badge_id]
+        assert len({row.badge_id for row in taken}) == len(taken)
+
+        for row in taken:
+            badge = book[row.badge_id or ""]
+            assert row.state == "issued"
+            assert badge["badge_template"]["id"] == row.template_id
+            assert badge["issuer_earner_id"] == our_name(self.host, row.member_id)
+
+        for member in (ANNA, BERT, CARL):
+            mine = our_name(self.host, member.id)
+            ours = [each for each in book.values() if each["issuer_earner_id"] == mine]
+            often = [e for e in ours if e["badge_template"]["id"] == self.often]
+            done = [
+                course
+                for who, course in self.completed
+                if who == member.id and course.startswith("often")
+            ]
+            assert len(often) <= len(done)
+            assert len(ours) - len(often) <= 1
+
+    def teardown(self) -> None:
+        self.credly.clear_faults()
+        self.credly.look_up_lag = 0
+
+        for _ in range(20):
+            issuances.retry(self.host.state.engine)
+            self.world.advance(4000)
+            self.host.drain()
+
+            if all(row.state in ("issued", "held") for row in self.host.rows()):
+                break
+
+        for row in self.host.rows():
+            assert row.state in ("issued", "held"), row.error
+            # Only Credly's refusal of a second one leaves a row without a badge.
+            assert (row.badge_id is None) == (row.state == "held")
+            assert row.state == "issued" or row.template_id == self.once
+            assert row.state == "issued" or row.error
+
+        self.each_badge_is_its_rows()
+
+
+@every_database
+def test_any_sequence_of_badges(world: World) -> None:
+    class Machine(Badges):
+        pass
+
+    Machine.world = world
+    stateful.run_state_machine_as_test(
+        Machine,
+        settings=hypothesis.settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        ),
+    )
