@@ -39,6 +39,7 @@ from werkzeug.test import TestResponse
 from flask_credly import connection
 from flask_credly import Course
 from flask_credly.admin.blueprint import ROUTES
+from flask_credly.ledger import unrecorded
 from flask_credly.models import Base
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
@@ -547,6 +548,14 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
     fail_one(visit, row_id)
     visit.post("/credly/badges/retry")
     visit.get("/credly/errors")
+
+    with visit.host.app.app_context():
+        count = unrecorded.Count(3, dt.datetime.now(dt.UTC))
+        unrecorded.add(visit.host.state.engine, count)
+
+    assert "could not be recorded since" in visit.get("/credly").text
+    visit.post("/credly/unrecorded/3/dismiss")
+    assert "could not be recorded since" not in visit.get("/credly").text
 
     for name in ("badges", "errors", "activity"):
         file = visit.get(f"/credly/{name}.csv")
