@@ -987,9 +987,13 @@ class TestState:
 
     @pytest.mark.parametrize("status", [429, 503])
     def test_a_pause_is_solved_by_the_next_badge(
-        self, mapped: tuple[Browser, Connected, int], status: int
+        self,
+        mapped: tuple[Browser, Connected, int],
+        monkeypatch: pytest.MonkeyPatch,
+        status: int,
     ) -> None:
         browser, connected, _ = mapped
+        monkeypatch.setattr("flask_credly.issuing.drain.SHORT_PAUSE", 1.0)
         host, credly, _ = connected
         credly.fail("token", status=status)
         credly.revoke_tokens()
@@ -1650,3 +1654,17 @@ def test_a_removal_is_undone_without_javascript(
 
     assert host.row().state == "issued"
     assert "Undo" not in browser.get(answer.location).text
+
+
+def test_a_badge_that_waits_is_shown_as_what_its_course_is_mapped_to_now(
+    connected: Connected,
+) -> None:
+    host, credly, _ = connected
+    other = credly.add_template("The Badge Of Now")
+    connection.sync_templates(host.state)
+    host.complete()
+    (mapping,) = connection.list_mappings(host.db.session)
+    connection.change_mapping(host.state, mapping.id, COURSES[0], other)
+    text = host.app.test_client().get("/integrations/credly/badges").text
+
+    assert "<bdi>The Badge Of Now</bdi>" in text

@@ -235,6 +235,7 @@ def _names(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
         "statuses": STATUSES,
         "status_of": functools.partial(status_of, paused=paused),
         "paused": paused,
+        "becoming": read(issuances.becoming, [row.id for row in rows]),
         "can_be_retried": can_be_retried,
         "titles": _titles(rows, courses),
         "kind_names": KIND_NAMES,

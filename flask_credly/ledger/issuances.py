@@ -158,6 +158,29 @@ def can_be_retried(session: Session, ids: cabc.Collection[int]) -> set[int]:
     return set(found)
 
 
+def becoming(session: Session, ids: cabc.Collection[int]) -> dict[int, str]:
+    """Get the badges that some rows become when their turn comes, by name: those whose
+    course was mapped to another one since. See :func:`.claim.claim`.
+    """
+    found = session.execute(
+        sa.select(Issuance.id, Template.name)
+        .join(
+            Mapping,
+            sa.and_(
+                Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id
+            ),
+        )
+        .join(Template, Template.id == Mapping.template_id)
+        .where(
+            Issuance.id.in_(ids),
+            Issuance.state.in_(STATES["waiting"]),
+            Issuance.maybe_issued.is_(False),
+            Issuance.template_id != Mapping.template_id,
+        )
+    )
+    return {id_: name for id_, name in found}
+
+
 def retriable(session: Session, at_most: int | None = None) -> int:
     """Count what failed, or was not mapped when its turn came, and can be tried again.
 
