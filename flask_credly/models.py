@@ -201,6 +201,22 @@ class Mapping(Base):
     template: orm.Mapped[Template] = orm.relationship(lazy="joined", innerjoin=True)
 
 
+class RemovedMapping(Base):
+    """A mapping that was removed a short time ago: what an undo brings back."""
+
+    __tablename__ = "credly_removed_mapping"
+
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True, autoincrement=False)
+    """Of the mapping, as it was."""
+    connection_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(Connection.id, ondelete="CASCADE"), index=True
+    )
+    kind: orm.Mapped[str] = orm.mapped_column(_id(20))
+    course_id: orm.Mapped[str] = orm.mapped_column(_id(191))
+    template_id: orm.Mapped[str] = orm.mapped_column(_id(36))
+    removed_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
+
+
 State = t.Literal["pending", "sending", "issued", "held", "failed", "cancelled"]
 
 

@@ -144,9 +144,11 @@ class Walk:
         this = f"{mappings}/{self.mapping_id()}"
         self.post(this, "change mapping", sql, "ok", **course)
         self.post(f"{this}/remove", "remove mapping", sql, "ok")
-        course = {"course": "course:py-101", **template}
-        self.post(mappings, "undo", python, "ok", **course, undo="1")
+        undo = this.rpartition("/")[2]
+        self.post(mappings, "undo", sql, "ok", undo=undo)
         this = f"{mappings}/{self.mapping_id()}"
+        course = {"course": "course:py-101", **template}
+        self.post(this, "change mapping", python, "ok", **course)
         self.post(f"{WINDOW}/pause", "pause", "", "ok")
         self.post(f"{WINDOW}/resume", "resume", "", "ok")
         connected = Connected(self.host, credly, self.template_id)

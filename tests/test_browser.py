@@ -160,7 +160,7 @@ HOST_PAGE = """<!doctype html>
 
 HOST_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
-    " img-src 'self' data: https://images.example.org; form-action 'self'"
+    " img-src 'self' data: https://images.credly.com; form-action 'self'"
 )
 
 
@@ -481,7 +481,7 @@ def stand_in(app: Flask, layout: str, script: pathlib.Path | None) -> None:
         return response
 
 
-PICTURES = "https://images.example.org/"
+PICTURES = "https://images.credly.com/"
 PICTURE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAA"
     "AABJRU5ErkJggg=="

@@ -387,7 +387,7 @@ TEMPLATE_ANSWER = {
             "id": TEMPLATE,
             "name": "Python Badge",
             "state": "active",
-            "image_url": "https://images.example.org/x.png",
+            "image_url": "https://images.credly.com/x.png",
             "allow_duplicate_badges": False,
         }
     ],

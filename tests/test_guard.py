@@ -5,6 +5,7 @@ meant. In hosts that protect their forms in every way that Flask-WTF knows.
 from __future__ import annotations
 
 import collections.abc as cabc
+import datetime as dt
 import io
 import logging
 import re
@@ -13,6 +14,8 @@ import typing as t
 
 import flask
 import pytest
+import sqlalchemy as sa
+from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 from flask import abort
@@ -32,8 +35,11 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.local import LocalProxy
 from werkzeug.test import TestResponse
 
+from flask_credly import connection
 from flask_credly import Credly
 from flask_credly.admin import blueprint
+from flask_credly.models import RemovedMapping
+from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
 
 SAME = {"Sec-Fetch-Site": "same-origin"}
@@ -695,3 +701,138 @@ def test_a_hook_that_would_have_to_be_awaited_is_refused_at_the_start(
 
     with pytest.raises(RuntimeError, match=f"@credly.{name}.*'def', not 'async def'"):
         credly.init_app(app)
+
+
+# What was removed
+
+
+@every_database
+def test_only_a_removal_of_the_last_hour_is_offered_to_be_undone(
+    host: Host, credly: CredlySimulator
+) -> None:
+    """And nothing that an address or a form says of it."""
+    fill(host, credly)
+    other = credly.add_template("Badge of somebody else")
+
+    with host.app.app_context():
+        connection.sync_templates(host.state)
+
+    client = host.app.test_client()
+
+    def post(path: str, **data: str) -> TestResponse:
+        (token, *_) = tokens_of(client.get(WINDOW).text, "csrf_token")
+        data["csrf_token"] = token
+        return client.post(f"{WINDOW}/mappings{path}", data=data)
+
+    def leave_message() -> None:
+        # As a page of a sibling might, that shares the cookie.
+        with client.session_transaction() as session:
+            session["credly_said"] = ("Mapping removed.", False)
+
+    def mapped() -> list[tuple[str, str]]:
+        with host.app.app_context():
+            found = connection.list_mappings(host.db.session)
+            return [(each.course_id, each.template.name) for each in found]
+
+    for query in (f"course:sql&template={other}", "1", "99", "9" * 30, "x", ""):
+        leave_message()
+        assert "Undo" not in client.get(f"{WINDOW}?undo={query}").text
+
+    removed = post("/1/remove").location
+    assert mapped() == []
+    post("", undo="99", course="course:sql", template=other)
+    assert mapped() == []
+
+    # Not for ever
+    with host.app.app_context():
+        time = sa.update(RemovedMapping).values(removed_at=RemovedMapping.removed_at)
+        past = dt.datetime.now(dt.UTC) - dt.timedelta(hours=2)
+        was = host.db.session.scalar(sa.select(RemovedMapping.removed_at))
+        host.db.session.execute(time.values(removed_at=past))
+        host.db.session.commit()
+
+    leave_message()
+    assert "Undo" not in client.get(removed).text
+    post("", undo="1")
+    assert mapped() == []
+    assert "This cannot be undone any more." in client.get(WINDOW).text
+
+    with host.app.app_context():
+        host.db.session.execute(time.values(removed_at=was))
+        host.db.session.commit()
+
+    leave_message()
+    assert "Undo" in client.get(removed).text
+    post("", undo="1", course="course:sql", template=other)
+    assert mapped() == [("py-101", "Python Badge")]
+    leave_message()
+    assert "Undo" not in client.get(removed).text
+
+    # The same number may be given once more.
+    (mapping_id, *_) = re.findall(r"/mappings/(\d+)/remove", client.get(WINDOW).text)
+    post(f"/{mapping_id}/remove")
+    post("", undo=mapping_id)
+    assert mapped() == [("py-101", "Python Badge")]
+
+    with host.app.app_context():
+        connection.remove(host.state)
+        assert not host.db.session.scalars(sa.select(RemovedMapping)).all()
+
+
+# What Credly lists
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://images.credly.com/a.png", True),
+        ("https://credly.com.evil.example/a.png", False),
+        ("https://evilcredly.com/a.png", False),
+        ("https://images.credly.com@evil.example/a.png", False),
+        ("https://evil.example\\@images.credly.com/a.png", False),
+        ("https://images.credly.com:8443/a.png", False),
+        ("https://images.credly.com", False),
+        ("http://images.credly.com/a.png", False),
+        ("javascript:alert(1)", False),
+    ],
+)
+def test_only_pictures_of_credly_are_shown(
+    host: Host, credly: CredlySimulator, url: str, shown: bool
+) -> None:
+    fill(host, credly)
+
+    with host.app.app_context():
+        host.db.session.execute(sa.update(Template).values(image_url=url))
+        host.db.session.commit()
+
+    page = host.app.test_client().get(WINDOW)
+    assert (f'<img src="{url}"' in page.text) == ("<img" in page.text) == shown
+    policy = page.headers["Content-Security-Policy"]
+    assert "img-src 'self' https://*.credly.com data:;" in policy
+
+
+@every_database
+def test_badge_templates_of_one_name_can_be_told_apart(
+    host: Host, credly: CredlySimulator
+) -> None:
+    first = fill(host, credly)
+    second = credly.add_template("python badge")
+    others = [credly.add_template("École") for _ in range(2)]
+    alone = credly.add_template("Data Badge")
+
+    with host.app.app_context():
+        connection.sync_templates(host.state)
+
+    client = host.app.test_client()
+    page = client.get(f"{WINDOW}?mapping=new").text
+    found = dict(re.findall(r'<option value="([0-9a-f-]{36})"[^>]*>([^<]*)<', page))
+    assert found == {
+        first: f"Python Badge ({first})",
+        second: f"python badge ({second})",
+        alone: "Data Badge",
+        **{each: f"École ({each})" for each in others},
+    }
+    # And in the row of the mapping
+    assert f">{first}</div>" in page
+    part = client.get(f"{WINDOW}/mappings/1/row", headers=HX).text
+    assert f">{first}</div>" in part

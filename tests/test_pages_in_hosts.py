@@ -512,13 +512,10 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
         data = {"course": key, "template": other}
         visit.post(base, headers=headers, data=data)
 
-    for id_, key, headers in (
-        (first, "course:py-101", None),
-        (second, "learning_path:data", HX),
-    ):
+    for id_, headers in ((first, None), (second, HX)):
         base = f"/credly/mappings/{id_}"
         visit.post(f"{base}/remove", headers=headers)
-        data = {"course": key, "template": other, "undo": "1"}
+        data = {"undo": id_}
         visit.post("/credly/mappings", headers=headers, data=data)
 
     first, second = visit.ids(Mapping.id)

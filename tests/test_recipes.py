@@ -705,7 +705,7 @@ class TestFlaskTalisman:
         site = make_site()
         names = run_code("flask-talisman.md")
         names["policy"]["script-src"] = scripts
-        names["policy"]["img-src"].append("https://images.example.org")
+        names["policy"]["img-src"].append("https://images.credly.com")
         site.host.app.debug = True  # no redirect to https
         names["secure"](site.host.app)
         site.connect()

@@ -12,7 +12,11 @@ MAX_ID = 2**31 - 1
 
 def number(name: str) -> int | None:
     """Read a row's id from the address."""
-    value = request.args.get(name, "")
+    return read_number(request.args.get(name, ""))
+
+
+def read_number(value: str) -> int | None:
+    """Read a row's id."""
     found = int(value) if value.isdecimal() and len(value) < 18 else None
     return found if found is None or found <= MAX_ID else None
 

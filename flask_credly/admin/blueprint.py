@@ -51,8 +51,8 @@ logger = logging.getLogger("flask_credly")
 # No scripts or styles but our files, so that nothing a member or Credly wrote can run.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self';"
-    " img-src 'self' https: data:; connect-src 'self'; form-action 'self';"
-    " base-uri 'none'; frame-ancestors 'none'"
+    " img-src 'self' https://*.credly.com data:; connect-src 'self';"
+    " form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
 HEADERS = {

@@ -24,9 +24,11 @@ from ..ledger import gates
 from ..ledger import issuances
 from ..ledger.transaction import end_hosts_transaction
 from ..models import Mapping
+from ..models import RemovedMapping
 from ..settings import get_state
 from ..words import gettext
 from ..words import mark
+from .address import read_number
 from .answer import EXPIRED
 from .answer import fragment
 from .answer import go_to
@@ -43,6 +45,7 @@ logger = logging.getLogger("flask_credly")
 KIND_NAMES = {"course": mark("Course"), "learning_path": mark("Learning path")}
 
 GONE = mark("This mapping is not there any more.")
+NO_UNDO = mark("This cannot be undone any more. Add the mapping again.")
 NOT_CONNECTED = mark("Credly is not connected any more.")
 
 MANY = 200
@@ -125,12 +128,14 @@ class Choices:
     :param shown: Some of what was found, and what is chosen.
     :param found: How many were found.
     :param searched: Whether there are so many that they can be searched.
+    :param twins: The names that more than one badge template has.
     :param lost: The name of what the mapping has and the list does not offer any more.
     """
 
     shown: list[t.Any]
     found: int
     searched: bool
+    twins: cabc.Set[str] = frozenset()
     lost: str = ""
 
 
@@ -141,7 +146,6 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
     """
     mapped = read(connection.mapped_courses)
     courses = list_courses()
-    undo = request.args.get("undo", "")
     number = _page()
     start = (number - 1) * A_PAGE
     mappings = read(connection.list_mappings, start=start, limit=A_PAGE)
@@ -155,6 +159,7 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
         "kind_names": KIND_NAMES,
         "templates": read(connection.count_templates),
         "mappings": mappings,
+        "twins": read(connection.find_twins, [each.template for each in mappings]),
         "mapped": len(mapped),
         "mapping_page": number,
         "kept": _kept(),
@@ -162,9 +167,19 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
         "changing": {row.mapping_id: row for row in rows if row.mapping_id},
         "new_rows": [row for row in rows if row.mapping_id is None],
         **_choices(rows, courses, mapped),
-        "undo": undo if undo.partition(":")[::2] not in mapped else "",
-        "undo_template": request.args.get("template"),
+        "undo": _removed(request.args.get("undo"), mapped),
     }
+
+
+def _removed(
+    id_: str | None, mapped: cabc.Collection[tuple[str, str]] = ()
+) -> RemovedMapping | None:
+    """Find what an undo brings back, if its course is not mapped again."""
+    if (number := read_number(id_ or "")) is None:
+        return None
+
+    found = read(connection.get_removed, number)
+    return found if found and (found.kind, found.course_id) not in mapped else None
 
 
 def _page() -> int:
@@ -241,7 +256,9 @@ def _template_choices(row: EditRow) -> Choices:
     number = read(connection.count_templates)
 
     if number <= MANY:
-        return Choices(read(connection.list_templates), number, searched=False)
+        every = read(connection.list_templates)
+        twins = read(connection.find_twins, every)
+        return Choices(every, number, searched=False, twins=twins)
 
     text = row.template_text
     shown = read(connection.list_templates, text=text, limit=SHOWN)
@@ -250,7 +267,9 @@ def _template_choices(row: EditRow) -> Choices:
     if chosen and chosen.active and chosen.id not in {each.id for each in shown}:
         shown = [chosen, *shown]
 
-    return Choices(shown, read(connection.count_templates, text), searched=True)
+    found = read(connection.count_templates, text)
+    twins = read(connection.find_twins, shown)
+    return Choices(shown, found, searched=True, twins=twins)
 
 
 def list_courses() -> list[Course] | None:
@@ -272,7 +291,7 @@ def key(course: Course) -> str:
     return f"{course.kind}:{course.id}"
 
 
-def key_of(mapping: Mapping) -> str:
+def key_of(mapping: Mapping | RemovedMapping) -> str:
     """Name a mapping's course in a form."""
     return f"{mapping.kind}:{mapping.course_id}"
 
@@ -305,7 +324,19 @@ def row(mapping_id: int) -> ResponseReturnValue:
 
 def add() -> ResponseReturnValue:
     """Save a new mapping."""
-    return _save(MappingForm.sent(), None)
+    form = MappingForm.sent()
+
+    if not form.undo.data:
+        return _save(form, None)
+
+    # What comes back stands in the database, and not in the form.
+    if (removed := _removed(form.undo.data)) is None:
+        say(gettext(NO_UNDO), wrong=True)
+        return _to_list()
+
+    form.course.data = key_of(removed)
+    form.template.data = removed.template_id
+    return _save(form, None)
 
 
 def change(mapping_id: int) -> ResponseReturnValue:
@@ -337,7 +368,7 @@ def remove_mapping(mapping_id: int) -> ResponseReturnValue:
 
     if not wants_fragment():
         say(said)
-        return _to_list(undo=key_of(removed), template=removed.template_id)
+        return _to_list(undo=str(removed.id))
 
     return fragment(
         "credly/_mapping_removed.html",
@@ -420,7 +451,7 @@ def _save(form: MappingForm, mapping_id: int | None) -> Response:
                 state,
                 chosen,
                 form.template.data,
-                undo=form.undo.data == "1",
+                undo=bool(form.undo.data),
                 by=actor(),
             )
         else:
@@ -496,6 +527,7 @@ def _text_row(mapping: Mapping, said: str = "") -> Response:
         said=said,
         focus=True,
         deleted=_deleted([mapping], courses),
+        twins=read(connection.find_twins, [mapping.template]),
         kind_names=KIND_NAMES,
     )
 

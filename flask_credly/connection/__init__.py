@@ -20,6 +20,7 @@ from .mappings import AlreadyMapped as AlreadyMapped
 from .mappings import change_mapping as change_mapping
 from .mappings import course_of as course_of
 from .mappings import get_mapping as get_mapping
+from .mappings import get_removed as get_removed
 from .mappings import list_mappings as list_mappings
 from .mappings import mapped_courses as mapped_courses
 from .mappings import remove_mapping as remove_mapping
@@ -29,6 +30,7 @@ from .restoring import note_restored as note_restored
 from .rotating import rotate_keys as rotate_keys
 from .rotating import Rotation as Rotation
 from .templates import count_templates as count_templates
+from .templates import find_twins as find_twins
 from .templates import get_template as get_template
 from .templates import list_templates as list_templates
 from .templates import sync_templates as sync_templates

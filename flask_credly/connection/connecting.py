@@ -35,6 +35,7 @@ from ..models import Installation
 from ..models import Issuance
 from ..models import LogEntry
 from ..models import Mapping
+from ..models import RemovedMapping
 from ..models import Template
 from ..secret import Secret
 from ..settings import State
@@ -245,7 +246,7 @@ def _remove(connection: sa.Connection, by: str | None) -> bool:
     _end_issuances(connection)
 
     # In bulk, and not left to cascades: SQLite has them switched off by default.
-    for table in (LogEntry, Mapping, Template):
+    for table in (LogEntry, RemovedMapping, Mapping, Template):
         connection.execute(sa.delete(table))
 
     organization_id = connection.scalar(sa.select(Connection.organization_id))

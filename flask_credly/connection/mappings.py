@@ -23,13 +23,14 @@ from ..ledger.transaction import in_transaction
 from ..models import CONNECTION_ID
 from ..models import Issuance
 from ..models import Mapping
+from ..models import RemovedMapping
 from ..models import Template
 from ..settings import State
 from .connecting import get
 from .connecting import NotConnected
 
 UNDO_TIME = dt.timedelta(hours=1)
-"""For how long what a removal has cancelled comes back with an undo."""
+"""For how long a removal can be undone, and what it has cancelled comes back."""
 
 
 class AlreadyMapped(Exception):
@@ -221,8 +222,39 @@ def _remove(
         session.delete(mapping)
         session.flush()
 
+    now = clock.now(connection)
+    # SQLite gives the number of the last row once more.
+    connection.execute(
+        sa.delete(RemovedMapping).where(
+            sa.or_(
+                RemovedMapping.id == mapping_id,
+                RemovedMapping.removed_at < now - UNDO_TIME,
+            )
+        )
+    )
+    connection.execute(
+        sa.insert(RemovedMapping).values(
+            id=mapping_id,
+            connection_id=CONNECTION_ID,
+            kind=mapping.kind,
+            course_id=mapping.course_id,
+            template_id=mapping.template_id,
+            removed_at=now,
+        )
+    )
     _note(connection, by, "remove mapping", course_of(mapping), mapping.template)
     return mapping
+
+
+def get_removed(session: Session, mapping_id: int) -> RemovedMapping | None:
+    """Get a mapping that was removed, for as long as that can be undone."""
+    now = clock.now(session.connection())
+    return session.scalars(
+        sa.select(RemovedMapping).where(
+            RemovedMapping.id == mapping_id,
+            RemovedMapping.removed_at > now - UNDO_TIME,
+        )
+    ).one_or_none()
 
 
 def _active_template(session: orm.Session, template_id: str) -> Template:

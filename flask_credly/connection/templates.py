@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import collections.abc as cabc
 import typing as t
 
 import sqlalchemy as sa
@@ -61,6 +63,21 @@ def list_templates(
 
     query = query.order_by(Template.name, Template.id).limit(limit)
     return list(session.scalars(query))
+
+
+def find_twins(session: Session, templates: cabc.Collection[Template]) -> cabc.Set[str]:
+    """Get those names of some badge templates that another active one has too, in
+    whatever case.
+    """
+    names = {each.name for each in templates}
+    # Not every database knows the small letter of each.
+    same = sa.or_(
+        Template.name.in_(names),
+        sa.func.lower(Template.name).in_({name.lower() for name in names}),
+    )
+    found = session.scalars(sa.select(Template.name).where(Template.active, same))
+    times = collections.Counter(name.casefold() for name in found)
+    return {name for name in names if times[name.casefold()] > 1}
 
 
 def get_template(session: Session, template_id: str) -> Template | None:

@@ -285,7 +285,7 @@ def template_row(
 
     :param unknown_keys: Add keys that no client can know.
     """
-    picture = {"id": str(uuid.uuid4()), "url": f"https://images.example.org/{id}.png"}
+    picture = {"id": str(uuid.uuid4()), "url": f"https://images.credly.com/{id}.png"}
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     row: Row = {
         "id": id,
