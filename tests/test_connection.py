@@ -537,7 +537,7 @@ class TestRemove:
         assert host.log() == []
 
 
-HOSTILE = "\x00\ud800\udfff\x1b[31m\u202egnp.\u2066"
+HOSTILE = "\x00\ud800\x1b[31m\u202egnp.\u2066"
 """What no database takes, or no page should show."""
 
 
@@ -598,7 +598,7 @@ class TestOutsideText:
         else:
             assert (found.name, found.image_url) == ("Python Badge", None)
 
-    @pytest.mark.parametrize("name", ["", HOSTILE[:3], None, 7, "x" * 5000, "é" * 255])
+    @pytest.mark.parametrize("name", ["", HOSTILE[:2], None, 7, "x" * 5000, "é" * 255])
     def test_a_name_of_any_kind_fits(self, connected: Connected, name: t.Any) -> None:
         host, _, template_id = connected
         self.list_again(connected, name=name)
@@ -625,7 +625,7 @@ class TestOutsideText:
     ) -> None:
         courses = [
             Course("py-101", f"Python {HOSTILE} 101"),
-            Course("sql", HOSTILE[:3]),
+            Course("sql", HOSTILE[:2]),
             Course("x", "x" * 5000),
         ]
         host = make_host(courses=lambda: courses)

@@ -236,6 +236,9 @@ def firewall(site: Site) -> Mend:
     site.credly.fail("*", times=None, status=403, body="<html>Blocked</html>")
     site.host.complete()
     site.host.drain()
+    # The first pauses take seconds, and a test may as well.
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=5)
+    site.change(sa.update(Connection).values(paused_until=later))
 
     def mend() -> None:
         site.credly.clear_faults()

@@ -10,11 +10,11 @@ import email.utils
 import json
 import re
 import typing as t
-import unicodedata
 import uuid
 
 import requests
 
+from .. import catalog
 from ..errors import AlreadyHeld
 from ..errors import InTrouble
 from ..errors import OutcomeUnknown
@@ -39,11 +39,7 @@ def clean(text: str, length: int = DETAIL_LENGTH) -> str:
     """Make foreign text fit for one line of a log: no control characters, no line
     breaks, not longer than ``length``.
     """
-    text = "".join(
-        " " if unicodedata.category(char)[0] in "CZ" else char
-        for char in text[: length * 4]
-    )
-    text = re.sub(" +", " ", text).strip()
+    text = catalog.clean(text, length + 1)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
