@@ -366,6 +366,8 @@ def test_it_is_said_as_the_table_says_and_gone_after_the_mend(
 ) -> None:
     monkeypatch.setenv("CREDLY_SANDBOX", "false")
     monkeypatch.delenv("CREDLY_SANDBOX")
+    # A drain would wait for the end of the first pauses.
+    monkeypatch.setattr("flask_credly.issuing.drain.SHORT_PAUSE", 1.0)
     site = make_site(**({"CREDLY_ENCRYPTION_KEYS": None} if "encrypts" in name else {}))
     usual = site.troubles()
     said, shown, remedy = TABLE[name]
