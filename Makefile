@@ -4,7 +4,7 @@
 # make audit   ask the package index whether a version in use is known to be unsafe
 # make bench   measure what it costs, beside peers, and write docs/benchmark.json
 # make fuzz    ten thousand odd forms, addresses and answers
-# make storm   the long storm: real processes killed at random, ten seeds, two databases
+# make storm   the long storm: real processes killed at random, five seeds, three databases
 # make docs    write the pages that are made from the code
 # make words   gather the texts that can be translated
 PYTHON ?= python3
@@ -44,7 +44,7 @@ fuzz: .venv/ready
 	CREDLY_TEST_EXAMPLES=720 $(BIN)/pytest $(PYTEST_ARGS) tests/test_fuzz.py $(FUZZ_ARGS)
 
 storm: .venv/ready
-	$(BIN)/python -m tests.storm --system both --database sqlite,postgresql --seeds 10 $(STORM_ARGS)
+	$(BIN)/python -m tests.storm --system both --database sqlite,postgresql,mariadb --seeds 5 $(STORM_ARGS)
 
 docs: .venv/ready
 	$(BIN)/python -m tests.decisions > docs/decisions.md

@@ -303,6 +303,39 @@ def host_broken(
     ]
 
 
+def half_kept(
+    halves: cabc.Mapping[str, cabc.Sequence[str]], told: cabc.Collection[str]
+) -> Violations:
+    """I12: a transaction of the host's is kept whole or not at all, and is there where
+    the host was told so.
+
+    :param halves: Which of a transaction's two rows are there, by its name.
+    :param told: The transactions that the host was told are committed.
+    """
+    whole = ["first", "second"]
+    return [
+        f"of the host's transaction {name} only {', '.join(there)} is there"
+        for name, there in sorted(halves.items())
+        if sorted(there) != whole
+    ] + [
+        f"the host's transaction {name} was committed and is not there"
+        for name in sorted(told)
+        if name not in halves
+    ]
+
+
+def host_lost(there: cabc.Collection[str], told: cabc.Iterable[str]) -> Violations:
+    """I12: the host's own row is there where the host was told so.
+
+    :param there: Members with a row of the host's.
+    """
+    return [
+        f"the host's row of {member_id} was committed and is not there"
+        for member_id in told
+        if member_id not in there
+    ]
+
+
 def unsettled(rows: Rows, attempts: cabc.Iterable[Attempt] = ()) -> Violations:
     """I11: in the end every row is in a final state, and every attempt has one."""
     final = {row.id for row in rows if row.state in FINAL}

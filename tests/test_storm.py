@@ -31,7 +31,8 @@ NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
 @pytest.mark.parametrize(
-    ("database", "duplicates"), [("sqlite", "refused"), ("postgresql", "allowed")]
+    ("database", "duplicates"),
+    [("sqlite", "refused"), ("postgresql", "allowed"), ("mariadb", "refused")],
 )
 def test_nothing_is_lost_nor_made_twice_in_a_storm(
     database: str, duplicates: t.Any
@@ -138,6 +139,12 @@ def log_of(*entries: LogEntry, rows: cabc.Sequence[Issuance] = ()) -> list[str]:
             invariants.host_broken([], [Refusal("42", "oh", excused=False)]),
             invariants.host_broken([], [Refusal("42", "oh", excused=True)]),
         ),
+        (
+            invariants.half_kept({"a": ["first"]}, []),
+            invariants.half_kept({"a": ["second", "first"]}, ["a"]),
+        ),
+        (invariants.half_kept({}, ["a"]), invariants.half_kept({}, [])),
+        (invariants.host_lost([], ["42"]), invariants.host_lost(["42"], ["42"])),
         (
             invariants.unsettled([a_row(state="sending")]),
             invariants.unsettled([a_row()], [an_attempt()]),

@@ -38,6 +38,7 @@ _COLUMNS = {
     "horses killed": "hrs",
     "both killed": "both",
     "webs killed": "web",
+    "deadlocks": "dead",
     "flushes": "flsh",
     "Redis restarts": "rds",
     "database stops": "db",
@@ -59,6 +60,7 @@ dup      badges too many              unexp  badges that nobody asked for
 f.iss    said to be made, and not so  f.fail said to have failed, and not so
 unrec    made, and not recorded so    recov  made; the host died before it knew
 par hrs both web   processes killed   flsh rds db  Redis flushed, killed; database away
+dead     completions whose transaction ended in a deadlock, and the host was told
 quiet    seconds from the last fault until nothing waits
 p50 p99 max        seconds from the host's commit to the badge
 What plain RQ shows as failed counts as shown. Jobs of killed workers that it would
@@ -80,8 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     add(
         "--database",
         default="sqlite",
-        help="sqlite, postgresql, or the address of a PostgreSQL server; several with"
-        " commas between",
+        help="sqlite, postgresql, mariadb, or the address of a server of the last two;"
+        " several with commas between",
     )
     add(
         "--duplicates", default="refused", help="refused, allowed, or both with a comma"
@@ -136,7 +138,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _name(database: str) -> str:
-    return database.partition("+")[0].partition(":")[0]
+    name = database.partition("+")[0].partition(":")[0]
+    return "mariadb" if name == "mysql" else name
 
 
 def _header() -> str:

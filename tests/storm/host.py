@@ -8,6 +8,7 @@ import time
 import typing as t
 from collections import abc as cabc
 
+import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import orm
@@ -36,9 +37,21 @@ class Completed(Base):
     __tablename__ = "completed"
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
-    member_id: orm.Mapped[str] = orm.mapped_column(unique=True)
-    status: orm.Mapped[str] = orm.mapped_column(default="done")
+    member_id: orm.Mapped[str] = orm.mapped_column(sa.String(100), unique=True)
+    status: orm.Mapped[str] = orm.mapped_column(sa.String(20), default="done")
     """Only the plain RQ job uses it."""
+
+
+class Half(Base):
+    """One of the two rows, "first" and "second", that a transaction writes before and
+    after it completes courses: both are kept, or neither.
+    """
+
+    __tablename__ = "half"
+
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    name: orm.Mapped[str] = orm.mapped_column(sa.String(100))
+    half: orm.Mapped[str] = orm.mapped_column(sa.String(10))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,6 +54,8 @@ class Evidence:
     redis: list[bytes]
     logs: list[tuple[str, bytes]]
     raw: bytes
+    halves: dict[str, list[str]]
+    completed: set[str]
     naive_rows: dict[str, str]
     naive_failed: set[str]
     naive_started: set[str]
@@ -156,6 +158,8 @@ def _find_violations(evidence: Evidence, book: list[Booked]) -> dict[str, list[s
             _said(evidence, "broken"), _refusals(evidence)
         ),
         "I11 unsettled": invariants.unsettled(rows, attempts),
+        "I12 host's rows": invariants.half_kept(evidence.halves, _kept(evidence))
+        + invariants.host_lost(evidence.completed, _kept_members(evidence)),
         "manners": sorted(
             {text for text in evidence.problems if not text.startswith("second badge")}
         ),
@@ -171,6 +175,26 @@ def _not_cancelled(evidence: Evidence, book: list[Booked]) -> list[str]:
         for member_id in evidence.must_cancel
         if states.get(member_id) != "cancelled" or member_id in booked
     ]
+
+
+def _kept(evidence: Evidence) -> set[str]:
+    """The pairs of rows that the host was told are committed."""
+    return {
+        entry.member_id
+        for journal in evidence.journals.values()
+        for entry in journal
+        if entry.what == "kept"
+    }
+
+
+def _kept_members(evidence: Evidence) -> set[str]:
+    """The members of whom the host was told that its own row is committed."""
+    return {
+        entry.member_id
+        for journal in evidence.journals.values()
+        for entry in journal
+        if entry.what == "acknowledged" and not entry.member_id.startswith("pair-")
+    }
 
 
 def _statuses(evidence: Evidence) -> collections.Counter[tuple[str, int | None]]:
@@ -196,7 +220,8 @@ def _said(evidence: Evidence, what: str) -> list[str]:
 
 def _refusals(evidence: Evidence) -> list[Refusal]:
     """The completions that were not committed. The database's own absence excuses: it
-    was away, or this is the first use of a connection that it broke.
+    was away, or this is the first use of a connection that it broke. So does a deadlock
+    that the host's transactions have brought about.
     """
     found = []
 
@@ -210,7 +235,7 @@ def _refusals(evidence: Evidence) -> list[Refusal]:
             elif entry.what == "acknowledged":
                 succeeded.append(began[entry.member_id])
             elif entry.what == "refused":
-                excused = any(
+                excused = _is_deadlock(entry) or any(
                     away <= entry.at
                     and (
                         began[entry.member_id] <= back
@@ -221,6 +246,12 @@ def _refusals(evidence: Evidence) -> list[Refusal]:
                 found.append(Refusal(entry.member_id, entry.extra, excused))
 
     return found
+
+
+def _is_deadlock(entry: Entry) -> bool:
+    return entry.member_id.startswith("pair-") and any(
+        words in entry.extra for words in ("(1213,", "deadlock detected")
+    )
 
 
 def _count(evidence: Evidence, book: list[Booked]) -> dict[str, float]:
@@ -272,6 +303,11 @@ def _count(evidence: Evidence, book: list[Booked]) -> dict[str, float]:
         "look-ups": kinds["look-up"],
         "token calls": kinds["token"],
         "host refused": len(_refusals(evidence)),
+        "deadlocks": sum(
+            entry.what == "refused" and _is_deadlock(entry)
+            for journal in evidence.journals.values()
+            for entry in journal
+        ),
         "quiet": round(evidence.to_quiet, 1),
         "p50": _quantile(latency, 0.5),
         "p99": _quantile(latency, 0.99),

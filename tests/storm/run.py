@@ -47,6 +47,7 @@ from .child import split_log
 from .host import Completed
 from .host import COURSE
 from .host import GONE
+from .host import Half
 from .host import Journal
 from .host import make_host
 from .host import read_journal
@@ -599,7 +600,13 @@ class _Storm:
             if family.log.exists()
             for place in split_log(family.log)
         ]
-        naive_rows = session.execute(sa.select(Completed.member_id, Completed.status))
+        completed = session.execute(sa.select(Completed.member_id, Completed.status))
+        naive_rows = {member_id: status for member_id, status in completed}
+        halves = collections.defaultdict(list)
+
+        for name, half in session.execute(sa.select(Half.name, Half.half)):
+            halves[name].append(half)
+
         failed, started = self._naive_jobs()
         return Evidence(
             ours=self._ours,
@@ -629,7 +636,9 @@ class _Storm:
             redis=self._in_redis,
             logs=logs,
             raw=self._database.read_raw(),
-            naive_rows={member_id: status for member_id, status in naive_rows},
+            halves=halves,
+            completed=set(naive_rows),
+            naive_rows=naive_rows,
             naive_failed=failed,
             naive_started=started,
             quiet=quiet,

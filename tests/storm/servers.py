@@ -22,8 +22,13 @@ import sqlalchemy as sa
 
 from example_app import redis_server
 
-POSTGRESQL = "CREDLY_TEST_POSTGRESQL"
-_DEFAULT = "postgresql+psycopg://postgres@127.0.0.1/test"
+_SERVERS = {
+    "postgresql": (
+        "CREDLY_TEST_POSTGRESQL",
+        "postgresql+psycopg://postgres@127.0.0.1/test",
+    ),
+    "mariadb": ("CREDLY_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1/test"),
+}
 
 LOCKED = 6.5
 """Seconds for which an SQLite database is locked: longer than anybody waits for it."""
@@ -145,10 +150,10 @@ class SQLite:
         return b"\n".join(file.read_bytes() for file in files)
 
 
-class PostgreSQL:
-    """A database on a server that others use as well: its backends are terminated."""
+class _OnServer:
+    """A database on a server that others use as well: what uses it is thrown out."""
 
-    kind = "postgresql"
+    kind: str
 
     def __init__(self, server: str) -> None:
         self._server = server
@@ -160,18 +165,11 @@ class PostgreSQL:
         try:
             self._run(f"CREATE DATABASE {self.name}")
         except sa.exc.OperationalError as e:
-            raise NotFound(
-                "postgresql", f"not reached ({type(e.orig).__name__})"
-            ) from None
+            reason = f"not reached ({type(e.orig).__name__})"
+            raise NotFound(self.kind, reason) from None
 
     def drop(self) -> None:
-        self._run(f"DROP DATABASE {self.name} WITH (FORCE)")
-
-    def stop(self) -> None:
-        self._run(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
-            f" WHERE datname = '{self.name}'"
-        )
+        self._run(f"DROP DATABASE {self.name}")
 
     def read_raw(self) -> bytes:
         engine = sa.create_engine(self.url)
@@ -182,21 +180,49 @@ class PostgreSQL:
                 return "\n".join(
                     str(row)
                     for table in tables
-                    for row in connection.scalars(
-                        sa.text(f"SELECT CAST(t AS text) FROM {table} AS t")
-                    )
+                    for row in connection.execute(sa.text(f"SELECT * FROM {table}"))
                 ).encode()
         finally:
             engine.dispose()
 
-    def _run(self, statement: str) -> None:
+    def _run(self, statement: str) -> list[sa.Row[t.Any]]:
         engine = sa.create_engine(self._server, isolation_level="AUTOCOMMIT")
 
         try:
             with engine.connect() as connection:
-                connection.execute(sa.text(statement))
+                result = connection.execute(sa.text(statement))
+                return list(result) if result.returns_rows else []
         finally:
             engine.dispose()
+
+
+class PostgreSQL(_OnServer):
+    """Its backends are terminated."""
+
+    kind = "postgresql"
+
+    def drop(self) -> None:
+        self._run(f"DROP DATABASE {self.name} WITH (FORCE)")
+
+    def stop(self) -> None:
+        self._run(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
+            f" WHERE datname = '{self.name}'"
+        )
+
+
+class MariaDB(_OnServer):
+    """Its connections are killed."""
+
+    kind = "mariadb"
+
+    def stop(self) -> None:
+        for (number,) in self._run(
+            f"SELECT id FROM information_schema.processlist WHERE db = '{self.name}'"
+        ):
+            # It may have gone by itself.
+            with contextlib.suppress(sa.exc.OperationalError):
+                self._run(f"KILL {number}")
 
 
 class PrivatePostgreSQL(PostgreSQL):
@@ -272,17 +298,24 @@ def open_database(
 ) -> cabc.Iterator[Database]:
     """Give an empty database.
 
-    :param name: ``"sqlite"``, ``"postgresql"``, or the address of a PostgreSQL server.
-    :param private: Start a server of its own for it, which can be stopped.
+    :param name: ``"sqlite"``, ``"postgresql"``, ``"mariadb"``, or the address of a
+        server of the last two.
+    :param private: Start a PostgreSQL of its own for it, which can be stopped.
     """
     if name == "sqlite":
         yield SQLite(folder)
         return
 
-    if name == "postgresql":
-        name = os.environ.get(POSTGRESQL, _DEFAULT)
+    server = os.environ.get(*_SERVERS[name]) if name in _SERVERS else name
+    database: PostgreSQL | MariaDB
 
-    database = PrivatePostgreSQL(folder) if private else PostgreSQL(name)
+    if sa.make_url(server).get_backend_name() != "postgresql":
+        database = MariaDB(server)
+    elif private:
+        database = PrivatePostgreSQL(folder)
+    else:
+        database = PostgreSQL(server)
+
     database.create()
 
     try:

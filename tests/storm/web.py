@@ -22,6 +22,7 @@ from .child import CONFIG
 from .child import log_everything
 from .host import Completed
 from .host import COURSE
+from .host import Half
 from .host import Host
 from .host import Journal
 from .host import make_host
@@ -30,6 +31,14 @@ from .host import read_journal
 
 AGAIN = 0.05
 """Share of completions that are signalled a second time."""
+
+MEETING = 3.0
+"""Seconds between two moments at which all web processes complete for the same members,
+in different order: their transactions wait for each other, and deadlock.
+"""
+
+PAIRS = 8
+"""Transactions of a process at such a moment."""
 
 
 def complete(
@@ -54,13 +63,7 @@ def complete(
         if way == "flushed":
             session.flush()
 
-        try:
-            course_completed.send(
-                host.app, member=member(member_id), course_id=course_id
-            )
-        except Exception as e:
-            journal.write("broken", member_id, course_id, repr(e))
-
+        _send(host, journal, member_id, course_id)
         session.commit()
     except Exception as e:
         journal.write("refused", member_id, course_id, repr(e))
@@ -68,6 +71,74 @@ def complete(
         journal.write("acknowledged", member_id, course_id)
     finally:
         session.remove()
+
+
+def _send(host: Host, journal: Journal, member_id: str, course_id: str) -> None:
+    try:
+        course_completed.send(host.app, member=member(member_id), course_id=course_id)
+    except sa.exc.DBAPIError:
+        # The database has ended the host's transaction, and the host is told.
+        raise
+    except Exception as e:
+        journal.write("broken", member_id, course_id, repr(e))
+
+
+def complete_pair(
+    host: Host, journal: Journal, rng: random.Random, name: str, slot: int
+) -> None:
+    """Complete a course for two members in one transaction, with a row of the host's
+    before and after: another process does the same in the other order.
+
+    The host handles an error of the signal as it likes: it gives up, or goes on to its
+    commit.
+    """
+    session = host.db.session
+    pair = [f"pair-{slot}-{which}" for which in "ab"]
+    rng.shuffle(pair)
+    goes_on = rng.random() < 0.5
+    told = ""
+
+    for member_id in pair:
+        journal.write("attempted", member_id, COURSE.id)
+
+    try:
+        session.add(Half(name=name, half="first"))
+        session.flush()
+
+        for member_id in pair:
+            try:
+                _send(host, journal, member_id, COURSE.id)
+            except sa.exc.DBAPIError as e:
+                told = repr(e)
+
+                if not goes_on:
+                    raise
+
+            time.sleep(0.02)
+
+        session.add(Half(name=name, half="second"))
+        session.commit()
+    except Exception as e:
+        for member_id in pair:
+            journal.write("refused", member_id, COURSE.id, f"{told} {e!r}")
+    else:
+        journal.write("kept", name, COURSE.id)
+
+        for member_id in pair:
+            journal.write("acknowledged", member_id, COURSE.id)
+    finally:
+        session.remove()
+
+
+def _meet(
+    host: Host, journal: Journal, rng: random.Random, name: str, meeting: int
+) -> None:
+    """Complete for the same members as the others, at the same time."""
+    time.sleep(max(0, meeting * MEETING + 1 - time.time()))
+
+    for number in range(PAIRS):
+        own = f"{name}-{os.getpid()}-{meeting}-{number}"
+        complete_pair(host, journal, rng, own, meeting * PAIRS + number)
 
 
 def complete_plainly(
@@ -94,6 +165,7 @@ def complete_plainly(
 
 
 def _signal_again(host: Host, journal: Journal, member_id: str) -> None:
+    # Without a transaction of the host's, nothing is raised.
     try:
         course_completed.send(host.app, member=member(member_id), course_id=COURSE.id)
     except Exception as e:
@@ -105,15 +177,25 @@ def main(system: str, path: str, name: str, quota: int, pace: float) -> None:
     the process before this one was killed.
     """
     log_everything()
-    tried = [entry for entry in read_journal(path) if entry.what == "attempted"]
+    tried = [
+        entry
+        for entry in read_journal(path)
+        if entry.what == "attempted" and entry.member_id.startswith(f"{name}-")
+    ]
     rng = random.Random(f"{name} {len(tried)}")
     journal = Journal(path)
     host = make_host(json.loads(os.environ[CONFIG]))
     queue = naive.make_queue(host.app.config["CREDLY_REDIS_URL"])
 
+    met = int(time.time() / MEETING)
+
     with host.app.app_context():
         for number in range(len(tried), quota):
             member_id = f"{name}-{number}"
+
+            if system != "naive-rq" and (now := int(time.time() / MEETING)) != met:
+                met = now
+                _meet(host, journal, rng, name, met)
 
             if system == "naive-rq":
                 complete_plainly(host, queue, journal, member_id)
