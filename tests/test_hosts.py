@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections.abc as cabc
 import contextlib
 import dataclasses
+import importlib.util
 import logging
 import os
 import pathlib
@@ -625,6 +626,9 @@ def school(
     request: pytest.FixtureRequest, tmp_path: t.Any, _databases: dict[str, str]
 ) -> cabc.Iterator[School]:
     odd = HOSTS[request.param]
+
+    if odd.driver == "mysqldb" and importlib.util.find_spec("MySQLdb") is None:
+        missing("mysqlclient", "not installed")
 
     if odd.database == "sqlite":
         url = f"sqlite:///{tmp_path / 'host.db'}"
