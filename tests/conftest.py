@@ -2,12 +2,14 @@
 Redis and a real browser.
 
 What is not found on the machine is skipped, with the reason, unless
-``CREDLY_TEST_REQUIRE`` names it: "browser postgresql mariadb redis".
+``CREDLY_TEST_REQUIRE`` names it: "browser postgresql mariadb redis", and what CI
+requires besides.
 """
 
 from __future__ import annotations
 
 import collections.abc as cabc
+import importlib.util
 import os
 import shutil
 import signal
@@ -74,6 +76,14 @@ def missing(what: str, reason: str) -> t.NoReturn:
         pytest.fail(f"{what} is required: {reason}", pytrace=False)
 
     pytest.skip(f"{what}: {reason}")
+
+
+def need_driver(url: str) -> None:
+    """Skip where a driver is not installed that has no wheels, and has to be
+    compiled.
+    """
+    if "mysqldb" in url and importlib.util.find_spec("MySQLdb") is None:
+        missing("mysqlclient", "not installed")
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from conftest import connect
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
+from conftest import need_driver
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from flask_sqlalchemy.session import Session as FlaskSession
@@ -102,6 +103,7 @@ def driver(request: pytest.FixtureRequest, database: str) -> str:
     url = sa.make_url(database)
     driver: str | None = request.param
     name = url.drivername if driver is None else driver
+    need_driver(name)
     return url.set(drivername=name).render_as_string(hide_password=False)
 
 

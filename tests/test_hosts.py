@@ -10,7 +10,6 @@ from __future__ import annotations
 import collections.abc as cabc
 import contextlib
 import dataclasses
-import importlib.util
 import logging
 import os
 import pathlib
@@ -32,6 +31,7 @@ from conftest import a_member
 from conftest import COURSES
 from conftest import DEAD_REDIS
 from conftest import missing
+from conftest import need_driver
 from flask import Flask
 from flask import redirect
 from flask import request
@@ -353,9 +353,9 @@ HOSTS: dict[str, Odd] = {
     "own session": Odd("postgresql", writes=by_own_session),
     "own session on mariadb": Odd("mariadb", writes=by_own_session),
     "bound session": Odd("postgresql", writes=by_bound_session),
-    "no session": Odd("postgresql", writes=by_engine, joins=False),
-    "no session on mariadb": Odd("mariadb", writes=by_engine, joins=False),
-    "no session on sqlite": Odd(writes=by_engine, joins=False),
+    "no session": Odd("postgresql", writes=by_engine),
+    "no session on mariadb": Odd("mariadb", writes=by_engine),
+    "no session on sqlite": Odd(writes=by_engine),
     "a transaction a request": Odd(before=see_last),
     "a transaction a request, immediate": Odd(before=see_last, after=begin_immediate),
     "a transaction a request on postgresql": Odd("postgresql", before=see_last),
@@ -627,8 +627,7 @@ def school(
 ) -> cabc.Iterator[School]:
     odd = HOSTS[request.param]
 
-    if odd.driver == "mysqldb" and importlib.util.find_spec("MySQLdb") is None:
-        missing("mysqlclient", "not installed")
+    need_driver(odd.driver)
 
     if odd.database == "sqlite":
         url = f"sqlite:///{tmp_path / 'host.db'}"

@@ -20,6 +20,7 @@ import redis
 import sqlalchemy as sa
 from conftest import connect
 from conftest import MakeHost
+from conftest import missing
 from flask_sqlalchemy import SQLAlchemy
 
 from example_app.redis_server import free_port
@@ -77,12 +78,17 @@ def serve(command: str, folder: pathlib.Path, config: object) -> cabc.Iterator[s
     """Serve the application, and end it as a deployment does."""
     (folder / "app.py").write_text(APP)
     port = free_port()
-    program, *rest = command.format(port=port).split()
+    name, *rest = command.format(port=port).split()
+    program = pathlib.Path(sys.executable).parent / name
+
+    if not program.exists():
+        missing(name, "not installed")
+
     paths = [str(folder), *sys.path]
 
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
-            [str(pathlib.Path(sys.executable).parent / program), *rest],
+            [str(program), *rest],
             cwd=folder,
             env={
                 **os.environ,
