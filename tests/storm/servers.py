@@ -95,7 +95,7 @@ class Redis:
 
 def _read_key(client: redis.Redis, key: bytes) -> cabc.Iterator[bytes]:
     yield key
-    kind = client.type(key).decode()
+    kind = t.cast(bytes, client.type(key)).decode()
     readers: dict[str, cabc.Callable[[], t.Any]] = {
         "string": lambda: [client.get(key)],
         "hash": lambda: sum(client.hgetall(key).items(), ()),
