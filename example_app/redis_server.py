@@ -39,9 +39,10 @@ def running_redis() -> cabc.Iterator[str]:
 
 
 @contextlib.contextmanager
-def own_redis(port: int) -> cabc.Iterator[str]:
+def own_redis(port: int, *arguments: str) -> cabc.Iterator[str]:
     """Start a Redis that keeps nothing, and stop it at the end.
 
+    :param arguments: More for its command line.
     :raises NoRedis: If none can be had.
     """
     command = [
@@ -52,7 +53,7 @@ def own_redis(port: int) -> cabc.Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         # In a session of its own, so that Ctrl-C does not stop it before the others.
         server = subprocess.Popen(
-            [*command, "--dir", folder],
+            [*command, "--dir", folder, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

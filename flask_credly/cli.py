@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
+import contextlib
 import dataclasses
 import datetime as dt
 import json
 import logging
+import re
 import sys
 import typing as t
 
@@ -28,6 +31,8 @@ from .issuing import bell
 from .issuing import unrecorded
 from .issuing import workers
 from .issuing.sweep import sweep as look
+from .issuing.trouble import explain
+from .issuing.trouble import WrongQueue
 from .ledger import audit
 from .ledger import backfills
 from .ledger import issuances
@@ -46,6 +51,11 @@ class _Group(AppGroup):
     def invoke(self, ctx: click.Context) -> t.Any:
         try:
             return super().invoke(ctx)
+        except click.ClickException as e:
+            if type(e) is click.ClickException:  # its usage is the reader's own
+                raise click.ClickException(_printable(e.message)) from None
+
+            raise
         except (sa.exc.OperationalError, sa.exc.ProgrammingError) as e:
             # Its text may hold an address with a password.
             logger.debug("The command failed.", exc_info=True)
@@ -58,6 +68,36 @@ class _Group(AppGroup):
                 f"The database cannot be asked ({type(e.orig or e).__name__})."
                 " flask credly doctor says what is wrong."
             ) from None
+
+
+def _say(text: str, *, err: bool = False) -> None:
+    click.echo(_printable(text), err=err)
+
+
+# Control characters, what reorders a line, what ends one elsewhere than we do, and what
+# no terminal's encoding has.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def _printable(text: str) -> str:
+    """Write out what a terminal would take for a command of its own. Names of errors,
+    workers and members come from elsewhere. What is JSON stays it.
+    """
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+@contextlib.contextmanager
+def _queue_in_use() -> cabc.Iterator[None]:
+    """Say in words what is wrong with the queue."""
+    from redis import RedisError
+
+    try:
+        yield
+    except (RedisError, WrongQueue) as e:
+        found = explain(e, get_state().settings)
+        raise click.ClickException(f"{found} What is due waits.") from None
 
 
 def make_group() -> AppGroup:
@@ -82,8 +122,6 @@ def make_group() -> AppGroup:
 @click.option("--burst", is_flag=True, help="Stop when nothing is due.")
 def worker(burst: bool) -> None:
     """Issue badges as they come in."""
-    from redis import RedisError
-
     from .issuing.worker import work
 
     # What is said at INFO is for whoever looks on, unless the host logs in its own way.
@@ -92,15 +130,10 @@ def worker(burst: bool) -> None:
         logger.setLevel(logging.INFO)
 
     if not burst:
-        click.echo("Issuing badges as they come in. Ctrl-C stops it.", err=True)
+        _say("Issuing badges as they come in. Ctrl-C stops it.", err=True)
 
-    try:
+    with _queue_in_use():
         work(get_state(), burst=burst)
-    except RedisError as e:
-        raise click.ClickException(
-            f"Redis cannot be reached ({type(e).__name__}). Is it running at the"
-            " address of CREDLY_REDIS_URL?"
-        ) from None
 
 
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -125,28 +158,21 @@ def status(as_json: bool) -> None:
     }
 
     if as_json:
-        click.echo(json.dumps(values))
+        _say(json.dumps(values))
         return
 
     for name, value in values.items():
-        click.echo(f"{name.replace('_', ' '):24}{'-' if value is None else value}")
+        _say(f"{name.replace('_', ' '):24}{'-' if value is None else value}")
 
 
 def sweep() -> None:
     """Ask for what is due, as a worker of ours does by itself."""
-    from redis import RedisError
-
     state = get_state()
 
-    try:
+    with _queue_in_use():
         due = look(state, bell.web_queue(state), insist=True)
-    except RedisError as e:
-        raise click.ClickException(
-            f"Redis cannot be reached ({type(e).__name__}) at the address of"
-            " CREDLY_REDIS_URL. What is due waits."
-        ) from None
 
-    click.echo("Badges are due. A worker was rung." if due else "No badge is due.")
+    _say("Badges are due. A worker was rung." if due else "No badge is due.")
 
 
 def sync() -> None:
@@ -167,7 +193,7 @@ def sync() -> None:
             f"The list could not be loaded. {e.detail}"
         ) from None
 
-    click.echo(f"{count} active badge templates.")
+    _say(f"{count} active badge templates.")
 
 
 @click.argument("ids", nargs=-1, type=int, metavar="[ID…]")
@@ -187,10 +213,10 @@ def retry(ids: tuple[int, ...], everything: bool) -> None:
     tried = sum(
         issuances.retry(state.engine, each, by=audit.COMMAND_LINE) for each in wanted
     )
-    click.echo(f"{tried} to be issued once more.")
+    _say(f"{tried} to be issued once more.")
 
     if tried and not bell.ring(state):
-        click.echo("Redis cannot be reached. A worker's sweep finds them.")
+        _say("Redis cannot be reached. A worker's sweep finds them.")
 
 
 def _time(ctx: click.Context, param: click.Parameter, given: str) -> dt.datetime | None:
@@ -252,7 +278,7 @@ def backfill(
         except (RuntimeError, TypeError, ValueError, past.HookFailed) as e:
             raise click.ClickException(str(e)) from None
 
-        click.echo(
+        _say(
             f"{mapping.course_title}: {found.completed:,} completed,"
             f" {found.there:,} have the badge, {found.failed:,} failed before,"
             f" {found.incomplete:,} lack an address or name,"
@@ -276,7 +302,7 @@ def backfill(
     ]
 
     for progress in found_after:
-        click.echo(f"{progress.run.course_title}: {progress.to_issue:,} recorded.")
+        _say(f"{progress.run.course_title}: {progress.to_issue:,} recorded.")
 
     if any(progress.run.state == "failed" for progress in found_after):
         raise click.ClickException(
@@ -306,13 +332,13 @@ def doctor(as_json: bool) -> None:
 
     if as_json:
         checks = {name: dataclasses.asdict(each) for name, each in found.items()}
-        click.echo(json.dumps({"ok": well, "checks": checks}))
+        _say(json.dumps({"ok": well, "checks": checks}))
     else:
         for name, each in found.items():
-            click.echo(f"{each.status:8}{name:12}{each.detail}")
+            _say(f"{each.status:8}{name:12}{each.detail}")
 
             if each.mend:
-                click.echo(f"{'':20}→ {each.mend}")
+                _say(f"{'':20}→ {each.mend}")
 
     sys.exit(0 if well else 1)
 
@@ -355,7 +381,7 @@ def rotate_keys(dry_run: bool) -> None:
 
     found = connection.rotate_keys(state, dry_run=dry_run, by=audit.COMMAND_LINE)
     done = "to be encrypted" if dry_run or found.unreadable else "encrypted"
-    click.echo(
+    _say(
         f"{len(found.rotated)} {done} with"
         f" the newest key, {len(found.current)} there already,"
         f" {len(found.unreadable)} unreadable."
@@ -375,12 +401,12 @@ def prune(dry_run: bool) -> None:
     state = get_state()
 
     if dry_run:
-        click.echo("Nothing is changed. It would be:")
+        _say("Nothing is changed. It would be:")
 
     done = old.prune(state.engine, state.settings, dry_run=dry_run)
 
     for each in done:
-        click.echo(f"{each.what:48}{'kept' if each.rows is None else each.rows}")
+        _say(f"{each.what:48}{'kept' if each.rows is None else each.rows}")
 
     if rows := 0 if dry_run else sum(each.rows or 0 for each in done):
         audit.note_alone(state.engine, audit.COMMAND_LINE, "prune", str(rows))
@@ -397,23 +423,23 @@ def erase_member(member_id: str) -> None:
     )
 
     if not erased.badges:
-        click.echo("Nothing is stored about this member.")
+        _say("Nothing is stored about this member.")
         return
 
-    click.echo(
+    _say(
         f"Badges that name nobody any more: {erased.badges}\n"
         f"Among them waiting, and not sent any more: {erased.cancelled}\n"
         f"Entries of the error log redacted: {erased.log_entries}"
     )
 
     if erased.perhaps_issued:
-        click.echo(
+        _say(
             "Among them not known to be issued, though Credly may have done so:"
             f" {erased.perhaps_issued}"
         )
 
     if erased.sent_to_credly:
-        click.echo(
+        _say(
             f"Among them Credly was sent: {erased.sent_to_credly}\n"
             "It is still there, and no badge was revoked: the e-mail address, the"
             " names, the time of completion, the badge template and a hash of the"
@@ -421,7 +447,7 @@ def erase_member(member_id: str) -> None:
         )
 
     for badge_id in erased.at_credly:
-        click.echo(f"Badge at Credly: {badge_id}")
+        _say(f"Badge at Credly: {badge_id}")
 
 
 @click.argument("member_id", metavar="ID")
@@ -433,7 +459,7 @@ def export_member(member_id: str) -> None:
     if found["badges"]:
         audit.note_alone(engine, audit.COMMAND_LINE, "export member")
 
-    click.echo(json.dumps(found, ensure_ascii=False, indent=2))
+    _say(json.dumps(found, ensure_ascii=False, indent=2))
 
 
 def _member_id(given: str) -> str:

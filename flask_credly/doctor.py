@@ -32,6 +32,7 @@ from .catalog import read_courses
 from .errors import CredlyError
 from .errors import SecretUnreadable
 from .issuing import bell
+from .issuing import trouble
 from .issuing import unrecorded
 from .issuing import workers
 from .ledger import clock
@@ -130,8 +131,15 @@ def _make(
     try:
         return check(examination)
     except Exception as e:
+        from redis import RedisError
+
         # Its text may hold an address with a password.
         logger.debug("The check %r failed.", name, exc_info=True)
+
+        if isinstance(e, RedisError):
+            found = trouble.explain(e, examination._state.settings)
+            return _error(found.what, found.remedy)
+
         return _error(
             f"Could not be checked ({type(e).__name__}).",
             "The logger flask_credly has the traceback at its level DEBUG.",
@@ -143,6 +151,7 @@ class _Examination:
         self._state = state
         self._config = state.app.config
         self._credly_ahead: float | None = None
+        self._alone = False
 
     # The application.
 
@@ -415,34 +424,11 @@ class _Examination:
         return bell.make_queue(self._state.app, self._state.settings, patient)
 
     def redis(self) -> Finding:
-        from redis import ConnectionError
-        from redis import RedisError
-        from redis import TimeoutError
-
-        by_name = isinstance(self._state.settings.queue, str)
-        where = "the address of CREDLY_REDIS_URL" if by_name else "CREDLY_QUEUE's Redis"
-
         try:
-            queue = self._queue
+            trouble.try_out(self._queue)
         except Exception as e:  # whatever a host's function raises
-            return _error(
-                f"The function in CREDLY_QUEUE fails ({type(e).__name__}).",
-                "It takes the app and returns an rq.Queue.",
-            )
-
-        try:
-            # A write: a replica, or one without memory, would take no job.
-            queue.connection.set(f"flask-credly:doctor:{queue.name}", 1, ex=1)
-        except (ConnectionError, TimeoutError, OSError) as e:
-            return _error(
-                f"Redis cannot be reached ({type(e).__name__}). Badges wait.",
-                f"Is it running at {where}?",
-            )
-        except RedisError as e:
-            return _error(
-                f"Redis answers and takes nothing ({type(e).__name__}). Badges wait.",
-                f"Is {where} that of a Redis with memory left, and no replica?",
-            )
+            found = trouble.explain(e, self._state.settings)
+            return _error(f"{found.what} Badges wait.", found.remedy)
 
         return _ok("Reached.")
 
@@ -451,7 +437,14 @@ class _Examination:
         return workers.listening(self._queue)
 
     def workers(self) -> Finding:
+        if workers.is_suspended(self._queue):
+            return _error(
+                "RQ is suspended on this Redis: no worker takes a job. Badges wait.",
+                "rq resume, with --url for a Redis that is not on this machine.",
+            )
+
         if not self._listening:
+            self._alone = True
             return _warning(
                 f"None listens on the queue {self._queue.name!r}.",
                 "flask credly worker",
@@ -665,6 +658,16 @@ class _Examination:
 
         if seen.oldest_pending_seconds is None:
             return _ok("Nothing waits.")
+
+        waits = dt.timedelta(seconds=seen.oldest_pending_seconds)
+
+        # A backfill's badges wait for their turn, which never comes without a worker.
+        if self._alone and seen.connection == "connected" and waits > overview.OVERDUE:
+            return _error(
+                f"{seen.pending} waiting, the first for"
+                f" {seen.oldest_pending_seconds} s, and no worker listens.",
+                "flask credly worker",
+            )
 
         return _ok(f"{seen.pending}, the first for {seen.oldest_pending_seconds} s.")
 

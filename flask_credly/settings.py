@@ -210,6 +210,9 @@ class WebQueue:
     :param rings_at: When it rings next for completions, or rang last.
     :param ringer: Rings then.
     :param ringing: The thread that rings, or rang last.
+    :param trouble: What was in the way last: a
+        :class:`~flask_credly.issuing.trouble.Trouble`. ``None``: nothing.
+    :param told: What of it was logged.
     """
 
     queue: rq.Queue | None = None
@@ -217,6 +220,8 @@ class WebQueue:
     rings_at: float = -math.inf
     ringer: threading.Timer | None = None
     ringing: threading.Thread | None = None
+    trouble: t.Any = None
+    told: t.Any = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -366,7 +371,23 @@ def _queue(value: t.Any) -> QueueSetting:
             " returns one",
         )
 
+    if hasattr(value, "enqueue_call") and not reads_json(value.serializer):
+        raise ValueError(
+            "CREDLY_QUEUE must be a queue that writes JSON, or who can write to Redis"
+            " could run code in whatever reads its jobs. Make it so:"
+            f' Queue("{value.name}", connection=…, serializer="json")'
+        )
+
     return t.cast(QueueSetting, value)
+
+
+def reads_json(serializer: t.Any) -> bool:
+    """Whether a serializer reads a job as RQ's own for JSON does. A subclass may write
+    it in its own way.
+    """
+    from rq.serializers import JSONSerializer
+
+    return getattr(serializer, "loads", None) is JSONSerializer.loads
 
 
 def _number(

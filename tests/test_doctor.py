@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import collections.abc as cabc
 import contextlib
 import dataclasses
@@ -9,13 +10,17 @@ import datetime as dt
 import email.utils
 import json
 import pathlib
+import pickle
 import re
+import tracemalloc
 import typing as t
 import uuid
+import zlib
 
 import pytest
 import redis
 import rq
+import rq.suspension
 import sqlalchemy as sa
 from click.testing import Result
 from conftest import connect
@@ -43,6 +48,7 @@ from flask_credly.ledger import gates
 from flask_credly.models import Connection
 from flask_credly.models import Installation
 from flask_credly.models import Issuance
+from flask_credly.models import Mapping
 from flask_credly.models import Template
 from flask_credly.settings import get_state
 from flask_credly.settings import Settings
@@ -77,12 +83,17 @@ class Clinic:
     """A host in which all is well: connected, mapped, with a worker."""
 
     def __init__(
-        self, connected: Connected, queue: rq.Queue, folder: pathlib.Path
+        self,
+        connected: Connected,
+        queue: rq.Queue,
+        folder: pathlib.Path,
+        undo: contextlib.ExitStack,
     ) -> None:
         self.host, self.credly, self.template_id = connected
         self.app = self.host.app
         self.queue = queue
         self.folder = folder
+        self.undo = undo
         self.worker = CredlyWorker(self.app, queue)
         self.worker.register_birth()  # type: ignore[no-untyped-call]
         self.worker._ring(get_state())
@@ -144,7 +155,7 @@ def make_clinic(
             patient = stack.enter_context(redis.Redis.from_url(redis_url))
             queue = bell.make_queue(host.app, host.state.settings, patient)
             host.state.web_queue.queue = queue
-            return Clinic(connect(host, credly), queue, tmp_path)
+            return Clinic(connect(host, credly), queue, tmp_path, stack)
 
         yield make
 
@@ -239,8 +250,13 @@ def redis_read_only(clinic: Clinic) -> None:
         raise redis.exceptions.ReadOnlyError("You can't write against a replica.")
 
     connection = redis.Redis.from_url(clinic.host.state.settings.redis_url)
-    connection.set = refuse  # type: ignore[method-assign]
-    give_queue(clinic, lambda _: rq.Queue(connection=connection))
+    connection.pipeline = refuse  # type: ignore[method-assign]
+    give_queue(clinic, lambda _: rq.Queue(connection=connection, serializer="json"))
+
+
+def queue_of_pickles(clinic: Clinic) -> None:
+    connection = redis.Redis.from_url(clinic.host.state.settings.redis_url)
+    give_queue(clinic, lambda _: rq.Queue("own", connection=connection))
 
 
 def queue_function_fails(clinic: Clinic) -> None:
@@ -260,6 +276,35 @@ def give_queue(clinic: Clinic, queue: t.Any) -> None:
 
 def no_worker(clinic: Clinic) -> None:
     clinic.worker.register_death()  # type: ignore[no-untyped-call]
+
+
+def no_worker_that_lives(clinic: Clinic) -> None:
+    """As where a worker's entry was brought back from a copy of long ago."""
+    clinic.queue.connection.hset(
+        clinic.worker.key, "last_heartbeat", "2001-01-01T00:00:00.000000Z"
+    )
+
+
+def no_worker_with_an_end(clinic: Clinic) -> None:
+    """It died, and its entry stays."""
+    clinic.queue.connection.persist(clinic.worker.key)
+
+
+def suspended(clinic: Clinic) -> None:
+    rq.suspension.suspend(clinic.queue.connection, ttl=60)
+    clinic.undo.callback(rq.suspension.resume, clinic.queue.connection)
+
+
+def badge_waits(clinic: Clinic, *, bulk: bool) -> None:
+    """For longer than a minute, and not for two."""
+    clinic.host.complete()
+    clinic.host.wait_for_ring()
+    early = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=70)
+    clinic.change(
+        sa.update(Issuance)
+        .where(sa.true())
+        .values(recorded_at=early, due_at=early, bulk=bulk)
+    )
 
 
 def queue_shared(clinic: Clinic) -> None:
@@ -411,7 +456,16 @@ FAULTS: list[tuple[cabc.Callable[[Clinic], None], str, str, str]] = [
     (constraint_missing, "tables", "error", "ALTER TABLE"),
     (redis_read_only, "redis", "error", "no replica"),
     (queue_function_fails, "redis", "error", "returns an rq.Queue"),
+    (
+        queue_of_pickles,
+        "redis",
+        "error",
+        'Queue("own", connection=…, serializer="json")',
+    ),
     (no_worker, "workers", "warning", "flask credly worker"),
+    (no_worker_that_lives, "workers", "warning", "flask credly worker"),
+    (no_worker_with_an_end, "workers", "warning", "flask credly worker"),
+    (suspended, "workers", "error", "rq resume"),
     (queue_shared, "queue", "error", "CREDLY_QUEUE"),
     (pickle_worker, "jobs", "error", "--serializer json"),
     (failing_jobs, "jobs", "error", "worker's log"),
@@ -671,6 +725,82 @@ def test_every_setting_is_known() -> None:
 
     assert unknown(dict.fromkeys(names)) == {}
     assert len(names) > len(Settings.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_a_badge_that_waits_for_a_minute_while_nobody_listens_is_an_error(
+    clinic: Clinic, bulk: bool
+) -> None:
+    no_worker(clinic)
+    assert clinic.troubles() == {"workers": "warning"}
+
+    badge_waits(clinic, bulk=bulk)
+    assert clinic.troubles() == {"workers": "warning", "waiting": "error"}
+    assert "flask credly worker" in clinic.doctor()[1]["waiting"]["mend"]
+
+    switched_off(clinic)
+    assert clinic.troubles() == {"workers": "warning", "connection": "warning"}
+
+
+def test_nothing_of_redis_is_a_command_to_the_terminal(clinic: Clinic) -> None:
+    """The name of an error, a worker, a mapped course."""
+    queue, evil = clinic.queue, "\x1b]0;gotcha\x07\x9b31m\u202eError"
+    job = queue.enqueue_call("os.getcwd", description=bell.DRAIN, failure_ttl=60)
+    queue.failed_job_registry.add(job, ttl=60)
+    rq.results.Result.create_failure(
+        job,
+        60,
+        f"Traceback (most recent call last):\n{evil}: x",
+        worker_name=clinic.worker.name,
+    )
+    template_archived(clinic)
+    clinic.change(
+        sa.update(Mapping).where(sa.true()).values(course_title=evil, course_id=evil)
+    )
+    done = clinic.run()
+
+    assert done.exit_code == 1
+    assert "Jobs failed (unreadable)" in done.output
+    assert "\\u001b]0;gotcha" in done.output
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", done.output)
+
+
+def test_a_result_that_runs_as_it_is_read_is_not_read(clinic: Clinic) -> None:
+    """Nor is one unpacked that fills the memory."""
+    marker = clinic.folder / "marker"
+    queue = clinic.queue
+    job = queue.enqueue_call("os.getcwd", description=bell.DRAIN, failure_ttl=60)
+    queue.failed_job_registry.add(job, ttl=60)
+    bomb = base64.b64encode(zlib.compress(bytes(50_000_000)))
+    queue.connection.xadd(
+        rq.results.Result.get_key(job.id),  # type: ignore[no-untyped-call]
+        {
+            "type": 2,
+            "worker_name": clinic.worker.name,
+            "return_value": base64.b64encode(pickle.dumps(Evil(marker))),
+            "exc_string": bomb,
+        },
+    )
+    tracemalloc.start()
+
+    try:
+        (failure,) = workers.failures(queue)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert (failure.ours, failure.error) == (True, "unreadable")
+    assert most < 20_000_000
+    assert clinic.troubles() == {"jobs": "error"}
+    assert not marker.exists()
+
+
+class Evil:
+    def __init__(self, marker: pathlib.Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> t.Any:
+        return (pathlib.Path.touch, (self.marker,))
 
 
 class TestWorkersOfTwoApplications:

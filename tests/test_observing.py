@@ -26,6 +26,8 @@ from conftest import Host
 from conftest import MakeHost
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from rq import suspension
+from rq.exceptions import StopRequested
 from test_worker import APP
 from test_worker import Farm
 from test_worker import farm as farm
@@ -178,6 +180,7 @@ WITHOUT_EVENT = (
     "%s was tried too often.",
     "CREDLY_ENCRYPTION_KEYS is not set",
     "The translation %r of %r cannot be used.",
+    "What is in the queue is no job, and was dropped.",
 )
 
 
@@ -291,6 +294,18 @@ def queue_unreachable(on: Connected, patch: pytest.MonkeyPatch) -> None:
 
 
 @provokes
+def queue_suspended(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    queue = bell.web_queue(on.host.state)
+    suspension.suspend(queue.connection)
+
+    try:
+        with pytest.raises(StopRequested):
+            CredlyWorker(on.host.app, queue).check_for_suspension(True)
+    finally:
+        suspension.resume(queue.connection)
+
+
+@provokes
 def sweep_failed(on: Connected, patch: pytest.MonkeyPatch) -> None:
     def look(*_: object, **__: object) -> None:
         raise sa.exc.OperationalError("", {}, Exception("gone away"))
@@ -395,7 +410,7 @@ VALUES: dict[str, dict[str, object]] = {
 """What some of the fields are then."""
 
 
-IN_WORKER = ("sweep_failed", "tables_missing")
+IN_WORKER = ("queue_suspended", "sweep_failed", "tables_missing")
 
 
 @pytest.mark.parametrize("event", EVENTS)

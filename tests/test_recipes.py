@@ -857,7 +857,8 @@ while not queue.count:  # a thread rings
     assert time.monotonic() < until
     time.sleep(0.01)
 
-Queue("default", connection=queue.connection).enqueue("app.greet")
+own = Queue("default", connection=queue.connection, serializer="json")
+own.enqueue("app.greet")
 """
 
 

@@ -6,13 +6,18 @@ import collections
 import collections.abc as cabc
 import contextlib
 import datetime as dt
+import http.server
+import inspect
 import json
 import os
 import pathlib
+import pickle
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import typing as t
 import uuid
@@ -22,6 +27,7 @@ import psutil
 import pytest
 import redis
 import rq
+import rq.suspension
 import sqlalchemy as sa
 from conftest import a_member
 from conftest import connect
@@ -873,6 +879,250 @@ def test_forged_os_system_job_refused(farm: Farm, function: str) -> None:
     assert not marker.exists()
 
 
+class Forger:
+    """Writes whatever it likes into Redis, and sees whether anything came of it."""
+
+    def __init__(self, farm: Farm, address: str) -> None:
+        self.redis = farm.redis
+        self.queue = str(farm.host.state.settings.queue)
+        self.marker = farm.folder / "marker"
+        (farm.folder / "gadget.py").write_text(
+            f"def go(*a, **k):\n    open({str(self.marker)!r}, 'w').close()\n"
+        )
+        self.webhooks = json.dumps(
+            [
+                {
+                    "url": f"{address}/{status}",
+                    "job_status": status,
+                    "method": "POST",
+                    "headers": {"Metadata-Flavor": "Google"},
+                    "timeout": 3,
+                }
+                for status in ("finished", "failed", "stopped")
+            ]
+        )
+
+    def job(self, *, described: str = bell.PRUNE, **fields: t.Any) -> str:
+        """Write a job that names code wherever RQ lets one, and get its id."""
+        job_id = uuid.uuid4().hex
+        evil = pickle.dumps(Evil(self.marker))
+        self.redis.hset(
+            f"rq:job:{job_id}",
+            mapping={
+                "data": zlib.compress(json.dumps(["gadget.go", None, [], {}]).encode()),
+                "description": described,
+                "status": "queued",
+                "origin": self.queue,
+                "created_at": "2024-01-01T00:00:00.000000Z",
+                "started_at": "2024-01-01T00:00:00.000000Z",
+                "success_callback_name": "gadget.go",
+                "failure_callback_name": "gadget.go",
+                "stopped_callback_name": "gadget.go",
+                "webhooks": self.webhooks,
+                "meta": evil,
+                "result": evil,
+                **fields,
+            },
+        )
+        self.redis.sadd("rq:queues", f"rq:queue:{self.queue}")
+        return job_id
+
+    def push(self, *job_ids: str) -> None:
+        self.redis.rpush(f"rq:queue:{self.queue}", *job_ids)
+
+
+class Evil:
+    def __init__(self, marker: pathlib.Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> t.Any:
+        return (pathlib.Path.touch, (self.marker,))
+
+
+@pytest.fixture
+def visits() -> cabc.Iterator[tuple[str, list[str]]]:
+    """An address that nobody has a reason to ask, and who did."""
+    found: list[str] = []
+
+    class Note(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            found.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: t.Any) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Note) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", found
+        server.shutdown()
+
+
+@pytest.fixture
+def forger(farm: Farm, visits: tuple[str, list[str]]) -> cabc.Iterator[Forger]:
+    forger = Forger(farm, visits[0])
+    yield forger
+    assert not forger.marker.exists()
+    assert visits[1] == []
+
+
+def test_what_a_forged_job_names_is_neither_called_nor_asked(
+    farm: Farm, forger: Forger
+) -> None:
+    """One that succeeds, one that is refused, one of pickles, and one that is too big
+    for the memory.
+    """
+    evil = zlib.compress(pickle.dumps((bell.DRAIN, None, (Evil(forger.marker),), {})))
+    forger.push(
+        forger.job(),
+        forger.job(described="gadget.go"),
+        forger.job(described="gadget.go", data=evil),
+        forger.job(data=evil),
+        forger.job(data=zlib.compress(bytes(100_000_000)), exc_info=evil),
+    )
+    farm.host.complete()
+    farm.run(*WORKER, "--burst")
+
+    assert farm.states() == {"issued": 1}
+    assert farm.redis.llen(f"rq:queue:{forger.queue}") == 0
+
+
+def test_what_waits_for_a_forged_job_is_not_run_as_it_says(
+    farm: Farm, forger: Forger
+) -> None:
+    """Its dependents, its repeats, its retries, its limits and its group."""
+    first, second = forger.job(), forger.job(described="gadget.go", status="deferred")
+    forger.redis.sadd(f"rq:job:{first}:dependents", second)
+    forger.redis.sadd(f"rq:job:{second}:dependencies", first)
+    forger.redis.zadd(f"rq:deferred:{forger.queue}", {second: 1})
+    many = {
+        "repeats_left": 3,
+        "repeat_intervals": "[0]",
+        "retries_left": 3,
+        "number_of_retries": 0,
+        "retry_intervals": "[0]",
+        "group_id": "evil",
+        "rate_limit_key": "evil",
+        "rate_limit_concurrency": 1,
+        "timeout": -1,
+        "result_ttl": -1,
+        "failure_ttl": -1,
+        "ttl": -1,
+        "enqueue_at_front": "yes",
+        "dependency_ids": "7",
+    }
+    forger.push(first, forger.job(**many), forger.job(described="gadget.go", **many))
+    farm.host.complete()
+    farm.run(*WORKER, "--burst")
+
+    assert farm.states() == {"issued": 1}
+
+
+def test_nothing_that_is_cleaned_up_is_run(farm: Farm, forger: Forger) -> None:
+    """RQ's own maintenance loads what was begun, what is ready, and what is stuck."""
+    queue = forger.queue
+    begun = forger.job(status="started", retries_left=1)
+    forger.redis.zadd(f"rq:wip:{queue}", {f"{begun}:x": 1, "\x1b[0m": 1})
+    ready = forger.job(described="gadget.go", status="ready_to_enqueue")
+    forger.redis.zadd(f"rq:ready:{queue}", {ready: 1})
+    stuck = forger.job()
+    forger.redis.rpush(f"rq:queue:{queue}:intermediate", stuck)
+    forger.redis.set(f"rq:queue:{queue}:intermediate:first_seen:{stuck}", 1)
+    forger.redis.zadd(f"rq:failed:{queue}", {forger.job(status="failed"): 1})
+    forger.redis.zadd(f"rq:scheduled:{queue}", {forger.job(): 1})
+    farm.host.complete()
+    farm.run(*WORKER, "--burst")
+
+    assert farm.states() == {"issued": 1}
+    assert not forger.redis.exists(f"rq:job:{begun}")
+    assert forger.redis.zcard(f"rq:wip:{queue}") == 0
+    assert forger.redis.zcard(f"rq:failed:{queue}") == 0
+
+
+def test_a_forged_entry_that_is_no_job_stops_no_worker(
+    farm: Farm, forger: Forger
+) -> None:
+    forger.redis.rpush(f"rq:job:list-{uuid.uuid4().hex}", "x")
+    forger.redis.set("rq:job:text", "x")
+    odd = forger.job(status="nonsense", description=b"\xff\x1b[2J" + b"x" * 1000)
+    forger.redis.rpush(
+        f"rq:queue:{forger.queue}", "text", b"\xff\xfe", "a b;c", "gone", odd
+    )
+    farm.host.complete()
+    said = farm.run(*WORKER, "--burst")
+    forger.redis.delete("rq:job:text")
+
+    assert farm.states() == {"issued": 1}
+    assert "What is in the queue is no job" in said
+    assert "\x1b" not in said
+
+
+def test_no_command_by_redis_reaches_a_worker(farm: Farm, forger: Forger) -> None:
+    worker = farm.start(*WORKER)
+    queue = bell.web_queue(farm.host.state)
+    wait_for(lambda: workers.listening(queue))
+    (name,) = workers.listening(queue)
+
+    for command in ("shutdown", "kill-horse", "stop-job"):
+        payload = json.dumps({"command": command, "job_id": "x"})
+        assert forger.redis.publish(f"rq:pubsub:{name}", payload) == 0
+
+    farm.host.complete()
+    farm.wait_for_badges(1)
+    assert worker.poll() is None
+
+
+REACHES = r"import_attribute|_callback\(|send_webhooks|urlopen|pickle|importlib"
+"""What makes code or a request of a text."""
+
+
+def test_no_other_part_of_rq_makes_code_or_a_request_of_what_is_in_redis() -> None:
+    """The worker reads jobs by one class, which takes nothing of this from Redis. A
+    release of RQ that reaches code in a further place is to be looked at, and then
+    written down here.
+    """
+    folder = pathlib.Path(rq.__file__).parent
+    found = {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*.py")
+        if re.search(REACHES, path.read_text())
+    }
+    kept_away = {
+        # Of a job, of which ours takes no field
+        "callbacks.py",
+        "job.py",
+        "webhook.py",
+        # RQ's maintenance, which we do not run
+        "registry.py",
+        # Of an argument, or of the program itself
+        "cli/helpers.py",
+        "cli/workers.py",
+        "cron.py",
+        "queue.py",
+        "scheduler.py",
+        "serializers.py",
+        "utils.py",
+        "worker/worker_classes.py",
+        # By the job's class
+        "worker/base.py",
+    }
+    assert found - kept_away == set()
+
+
+def test_a_job_takes_nothing_from_redis_but_which_of_ours_it_is() -> None:
+    fields = re.findall(r"obj(?:\.get\(|\[)'(\w+)'", inspect.getsource(rq.job))
+    assert {"webhooks", "failure_callback_name", "meta", "data"} <= set(fields)
+    description = {b"description": bell.DRAIN.encode()}
+    client = redis.Redis()
+    full, bare = (OwnJob("x", connection=client, serializer="json") for _ in range(2))
+    full.restore({name.encode(): b"1" for name in fields} | description)
+    bare.restore(description)
+    full.created_at = bare.created_at
+
+    assert vars(full) == vars(bare)
+
+
 def test_a_forged_callback_is_refused(farm: Farm) -> None:
     marker = pathlib.Path(farm.folder / "marker")
     queue = bell.web_queue(farm.host.state)
@@ -881,6 +1131,46 @@ def test_a_forged_callback_is_refused(farm: Farm) -> None:
 
     assert not marker.exists()
     assert OwnJob.success_callback is None
+
+
+@pytest.mark.parametrize("job", ["SYNC", "PRUNE", "BACKFILL", "DRAIN"])
+@pytest.mark.parametrize("how", ["never ends", "ends late", "is a list"])
+def test_a_key_that_does_not_end_keeps_no_job_away(
+    farm: Farm, job: str, how: str
+) -> None:
+    queue, name = bell.web_queue(farm.host.state), getattr(bell, job)
+    farm.redis.flushdb()
+    bell.enqueue(queue, name)
+    bell.enqueue(queue, name)
+    assert queue.count == 1
+
+    (key,) = farm.redis.keys("flask-credly:*")
+
+    if how == "never ends":
+        farm.redis.persist(key)
+    elif how == "ends late":
+        farm.redis.expire(key, 10**9)
+    else:
+        farm.redis.delete(key)
+        farm.redis.rpush(key, "x")
+
+    bell.enqueue(queue, name)
+    bell.enqueue(queue, name)
+    assert queue.count == 2
+
+
+def test_suspended_workers_are_said_and_go_on(farm: Farm) -> None:
+    rq.suspension.suspend(farm.redis)
+    farm.host.complete()
+    said = farm.run(*WORKER, "--burst")
+    assert said.count("RQ is suspended on this Redis") == 1
+    assert "rq resume" in said
+
+    farm.start(*WORKER)
+    wait_for(lambda: workers.listening(bell.web_queue(farm.host.state)))
+    assert farm.states() == {"pending": 1}
+    rq.suspension.resume(farm.redis)
+    farm.wait_for_badges(1)
 
 
 def test_a_drain_that_always_fails_does_not_spin(farm: Farm) -> None:
@@ -958,7 +1248,9 @@ def test_a_queue_of_the_hosts_own_is_used(
     def make_queue(app: t.Any) -> rq.Queue:
         made.append(app)
         return rq.Queue(
-            f"own-{uuid.uuid4().hex}", connection=redis.Redis.from_url(redis_url)
+            f"own-{uuid.uuid4().hex}",
+            connection=redis.Redis.from_url(redis_url),
+            serializer="json",
         )
 
     host = make_host(CREDLY_QUEUE=make_queue)

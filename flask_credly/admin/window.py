@@ -93,10 +93,12 @@ def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
 def in_the_way(connected: Connection) -> dict[str, t.Any]:
     """Gather what the banners show."""
     state = get_state()
+    count = workers.count(state)
     return {
         "connection": connected,
         "overview": read(overview.read, config=state.app.config, at_most=AT_MOST),
-        "workers": workers.count(state),
+        "workers": count,
+        "trouble": state.web_queue.trouble,
         "unrecorded": unrecorded.read(state),
         "heals": state.heals,
     }

@@ -20,9 +20,12 @@ import weakref
 from flask import Flask
 from flask import has_app_context
 
+from ..settings import reads_json
 from ..settings import Settings
 from ..settings import State
 from ..settings import WebQueue
+from .trouble import explain
+from .trouble import WrongQueue
 
 if t.TYPE_CHECKING:
     import redis
@@ -59,6 +62,9 @@ JOBS = {
     PRUNE: _Job("prune", every=86_400, timeout=6 * 3600),
     HEAL: _Job("heal", every=86_400, timeout=6 * 3600),
 }
+
+FAILURE_TTL = 86_400
+"""Seconds for which RQ keeps a job that failed. By default that is a year."""
 
 WEB_TIMEOUT = 0.15
 """Seconds an administrator's request waits for Redis. redis-py's own defaults add up to
@@ -172,16 +178,32 @@ def enqueue(queue: rq.Queue, function: str, *, insist: bool = False) -> None:
     """
     job = JOBS[function]
 
-    if queue.connection.set(_key(queue, job), 1, nx=not insist, ex=job.every):
-        # The default description is the call with its arguments, and failed jobs are
-        # kept for a year.
+    if _is_new(queue, job, insist=insist):
+        # The worker reads nothing else of it. By default it is the call with its
+        # arguments.
         queue.enqueue_call(
             function,
             description=function,
             timeout=job.timeout,
             result_ttl=0,
-            failure_ttl=86_400,
+            failure_ttl=FAILURE_TTL,
         )
+
+
+def _is_new(queue: rq.Queue, job: _Job, *, insist: bool) -> bool:
+    """Note that a job is put into a queue. Whether it was not a while ago."""
+    key = _key(queue, job)
+
+    with queue.connection.pipeline(transaction=False) as pipeline:
+        pipeline.set(key, 1, nx=not insist, ex=job.every)
+        pipeline.ttl(key)
+        was_set, left = pipeline.execute()
+
+    # A key that never ends, as after a PERSIST, would keep the job away for good.
+    if not was_set and not 0 <= left <= job.every:
+        was_set = queue.connection.set(key, 1, ex=job.every)
+
+    return bool(was_set)
 
 
 def ask_for_backfill(state: State) -> bool:
@@ -201,6 +223,8 @@ def make_queue(
 
     :param connection: For a queue given by name. Default: one with short timeouts, for
         use in a web request.
+    :raises WrongQueue: If that is no queue, or its jobs could run code as they are
+        read. A function of the host's may raise anything.
     """
     import rq
 
@@ -212,16 +236,34 @@ def make_queue(
         )
 
     if isinstance(settings.queue, rq.Queue):
-        return settings.queue
-
-    # A thread has no context.
-    with contextlib.nullcontext() if has_app_context() else app.app_context():
-        queue = settings.queue(app)
+        queue = settings.queue
+    else:
+        # A thread has no context.
+        with contextlib.nullcontext() if has_app_context() else app.app_context():
+            queue = settings.queue(app)
 
     if not isinstance(queue, rq.Queue):
-        raise TypeError(
+        raise WrongQueue(
             "The function in CREDLY_QUEUE must return an rq.Queue, not"
-            f" {type(queue).__name__}."
+            f" {type(queue).__name__}.",
+            "It takes the app and returns an rq.Queue.",
+        )
+
+    if not reads_json(queue.serializer):
+        raise WrongQueue(
+            "The queue in CREDLY_QUEUE does not write JSON: who can write to Redis"
+            " could run code in whatever reads its jobs.",
+            f'Make it so: Queue("{queue.name}", connection=…, serializer="json")',
+        )
+
+    # A client of a cluster has no pool.
+    pool = getattr(queue.connection, "connection_pool", None)
+
+    if pool is not None and pool.connection_kwargs.get("decode_responses"):
+        raise WrongQueue(
+            "The connection of CREDLY_QUEUE decodes what Redis answers, which RQ cannot"
+            " use.",
+            "Make it without decode_responses.",
         )
 
     return queue
@@ -253,28 +295,47 @@ def _try(state: State, ask: t.Callable[[rq.Queue], object]) -> bool:
     if is_silent(state):
         return False
 
+    if not use(state, lambda: ask(web_queue(state))):
+        state.web_queue.silent_until = time.monotonic() + SILENCE
+        return False
+
+    return True
+
+
+def use(state: State, ask: t.Callable[[], object], *, tell: bool = True) -> bool:
+    """Use the queue in a web process. What is in the way stays in
+    ``state.web_queue.trouble`` until it is over.
+
+    :param tell: Whether to log that Redis is in the way: once, when it begins.
+    :return: Whether that went well.
+    """
     from redis.exceptions import RedisError
 
+    web = state.web_queue
+
     try:
-        ask(web_queue(state))
-    except (RedisError, OSError) as e:
-        state.web_queue.silent_until = time.monotonic() + SILENCE
-        logger.warning(
-            "The queue cannot be reached (%s). Nothing is lost: badges wait in the"
-            " database until a worker sweeps.",
-            type(e).__name__,
-            extra={"credly_event": "queue_unreachable"},
-        )
-        return False
-    except Exception:  # of the host's function in CREDLY_QUEUE
-        state.web_queue.silent_until = time.monotonic() + SILENCE
-        logger.exception(
-            "The queue cannot be used. Nothing is lost: badges wait in the database"
-            " until a worker sweeps.",
-            extra={"credly_event": "queue_unreachable"},
-        )
+        ask()
+    except Exception as e:
+        web.trouble = explain(e, state.settings)
+        of_redis = isinstance(e, (RedisError, OSError))
+        # Another error is of the host's function in CREDLY_QUEUE.
+        known = of_redis or isinstance(e, WrongQueue)
+
+        if (tell and web.trouble != web.told) or not of_redis:
+            web.told = web.trouble
+            logger.log(
+                logging.WARNING if of_redis else logging.ERROR,
+                "The queue cannot be reached (%s). %s Nothing is lost: badges wait in"
+                " the database until a worker sweeps.",
+                type(e).__name__,
+                web.trouble,
+                exc_info=not known,
+                extra={"credly_event": "queue_unreachable"},
+            )
+
         return False
 
+    web.trouble = web.told = None
     return True
 
 

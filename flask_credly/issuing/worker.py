@@ -1,19 +1,29 @@
-"""The worker: RQ's, with a sweep in its loop and deaf to foreign jobs."""
+"""The worker: RQ's, with a loop of its own that sweeps, and deaf to foreign jobs."""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import logging
 import signal
 import time
 import typing as t
+import zlib
 
 import redis
 import rq
 import sqlalchemy as sa
 from flask import Flask
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from rq import utils
+from rq import worker_registration
+from rq.exceptions import NoSuchJobError
 from rq.exceptions import StopRequested
+from rq.serializers import JSONSerializer
+from rq.suspension import is_suspended
 from rq.worker import Worker
+from rq.worker import WorkerStatus
 from sqlalchemy import orm
 
 from .. import keys
@@ -24,6 +34,7 @@ from ..settings import get_state
 from ..settings import State
 from . import announce
 from . import bell
+from . import trouble
 from . import workers
 from .stopping import stopping
 from .sweep import sweep
@@ -35,33 +46,70 @@ SWEEP_INTERVAL = 5
 
 
 class OwnJob(rq.job.Job):
-    """A job that only runs our own functions: whoever can write to Redis can put any
-    function's name there.
+    """A job of which Redis only says which of ours it is.
+
+    Whoever can write to Redis can put anything there: functions to be called when it
+    has failed or as its worker died, addresses to be told, data that runs as it is
+    read, more with each release of RQ. So nothing else is taken from there.
     """
+
+    def restore(self, raw_data: t.Any) -> None:
+        described = _text(raw_data.get(b"description")).removesuffix("()")
+        status = _text(raw_data.get(b"status"))
+        job = bell.JOBS.get(described)
+        name = described if job else ascii(described[:100])
+        call: tuple[t.Any, ...] = (name, None, (), {})
+        constants: dict[str, t.Any] = {
+            "description": name,
+            "data": zlib.compress(self.serializer.dumps(call)),
+            "status": status if status in _STATUSES else "",
+            "timeout": job.timeout if job else 60,
+            "result_ttl": 0,
+            "failure_ttl": bell.FAILURE_TTL,
+        }
+        # As redis-py gives them.
+        super().restore(
+            {
+                key: value if isinstance(value, bytes) else str(value).encode()
+                for key, value in constants.items()
+            }
+        )
 
     @property
     def func(self) -> t.Any:
         if self.func_name not in bell.JOBS:
-            raise PermissionError(f"Not a job of Flask-Credly: {self.func_name!r}.")
+            raise PermissionError(f"Not a job of Flask-Credly: {self.func_name}.")
 
         return super().func
 
-    # They would name functions as well.
+    # Nor would they be called if a release of RQ set them elsewhere.
     success_callback = failure_callback = stopped_callback = None
 
 
+_STATUSES = {each.value for each in rq.job.JobStatus}
+
+
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode(errors="replace")
+
+
 class CredlyWorker(Worker):
-    """Runs drains, and sweeps while it waits."""
+    """Runs drains, and sweeps while it waits.
+
+    What RQ does beside of that with what is in Redis, it does not: RQ's own cleaning
+    loads jobs as they are, and its commands by Redis are not ours.
+    """
 
     job_class = OwnJob
 
     def __init__(self, app: Flask, queue: rq.Queue) -> None:
-        # While it waits, RQ looks up only when its pop returns, at its shortest after
-        # a second; its own cleaning of jobs of dead workers hangs on that as well.
+        own = copy.copy(queue)
+        own.job_class = OwnJob
+        own.serializer = JSONSerializer
         super().__init__(
-            [queue],
-            connection=queue.connection,
-            serializer=queue.serializer,
+            [own],
+            connection=own.connection,
+            serializer="json",
             maintenance_interval=30,
             worker_ttl=60,
         )
@@ -76,15 +124,48 @@ class CredlyWorker(Worker):
         self.told_to_stop = True
         super().request_stop(signum, frame)  # type: ignore[no-untyped-call]
 
+    def subscribe(self) -> None:
+        """Listen to nobody: who can write to Redis has no say here."""
+
+    def work(self, burst: bool = False, **_: t.Any) -> bool:  # type: ignore[override]
+        """Work until told to stop. RQ's own loop swallows what is wrong with Redis.
+
+        :raises redis.RedisError: If Redis goes away, or does not take what is needed.
+        """
+        self.bootstrap(logging_level="WARNING")
+        self._install_signal_handlers()  # type: ignore[no-untyped-call]
+
+        try:
+            while not self._stop_requested:
+                found = self.dequeue_job_and_maintain_ttl(None if burst else 1)
+
+                if found is None:
+                    break
+
+                self.execute_job(*found)
+        except StopRequested:
+            pass
+        finally:
+            self.teardown()  # type: ignore[no-untyped-call]
+
+        return True
+
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
     ) -> tuple[rq.job.Job, rq.Queue] | None:
         burst = timeout is None
+        self.set_state(WorkerStatus.IDLE)
 
         while True:
             # The signal's exception may have come up where it could not get out.
             if self.told_to_stop:
                 raise StopRequested
+
+            self.heartbeat()
+            self.check_for_suspension(burst)
+
+            if self.should_run_maintenance_tasks:
+                self.run_maintenance_tasks()
 
             # What makes every drain fail is not made better by a drain at once.
             if not self._failed:
@@ -95,22 +176,94 @@ class CredlyWorker(Worker):
                     return None
 
                 # The jobs are for those who can do them.
-                self.heartbeat()
                 time.sleep(SWEEP_INTERVAL)
                 continue
 
-            wait = None if burst else SWEEP_INTERVAL
-            result = super().dequeue_job_and_maintain_ttl(wait, wait)
+            if (job := self._pop(wait=not burst)) is not None:
+                return job, self.queues[0]
 
-            if result is not None or burst:
-                return result
+            if burst:
+                return None
 
             self._failed = False
+
+    def _pop(self, *, wait: bool) -> rq.job.Job | None:
+        """Take the next job of the queue. It is in no other place of Redis then: the
+        row in the ledger is the job, and nothing is lost with it.
+        """
+        key = self.queues[0].key
+
+        while True:
+            popped: t.Any
+
+            if wait:
+                _, popped = self.connection.blpop([key], SWEEP_INTERVAL) or (key, None)
+            else:
+                popped = self.connection.lpop(key)
+
+            if popped is None:
+                return None
+
+            if (job := self._fetch(popped)) is not None:
+                return job
+
+    def _fetch(self, id_: bytes) -> rq.job.Job | None:
+        try:
+            job = OwnJob.fetch(id_.decode(), self.connection, self.serializer)
+        except NoSuchJobError:
+            return None
+        except (ValueError, redis.ResponseError) as e:
+            if isinstance(e, redis.ResponseError) and "WRONGTYPE" not in str(e):
+                raise
+
+            logger.warning("What is in the queue is no job, and was dropped.")
+            return None
+
+        job.origin = self.queues[0].name
+        return job
+
+    def check_for_suspension(self, burst: bool) -> None:
+        said = False
+
+        while is_suspended(self.connection, self):
+            if not said:
+                logger.warning(
+                    "RQ is suspended on this Redis: no worker takes a job. What mends"
+                    " it: rq resume",
+                    extra={"credly_event": "queue_suspended"},
+                )
+                self.set_state(WorkerStatus.SUSPENDED)
+                said = True
+
+            if burst or self.told_to_stop:
+                raise StopRequested
+
+            time.sleep(1)
+
+    def run_maintenance_tasks(self) -> None:
+        """Forget the jobs of workers that died, those that failed long ago, and those
+        workers.
+        """
+        queue = self.queues[0]
+        now = time.time()
+        started, failed = queue.started_job_registry, queue.failed_job_registry
+        died: list[t.Any] = self.connection.zrangebyscore(started.key, 0, now)
+
+        with self.connection.pipeline() as pipeline:
+            for entry in died:
+                pipeline.delete(OwnJob.key_for(_text(entry).partition(":")[0]))
+
+            pipeline.zremrangebyscore(started.key, 0, now)
+            pipeline.zremrangebyscore(failed.key, 0, now)
+            pipeline.execute()
+
+        worker_registration.clean_worker_registry(queue)
+        self.last_cleaned_at = utils.now()  # type: ignore[assignment]
 
     def execute_job(self, job: rq.job.Job, queue: rq.Queue) -> None:
         super().execute_job(job, queue)
         # A job that went well is gone by now.
-        self._failed = job.exists(job.id, self.connection) and job.is_failed
+        self._failed = self.connection.hget(job.key, "status") == b"failed"
 
     def main_work_horse(self, *args: t.Any) -> None:
         # The parent's connections must not be used by two processes.
@@ -148,17 +301,14 @@ class CredlyWorker(Worker):
             if self.told_to_stop:
                 raise StopRequested from e
 
+            # With which everything else ends as well.
             if isinstance(e, redis.RedisError):
-                logger.warning(
-                    "The sweep could not ring: %s",
-                    type(e).__name__,
-                    extra={"credly_event": "queue_unreachable"},
-                )
-            else:
-                logger.exception(
-                    "The sweep failed and is tried again.",
-                    extra={"credly_event": "sweep_failed"},
-                )
+                raise
+
+            logger.exception(
+                "The sweep failed and is tried again.",
+                extra={"credly_event": "sweep_failed"},
+            )
 
     def _say_tables_are_missing(self) -> None:
         # Once, and not at each sweep.
@@ -212,21 +362,50 @@ def work(state: State, *, burst: bool) -> None:
     """Run a worker until it is told to stop.
 
     :param burst: Stop when nothing is due.
-    :raises redis.RedisError: If Redis cannot be reached at the start. Later on, the
-        worker waits until it is back.
+    :raises WrongQueue: If CREDLY_QUEUE gives what cannot be used.
+    :raises redis.RedisError: If Redis cannot be used at the start. Later on, the worker
+        waits until it can be.
     """
     keys.warn_of_derived(state.app.config)
-    queue = bell.make_queue(
-        state.app, state.settings, redis.Redis.from_url(state.settings.redis_url)
+    # It waits by itself: redis-py's own tries add up to a minute without a word.
+    connection = redis.Redis.from_url(
+        state.settings.redis_url, socket_connect_timeout=5, retry=Retry(NoBackoff(), 1)
     )
-    queue.connection.ping()
+    queue = bell.make_queue(state.app, state.settings, connection)
+    trouble.try_out(queue)
     _load_for_jobs()
+    said = None
 
-    while not _work_once(state.app, queue, burst=burst):
+    while True:
+        began = time.monotonic()
+        worker = None
+
+        try:
+            worker = CredlyWorker(state.app, queue)
+            worker.work(burst=burst)
+        except redis.RedisError as e:
+            if burst:
+                raise
+
+            error = e
+        else:
+            return
+
+        if worker is not None and worker.told_to_stop:
+            return
+
         # RQ's handlers, which are still in force, only talk to its own loop.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _wait_for(queue.connection)
+
+        # What comes back within seconds was never mended.
+        if time.monotonic() - began > _LASTING:
+            said = None
+
+        said = _wait_for(queue, state, error, said)
+
+
+_LASTING = 60
 
 
 def _load_for_jobs() -> None:
@@ -238,34 +417,31 @@ def _load_for_jobs() -> None:
         importlib.import_module(module)
 
 
-def _work_once(app: Flask, queue: rq.Queue, *, burst: bool) -> bool:
-    """Work until told to stop, or until Redis goes away in the midst of a job.
-
-    :return: Whether it was told to stop.
+def _wait_for(
+    queue: rq.Queue,
+    state: State,
+    error: redis.RedisError,
+    said: trouble.Trouble | None,
+) -> trouble.Trouble:
+    """Wait until Redis can be used, and say what is in the way: once, unless it is
+    another thing than what was said before.
     """
-    worker = CredlyWorker(app, queue)
-
-    try:
-        worker.work(burst=burst, logging_level="WARNING")
-    except redis.RedisError:
-        if burst:
-            raise
-
-    return burst or worker.told_to_stop
-
-
-def _wait_for(connection: redis.Redis) -> None:
-    logger.warning(
-        "Redis is away. The worker goes on when it is back.",
-        extra={"credly_event": "queue_unreachable"},
-    )
-
     while True:
+        found = trouble.explain(error, state.settings)
+
+        if found != said:
+            logger.warning(
+                "%s The worker goes on when that is mended.",
+                found,
+                extra={"credly_event": "queue_unreachable"},
+            )
+            said = found
+
         time.sleep(1)
 
         try:
-            connection.ping()
-        except redis.RedisError:
-            continue
-
-        return
+            trouble.try_out(queue)
+        except redis.RedisError as e:
+            error = e
+        else:
+            return said

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import collections.abc as cabc
 import dataclasses
+import datetime as dt
 import hashlib
-import logging
 import re
 import typing as t
+import zlib
 
 import sqlalchemy as sa
 
@@ -15,11 +17,10 @@ from ..ledger.transaction import connect
 from ..models import Installation
 from ..settings import State
 from . import bell
+from . import trouble
 
 if t.TYPE_CHECKING:
     import rq
-
-logger = logging.getLogger("flask_credly")
 
 _SIGNATURE = "credly_installation"
 _SUCCESS = "credly_success:"
@@ -41,18 +42,18 @@ class Failure:
 
 
 def count(state: State) -> int | None:
-    """Count the workers that listen on the queue. ``None``: Redis cannot be asked."""
-    from redis.exceptions import RedisError
+    """Count the workers that listen on the queue. ``None``: Redis cannot be used, for
+    the reason in ``state.web_queue.trouble``.
+    """
+    found: list[str] = []
 
-    try:
-        return len(listening(bell.web_queue(state)))
-    except (RedisError, OSError):
-        return None
-    except Exception:  # of the host's function in CREDLY_QUEUE
-        logger.exception(
-            "The queue cannot be asked.", extra={"credly_event": "queue_unreachable"}
-        )
-        return None
+    def ask() -> None:
+        queue = bell.web_queue(state)
+        # One that is read only could be asked as well, and would take no job.
+        trouble.try_out(queue)
+        found.extend(listening(queue))
+
+    return len(found) if bell.use(state, ask, tell=False) else None
 
 
 def signature(engine: sa.Engine) -> str | None:
@@ -144,15 +145,44 @@ def listening(queue: rq.Queue) -> dict[str, str | None]:
     with queue.connection.pipeline(transaction=False) as pipeline:
         for key in known:
             pipeline.hmget(key, ["last_heartbeat", "death", _SIGNATURE])
+            pipeline.ttl(key)
 
-        entries = pipeline.execute()
+        answers = pipeline.execute()
 
-    for key, (seen_at, death, signed) in zip(known, entries, strict=True):
-        if seen_at and not death:
+    for key, fields, ttl in zip(known, answers[::2], answers[1::2], strict=True):
+        seen_at, death, signed = fields
+
+        # A worker's entry always has an end, which each heartbeat puts off: one without
+        # would live for ever.
+        if seen_at and not death and ttl >= 0 and _is_recent(as_text(seen_at)):
             name = key.removeprefix(Worker.redis_worker_namespace_prefix)
             found[name] = as_text(signed) if signed else None
 
     return found
+
+
+def _is_recent(heartbeat: str) -> bool:
+    """Whether a heartbeat is not of long ago, even if that worker's clock is in another
+    time zone.
+    """
+    from rq.utils import utcparse
+
+    try:
+        at = utcparse(heartbeat)
+    except ValueError:
+        return False
+
+    return dt.datetime.now(dt.UTC) - at < dt.timedelta(days=1)
+
+
+def is_suspended(queue: rq.Queue) -> bool:
+    """Whether ``rq suspend`` keeps all workers on this Redis from taking jobs.
+
+    :raises redis.RedisError: If Redis cannot be asked.
+    """
+    from rq.suspension import is_suspended
+
+    return bool(is_suspended(queue.connection))
 
 
 def failures(queue: rq.Queue, *, limit: int = 20) -> cabc.Iterator[Failure]:
@@ -161,36 +191,47 @@ def failures(queue: rq.Queue, *, limit: int = 20) -> cabc.Iterator[Failure]:
     :raises redis.RedisError: If Redis cannot be asked.
     """
     from rq.job import Job
+    from rq.results import Result
     from rq.utils import as_text
 
-    ids = queue.failed_job_registry.get_job_ids(-limit, -1, cleanup=False)
+    for id_ in queue.failed_job_registry.get_job_ids(-limit, -1, cleanup=False):
+        # Neither RQ's job nor its result, which would unpack whatever is in there.
+        described = as_text(
+            queue.connection.hget(Job.key_for(id_), "description") or b""
+        )
+        key = Result.get_key(id_)  # type: ignore[no-untyped-call]
+        results: t.Any = queue.connection.xrevrange(key, count=1)
 
-    for id_ in ids:
-        job = Job(id_, connection=queue.connection, serializer=queue.serializer)
-        # Not the job's own data: whatever anybody has put there, it is not unpacked.
-        described = as_text(queue.connection.hget(job.key, "description") or "")
-        result = job.latest_result()
+        for result_id, result in results:
+            if not (packed := result.get(b"exc_string")):
+                continue
 
-        if result is None or not result.exc_string:
-            continue
-
-        error = _error_in(result.exc_string)
-        ours = described in bell.JOBS
-        worker = result.worker_name
-        at = int((result.id or "0").partition("-")[0])
-        mended = ours and at <= _succeeded_at(queue, worker, described)
-        yield Failure(worker, error.rpartition(".")[2], ours, mended)
+            worker = as_text(result.get(b"worker_name", b""))
+            ours = described in bell.JOBS
+            at = int(as_text(result_id).partition("-")[0])
+            mended = ours and at <= _succeeded_at(queue, worker, described)
+            yield Failure(worker, _error_in(packed), ours, mended)
 
 
-def _error_in(traceback: str) -> str:
-    """Get the name of the exception that a traceback ends with. Its text may have
-    several lines.
-    """
-    for line in reversed(traceback.splitlines()):
-        if found := re.match(r"(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w{0,99})(?::|$)", line):
+_MOST = 1_000_000
+"""Bytes of a traceback that are unpacked at most."""
+
+
+def _error_in(packed: bytes) -> str:
+    """Get the name of the exception that a traceback ends with, as RQ packs one."""
+    try:
+        unpacked = zlib.decompressobj().decompress(base64.b64decode(packed), _MOST)
+    except (ValueError, zlib.error):
+        return "unreadable"
+
+    # The message may have several lines.
+    for line in reversed(unpacked.decode(errors="replace").splitlines()):
+        if found := re.match(
+            r"(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w{0,99})(?::|$)", line, re.A
+        ):
             return found[1]
 
-    return "unknown"
+    return "unreadable"
 
 
 def _key(worker: str) -> str:

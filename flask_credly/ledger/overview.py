@@ -20,7 +20,7 @@ from .paging import Session
 ConnectionState = t.Literal["none", "connected", "expired", "paused"]
 
 
-OVERDUE = dt.timedelta(minutes=2)
+OVERDUE = dt.timedelta(minutes=1)
 """A worker that runs takes what is due within seconds."""
 
 
