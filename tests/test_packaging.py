@@ -113,8 +113,11 @@ def test_markup_works_with_htmx_2_and_4_and_a_strict_policy() -> None:
     needs an inline script, is not used.
     """
     for path in (ROOT / "templates").rglob("*.html"):
+        # What stops a host's headers adds none.
+        text = path.read_text().replace('hx-headers="unset"', "")
+
         for pattern in FORBIDDEN:
-            assert not (found := re.search(pattern, path.read_text())), (path, found)
+            assert not (found := re.search(pattern, text)), (path, found)
 
 
 @pytest.fixture(scope="session")
