@@ -39,6 +39,7 @@ from werkzeug.test import TestResponse
 from flask_credly import connection
 from flask_credly import Course
 from flask_credly.admin.blueprint import ROUTES
+from flask_credly.ledger import backfills
 from flask_credly.ledger import unrecorded
 from flask_credly.models import Base
 from flask_credly.models import Issuance
@@ -679,6 +680,42 @@ def test_every_command_works(
         assert done.exit_code == 0, (command, done.output, done.exception)
 
     assert len(visit.ids(Issuance.id)) == 3
+
+
+def test_a_renamed_course_has_its_new_title_on_every_page(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    courses = [Course("py-101", "Old title")]
+    host = make_host(courses=lambda: courses, past_completions=lambda *_: [])
+    template_id = credly.add_template("One Badge")
+
+    with host.app.app_context():
+        connection.connect(
+            host.state,
+            organization_id=credly.organization_id,
+            client_id=credly.client_id,
+            client_secret=credly.client_secret,
+        )
+        mapping = connection.add_mapping(host.state, courses[0], template_id)
+        host.complete()
+        run_id = backfills.start(host.state.engine, mapping.id)
+
+    courses[:] = [Course("py-101", "New title")]
+    client = host.app.test_client()
+
+    for path in (
+        "",
+        f"/mappings/{mapping.id}/test",
+        f"/mappings/{mapping.id}/backfill",
+        f"/backfills/{run_id}",
+        "/badges",
+        "/badges?course=course:py-101",
+    ):
+        page = client.get(f"/integrations/credly{path}").text
+        assert "New title" in page and "Old title" not in page, path
+
+    courses.clear()  # deleted: the title that is stored
+    assert "Old title" in client.get("/integrations/credly/badges").text
 
 
 def test_a_replaced_template_is_rendered_as_ours_are(make_host: MakeHost) -> None:

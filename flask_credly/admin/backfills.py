@@ -23,6 +23,8 @@ from .answer import say
 from .answer import wants_fragment
 from .guard import actor
 from .mappings import gone
+from .mappings import list_courses
+from .mappings import name_anew
 from .reading import read
 from .window import in_the_way
 
@@ -43,6 +45,7 @@ def ask_backfill(mapping_id: int) -> ResponseReturnValue:
         return gone()
 
     found = None
+    name_anew([mapping], list_courses())
 
     try:
         course = connection.course_of(mapping)
@@ -82,6 +85,7 @@ def show_backfill(run_id: int) -> ResponseReturnValue:
     if connected is None or found is None:
         return gone(GONE)
 
+    name_anew([found.run], list_courses())
     context: dict[str, t.Any] = {
         "progress": found,
         "quarter": _quarter(found),

@@ -33,6 +33,7 @@ from .export import note
 from .guard import actor
 from .mappings import KIND_NAMES
 from .mappings import list_courses
+from .mappings import MANY
 from .reading import read
 
 STATUSES: dict[str, str] = {
@@ -51,13 +52,15 @@ def badges() -> ResponseReturnValue:
 
     wanted = _filter()
     found = read(issuances.page, wanted, before=number("before"), after=number("after"))
+    names = _names(found.rows)
     return page(
         "credly/badges.html",
         badges=found,
         wanted=wanted,
         can_retry=read(issuances.retriable, 1),
         live=wanted.id is not None,
-        **_names(found.rows),
+        choices=_choices(wanted, names["titles"]),
+        **names,
     )
 
 
@@ -223,10 +226,8 @@ def _address() -> dict[str, str]:
 
 def _names(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
     state = get_state()
-    courses = {
-        (each.kind, each.course_id): each.course_title
-        for each in read(connection.list_mappings)
-    }
+    courses = {(each.kind, each.id): each.title for each in list_courses() or []}
+    mapped = read(connection.titles, {(row.kind, row.course_id) for row in rows})
     gate = gates.read(state.engine)
     paused = gate is not None and not gate.is_open
     can_be_retried = read(issuances.can_be_retried, [row.id for row in rows])
@@ -237,22 +238,28 @@ def _names(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
         "paused": paused,
         "becoming": read(issuances.becoming, [row.id for row in rows]),
         "can_be_retried": can_be_retried,
-        "titles": _titles(rows, courses),
+        # The title of now, or else the one that the course had when it was mapped.
+        "titles": mapped | courses,
         "kind_names": KIND_NAMES,
-        "course_titles": courses,
+        "mapped": mapped,
         "credly_site": _site(state.settings.token_url),
     }
 
 
-def _titles(
-    rows: cabc.Sequence[Issuance], mapped: dict[tuple[str, str], str]
-) -> dict[tuple[str, str], str]:
-    """Get the titles of courses: after Remove, of some that are not mapped."""
-    if all((row.kind, row.course_id) in mapped for row in rows):
-        return mapped
+def _choices(wanted: Filter, titles: dict[tuple[str, str], str]) -> dict[str, str]:
+    """Get the courses to filter by. Of too many to choose from it is the chosen one:
+    each mapping's row leads to its badges.
+    """
+    mappings = read(connection.list_mappings, limit=MANY + 1)
+    found = {(each.kind, each.course_id): each.course_title for each in mappings}
 
-    known = {(each.kind, each.id): each.title for each in list_courses() or []}
-    return known | mapped
+    if len(found) > MANY:
+        chosen = (wanted.kind, wanted.course_id)
+        found = {chosen: chosen[1]} if wanted.course_id else {}
+
+    named = {each: titles.get(each, title) for each, title in found.items()}
+    by_title = sorted(named.items(), key=lambda each: each[1])
+    return {f"{kind}:{course_id}": title for (kind, course_id), title in by_title}
 
 
 def _site(token_url: str) -> str:

@@ -23,6 +23,7 @@ from ..issuing import bell
 from ..ledger import gates
 from ..ledger import issuances
 from ..ledger.transaction import end_hosts_transaction
+from ..models import Backfill
 from ..models import Mapping
 from ..models import RemovedMapping
 from ..settings import get_state
@@ -149,6 +150,7 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
     number = _page()
     start = (number - 1) * A_PAGE
     mappings = read(connection.list_mappings, start=start, limit=A_PAGE)
+    name_anew(mappings, courses)
 
     if not mapped and not rows:
         rows = [EditRow(secrets.token_hex(4))]
@@ -286,6 +288,22 @@ def list_courses() -> list[Course] | None:
         return None
 
 
+def name_anew(
+    rows: cabc.Iterable[Mapping | Backfill], courses: list[Course] | None
+) -> None:
+    """Give rows that were read the titles of now: what is stored is the title of then,
+    for a course that the host has no longer.
+    """
+    wanted: dict[tuple[str, str], list[Mapping | Backfill]] = {}
+
+    for row in rows:
+        wanted.setdefault((row.kind, row.course_id), []).append(row)
+
+    for course in courses or []:
+        for row in wanted.get((course.kind, course.id), ()):
+            row.course_title = course.title
+
+
 def key(course: Course) -> str:
     """Name a course in a form."""
     return f"{course.kind}:{course.id}"
@@ -361,6 +379,7 @@ def remove_mapping(mapping_id: int) -> ResponseReturnValue:
     if removed is None:
         return gone()
 
+    name_anew([removed], list_courses())
     said = gettext(
         "Mapping removed: %(course)s. Badges already issued are kept.",
         course=removed.course_title,
@@ -426,6 +445,7 @@ def _test_page(
     if mapping is None:
         return gone()
 
+    name_anew([mapping], list_courses())
     return page("credly/test.html", status, mapping=mapping, form=form, problem=problem)
 
 
@@ -521,6 +541,7 @@ def _edit_row(edited: EditRow, status: int = 200) -> Response:
 
 def _text_row(mapping: Mapping, said: str = "") -> Response:
     courses = list_courses()
+    name_anew([mapping], courses)
     return fragment(
         "credly/_mapping_row.html",
         mapping=mapping,

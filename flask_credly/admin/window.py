@@ -78,15 +78,18 @@ def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
         return page("credly/connect.html", form=ConnectForm(), connection=None)
 
     latest = read(log.page, size=10)
+    under_way = read(backfills.under_way)
+    section = mappings.section(rows)
+    mappings.name_anew([each.run for each in under_way], section["courses"])
     return page(
         "credly/window.html",
         status,
         log=latest,
         folds=fold(latest, connected),
-        backfills=read(backfills.under_way),
+        backfills=under_way,
         healed=read(backfills.healed, since=dt.datetime.now(dt.UTC) - heal.LOOK_BACK),
         **in_the_way(connected),
-        **mappings.section(rows),
+        **section,
     )
 
 

@@ -24,6 +24,7 @@ from .mappings import get_removed as get_removed
 from .mappings import list_mappings as list_mappings
 from .mappings import mapped_courses as mapped_courses
 from .mappings import remove_mapping as remove_mapping
+from .mappings import titles as titles
 from .mappings import UnknownMapping as UnknownMapping
 from .mappings import UnknownTemplate as UnknownTemplate
 from .restoring import note_restored as note_restored

@@ -75,6 +75,22 @@ def mapped_courses(
     return {(kind, course_id) for kind, course_id in found}
 
 
+def titles(
+    session: Session, courses: cabc.Collection[tuple[str, str]]
+) -> dict[tuple[str, str], str]:
+    """Get the stored titles of those of some courses that are mapped."""
+    found = session.execute(
+        sa.select(Mapping.kind, Mapping.course_id, Mapping.course_title).where(
+            Mapping.course_id.in_({course_id for _, course_id in courses})
+        )
+    )
+    return {
+        (kind, course_id): title
+        for kind, course_id, title in found
+        if (kind, course_id) in courses
+    }
+
+
 def get_mapping(session: Session, mapping_id: int) -> Mapping | None:
     """Get one mapping."""
     return session.get(Mapping, mapping_id)
