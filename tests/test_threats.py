@@ -610,9 +610,9 @@ def write_everywhere(host: Host, text: str) -> None:
                 # Read from Credly's answer only if it begins so.
                 values["image_url"] = f"https://images.example/{text}"
 
-            if "member_id" in values:
-                # A course has each member once.
-                values["member_id"] = text + sa.cast(table.c.id, sa.String)
+            # A course has each member once, and a badge belongs to one row.
+            for name in {"member_id", "badge_id"} & set(values):
+                values[name] = text + sa.cast(table.c.id, sa.String)
 
             if values:
                 host.db.session.execute(sa.update(table).values(**values))
