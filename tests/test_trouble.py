@@ -414,6 +414,33 @@ def test_a_worker_says_once_what_is_in_the_way_and_goes_on_after_it(
         assert worker.wait(timeout=30) == 0
 
 
+def test_an_idle_worker_waits_longer_than_a_short_time_out(
+    own: tuple[Farm, Server],
+) -> None:
+    """By default, redis-py's is as long as a worker waits for a job."""
+    farm, server = own
+    said = server.folder / "said"
+    give_url(farm, server.url(path="/0?socket_timeout=0.2"))
+
+    with said.open("w") as stderr:
+        worker = subprocess.Popen(
+            [sys.executable, "-m", *WORKER],
+            env=farm.environment,
+            cwd=farm.folder,
+            stderr=stderr,
+        )
+
+    try:
+        wait_for(lambda: server.admin.smembers("rq:workers"))
+        first = server.admin.smembers("rq:workers")
+        time.sleep(3)
+        assert server.admin.smembers("rq:workers") == first
+        assert "Redis " not in said.read_text()
+    finally:
+        worker.terminate()
+        assert worker.wait(timeout=30) == 0
+
+
 def test_a_redis_that_comes_and_goes_is_said_once(own: tuple[Farm, Server]) -> None:
     """A trouble that the look before the next try does not find."""
     farm, server = own

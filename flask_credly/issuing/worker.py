@@ -113,6 +113,11 @@ class CredlyWorker(Worker):
             maintenance_interval=30,
             worker_ttl=60,
         )
+        # RQ has given the pool a time-out by which an idle worker may wait for a job. A
+        # connection that was opened before keeps the shorter one that it was made with:
+        # redis-py's own is as long as the wait.
+        self.connection.connection_pool.disconnect(inuse_connections=False)
+        self.connection.connection_pool.reset()
         self._app = app
         self._failed = False
         self._signed = False
