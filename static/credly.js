@@ -187,6 +187,12 @@
   function begin() {
     prepare(document);
 
+    // What a host has disabled during its requests, where 4 inherits as 2 does. In 2
+    // the attribute would switch off htmx itself.
+    if (window.htmx?.version?.startsWith("4")) {
+      document.querySelector("[data-credly]")?.setAttribute("hx-disable", "");
+    }
+
     // A message that is there from the start is not read out by itself. Not by
     // "autofocus": htmx would find that again after every swap.
     const message = document.querySelector("[data-credly] #credly-flash");

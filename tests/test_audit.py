@@ -406,7 +406,7 @@ class TestActor:
     @pytest.mark.parametrize(
         ("answer", "noted"),
         [
-            ("  Grace\r\nExample\x1b[2J\u2028\u202e ", "GraceExample[2J"),
+            ("  Grace\r\nExample\x1b[2J\u2028\u202e ", "Grace Example[2J"),
             ("x" * 300, "x" * 255),
             (None, ""),
             (42, ""),

@@ -523,7 +523,7 @@ def test_a_recorded_completion_is_not_said_to_be_lost_where_the_queue_fails(
     host.wait_for_ring()
 
     assert host.row().state == "pending"
-    assert caplog.messages[-1].startswith("The queue cannot be used.")
+    assert caplog.messages[-1].startswith("The queue cannot be reached (LookupError).")
     assert not any("was not recorded" in each for each in caplog.messages)
 
 

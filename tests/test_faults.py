@@ -636,6 +636,7 @@ class TestDrainUnderFaults:
         self, connected: Connected
     ) -> None:
         host, credly, template_id = connected
+        credly.posts_allowed = 4  # for two rows
         connection.add_mapping(host.state, COURSES[1], template_id)
         host.complete(course_id="py-101")
         host.complete(course_id="sql")

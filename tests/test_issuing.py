@@ -977,11 +977,13 @@ class TestProfiles:
         self, connected: Connected
     ) -> None:
         host, credly, _ = connected
-        host.complete(member=Member("42", "a@example.org", "<b>A\r\nda</b>", "x" * 400))
+        host.complete(
+            member=Member("42", "a@example.org", "<b>A\r\nda\x07</b>", "x" * 400)
+        )
         host.drain()
         (badge,) = credly.badges
 
-        assert badge["issued_to_first_name"] == "<b>Ada</b>"
+        assert badge["issued_to_first_name"] == "<b>A da</b>"
         assert badge["issued_to_last_name"] == "x" * 255
 
 

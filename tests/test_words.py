@@ -176,7 +176,13 @@ class TestCatalogue:
                 "flask credly restored",
                 "flask credly worker",
             }
-            assert found <= {"Credly", "→", "–", *commands}, path
+            # A macro that writes attributes is no text.
+            words = {
+                text
+                for text in found
+                if re.search(r"\w\w", re.sub(r'hx-|[\w:-]*="[^"]*"?', "", text))
+            }
+            assert words <= {"Credly", *commands}, path
 
     def test_no_text_stands_in_the_script(self) -> None:
         source = (ROOT / "static/credly.js").read_text()
@@ -537,7 +543,9 @@ def bare(page: str) -> set[str]:
     parser = Bare()
     parser.feed(page)
     parser.finish()
-    return parser.found
+    return {
+        re.sub(r"^Python Badge \d+$", "Python Badge", each) for each in parser.found
+    }
 
 
 DATA = {
@@ -721,7 +729,7 @@ class TestNothingIsForgotten:
                 {
                     "id": f"{number:08}-0000-4000-8000-000000000000",
                     "connection_id": 1,
-                    "name": "Python Badge",
+                    "name": f"Python Badge {number}",
                     "active": True,
                 }
                 for number in range(300)
