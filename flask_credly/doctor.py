@@ -44,8 +44,6 @@ from .ledger.transaction import in_session
 from .models import Base
 from .models import Connection
 from .models import Issuance
-from .models import Mapping
-from .models import Template
 from .settings import HOW_TO_READ
 from .settings import ignored
 from .settings import Settings
@@ -609,18 +607,13 @@ class _Examination:
         with orm.Session(self._state.engine) as session:
             row = connection.get(session)
             number = connection.count_templates(session)
-            gone = session.execute(
-                sa.select(Mapping.course_id, Template.name)
-                .join(Mapping.template)
-                .where(Template.active.is_(False))
-                .order_by(Mapping.id)
-            ).all()
+            gone = connection.mapped_and_gone(session)
 
         if row is None:
             return _skipped("Not checked: see connection.")
 
         if gone:
-            pairs = ", ".join(f"{name} for {course}" for course, name in gone[:5])
+            pairs = ", ".join(f"{name} for {course}" for name, course, _ in gone[:5])
             more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
             return _error(
                 f"Mapped, and not active at Credly any more: {pairs}{more}.",

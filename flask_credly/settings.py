@@ -71,6 +71,15 @@ class Settings:
     personal_data_days: int | None
     heal: bool
 
+    @property
+    def is_sandbox(self) -> bool | None:
+        """Whether the credentials go to Credly's sandbox. ``None``: to neither of
+        Credly's own addresses.
+        """
+        return {own: is_sandbox for is_sandbox, (_, own) in _HOSTS.items()}.get(
+            self.token_url
+        )
+
     @classmethod
     def from_config(cls, config: cabc.Mapping[str, t.Any]) -> t.Self:
         """Read and check the configuration.

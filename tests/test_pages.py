@@ -11,6 +11,7 @@ import typing as t
 import wsgiref.validate
 
 import pytest
+import responses
 import sqlalchemy as sa
 from conftest import connect
 from conftest import Connected
@@ -215,6 +216,40 @@ class TestConnect:
 
         assert "Remove the integration first" in response.text
         assert "Your previous connection is still in use." in response.text
+
+    @pytest.mark.parametrize(
+        ("sandbox", "changes", "said"),
+        [
+            (False, {"client_secret": "wrong"}, "sets CREDLY_SANDBOX"),
+            (True, {"client_secret": "wrong"}, "uses Credly's sandbox"),
+            (
+                False,
+                {"organization_id": "11111111-2222-4333-8444-555555555555"},
+                "Is it the one that they belong to?",
+            ),
+        ],
+        ids=["secret", "secret in the sandbox", "organization"],
+    )
+    def test_a_refusal_says_what_was_refused(
+        self, make_host: MakeHost, sandbox: bool, changes: dict[str, str], said: str
+    ) -> None:
+        credly = CredlySimulator()
+        account = {
+            "organization_id": credly.organization_id,
+            "client_id": credly.client_id,
+            "client_secret": credly.client_secret,
+        }
+        host = make_host(CREDLY_SANDBOX=sandbox, WTF_CSRF_ENABLED=False)
+        settings = host.state.settings
+
+        with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
+            credly.register(
+                mock, api_url=settings.api_url, token_url=settings.token_url
+            )
+            response = host.app.test_client().post(WINDOW, data=account | changes)
+
+        assert "Unable to connect to Credly." in text_of(response)
+        assert said in text_of(response)
 
     def test_without_a_key_it_says_whom_to_ask(
         self, make_host: MakeHost, credly: CredlySimulator

@@ -99,6 +99,8 @@ def in_the_way(connected: Connection) -> dict[str, t.Any]:
     count = workers.count(state)
     return {
         "connection": connected,
+        "gone": read(connection.mapped_and_gone),
+        "kept_for": state.settings.personal_data_days,
         "overview": read(overview.read, config=state.app.config, at_most=AT_MOST),
         "workers": count,
         "trouble": state.web_queue.trouble,
@@ -142,8 +144,8 @@ def connect() -> ResponseReturnValue:
         response = _again(form, _too_often(e.wait), 429)
         response.retry_after = math.ceil(e.wait.total_seconds())
         return response
-    except connection.NotVerified:
-        return _again(form, gettext(REFUSED))
+    except connection.NotVerified as e:
+        return _again(form, gettext(REFUSED), step=_refused_step(e))
     except connection.CouldNotVerify:
         return _again(form, gettext(UNREACHABLE))
     except connection.OtherOrganization:
@@ -263,6 +265,33 @@ def _too_often(wait: dt.timedelta) -> str:
     )
 
 
+def _refused_step(error: connection.NotVerified) -> str:
+    """Say what Credly refused, and what may be behind it."""
+    if error.let_in:
+        return gettext(
+            "Credly took the Client ID and the Client Secret, and refused the badge"
+            " templates of this organization. Is it the one that they belong to?"
+        )
+
+    refused = gettext(
+        "Credly refused the Client ID or the Client Secret, or the OAuth application"
+        " lacks the scopes badge_templates and issued_badges."
+    )
+
+    # Credentials of the one are unknown to the other.
+    other = {
+        None: "",
+        True: gettext(
+            "This site uses Credly's sandbox, which has credentials of its own."
+        ),
+        False: gettext(
+            "Credentials of Credly's sandbox are refused here, unless the developer of"
+            " this site sets CREDLY_SANDBOX."
+        ),
+    }
+    return f"{refused} {other[get_state().settings.is_sandbox]}".rstrip()
+
+
 def _prefilled(connected: t.Any) -> ConnectForm:
     form = ConnectForm()
 
@@ -274,12 +303,17 @@ def _prefilled(connected: t.Any) -> ConnectForm:
 
 
 def _again(
-    form: ConnectForm, problem: str | None = None, status: int = 422
+    form: ConnectForm,
+    problem: str | None = None,
+    status: int = 422,
+    *,
+    step: str | None = None,
 ) -> Response:
     """Show the form again. WTForms does not render a password that was typed."""
     context = {
         "form": form,
         "problem": problem,
+        "step": step,
         "connection": read(connection.get),
     }
 

@@ -51,7 +51,16 @@ INLINE_PAGES = 5
 
 
 class NotVerified(CredlyError):
-    """Credly refused the Organization ID or the credentials."""
+    """Credly refused the Organization ID or the credentials.
+
+    :param let_in: Whether it took the credentials, and refused the organization.
+    """
+
+    def __init__(
+        self, detail: str, *, status: int | None = None, let_in: bool = False
+    ) -> None:
+        super().__init__(detail, status=status)
+        self.let_in = let_in
 
 
 class NotAccepted(NotVerified):
@@ -287,6 +296,8 @@ def _verify(
 ) -> tuple[Token, TemplatePage]:
     from ..credly import fetch_token
 
+    token = None
+
     try:
         token = fetch_token(
             state.settings.token_url,
@@ -300,9 +311,14 @@ def _verify(
     except CredlyError as e:
         refused = isinstance(e, (Refused, Unauthorized, ConnectionExpired))
         # The latter of the token endpoint.
-        kind = NotVerified if refused or e.status in (404, 422) else CouldNotVerify
-        kind = CouldNotVerify if e.foreign else kind
-        raise kind(e.detail, status=e.status) from None
+        refused = refused or e.status in (404, 422)
+
+        if refused and not e.foreign:
+            raise NotVerified(
+                e.detail, status=e.status, let_in=token is not None
+            ) from None
+
+        raise CouldNotVerify(e.detail, status=e.status) from None
 
 
 @in_transaction

@@ -22,6 +22,7 @@ from ..ledger.transaction import in_session
 from ..ledger.transaction import in_transaction
 from ..models import Connection
 from ..models import CONNECTION_ID
+from ..models import Mapping
 from ..models import Template
 from ..settings import State
 
@@ -78,6 +79,19 @@ def find_twins(session: Session, templates: cabc.Collection[Template]) -> cabc.S
     found = session.scalars(sa.select(Template.name).where(Template.active, same))
     times = collections.Counter(name.casefold() for name in found)
     return {name for name in names if times[name.casefold()] > 1}
+
+
+def mapped_and_gone(session: Session) -> list[tuple[str, str, str]]:
+    """Get the name of each mapped badge template that is not active any more, with the
+    id and the title of its course.
+    """
+    query = (
+        sa.select(Template.name, Mapping.course_id, Mapping.course_title)
+        .join(Mapping.template)
+        .where(Template.active.is_(False))
+        .order_by(Mapping.id)
+    )
+    return [(name, id_, title) for name, id_, title in session.execute(query)]
 
 
 def get_template(session: Session, template_id: str) -> Template | None:
