@@ -7,6 +7,7 @@ of a member.
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import dataclasses
 import datetime as dt
 import functools
@@ -21,6 +22,7 @@ import jinja2
 import jinja2.nodes
 import sqlalchemy as sa
 from sqlalchemy import orm
+from sqlalchemy.dialects.postgresql import REGCLASS
 from werkzeug.exceptions import HTTPException
 
 from . import connection
@@ -335,7 +337,44 @@ class _Examination:
                     " user not write there?",
                 )
 
+        for table in Base.metadata.sorted_tables:
+            try:
+                self._try_rights(table)
+            except sa.exc.SQLAlchemyError as e:
+                if tables.explain(self._state.engine, e):
+                    break
+
+                return _error(
+                    f"The user of {where} lacks a right on {table.name}. {cause(e)}",
+                    "Grant it SELECT, INSERT, UPDATE and DELETE on all tables credly_*,"
+                    " and on PostgreSQL USAGE on their sequences.",
+                )
+
         return _ok(f"Reached and written to, at {where}.")
+
+    def _try_rights(self, table: sa.Table) -> None:
+        """Try each kind of statement on a table, without any row. A table of a later
+        version may have been made by another user.
+        """
+        column = next(iter(table.primary_key))
+        none = sa.select(table).where(sa.false())
+
+        with self._state.engine.connect() as connected:
+            connected.execute(none)
+            connected.execute(sa.insert(table).from_select([*table.columns], none))
+            connected.execute(
+                sa.update(table).where(sa.false()).values({column: column})
+            )
+            connected.execute(sa.delete(table).where(sa.false()))
+
+            if table.autoincrement_column is not None and (
+                connected.dialect.name == "postgresql"
+            ):
+                # It has a gap then, as after each row that was taken back.
+                name = sa.func.pg_get_serial_sequence(table.name, column.name)
+                connected.execute(sa.select(sa.func.nextval(sa.cast(name, REGCLASS))))
+
+            connected.rollback()
 
     def _write(self) -> None:
         """Try to write what completions write, and more than fits into what the tables
@@ -350,7 +389,7 @@ class _Examination:
         row |= {"kind": "course", "completed_at": now, "recorded_at": now}
         row |= {"state": "cancelled", "test": True}
 
-        with self._state.engine.connect() as connected:
+        with self._state.engine.connect() as connected, _taken_back(connected):
             connected.execute(
                 sa.insert(_LEDGER),
                 [
@@ -358,7 +397,6 @@ class _Examination:
                     for _ in range(20)
                 ],
             )
-            connected.rollback()
 
     def tables(self) -> Finding:
         missing, parts = tables.missing(self._state.engine)
@@ -731,6 +769,30 @@ _CHECKS: tuple[_Check, ...] = (
     ("unrecorded", _Examination.unrecorded, ()),
 )
 """Each with those that it depends on."""
+
+
+@contextlib.contextmanager
+def _taken_back(connected: sa.Connection) -> cabc.Iterator[None]:
+    """Take back what is written, also where the engine commits each statement."""
+    with connected.begin() as transaction:
+        raw = connected.connection.dbapi_connection
+        assert raw is not None
+        # SQLite's own transaction may have been begun by a listener of the host's.
+        commits = connected.dialect.detect_autocommit_setting(raw) and not getattr(
+            raw, "in_transaction", False
+        )
+
+        if commits:
+            connected.exec_driver_sql("BEGIN")
+
+        try:
+            yield
+        finally:
+            # A full disk has ended SQLite's.
+            if commits and getattr(raw, "in_transaction", True):
+                connected.exec_driver_sql("ROLLBACK")
+
+            transaction.rollback()
 
 
 def _blocks(environment: jinja2.Environment, name: str) -> set[str] | None:

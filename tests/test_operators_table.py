@@ -8,6 +8,7 @@ import datetime as dt
 import os
 import pathlib
 import re
+import sqlite3
 import typing as t
 import uuid
 
@@ -394,6 +395,41 @@ def test_it_is_said_as_the_table_says_and_gone_after_the_mend(
         solved = page.count("Solved since")
         assert shown not in page.partition("Error Log")[0]
         assert solved == min(1, len(site.host.log()))
+
+
+def test_a_right_that_is_lacking_on_one_table_is_named(
+    make_site: cabc.Callable[..., Site],
+) -> None:
+    site = make_site()
+
+    def refuse(raw: t.Any, *_: object) -> None:
+        raw.set_authorizer(
+            lambda action, table, *_: (
+                sqlite3.SQLITE_DENY
+                if (action, table) == (sqlite3.SQLITE_UPDATE, "credly_attempt")
+                else sqlite3.SQLITE_OK
+            )
+        )
+
+    mend = every_connection(site, refuse)
+    found = site.troubles()["database"]
+
+    assert "lacks a right on credly_attempt" in found.detail
+    assert "Grant it SELECT, INSERT, UPDATE and DELETE" in str(found.mend)
+
+    mend()
+    assert site.troubles() == {}
+
+
+@every_database
+def test_the_doctor_leaves_no_row_where_each_statement_is_committed(
+    make_site: cabc.Callable[..., Site],
+) -> None:
+    options = {"isolation_level": "AUTOCOMMIT"}
+    site = make_site(SQLALCHEMY_ENGINE_OPTIONS=options)
+
+    assert site.troubles() == {}
+    assert site.host.rows() == []
 
 
 @every_database
