@@ -250,7 +250,7 @@ def _refusals(evidence: Evidence) -> list[Refusal]:
 
 def _is_deadlock(entry: Entry) -> bool:
     return entry.member_id.startswith("pair-") and any(
-        words in entry.extra for words in ("(1213,", "deadlock detected")
+        words in entry.extra for words in ("Deadlock found", "deadlock detected")
     )
 
 
