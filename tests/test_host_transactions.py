@@ -28,6 +28,7 @@ from sqlalchemy import orm
 from flask_credly import connection
 from flask_credly import Course
 from flask_credly import course_completed
+from flask_credly.ledger import host_transaction
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
 
@@ -561,6 +562,26 @@ def test_a_host_that_writes_to_another_database(
     session.commit() if commits else session.rollback()
 
     assert members(host) == (["42"] if commits else [])
+
+
+def test_two_databases_are_warned_of_once(
+    host: Host, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_transaction, "_warned", False)
+    session = host.db.session
+    session.add(order(host, "1"))
+    session.flush()
+    send(host, "1", "py-101")
+    session.commit()
+    assert "another database" not in caplog.text
+
+    for number in ("2", "3"):
+        session.add(host.app.extensions["elsewhere"](id=number))
+        session.flush()
+        send(host, number, "py-101")
+        session.commit()
+
+    assert caplog.text.count("written to another database") == 1
 
 
 @every_database

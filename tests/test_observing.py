@@ -28,6 +28,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from rq import suspension
 from rq.exceptions import StopRequested
+from sqlalchemy import orm
 from test_worker import APP
 from test_worker import Farm
 from test_worker import farm as farm
@@ -232,6 +233,23 @@ def completion_taken_back(on: Connected, patch: pytest.MonkeyPatch) -> None:
     on.host.db.session.execute(sa.text("UPDATE credly_template SET name = 'x'"))
     on.host.complete()
     on.host.db.session.rollback()
+
+
+@provokes
+def two_databases(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("flask_credly.ledger.host_transaction._warned", False)
+    other = sa.create_engine("sqlite://")
+
+    with orm.Session() as session:
+        session.connection(bind_arguments={"bind": other}).exec_driver_sql(
+            "CREATE TABLE host_order (id INTEGER)"
+        )
+        session.connection(bind_arguments={"bind": other}).exec_driver_sql(
+            "INSERT INTO host_order VALUES (1)"
+        )
+        on.host.complete(session=session)
+
+    other.dispose()
 
 
 @provokes

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import logging
 import re
 import threading
 import typing as t
@@ -19,6 +20,8 @@ from sqlalchemy import orm
 
 from ..models import Issuance
 from .transaction import number_of
+
+logger = logging.getLogger("flask_credly")
 
 _WATCHED = "credly_watched"
 _OPENED = "credly_opened"
@@ -122,7 +125,7 @@ def to_join(
         return _plain_writer(engine)
 
     bind = _bind_of(session, engine, opened)
-
+    _warn_of_two_databases(session, engine, opened)
     opened = list(opened)
 
     try:
@@ -139,6 +142,31 @@ def to_join(
         return Joined(connection, in_transaction(connection))
 
     return Joined(connection, connection in opened)
+
+
+def _warn_of_two_databases(
+    session: orm.Session, engine: sa.Engine, opened: list[sa.Connection]
+) -> None:
+    """Say once that what the host has written cannot be kept with the completion."""
+    global _warned
+
+    if _warned or session.twophase:
+        return
+
+    if any(
+        _has_written(each) and not _same_database(each.engine, engine)
+        for each in opened
+    ):
+        _warned = True
+        logger.warning(
+            "The session has written to another database than the one with the tables"
+            " of Flask-Credly. A crash between its two commits can keep one of them,"
+            " unless the session has twophase=True.",
+            extra={"credly_event": "two_databases"},
+        )
+
+
+_warned = False
 
 
 def follow(
