@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import json
 import math
 import time
@@ -59,7 +60,7 @@ class Service:
 
     def reset(self, given: dict[str, str]) -> None:
         self.books = Books(**{name: json.loads(text) for name, text in given.items()})
-        self.badges: dict[tuple[str, str], str] = {}
+        self.badges: dict[tuple[str, str], dict[str, t.Any]] = {}
         self._window_ends = 0.0
         self._in_window = 0
 
@@ -109,15 +110,21 @@ class Service:
         books.issued += 1
         key = (asked["recipient_email"], asked["badge_template_id"])
         books.duplicates += key in self.badges
-        id_ = f"{books.issued:08x}-0000-4000-8000-000000000002"
-        self.badges[key] = id_
-        return json.dumps({"data": _badge(id_, *key), "metadata": {}}).encode()
+        id_ = f"{next(_numbers):08x}-0000-4000-8000-000000000002"
+        self.badges[key] = badge = _badge(id_, asked)
+        return json.dumps({"data": badge, "metadata": {}}).encode()
 
     def _look_up(self, query: str) -> bytes:
         text = dict(urllib.parse.parse_qsl(query)).get("filter", "")
         wanted = dict(part.split("::") for part in text.split("|"))
-        key = (wanted.get("recipient_email_all", ""), wanted["badge_template_id"])
-        found = [_badge(self.badges[key], *key)] if key in self.badges else []
+        found = [
+            badge
+            for (email, template), badge in self.badges.items()
+            if template == wanted["badge_template_id"]
+            and email == wanted.get("recipient_email_all", email)
+            and badge["issuer_earner_id"]
+            == wanted.get("issuer_earner_id", badge["issuer_earner_id"])
+        ]
         metadata = {"current_page": 1, "total_pages": 1, "count": len(found)}
         return json.dumps({"data": found, "metadata": metadata}).encode()
 
@@ -144,12 +151,17 @@ class Service:
         }
 
 
-def _badge(id_: str, email: str, template: str) -> dict[str, t.Any]:
+_numbers = itertools.count(1)  # no badge has the id of another, also after a reset
+
+
+def _badge(id_: str, asked: dict[str, str]) -> dict[str, t.Any]:
     return {
         "id": id_,
         "state": "pending",
-        "recipient_email": email,
-        "badge_template": {"id": template, "name": "Badge"},
+        "recipient_email": asked["recipient_email"],
+        "issuer_earner_id": asked.get("issuer_earner_id"),
+        "issued_at": asked.get("issued_at"),
+        "badge_template": {"id": asked["badge_template_id"], "name": "Badge"},
         "user": {},
     }
 

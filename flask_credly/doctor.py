@@ -22,7 +22,6 @@ import jinja2
 import jinja2.nodes
 import sqlalchemy as sa
 from sqlalchemy import orm
-from sqlalchemy.dialects.postgresql import REGCLASS
 from werkzeug.exceptions import HTTPException
 
 from . import connection
@@ -370,6 +369,9 @@ class _Examination:
             if table.autoincrement_column is not None and (
                 connected.dialect.name == "postgresql"
             ):
+                # Loaded here: a web process does not need it.
+                from sqlalchemy.dialects.postgresql import REGCLASS
+
                 # It has a gap then, as after each row that was taken back.
                 name = sa.func.pg_get_serial_sequence(table.name, column.name)
                 connected.execute(sa.select(sa.func.nextval(sa.cast(name, REGCLASS))))
