@@ -28,6 +28,7 @@ from test_machine import EXAMPLES
 from test_machine import STEPS
 from test_machine import World
 from test_machine import world as world
+from test_time import map_to
 
 from flask_credly import badge_issued
 from flask_credly import connection
@@ -602,6 +603,31 @@ class TestARestoredDatabase:
         assert {row.state for row in host.rows()} == {"issued"}
         assert {row.badge_id for row in host.rows()} == made
         assert {each["id"] for each in credly.badges} == made
+
+    @every_database
+    @pytest.mark.parametrize("was_issued", [True, False])
+    def test_a_mapping_changed_since_is_followed_after_the_look_up(
+        self, connected: Connected, was_issued: bool
+    ) -> None:
+        """What was issued since the backup is the badge of the old mapping."""
+        host, credly, _ = connected
+        host.complete(completed_at=AT)
+        restore = back_up(host)
+
+        if was_issued:
+            host.drain()
+
+        restore()
+        run(host, "restored")
+        other = credly.add_template("Another")
+        connection.sync_templates(host.state)
+        map_to(host, other)
+        host.drain(3)
+
+        (badge,) = credly.badges
+        assert (host.row().state, host.row().badge_id) == ("issued", badge["id"])
+        assert host.row().template_id == badge["badge_template"]["id"]
+        assert (badge["badge_template"]["id"] == other) != was_issued
 
     def test_what_is_new_is_issued(self, lax: Connected) -> None:
         host, credly, _ = lax

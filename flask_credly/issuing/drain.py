@@ -402,7 +402,7 @@ class _Drain:
             if row.maybe_issued:
                 self._fail(row, NO_WORD)
             else:
-                claim.release(self._engine, [row])
+                claim.follow_mapping(self._engine, row)
 
             return
 

@@ -200,7 +200,8 @@ def _take(
     _write_down_deaths(connection, lease, now)
     rows = _read(connection, lease)
 
-    if any(_is_of_another(row) for row in rows):
+    # After a restore each may have been issued as what it was: that is looked up first.
+    if not gate.restored and any(_is_of_another(row) for row in rows):
         _follow_mapping(connection, [row.id for row in rows if _is_of_another(row)])
         rows = _read(connection, lease)
 
@@ -245,13 +246,33 @@ def _follow_mapping(connection: sa.Connection, ids: cabc.Collection[int]) -> Non
 
     connection.execute(
         sa.update(Issuance)
-        .where(Issuance.id.in_(ids))
+        .where(Issuance.id.in_(ids), sa.exists().where(_IS_MAPPED))
         .values(
             template_id=mapped(Template.id.expression),
             badge_name=mapped(Template.name.expression),
             duplicate=False,
         )
     )
+
+
+@in_transaction
+def follow_mapping(connection: sa.Connection, row: Row) -> None:
+    """Give back a row that was not issued as what it was, as what its course is mapped
+    to now: it is due at once.
+    """
+    given_back = connection.execute(
+        sa.update(Issuance)
+        .where(Issuance.id == row.id, *_held(row.lease))
+        .values(
+            state="pending",
+            lease=None,
+            due_at=clock.now(connection),
+            maybe_issued=False,
+        )
+    ).rowcount
+
+    if given_back:
+        _follow_mapping(connection, [row.id])
 
 
 def _write_down_deaths(connection: sa.Connection, lease: str, now: dt.datetime) -> None:
