@@ -766,30 +766,6 @@ class TestListsThatLag:
         assert host.row().state == "issued"
         assert (len(credly.badges), credly.count("issue")) == (1, 1)
 
-    def test_after_the_last_attempt_the_longer_wait_outlives_the_lag(
-        self, host: Host, credly: CredlySimulator, in_context: None
-    ) -> None:
-        """A short retry delay: the badge that was made is not called failed."""
-        connect(host, credly)
-        credly.look_up_lag = DUPLICATES_WAIT - 1
-        credly.fail("issue", how="reset")
-        credly.fail("issue", how="reset", after=True)
-        host.complete()
-        host.drain()
-        assert credly.count("issue") == 2
-        due_at = host.row().due_at
-        assert due_at is not None
-        wait = due_at - dt.datetime.now(dt.UTC)
-        assert wait > dt.timedelta(seconds=DUPLICATES_WAIT - 5)
-
-        credly.advance(DUPLICATES_WAIT)
-        host.make_due()
-        host.drain()
-
-        assert host.row().state == "issued"
-        assert host.row().badge_id == credly.badges[0]["id"]
-        assert (len(credly.badges), credly.count("issue")) == (1, 2)
-
     def test_a_lag_beyond_the_longer_wait_is_the_stated_limit(
         self, host: Host, credly: CredlySimulator, in_context: None
     ) -> None:

@@ -81,9 +81,8 @@ drains: RQ's own says so with each of them only.
 
 DUPLICATES_WAIT = 60.0
 """Seconds to wait at least after a lost answer where Credly would issue twice: its
-lists may lag, and nothing but the look-up keeps a second badge out. Also after the last
-attempt, where nothing but the look-up says whether it failed, and after a worker's
-death: see :func:`lease_seconds`.
+lists may lag, and nothing but the look-up keeps a second badge out. Also after a
+worker's death: see :func:`lease_seconds`.
 """
 
 LOOK_UP_WAIT = 30.0
@@ -699,9 +698,8 @@ class _Drain:
             return max(delay, LOOK_UP_WAIT * 2.0**step.row.look_ups)
 
         lost = answer in ("unknown", "foreign", "in trouble")
-        last = step.row.attempts >= MAX_ATTEMPTS
 
-        if lost and (step.row.allows_duplicates or last):
+        if lost and step.row.allows_duplicates:
             return max(delay, DUPLICATES_WAIT)
 
         return delay
