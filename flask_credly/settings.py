@@ -259,7 +259,8 @@ class State:
 
     app: Flask
     settings: Settings
-    db: SQLAlchemy
+    db: SQLAlchemy = dataclasses.field(repr=False)
+    """Its address may hold a password in its query, which SQLAlchemy shows."""
     list_courses: Hook
     is_admin: AdminHook
     load_member: MemberHook | None
@@ -300,7 +301,18 @@ def get_state() -> State:
 
 
 def _wrong(key: str, value: object, expected: str) -> ValueError:
-    return ValueError(f"{key} must be {expected}, not {value!r}.")
+    return ValueError(f"{key} must be {expected}, not {_shown(value)}.")
+
+
+def _shown(value: object) -> str:
+    """Write a wrong value, without a password: it may be an address that belongs into
+    another setting.
+    """
+    if isinstance(value, str):
+        return repr(re.sub(r"(?s).*@", "***@", value).partition("?")[0])
+
+    plain = value is None or isinstance(value, (bool, int, float))
+    return repr(value) if plain else type(value).__name__
 
 
 def _switch(config: cabc.Mapping[str, t.Any], key: str, default: bool) -> bool:
@@ -356,11 +368,16 @@ def _redis_url(config: cabc.Mapping[str, t.Any]) -> str:
     except ValueError:
         parts = urllib.parse.urlsplit("")
 
-    if parts.scheme not in ("redis", "rediss", "unix"):
+    # Of a password that is not encoded, the rest is the path. redis-py would leave it
+    # out in silence.
+    number = parts.scheme == "unix" or re.fullmatch(r"\d*", parts.path.strip("/"))
+
+    if parts.scheme not in ("redis", "rediss", "unix") or not number:
         # The value may hold a password.
         raise ValueError(
             f"{key} must be an address such as {default!r} that begins with"
-            " redis://, rediss:// or unix://, and its port a number."
+            " redis://, rediss:// or unix://, and its port and its database numbers."
+            " In a password, write %2F for /, %3F for ?, %23 for # and %40 for @."
         ) from None
 
     return value

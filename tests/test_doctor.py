@@ -12,6 +12,7 @@ import json
 import pathlib
 import pickle
 import re
+import time
 import tracemalloc
 import typing as t
 import uuid
@@ -765,6 +766,38 @@ def test_nothing_of_redis_is_a_command_to_the_terminal(clinic: Clinic) -> None:
     assert "Jobs failed (unreadable)" in done.output
     assert "\\u001b]0;gotcha" in done.output
     assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", done.output)
+
+
+def test_what_is_no_text_in_redis_hides_no_worker_and_no_failure(
+    clinic: Clinic, caplog: pytest.LogCaptureFixture
+) -> None:
+    queue, odd = clinic.queue, b"\xff\xfe"
+    connection = queue.connection
+    prefix = rq.Worker.redis_worker_namespace_prefix.encode()
+    connection.sadd(f"rq:workers:{queue.name}", odd, prefix + odd)
+    connection.hset(prefix + odd, mapping={"last_heartbeat": odd, "birth": odd})
+    connection.expire(prefix + odd, 60)
+    connection.hset(clinic.worker.key, "credly_success:" + bell.DRAIN, "1" * 5000)
+    registry = queue.failed_job_registry
+    failed = {"exc_string": base64.b64encode(zlib.compress(b"OddError: x"))}
+
+    for id_, described, worker in (
+        (odd, b"", odd),
+        (b"other", odd, odd),
+        (b"ours", bell.DRAIN.encode(), clinic.worker.name.encode()),
+    ):
+        connection.zadd(registry.key, {id_: time.time() + 60})
+        connection.hset(b"rq:job:" + id_, "description", described)
+        connection.xadd(b"rq:results:" + id_, failed | {"worker_name": worker})
+
+    assert list(workers.listening(queue)) == [clinic.worker.name]
+    assert clinic.troubles() == {"jobs": "error"}
+    assert "Jobs failed (OddError)" in clinic.run().output
+    assert workers.count(get_state()) == 1
+    # Nor does it end the worker.
+    clinic.worker.run_maintenance_tasks()
+    assert list(workers.listening(queue)) == [clinic.worker.name]
+    assert "UnicodeDecodeError" not in caplog.text
 
 
 def test_a_result_that_runs_as_it_is_read_is_not_read(clinic: Clinic) -> None:

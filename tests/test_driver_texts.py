@@ -89,9 +89,39 @@ def unharmed(make_host: MakeHost, credly: CredlySimulator) -> cabc.Iterator[Host
             execute(host, "DROP FUNCTION IF EXISTS odd() CASCADE")
 
 
+def trigger_with_a_code(host: Host, event: str) -> None:
+    """One that gives a code of its own: it looks like an error of the server."""
+    kind = host.state.engine.dialect.name
+
+    if kind == "sqlite":
+        pytest.skip("SQLite has no such codes")
+
+    trigger(host, event)
+    head = f"CREATE TRIGGER odd BEFORE {event} ON credly_issuance FOR EACH ROW"
+
+    if kind == "postgresql":
+        execute(
+            host,
+            "CREATE OR REPLACE FUNCTION odd() RETURNS trigger LANGUAGE plpgsql AS $$"
+            " BEGIN RAISE EXCEPTION 'No: %%, %%', NEW.email, NEW.first_name"
+            " USING ERRCODE = 'insufficient_privilege'; END $$",
+        )
+    else:
+        execute(
+            host,
+            "DROP TRIGGER odd",
+            f"{head} BEGIN DECLARE said TEXT; SET said ="
+            " CONCAT('No: ', NEW.email, NEW.first_name);"
+            " SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 30001, MESSAGE_TEXT = said;"
+            " END",
+        )
+
+
 Fault = cabc.Callable[[Host, str], None]
 faults = pytest.mark.parametrize(
-    "fault", [column_that_must_be_filled, trigger], ids=lambda fault: fault.__name__
+    "fault",
+    [column_that_must_be_filled, trigger, trigger_with_a_code],
+    ids=lambda fault: fault.__name__,
 )
 
 

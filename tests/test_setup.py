@@ -220,7 +220,14 @@ def test_two_apps_share_one_db_and_one_extension() -> None:
         ("CREDLY_TOKEN_URL", ["http://www.credly.com/oauth/token", None]),
         (
             "CREDLY_REDIS_URL",
-            ["localhost:6379", "http://localhost", "redis://h:port/0", 6379],
+            [
+                "localhost:6379",
+                "http://localhost",
+                "redis://h:port/0",
+                # A password that is not encoded: it would be taken for a path.
+                "redis://:12/ab@h:6379/0",
+                6379,
+            ],
         ),
         ("CREDLY_QUEUE", ["", "a queue", 7, None]),
         ("CREDLY_RETRY_DELAY", ["60", -1, True, float("nan"), None]),
@@ -317,6 +324,29 @@ def test_a_wrong_secret_value_is_not_repeated() -> None:
             credly.init_app(app)
 
         assert "pass-word" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("CREDLY_API_URL", "https://id:pass-word@api.credly.com/v1"),
+        ("CREDLY_TOKEN_URL", "https://www.credly.com/?client_secret=pass-word"),
+        ("CREDLY_QUEUE", "redis://:pass-word@cache/0"),
+        ("CREDLY_QUEUE", ["redis://:pass-word@cache/0"]),
+        ("CREDLY_REDIS_URL", b"redis://:pass-word@cache/0"),
+        ("CREDLY_REDIS_URL", "redis://:12/pass-word@cache/0"),
+        ("CREDLY_HOST", "https://admin:pass-word/@pass-word@example.org"),
+        ("CREDLY_URL_PREFIX", "https://admin:pass-word@example.org"),
+    ],
+)
+def test_a_password_in_a_wrong_value_is_not_repeated(key: str, value: t.Any) -> None:
+    app, credly = bare(**{key: value})
+    SQLAlchemy().init_app(app)
+
+    with pytest.raises(ValueError, match=key) as caught:
+        credly.init_app(app)
+
+    assert "pass-word" not in str(caught.value)
 
 
 def test_the_sandbox_has_its_own_addresses(make_host: MakeHost) -> None:

@@ -39,6 +39,7 @@ from test_worker import WORKER
 from example_app.redis_server import free_port
 from example_app.redis_server import own_redis
 from flask_credly.issuing import bell
+from flask_credly.issuing import workers
 from flask_credly.issuing.trouble import _KNOWN
 from flask_credly.issuing.trouble import explain
 from flask_credly.testing import CredlySimulator
@@ -343,6 +344,18 @@ def test_nothing_of_what_redis_answers_is_repeated(make_host: MakeHost) -> None:
         error.__cause__ = ValueError(f"NOPERM {secret}")
         assert "c4nary" not in str(explain(error, settings))
         assert "c4nary" not in repr(explain(error, settings))
+
+
+@pytest.mark.parametrize("option", ["socket_timeout=soon", "no_such_option=1"])
+def test_an_address_that_cannot_be_used_is_no_function(
+    make_host: MakeHost, option: str
+) -> None:
+    host = make_host(CREDLY_REDIS_URL=f"redis://127.0.0.1:1/0?{option}")
+
+    with host.app.app_context():
+        assert workers.count(host.state) is None
+
+    assert host.state.web_queue.trouble.what.startswith("CREDLY_REDIS_URL")
 
 
 def test_each_has_a_text_and_the_first_that_is_found_counts() -> None:

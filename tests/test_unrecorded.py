@@ -395,6 +395,39 @@ def test_a_read_only_database_leaves_the_count_to_redis_until_it_writes_again(
     assert school.host.db.session.scalars(sa.select(Unrecorded.number)).all() == [2]
 
 
+SINCE = "2026-01-01T00:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        {"number": "-2", "since": SINCE},
+        {"number": "9" * 30, "since": SINCE},
+        {"number": "9" * 4000, "since": SINCE},
+        {"number": b"\xff", "since": SINCE},
+        {"number": "3", "since": "2026-01-01T00:00:00"},
+        {"number": "3", "since": "0001-01-01T00:00:00+23:59"},
+        {"number": "3", "since": "9999-12-31T23:59:59-23:59"},
+    ],
+)
+def test_what_is_forged_in_redis_hides_no_count(
+    school: School, forged: dict[str, t.Any]
+) -> None:
+    with school.broken("no column yet"):
+        school.complete("1")
+        school.complete("2")
+
+    assert sweep(school) == 2
+    school.redis.hset(school.key, mapping=forged)
+
+    assert school.status()[0] == 2
+    assert sweep(school) == 2
+    assert school.doctor()["status"] == "error"
+    assert "2 completions could not be recorded" in school.window()
+    assert school.flask("dismiss").output == "2 dismissed.\n"
+    assert school.status() == (0, None)
+
+
 def sweep(school: School) -> int:
     assert school.flask("sweep").exit_code == 0
     return school.status()[0]

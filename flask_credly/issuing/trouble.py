@@ -212,6 +212,14 @@ def explain(error: BaseException, settings: Settings) -> Trouble:
     values = {"setting": setting, "error": type(error).__name__}
 
     if not isinstance(error, (RedisError, OSError)):
+        # redis-py has no class for an option that it does not know.
+        if by_name:
+            return Trouble(
+                mark("CREDLY_REDIS_URL cannot be used (%(error)s)."),
+                mark("Remove what stands after its question mark, or correct it."),
+                values,
+            )
+
         return Trouble(
             mark("The function in CREDLY_QUEUE fails (%(error)s)."),
             mark("It takes the app and returns an rq.Queue."),

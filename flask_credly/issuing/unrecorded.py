@@ -12,6 +12,7 @@ import atexit
 import datetime as dt
 import logging
 import os
+import re
 import threading
 import typing as t
 import weakref
@@ -306,13 +307,17 @@ def _put(queue: rq.Queue, count: Count) -> None:
 
 
 def _parse(found: t.Any) -> Count:
-    from rq.utils import as_text
+    # Whoever can write to Redis can put anything there: what we would not write counts
+    # nothing, and takes nothing off what the database counts.
+    number, since = (found.get(name, b"") for name in (b"number", b"since"))
 
-    values = {as_text(name): as_text(value) for name, value in found.items()}
+    if not re.fullmatch(rb"[1-9][0-9]{0,8}", number):
+        return Count()
 
     try:
-        return Count(int(values["number"]), dt.datetime.fromisoformat(values["since"]))
-    except (KeyError, ValueError):
+        at = dt.datetime.fromisoformat(since.decode())
+        return Count(int(number), at.astimezone(dt.UTC)) if at.tzinfo else Count()
+    except (ValueError, OverflowError):
         return Count()
 
 

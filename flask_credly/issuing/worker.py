@@ -262,8 +262,17 @@ class CredlyWorker(Worker):
             pipeline.zremrangebyscore(failed.key, 0, now)
             pipeline.execute()
 
-        worker_registration.clean_worker_registry(queue)
+        self._forget_workers()
         self.last_cleaned_at = utils.now()  # type: ignore[assignment]
+
+    def _forget_workers(self) -> None:
+        # RQ's own would end the worker where a name is no text.
+        of_queue = worker_registration.WORKERS_BY_QUEUE_KEY % self.queues[0].name
+        known: t.Any = self.connection.smembers(of_queue)
+
+        if died := [key for key in known if not self.connection.exists(key)]:
+            self.connection.srem(of_queue, *died)
+            self.connection.srem(worker_registration.REDIS_WORKER_KEYS, *died)
 
     def execute_job(self, job: rq.job.Job, queue: rq.Queue) -> None:
         super().execute_job(job, queue)

@@ -126,8 +126,8 @@ def note_success(state: State, function: str) -> None:
 
 def _succeeded_at(queue: rq.Queue, worker: str, function: str) -> int:
     """Get when :func:`note_success` was last called, in milliseconds. 0: never."""
-    at = queue.connection.hget(_key(worker), _SUCCESS + function)
-    return int(at) if at and at.isdigit() else 0
+    at = _text(queue.connection.hget(_key(worker), _SUCCESS + function))
+    return int(at) if re.fullmatch("[0-9]{1,15}", at) else 0
 
 
 def listening(queue: rq.Queue) -> dict[str, str | None]:
@@ -137,10 +137,10 @@ def listening(queue: rq.Queue) -> dict[str, str | None]:
     :raises redis.RedisError: If Redis cannot be asked.
     """
     from rq import Worker
-    from rq.utils import as_text
+    from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
     found: dict[str, str | None] = {}
-    known = Worker.all_keys(queue=queue)
+    known: t.Any = queue.connection.smembers(WORKERS_BY_QUEUE_KEY % queue.name)
 
     with queue.connection.pipeline(transaction=False) as pipeline:
         for key in known:
@@ -154,9 +154,9 @@ def listening(queue: rq.Queue) -> dict[str, str | None]:
 
         # A worker's entry always has an end, which each heartbeat puts off: one without
         # would live for ever.
-        if seen_at and not death and ttl >= 0 and _is_recent(as_text(seen_at)):
-            name = key.removeprefix(Worker.redis_worker_namespace_prefix)
-            found[name] = as_text(signed) if signed else None
+        if seen_at and not death and ttl >= 0 and _is_recent(_text(seen_at)):
+            name = _text(key).removeprefix(Worker.redis_worker_namespace_prefix)
+            found[name] = _text(signed) if signed else None
 
     return found
 
@@ -192,13 +192,12 @@ def failures(queue: rq.Queue, *, limit: int = 20) -> cabc.Iterator[Failure]:
     """
     from rq.job import Job
     from rq.results import Result
-    from rq.utils import as_text
 
-    for id_ in queue.failed_job_registry.get_job_ids(-limit, -1, cleanup=False):
+    last: t.Any = queue.connection.zrange(queue.failed_job_registry.key, -limit, -1)
+
+    for id_ in map(_text, last):
         # Neither RQ's job nor its result, which would unpack whatever is in there.
-        described = as_text(
-            queue.connection.hget(Job.key_for(id_), "description") or b""
-        )
+        described = _text(queue.connection.hget(Job.key_for(id_), "description"))
         key = Result.get_key(id_)  # type: ignore[no-untyped-call]
         results: t.Any = queue.connection.xrevrange(key, count=1)
 
@@ -206,9 +205,9 @@ def failures(queue: rq.Queue, *, limit: int = 20) -> cabc.Iterator[Failure]:
             if not (packed := result.get(b"exc_string")):
                 continue
 
-            worker = as_text(result.get(b"worker_name", b""))
+            worker = _text(result.get(b"worker_name"))
             ours = described in bell.JOBS
-            at = int(as_text(result_id).partition("-")[0])
+            at = int(_text(result_id).partition("-")[0])
             mended = ours and at <= _succeeded_at(queue, worker, described)
             yield Failure(worker, _error_in(packed), ours, mended)
 
@@ -232,6 +231,11 @@ def _error_in(packed: bytes) -> str:
             return found[1]
 
     return "unreadable"
+
+
+def _text(value: t.Any) -> str:
+    # What others wrote there need not be text.
+    return (value or b"").decode(errors="replace")
 
 
 def _key(worker: str) -> str:
