@@ -11,6 +11,8 @@ import collections.abc as cabc
 import dataclasses
 import datetime as dt
 import functools
+import html
+import html.parser
 import re
 import typing as t
 from concurrent import futures
@@ -39,6 +41,8 @@ from werkzeug.test import TestResponse
 
 from flask_credly import connection
 from flask_credly import Course
+from flask_credly.admin.address import read_key
+from flask_credly.admin.address import write_key
 from flask_credly.admin.blueprint import ROUTES
 from flask_credly.ledger import backfills
 from flask_credly.ledger import unrecorded
@@ -740,3 +744,96 @@ def test_a_replaced_template_is_rendered_as_ours_are(make_host: MakeHost) -> Non
 
     assert "<p>&lt;b&gt;!7</p>" in page.text
     assert page.text.startswith("<html>")
+
+
+class Choices(html.parser.HTMLParser):
+    """Reads which choices a page has and which is chosen, as a browser does."""
+
+    def __init__(self, name: str, page: str) -> None:
+        super().__init__()
+        self.name, self.inside = name, False
+        self.values: list[str] = []
+        self.chosen: list[str] = []
+        # What a browser makes of line breaks before it reads.
+        self.feed(page.replace("\r\n", "\n").replace("\r", "\n"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+
+        if tag == "select":
+            self.inside = given.get("name") == self.name
+        elif tag == "option" and self.inside and given["value"]:
+            self.values.append(given["value"])
+            self.chosen += [given["value"]] if "selected" in given else []
+
+
+ODD_IDS = [
+    *(" led", "trailed ", "\ttabbed\t", "two\r\nlines", "one\nline", "old\rMac", "\n"),
+    *("\u3000wide\u00a0", "line\u2028break", "\u200fmarked", "\U000e0001tag", "\x7f"),
+    *("of:colons:", "50%20off", "*:x", '"quoted" & <b>', "a+b", "日本語", "e\u0301"),
+    *("x" * 191, "\u2028" * 191),
+]
+
+
+@every_database
+def test_a_course_is_found_again_whatever_its_id_is_made_of(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    courses = [
+        Course(id_, f"Course {number}", kind=kind)
+        for number, id_ in enumerate(ODD_IDS)
+        for kind in ("course", "learning_path")
+    ]
+    host = make_host(courses=lambda: courses, past_completions=lambda *_: [])
+    host.app.config["WTF_CSRF_ENABLED"] = False
+    template_id = credly.add_template("One Badge")
+
+    with host.app.app_context():
+        connection.connect(
+            host.state,
+            organization_id=credly.organization_id,
+            client_id=credly.client_id,
+            client_secret=credly.client_secret,
+        )
+
+    client = host.app.test_client()
+    base = "/integrations/credly"
+    keys = Choices("course", client.get(f"{base}/mappings/new", headers=HX).text).values
+    assert len(keys) == len(courses)
+
+    for key in keys:
+        # A browser sends each line break as these two.
+        sent = re.sub("\r\n|\r|\n", "\r\n", key)
+        data = {"course": sent, "template": template_id}
+        added = client.post(f"{base}/mappings", data=data, headers=HX)
+        assert "Mapping saved" in added.text, key
+
+    with host.app.app_context():
+        mappings = list(host.db.session.scalars(sa.select(Mapping)))
+        assert {(each.kind, each.course_id) for each in mappings} == {
+            (each.kind, each.id) for each in courses
+        }
+
+    for mapping in mappings:
+        edited = client.get(f"{base}/mappings/{mapping.id}", headers=HX).text
+        (key,) = Choices("course", edited).chosen
+        host.complete("1", mapping.course_id, kind=mapping.kind)
+        # By the link of the mapping's row.
+        row = client.get(f"{base}/mappings/{mapping.id}/row", headers=HX).text
+        link = html.unescape(re.findall(r'href="([^"]*badges\?[^"]*)"', row)[0])
+        shown = client.get(link).text
+        assert Choices("course", shown).chosen == [key]
+        assert shown.count('id="credly-badge-') == 1, key
+
+    removed = mappings[ODD_IDS.index("two\r\nlines")]
+    client.post(f"{base}/mappings/{removed.id}/remove", headers=HX)
+    undone = client.post(f"{base}/mappings", data={"undo": removed.id}, headers=HX)
+    assert "Mapping saved" in undone.text
+
+
+def test_a_plain_id_stands_in_forms_and_addresses_as_it_is() -> None:
+    for id_ in ("py-101", "of:colons:", "50%20off", "*:x", "a b", "日本語"):
+        assert write_key("course", id_) == f"course:{id_}"
+        assert read_key(f"course:{id_}") == ("course", id_)
+
+    assert read_key("course*:%00\0a%ff%") == ("course", "a\ufffd%")

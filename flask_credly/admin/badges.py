@@ -21,7 +21,9 @@ from ..words import gettext
 from ..words import mark
 from ..words import ngettext
 from .address import number
+from .address import read_key
 from .address import searched
+from .address import write_key
 from .answer import EXPIRED
 from .answer import fragment
 from .answer import go_to
@@ -206,9 +208,7 @@ def status_of(row: Issuance, *, paused: bool = False) -> str:
 
 def _filter() -> Filter:
     status = request.args.get("status", "")
-    # PostgreSQL takes no NUL, and no course has one.
-    course = request.args.get("course", "").replace("\0", "")
-    kind, _, course_id = course.partition(":")
+    kind, course_id = read_key(request.args.get("course", ""))
     return Filter(
         status=t.cast(issuances.Status, status) if status in STATUSES else None,
         kind=kind,
@@ -259,7 +259,7 @@ def _choices(wanted: Filter, titles: dict[tuple[str, str], str]) -> dict[str, st
 
     named = {each: titles.get(each, title) for each, title in found.items()}
     by_title = sorted(named.items(), key=lambda each: each[1])
-    return {f"{kind}:{course_id}": title for (kind, course_id), title in by_title}
+    return {write_key(*course): title for course, title in by_title}
 
 
 def _site(token_url: str) -> str:

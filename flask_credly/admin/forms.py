@@ -176,7 +176,7 @@ class TestForm(Form):
 
 
 class MappingForm(Form):
-    """A course or learning path, as ``kind:id``, and a badge template."""
+    """A course or learning path, and a badge template."""
 
     course = StringField(mark("Course or learning path"), filters=[_strip])
     template = StringField(mark("Credly badge template"), filters=[_text])

@@ -29,7 +29,9 @@ from ..models import RemovedMapping
 from ..settings import get_state
 from ..words import gettext
 from ..words import mark
+from .address import read_key
 from .address import read_number
+from .address import write_key
 from .answer import EXPIRED
 from .answer import fragment
 from .answer import go_to
@@ -67,7 +69,7 @@ class EditRow:
 
     :param key: Makes the ids of several open rows different.
     :param mapping_id: The mapping that is changed. ``None``: a new one.
-    :param course: The chosen course, as ``kind:id``.
+    :param course: The chosen course: see :func:`.write_key`.
     :param course_text: What was searched for.
     :param focus: Which of the two lists gets the focus.
     """
@@ -220,7 +222,7 @@ def _course_choices(
     row: EditRow, courses: list[Course] | None, mapped: set[tuple[str, str]]
 ) -> Choices:
     # A host may have ten thousand.
-    wanted = row.course.partition(":")[::2]
+    wanted = read_key(row.course)
     taken = mapped - {wanted}
     free = [each for each in courses or [] if (each.kind, each.id) not in taken]
 
@@ -306,12 +308,12 @@ def name_anew(
 
 def key(course: Course) -> str:
     """Name a course in a form."""
-    return f"{course.kind}:{course.id}"
+    return write_key(course.kind, course.id)
 
 
 def key_of(mapping: Mapping | RemovedMapping) -> str:
     """Name a mapping's course in a form."""
-    return f"{mapping.kind}:{mapping.course_id}"
+    return write_key(mapping.kind, mapping.course_id)
 
 
 def new() -> ResponseReturnValue:

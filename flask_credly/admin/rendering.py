@@ -25,6 +25,7 @@ from .. import words
 from ..models import Template
 from ..settings import get_state
 from . import forms
+from .address import write_key
 
 OWN_LAYOUT = "credly/base.html"
 
@@ -109,6 +110,7 @@ def _make_environment() -> jinja2.Environment:
         "credly_version": assets.version,
         "credly_token": forms.token,
         "credly_picture": _picture,
+        "credly_key": write_key,
         "credly_gettext": words.html_gettext,
         "credly_ngettext": words.html_ngettext,
         "credly_moment": words.moment,
