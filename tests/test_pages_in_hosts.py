@@ -263,6 +263,49 @@ def languages(app: Flask, db: SQLAlchemy) -> None:
         values.setdefault("language", "en")
 
 
+class JSON(Response):
+    """What a host whose views answer in JSON makes its responses of."""
+
+    default_mimetype = "application/json"
+
+    def __init__(self, *args: t.Any, **given: t.Any) -> None:
+        super().__init__(*args, **{**given, "mimetype": "application/json"})
+
+
+class Api(Flask):
+    """Answers in JSON, whatever a view returns."""
+
+    response_class = JSON
+
+    def make_response(self, rv: t.Any) -> Response:
+        if isinstance(rv, Response):
+            return rv
+
+        return t.cast(Response, self.json.response({"data": str(rv)}))
+
+
+def converters(app: Flask, db: SQLAlchemy) -> None:
+    """Have converters of its own under the usual names, and under ours."""
+
+    class Strict(werkzeug.routing.BaseConverter):
+        regex = "[A-Z]{3}"
+
+        def to_python(self, value: str) -> t.Any:
+            raise werkzeug.routing.ValidationError
+
+        def to_url(self, value: t.Any) -> str:
+            return f"x{value}"
+
+    names = ("default", "string", "int", "path", "any", "float", "uuid", "credly")
+    app.url_map.converters.update(dict.fromkeys(names, Strict))
+    app.extensions["converters"] = Strict
+
+
+def converters_are_kept(host: Host) -> None:
+    kept = host.app.url_map.converters
+    assert kept["credly"] is kept["path"] is host.app.extensions["converters"]
+
+
 POOL_OF_ONE = {"pool_size": 1, "max_overflow": 0, "pool_timeout": WAIT}
 EVERYWHERE = ("sqlite", "postgresql", "mariadb")
 
@@ -358,6 +401,8 @@ HOSTS: dict[str, Odd] = {
     ),
     "catch-all": Odd(catch_all),
     "languages": Odd(languages),
+    "own-converters": Odd(converters, converters_are_kept),
+    "answers-in-json": Odd(app=lambda: Api("conftest")),
     "savepoint": Odd(savepoint, engine={"pool_size": 2, "max_overflow": 0}),
 }
 
@@ -434,6 +479,8 @@ class Visit:
             f"{self.odd.prefix}{path}", base_url=self.odd.base, buffered=True, **given
         )
         assert response.status_code in (200, 303), (path, response.text[-2000:])
+        expected = "text/csv" if path.endswith(".csv") else "text/html"
+        assert response.mimetype == expected, path
         return response
 
     def post(self, path: str, *, page: str = "/credly", **given: t.Any) -> TestResponse:
@@ -448,6 +495,7 @@ class Visit:
             **given,
         )
         assert response.status_code in (200, 303), (path, response.text[-2000:])
+        assert response.mimetype == "text/html", path
         return response
 
     def ids(self, column: t.Any) -> list[int]:
@@ -477,10 +525,8 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
     """Use every page and every form."""
     one, other = credly.add_template("One Badge"), credly.add_template("Other Badge")
     (sheet,) = re.findall(r'href="([^"]*credly\.css[^"]*)"', visit.get("/").text)
-    assert (
-        visit.client.get(sheet, base_url=visit.odd.base, buffered=True).status
-        == "200 OK"
-    )
+    styles = visit.client.get(sheet, base_url=visit.odd.base, buffered=True)
+    assert (styles.status, styles.mimetype) == ("200 OK", "text/css")
     visit.get("/credly")
     visit.get("/credly/connection")
     visit.get("/credly/activity")
@@ -595,6 +641,25 @@ def test_every_page_and_form_works(
         with visit.host.app.app_context():
             visitor = visit.host.app.extensions["visitor"]()
             assert visitor.seen > 50  # what the host wrote in each request is kept
+
+
+def test_a_host_that_answers_in_json_is_refused_with_a_page(
+    make_host: MakeHost,
+) -> None:
+    host = make_host(app=Api("conftest"), is_admin=lambda: admin)
+    # Not Flask's, which makes its responses of the host's class.
+    client, admin = Client(host.app, TestResponse), False
+    paths = ("/integrations/credly", "/integrations/credly/pause")
+
+    for headers in (None, HX):
+        denied = client.get(paths[0], headers=headers)
+        admin = True
+        expired = client.post(paths[1], headers=headers)
+        foreign = client.post(paths[1], headers={"Sec-Fetch-Site": "cross-site"})
+        admin = False
+        assert (denied.status_code, foreign.status_code) == (403, 403)
+        assert {denied.mimetype, foreign.mimetype, expired.mimetype} == {"text/html"}
+        assert headers or "Content-Security-Policy" in denied.headers
 
 
 def host_page(app: Flask, db: SQLAlchemy) -> None:

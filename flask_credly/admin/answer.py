@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import typing as t
 
-from flask import make_response
-from flask import redirect
 from flask import Response
 from flask import session
 from flask import url_for
 from flask_htmx import HTMX
+from werkzeug.utils import redirect
 
 from ..words import mark
 from .rendering import render
@@ -52,11 +51,11 @@ def go_to(endpoint: str, **values: t.Any) -> Response:
     url = url_for(endpoint, **values)
 
     if wants_fragment():
-        return make_response("", 200, {"HX-Redirect": url})
+        return respond("", headers={"HX-Redirect": url})
 
-    response = make_response(redirect(url, 303))
+    response = redirect(url, 303, Response)
     setattr(response, _OURS, True)
-    return response
+    return t.cast(Response, response)
 
 
 def is_ours(response: Response) -> bool:
@@ -64,13 +63,22 @@ def is_ours(response: Response) -> bool:
     return hasattr(response, _OURS)
 
 
+def respond(
+    html: str, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    """Send HTML: all of ours goes through here. What the host makes of a string, such
+    as JSON, is for its own views.
+    """
+    return Response(html, status, headers, mimetype="text/html")
+
+
 def page(template: str, status: int = 200, **context: t.Any) -> Response:
     """Render a whole page, with the message that was kept for it."""
     message, wrong = take_message()
     html = render_page(template, message=message, wrong=wrong, **context)
-    return make_response(html, status)
+    return respond(html, status)
 
 
 def fragment(template: str, status: int = 200, **context: t.Any) -> Response:
     """Render a part of a page."""
-    return make_response(render(template, **context), status)
+    return respond(render(template, **context), status)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import mimetypes
+import re
 import typing as t
 
 from flask import Blueprint
@@ -18,6 +20,7 @@ from sqlalchemy.exc import ProgrammingError
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import IntegerConverter
 from werkzeug.routing import Map
+from werkzeug.routing import PathConverter
 
 from .. import assets
 from ..catalog import clean
@@ -40,6 +43,7 @@ from . import remove
 from . import window
 from .address import MAX_ID
 from .answer import is_ours
+from .answer import respond
 from .answer import wants_fragment
 from .rendering import is_own_layout
 from .rendering import render
@@ -140,11 +144,20 @@ class _RowId(IntegerConverter):
         super().__init__(map, max=MAX_ID)
 
 
+# By names of our own: a host may have given the usual ones to converters of its own.
+CONVERTERS = {"credly_int": _RowId, "credly_path": PathConverter}
+
+
 def static(filename: str) -> Response:
     """Send a file of ours."""
     # The URL changes with the content.
     age = 365 * 86_400 if "v" in request.args else None
-    return send_from_directory(assets.STATIC, filename, max_age=age)
+    response = send_from_directory(assets.STATIC, filename, max_age=age)
+    # Whatever the host's class of responses makes of it.
+    if kind := mimetypes.guess_type(filename)[0]:
+        response.mimetype = kind
+
+    return response
 
 
 def make_blueprint(settings: Settings) -> Blueprint:
@@ -152,12 +165,12 @@ def make_blueprint(settings: Settings) -> Blueprint:
     blueprint = Blueprint("credly", __name__, url_prefix=settings.url_prefix)
 
     # First: the rules are read after it.
-    blueprint.record(lambda setup: setup.app.url_map.converters.update(credly=_RowId))
+    blueprint.record(lambda setup: setup.app.url_map.converters.update(CONVERTERS))
 
     for method, path, view in (*ROUTES, ("GET", "/static/<path:filename>", static)):
-        path = path.replace("<int:", "<credly:")
+        rule = re.sub("<(int|path):", r"<credly_\1:", path)
         blueprint.add_url_rule(
-            path, view_func=view, methods=[method], host=settings.host
+            rule, view_func=view, methods=[method], host=settings.host
         )
 
     blueprint.before_request(_guard)
@@ -263,7 +276,7 @@ def _refuse(text: str, status: int, *, admin: bool = True) -> ResponseReturnValu
     name = "_denied" if wants_fragment() else "denied"
     make = render if wants_fragment() else render_page
     html = make(f"credly/{name}.html", text=text, status=status, admin=admin)
-    return html, status, IN_PLACE if wants_fragment() else {}
+    return respond(html, status, IN_PLACE if wants_fragment() else None)
 
 
 def _log_refusal(action: str, message: str) -> None:
@@ -327,9 +340,9 @@ def _explain(error: DBAPIError) -> ResponseReturnValue:
     logger.error(tables.MISSING, extra={"credly_event": "tables_missing"})
 
     if wants_fragment():
-        return render("credly/_no_tables.html"), 503
+        return respond(render("credly/_no_tables.html"), 503)
 
-    return render_page("credly/no_tables.html"), 503
+    return respond(render_page("credly/no_tables.html"), 503)
 
 
 def _expired(error: CSRFError) -> ResponseReturnValue:
