@@ -86,6 +86,24 @@ def need_driver(url: str) -> None:
         missing("mysqlclient", "not installed")
 
 
+# What empties a database, in place: PostgreSQL takes a while to make one. Who still has
+# a transaction open in it is not waited for.
+_EMPTYING = {
+    "postgresql": [
+        "SET lock_timeout = '30s'",
+        "DO $$ DECLARE name text; BEGIN FOR name IN SELECT nspname FROM pg_namespace"
+        " WHERE nspname !~ '^pg_' AND nspname <> 'information_schema'"
+        " LOOP EXECUTE format('DROP SCHEMA %I CASCADE', name); END LOOP; END $$",
+        "CREATE SCHEMA public",
+    ],
+    "mariadb": [
+        "SET lock_wait_timeout = 30",
+        "DROP DATABASE {database}",
+        "CREATE DATABASE {database}",
+    ],
+}
+
+
 @pytest.fixture(scope="session")
 def _databases() -> cabc.Iterator[dict[str, str]]:
     """URLs of databases made for this process, by kind."""
@@ -93,47 +111,71 @@ def _databases() -> cabc.Iterator[dict[str, str]]:
     yield made
 
     for kind, url in made.items():
-        _admin(kind, f"DROP DATABASE {sa.make_url(url).database}")
+        _run(_server(kind), f"DROP DATABASE {sa.make_url(url).database}")
 
 
-def _admin(kind: str, statement: str) -> None:
-    variable, default = _SERVERS[kind]
+def _server(kind: str) -> str:
+    return os.environ.get(*_SERVERS[kind])
+
+
+def _run(url: str, *statements: str) -> None:
     engine = sa.create_engine(
-        os.environ.get(variable, default), isolation_level="AUTOCOMMIT"
+        url, isolation_level="AUTOCOMMIT", poolclass=sa.pool.NullPool
     )
 
-    try:
-        with engine.connect() as connected:
+    with engine.connect() as connected:
+        for statement in statements:
             connected.execute(sa.text(statement))
-    finally:
-        engine.dispose()
 
 
-def _server_url(kind: str, made: dict[str, str]) -> str:
-    if kind not in made:
-        variable, default = _SERVERS[kind]
-        name = f"credly_test_{uuid.uuid4().hex[:12]}"
+def _make(kind: str) -> str:
+    name = f"credly_test_{uuid.uuid4().hex[:12]}"
 
-        try:
-            _admin(kind, f"CREATE DATABASE {name}")
-        except sa.exc.OperationalError as e:
-            missing(kind, f"not reached ({e.orig.__class__.__name__})")
+    try:
+        _run(_server(kind), f"CREATE DATABASE {name}")
+    except sa.exc.OperationalError as e:
+        missing(kind, f"not reached ({e.orig.__class__.__name__})")
 
-        url = sa.make_url(os.environ.get(variable, default)).set(database=name)
-        made[kind] = url.render_as_string(hide_password=False)
+    url = sa.make_url(_server(kind)).set(database=name)
+    return url.render_as_string(hide_password=False)
 
-    return made[kind]
+
+@pytest.fixture
+def server_database(
+    _databases: dict[str, str],
+) -> cabc.Iterator[cabc.Callable[[str], str]]:
+    """Give the URL of an empty database on a server of a kind. Whatever a test has
+    left in it is gone before the next.
+    """
+    used: set[str] = set()
+
+    def url_of(kind: str) -> str:
+        used.add(kind)
+
+        if kind not in _databases:
+            _databases[kind] = _make(kind)
+
+        return _databases[kind]
+
+    yield url_of
+
+    for kind in used & set(_databases):
+        url = _databases[kind]
+        name = sa.make_url(url).database
+        _run(url, *(each.format(database=name) for each in _EMPTYING[kind]))
 
 
 @pytest.fixture(params=["sqlite"])
 def database(
-    request: pytest.FixtureRequest, tmp_path: t.Any, _databases: dict[str, str]
+    request: pytest.FixtureRequest,
+    tmp_path: t.Any,
+    server_database: cabc.Callable[[str], str],
 ) -> str:
     """The URL of an empty database. SQLite's, unless a test asks for all."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'host.db'}"
 
-    return _server_url(request.param, _databases)
+    return server_database(request.param)
 
 
 every_database = pytest.mark.parametrize(
@@ -242,7 +284,7 @@ def bytecode(tmp_path_factory: pytest.TempPathFactory) -> jinja2.BytecodeCache:
 
 @pytest.fixture
 def make_host(database: str, bytecode: jinja2.BytecodeCache) -> cabc.Iterator[MakeHost]:
-    """Make host applications; their tables and engines go at the end."""
+    """Make host applications; their engines go at the end."""
     hosts: list[Host] = []
 
     def make(
@@ -309,9 +351,6 @@ def make_host(database: str, bytecode: jinja2.BytecodeCache) -> cabc.Iterator[Ma
 
         with host.app.app_context():
             host.db.session.remove()
-
-            if host.db.engine.dialect.name != "sqlite":  # whose file goes by itself
-                host.db.drop_all()
 
             for engine in host.db.engines.values():
                 engine.dispose()

@@ -85,9 +85,6 @@ def unharmed(make_host: MakeHost, credly: CredlySimulator) -> cabc.Iterator[Host
         yield host
         host.db.session.remove()
 
-        if host.state.engine.dialect.name == "postgresql":
-            execute(host, "DROP FUNCTION IF EXISTS odd() CASCADE")
-
 
 def trigger_with_a_code(host: Host, event: str) -> None:
     """One that gives a code of its own: it looks like an error of the server."""

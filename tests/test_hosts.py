@@ -26,7 +26,6 @@ import jinja2
 import jinja2.sandbox
 import pytest
 import sqlalchemy as sa
-from conftest import _server_url
 from conftest import a_member
 from conftest import COURSES
 from conftest import DEAD_REDIS
@@ -453,11 +452,6 @@ class School:
         if (replica := Routed.replica.pop(id(self.db), None)) is not None:
             replica.dispose()
 
-        if self.odd.database != "sqlite":
-            metadata = sa.MetaData()
-            metadata.reflect(self.reader)
-            metadata.drop_all(self.reader)
-
         self.reader.dispose()
 
     # What the host does in its own requests.
@@ -623,7 +617,9 @@ def _give_up_waiting(odd: Odd) -> dict[str, t.Any]:
 
 @pytest.fixture(params=HOSTS)
 def school(
-    request: pytest.FixtureRequest, tmp_path: t.Any, _databases: dict[str, str]
+    request: pytest.FixtureRequest,
+    tmp_path: t.Any,
+    server_database: cabc.Callable[[str], str],
 ) -> cabc.Iterator[School]:
     odd = HOSTS[request.param]
 
@@ -632,7 +628,7 @@ def school(
     if odd.database == "sqlite":
         url = f"sqlite:///{tmp_path / 'host.db'}"
     else:
-        url = _server_url(odd.database, _databases)
+        url = server_database(odd.database)
 
     with contextlib.ExitStack() as stack:
         by = stack.enter_context(_pgbouncer(url)) if odd.bouncer else url

@@ -165,7 +165,6 @@ def site(
             yield made
         finally:
             made.stop()
-            drop_everything(database)
 
     assert simulator.problems == []
 
@@ -186,14 +185,6 @@ def engine(database: str) -> cabc.Iterator[sa.Engine]:
     made = sa.create_engine(database)
     yield made
     made.dispose()
-
-
-def drop_everything(database: str) -> None:
-    engine = sa.create_engine(database)
-    metadata = sa.MetaData()
-    metadata.reflect(engine)
-    metadata.drop_all(engine)
-    engine.dispose()
 
 
 def names_in(engine: sa.Engine) -> set[str]:
@@ -328,9 +319,6 @@ class TestMigrations:
             assert sa.inspect(engine).get_table_names("school") == ["member"]
             assert "credly_issuance" in sa.inspect(engine).get_table_names()
             host.db.session.remove()
-
-        with engine.begin() as connection:
-            connection.execute(sa.text("DROP SCHEMA school CASCADE"))
 
 
 def read(engine: sa.Engine) -> dict[str, list[dict[str, t.Any]]]:

@@ -233,7 +233,7 @@ def write_enrolment(host: Host) -> None:
 
 @pytest.fixture
 def enrolled(school: School) -> School:
-    school.change("DROP TABLE IF EXISTS enrolment", "CREATE TABLE enrolment (done INT)")
+    school.change("CREATE TABLE enrolment (done INT)")
     return school
 
 
