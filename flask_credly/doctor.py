@@ -807,7 +807,11 @@ def _blocks(environment: jinja2.Environment, name: str) -> set[str] | None:
     if environment.loader is None:
         return None
 
-    source, *_ = environment.loader.get_source(environment, name)
+    try:
+        source, *_ = environment.loader.get_source(environment, name)
+    except RuntimeError:  # of a loader of compiled templates
+        return None
+
     found = set(environment.get_template(name).blocks)
 
     for outer in environment.parse(source).find_all(jinja2.nodes.Extends):

@@ -7,13 +7,17 @@ that it shows as an error.
 
 from __future__ import annotations
 
+import atexit
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
 import functools
 import html
 import html.parser
+import json
 import re
+import shutil
+import tempfile
 import typing as t
 from concurrent import futures
 
@@ -118,6 +122,61 @@ def jinja(
         app.jinja_env.loader = jinja2.DictLoader(layout)
 
     return Odd(setup, config={} if own_layout else {"CREDLY_LAYOUT": "host.html"})
+
+
+HOSTS_OWN = {
+    "base.html": "of the host's",
+    "index.html": "{% extends 'base.html' %}",
+    "macros.html": "of the host's",
+    "_card.html": "of the host's",
+}
+
+
+def compiled(app: Flask, db: SQLAlchemy, *, whole: bool = True) -> None:
+    """Have templates that were compiled before, named like ours but for the folder, and
+    one in the place of one of ours.
+    """
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    texts = {
+        **HOSTS_OWN,
+        "host.html": LAYOUT.replace("[%", "{%").replace("%]", "%}"),
+        "outer.html": OUTER.replace("[%", "{%").replace("%]", "%}"),
+        "credly/_open.html": "{{ credly_assets() }}<p>{{ 1 + 1 }} compiled</p>",
+    }
+    texts = {
+        name: text.replace("[[", "{{").replace("]]", "}}")
+        for name, text in texts.items()
+    }
+    app.jinja_env.filters["shout"] = lambda value: f"{value}!"
+    app.jinja_env.loader = jinja2.DictLoader(texts)
+    app.jinja_env.compile_templates(folder, zip=None)
+    made = jinja2.ModuleLoader(folder)
+    others = jinja2.DictLoader({"credly/_denied.html": "never"})
+
+    if whole:
+        app.jinja_env.loader = jinja2.ChoiceLoader([made, others])
+    else:
+        app.jinja_env.loader = flask.templating.DispatchingJinjaLoader(app)
+        app.jinja_loader = made
+
+
+def is_compiled(host: Host) -> None:
+    page = host.app.test_client().get("/integrations/credly").text
+    assert "<p>2 compiled</p>" in page and "of the host" not in page
+    loader = host.app.jinja_env.loader
+
+    with host.app.test_request_context():
+        if isinstance(loader, jinja2.ChoiceLoader):
+            assert flask.render_template("index.html") == HOSTS_OWN["base.html"]
+
+    found = host.app.test_cli_runner().invoke(args=["credly", "doctor", "--json"])
+    pages = json.loads(found.output)["checks"]["pages"]
+    assert pages["status"] == "ok", pages
+
+
+def named_alike(app: Flask, db: SQLAlchemy) -> None:
+    app.jinja_env.loader = jinja2.DictLoader(HOSTS_OWN)
 
 
 _Flask = flask.templating.Environment
@@ -366,6 +425,13 @@ HOSTS: dict[str, Odd] = {
     "sandbox": jinja(cls=Sandbox),
     "native-types": jinja(cls=Native),
     "names-taken": Odd(shadows),
+    "templates-named-alike": Odd(named_alike),
+    "compiled-templates": Odd(
+        compiled, is_compiled, config={"CREDLY_LAYOUT": "host.html"}
+    ),
+    "compiled-templates-own-layout": Odd(
+        functools.partial(compiled, whole=False), is_compiled
+    ),
     # Ways to the pages.
     "host-matching": Odd(
         app=lambda: Flask(

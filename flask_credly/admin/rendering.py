@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import collections.abc as cabc
+import contextlib
 import re
 import secrets
 import typing as t
@@ -18,6 +19,7 @@ import jinja2.nodes
 from flask import current_app
 from flask import g
 from flask import url_for
+from flask.templating import DispatchingJinjaLoader
 from markupsafe import Markup
 
 from .. import assets
@@ -48,10 +50,45 @@ class _HostsFirst(jinja2.BaseLoader):
     ) -> tuple[str, str | None, cabc.Callable[[], bool] | None]:
         host = current_app.jinja_env
 
-        if host.loader is None:
-            raise jinja2.TemplateNotFound(template)
+        for loader in _loaders(host.loader):
+            if loader.has_source_access:
+                with contextlib.suppress(jinja2.TemplateNotFound):
+                    return loader.get_source(host, template)
 
-        return host.loader.get_source(host, template)
+        raise jinja2.TemplateNotFound(template)
+
+    def load(
+        self,
+        environment: jinja2.Environment,
+        name: str,
+        globals: cabc.MutableMapping[str, t.Any] | None = None,
+    ) -> jinja2.Template:
+        # Templates that the host has compiled have no source any more.
+        for loader in _loaders(current_app.jinja_env.loader):
+            if not loader.has_source_access:
+                with contextlib.suppress(jinja2.TemplateNotFound):
+                    return loader.load(environment, name, globals)
+
+        return super().load(environment, name, globals)
+
+
+def _loaders(loader: jinja2.BaseLoader | None) -> cabc.Iterator[jinja2.BaseLoader]:
+    """Take a host's loader apart: one without sources fails among others."""
+    inner: cabc.Iterable[jinja2.BaseLoader | None]
+
+    if isinstance(loader, jinja2.ChoiceLoader):
+        inner = loader.loaders
+    elif type(loader) is DispatchingJinjaLoader:
+        places: tuple[t.Any, ...] = (loader.app, *loader.app.iter_blueprints())
+        inner = [each.jinja_loader for each in places]
+    elif loader is not None:
+        yield loader
+        return
+    else:
+        return
+
+    for each in inner:
+        yield from _loaders(each)
 
 
 class _Kept(t.NamedTuple):
