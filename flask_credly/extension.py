@@ -18,6 +18,7 @@ from sqlalchemy import orm
 from . import keys
 from . import signals
 from .admin import make_blueprint
+from .admin.forms import FIELD_NAMES
 from .catalog import Completion
 from .catalog import id_of_member
 from .catalog import read_completion
@@ -158,6 +159,7 @@ class Credly:
 
         settings = Settings.from_config(app.config)
         _check_routing(app, settings)
+        _check_forms(app)
         state = State(
             app=app,
             settings=settings,
@@ -226,6 +228,29 @@ def _check_routing(app: Flask, settings: Settings) -> None:
         raise RuntimeError(
             "CREDLY_HOST is for an app made with host_matching=True, and this one"
             " was not. Remove it."
+        )
+
+    if app.has_static_folder and (files := (app.static_url_path or "").rstrip("/")):
+        ours = settings.url_prefix
+
+        # A web server takes all below it for files, and the app's own files go first.
+        if f"{ours}/".startswith(f"{files}/") or files == f"{ours}/static":
+            raise ValueError(
+                "CREDLY_URL_PREFIX must be a path whose pages and files are not in one"
+                f" place with the app's own files, which are at {files!r}. Set it to"
+                " another, such as '/integrations', not"
+                f" {ours!r}."
+            )
+
+
+def _check_forms(app: Flask) -> None:
+    """Check that the token of a form has a field of its own."""
+    name = app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token")
+
+    if name in FIELD_NAMES:
+        raise ValueError(
+            "WTF_CSRF_FIELD_NAME must be a name that no field of ours has, such as"
+            f" 'csrf_token', not {name!r}."
         )
 
 

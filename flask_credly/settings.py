@@ -469,13 +469,19 @@ def _days(
 
 
 def _prefix(value: t.Any) -> str:
+    # What a browser or a proxy would make another path of, or the routing a pattern.
     if (
         not isinstance(value, str)
-        or not value.startswith("/")
-        or not value.strip("/")
-        or re.search(r"[\s<>?#]", value)
+        or not re.fullmatch(r"""(/[^\s/\\<>?#%|"{}^`]+)+/?""", value)
+        or not value.isprintable()
+        or not {".", ".."}.isdisjoint(value.split("/"))
     ):
-        raise _wrong("CREDLY_URL_PREFIX", value, "a path such as '/integrations'")
+        raise _wrong(
+            "CREDLY_URL_PREFIX",
+            value,
+            "a path such as '/integrations' or '/admin/badges', of letters, digits,"
+            " hyphens and single slashes",
+        )
 
     return value.rstrip("/")
 

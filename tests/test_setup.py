@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import typing as t
@@ -238,7 +239,20 @@ def test_two_apps_share_one_db_and_one_extension() -> None:
             "CREDLY_ENCRYPTION_KEYS",
             ["short", [], "", ["x" * 44], 7, [7], [b"short"], b"\xff"],
         ),
-        ("CREDLY_URL_PREFIX", ["", "/", "integrations", "/a b", None]),
+        (
+            "CREDLY_URL_PREFIX",
+            [
+                *("", "/", "//", "integrations", "/a b", "/a\x7f", " /a", None),
+                *("/<slug>", "/a?b", "/a#b", "//evil.example.org", "/a//b", "/a//"),
+                *("/..", "/a/../b", "/./a", "/a%20b", "/a\\b", "/a|b", "/{a}"),
+                # Where the app's own files are.
+                *("/static", "/static/", "/static/badges"),
+            ],
+        ),
+        (
+            "WTF_CSRF_FIELD_NAME",
+            ["course", "key", "client_secret", "email", "undo", "template_text"],
+        ),
         ("CREDLY_LAYOUT", ["", "base.jinja", "base.txt", None]),
         ("CREDLY_HOST", ["", "https://admin.example.org", "<host>", "a b", 7]),
         ("CREDLY_PLATFORM_NAME", [None, 7]),
@@ -259,6 +273,27 @@ def test_a_wrong_value_is_an_error_that_names_the_key(
 
         with pytest.raises(ValueError, match=f"^{key} must be "):
             credly.init_app(app)
+
+
+@pytest.mark.parametrize(
+    "prefix", ["/a", "/admin/badges", "/statics", "/a-b/c_d", "/intégration", "/a.b/~c"]
+)
+def test_the_pages_are_where_they_shall_be(make_host: MakeHost, prefix: str) -> None:
+    client = make_host(CREDLY_URL_PREFIX=prefix).app.test_client()
+    page = client.get(f"{prefix}/credly")
+    assert page.status_code == 200
+    (sheet,) = re.findall(r'href="([^"]*credly\.css[^"]*)"', page.text)
+    assert client.get(sheet, buffered=True).status_code == 200
+
+
+def test_files_of_the_apps_own_in_the_place_of_ours_are_an_error() -> None:
+    _, credly = bare()
+    app = Flask(__name__, static_url_path="/integrations/static")
+    app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
+    SQLAlchemy().init_app(app)
+
+    with pytest.raises(ValueError, match=r"^CREDLY_URL_PREFIX must be .*another"):
+        credly.init_app(app)
 
 
 @pytest.mark.parametrize(

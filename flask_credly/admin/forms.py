@@ -16,6 +16,7 @@ from markupsafe import Markup
 from wtforms import PasswordField
 from wtforms import StringField
 from wtforms import ValidationError
+from wtforms.fields.core import UnboundField
 
 from ..catalog import clean
 from ..secret import Secret
@@ -195,3 +196,12 @@ class MappingForm(Form):
     def validate_template(self, field: t.Any) -> None:
         if not field.data:
             raise ValidationError(gettext("Select a badge template."))
+
+
+FIELD_NAMES = {
+    name
+    for form in (ConnectForm, TestForm, MappingForm)
+    for name, field in vars(form).items()
+    if isinstance(field, UnboundField)
+}
+"""Which a host's token cannot have for its own."""
