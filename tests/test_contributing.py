@@ -65,7 +65,7 @@ def test_names_in_the_lists_are_those_of_the_code() -> None:
         "SCREENS": "tests/test_browser.py",
         "POINTS": "tests/test_machine.py",
         "def from_config": "flask_credly/settings.py",
-        "def fail": "flask_credly/testing/simulator.py",
+        "def fail": "flask_credly/testing/manners.py",
     }.items():
         assert name.removeprefix("def ") in CONTRIBUTING
         assert re.search(rf"^ *{name}\b", (ROOT / path).read_text(), re.M), name

@@ -7,6 +7,7 @@ import datetime as dt
 import email.utils
 import io
 import json
+import pathlib
 import re
 import signal
 import socket
@@ -24,6 +25,7 @@ from conftest import MakeHost
 from werkzeug.test import Client
 
 from flask_credly import connection
+from flask_credly import testing
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing import Received
 from flask_credly.testing import SimulatorServer
@@ -1657,3 +1659,20 @@ def test_control_is_not_in_responses(caller: Caller) -> None:
     url = "https://api.credly.com/_simulator/record"
 
     assert caller.session.get(url, timeout=5).status_code == 404
+
+
+def test_its_modules_import_only_those_before_them() -> None:
+    folder = pathlib.Path(testing.__file__).parent
+    before = {"__init__"}
+
+    for name in (
+        *("rules", "lists", "serving", "record", "manners", "book", "organization"),
+        *("access", "endpoints", "control", "simulator", "__main__"),
+    ):
+        text = (folder / f"{name}.py").read_text()
+        found = set(re.findall(r"^from \.(\w+) import", text, re.M))
+        found |= set(re.findall(r"^from \. import (\w+)", text, re.M))
+        assert found <= before, name
+        before.add(name)
+
+    assert before == {path.stem for path in folder.glob("*.py")}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from .record import Received
 from .serving import SimulatorServer
 from .simulator import CredlySimulator
-from .simulator import Received
 
 __all__ = ["CredlySimulator", "Received", "SimulatorServer"]

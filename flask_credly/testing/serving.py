@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
-import datetime as dt
-import email.utils
 import http
 import io
 import json
-import math
-import random
 import socket
 import struct
 import threading
@@ -33,10 +29,8 @@ if t.TYPE_CHECKING:
 
 Side = t.Literal["api", "token", "both"]
 How = t.Literal["answer", "hang", "reset", "truncate", "drip", "late"]
-RetryAfter = t.Literal["seconds", "date", "none", "garbage"]
 
 HOWS: tuple[How, ...] = t.get_args(How)
-RETRY_AFTERS: tuple[RetryAfter, ...] = t.get_args(RetryAfter)
 
 _SILENT = ("hang", "reset", "late")
 _HANDLER = "simulator.handler"
@@ -92,76 +86,8 @@ def json_reply(
     return Reply(status, json.dumps(body).encode(), content | dict(headers or {}))
 
 
-# Faults
-
-
-@dataclasses.dataclass
-class Fault:
-    """A scripted fault. It keeps count of what is left of it."""
-
-    kind: str
-    times: int | None
-    how: How
-    after: bool
-    delay: float
-    status: int | None
-    body: object
-    headers: dict[str, str]
-    share: float | None
-    chance: random.Random
-
-    @property
-    def needs_true_answer(self) -> bool:
-        """Whether the request is processed before the fault shows."""
-        if self.how == "late":
-            return False
-
-        return self.after or (self.how in ("truncate", "drip") and not self._scripted)
-
-    @property
-    def _scripted(self) -> bool:
-        return self.status is not None or self.body is not None
-
-    def strikes(self, kind: str) -> bool:
-        """Decide whether this request is hit, and count it."""
-        if self.kind not in (kind, "*") or self.times == 0:
-            return False
-
-        if self.share is not None and self.chance.random() >= self.share:
-            return False
-
-        if self.times is not None:
-            self.times -= 1
-
-        return True
-
-    def reply(self, kind: str, true_answer: Reply | None) -> Reply:
-        """Get what is sent instead of the answer."""
-        if true_answer is not None and not self._scripted and self.how != "answer":
-            return dataclasses.replace(true_answer, how=self.how, delay=self.delay)
-
-        made = self._scripted_reply(kind)
-        return dataclasses.replace(made, how=self.how, delay=self.delay)
-
-    def _scripted_reply(self, kind: str) -> Reply:
-        status = 500 if self.status is None else self.status
-        body = self.body
-
-        if body is None and (status >= 500 or kind != "token"):
-            body = {"data": {"message": _phrase(status)}, "metadata": None}
-        elif body is None:
-            body = {
-                "error": "invalid_client" if status == 401 else "invalid_request",
-                "error_description": _phrase(status),
-            }
-
-        if isinstance(body, str | bytes):
-            return _text_reply(status, body, self.headers)
-
-        return json_reply(status, body, self.headers)
-
-
-def _text_reply(status: int, body: str | bytes, headers: dict[str, str]) -> Reply:
+def text_reply(status: int, body: str | bytes, headers: dict[str, str]) -> Reply:
+    """Make an answer of a body that is sent as it is."""
     content = body.encode() if isinstance(body, str) else body
     kind = "text/html" if content.lstrip()[:1] == b"<" else "text/plain"
 
@@ -172,49 +98,12 @@ def _text_reply(status: int, body: str | bytes, headers: dict[str, str]) -> Repl
     return Reply(status, content, first | headers)
 
 
-def _phrase(status: int) -> str:
+def phrase(status: int) -> str:
+    """Get the words that belong to a status."""
     try:
         return http.HTTPStatus(status).phrase
     except ValueError:
         return "Unknown"
-
-
-class RateLimit:
-    """A fixed window: so many requests, then 429 until it ends."""
-
-    def __init__(self, limit: int, per_seconds: float, retry_after: RetryAfter) -> None:
-        self._limit = limit
-        self._seconds = per_seconds
-        self._retry_after = retry_after
-        self._ends = 0.0
-        self._count = 0
-
-    def take(self) -> Reply | None:
-        """Count a request. Get the refusal if it is one too many."""
-        # Real time, not the simulator's clock: pacing is a matter of real time.
-        if (now := time.monotonic()) >= self._ends:
-            self._ends = now + self._seconds
-            self._count = 0
-
-        self._count += 1
-
-        if self._count <= self._limit:
-            return None
-
-        return Reply(429, b"Retry later\n", self._headers(self._ends - now))
-
-    def _headers(self, left: float) -> dict[str, str]:
-        headers = {"Content-Type": "text/plain"}
-
-        if self._retry_after == "seconds":
-            headers["Retry-After"] = str(max(1, math.ceil(left)))
-        elif self._retry_after == "date":
-            end = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=left + 1)
-            headers["Retry-After"] = email.utils.format_datetime(end, usegmt=True)
-        elif self._retry_after == "garbage":
-            headers["Retry-After"] = "soon"
-
-        return headers
 
 
 # WSGI
@@ -248,7 +137,7 @@ def send_wsgi(
         return _hang_up(reply, handler, start_response)
 
     headers = [*reply.headers.items(), ("Content-Length", str(reply.full_length))]
-    start_response(f"{reply.status} {_phrase(reply.status)}", headers)
+    start_response(f"{reply.status} {phrase(reply.status)}", headers)
 
     if reply.how == "drip":
         return _drip(reply, handler)
@@ -335,8 +224,8 @@ class _Handler(WSGIRequestHandler):
 
     def _send(self, chunks: cabc.Iterable[bytes]) -> None:
         status, headers = self._head
-        code, _, phrase = status.partition(" ")
-        self.send_response(int(code), phrase)
+        code, _, words = status.partition(" ")
+        self.send_response(int(code), words)
 
         for name, value in headers:
             self.send_header(name, value)

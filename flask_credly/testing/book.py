@@ -1,0 +1,275 @@
+"""What one organization has at the simulated Credly: its templates and its badges."""
+
+from __future__ import annotations
+
+import collections
+import collections.abc as cabc
+import copy
+import dataclasses
+import datetime as dt
+import typing as t
+import uuid
+
+from . import rules
+from .rules import Refusal
+from .rules import Row
+
+
+@dataclasses.dataclass
+class Entry:
+    """A badge in the book.
+
+    :param row: The badge as Credly shows it.
+    :param booked_at: When it was written, on the simulator's clock.
+    :param asked_for: Whether a request issued it, and not somebody by hand.
+    """
+
+    row: Row
+    booked_at: float
+    asked_for: bool
+
+    @property
+    def stands(self) -> bool:
+        """Whether the badge is in the way of another one."""
+        replaced = self.row["replacement_badge_id"] is not None
+        return self.row["state"] != "revoked" and not replaced
+
+
+class Book:
+    """The templates and badges of one organization. Its caller holds the lock.
+
+    :param clock: The simulator's time.
+    :param users: Credly's users: the id of each by address, in small letters.
+    :param note: Called with what a client should not have done.
+    """
+
+    def __init__(
+        self,
+        clock: cabc.Callable[[], float],
+        users: dict[str, str],
+        note: cabc.Callable[[str], None],
+    ) -> None:
+        self.templates: dict[str, Row] = {}
+        self.entries: dict[str, Entry] = {}
+        self._clock = clock
+        self._users = users
+        self._note = note
+        self._late: list[tuple[float, object]] = []
+        self._index: collections.defaultdict[tuple[str, str], list[Entry]] = (
+            collections.defaultdict(list)
+        )
+
+    def clear(self) -> None:
+        """Forget the badges."""
+        self.entries.clear()
+        self._index.clear()
+        self._late.clear()
+
+        for row in self.templates.values():
+            row["badges_count"] = 0
+
+    def _now(self) -> dt.datetime:
+        return dt.datetime.fromtimestamp(self._clock(), dt.UTC)
+
+    # Templates
+
+    def add_template(self, id: str, organization: Row, **options: t.Any) -> None:
+        """Add a template.
+
+        :param organization: The owner as templates show it.
+        :param options: See :func:`.rules.template_row`.
+        """
+        self.templates[id] = rules.template_row(
+            id=id,
+            organization=organization,
+            now=self._now(),
+            unknown_keys=len(self.templates) % 3 == 1,
+            **options,
+        )
+
+    def change_template(self, id: str, changes: Row) -> None:
+        row = self.templates[id]
+
+        if unknown := set(changes) - set(row):
+            raise TypeError(f"A template has no {', '.join(sorted(unknown))}.")
+
+        now = rules.stamp(self._now())
+
+        if "state" in changes:
+            row["state_updated_at"] = now
+
+        row.update(changes, updated_at=now)
+
+    # Badges
+
+    def find(self, badge_id: str) -> Row:
+        """Get a badge.
+
+        :raises KeyError: If there is none with this id.
+        """
+        self.settle_late()
+        return self.entries[badge_id].row
+
+    def select(
+        self, email: str | None, earner_id: str | None, template_id: str | None
+    ) -> list[Row]:
+        """Copy the badges that fit, in the order issued."""
+        self.settle_late()
+        return [
+            copy.deepcopy(row)
+            for row in (entry.row for entry in self.entries.values())
+            if (email is None or rules.same_email(row["recipient_email"], email))
+            and (earner_id is None or row["issuer_earner_id"] == earner_id)
+            and (template_id is None or row["badge_template"]["id"] == template_id)
+        ]
+
+    def shown_rows(self, until: float) -> list[Row]:
+        """Get the badges that were written by a time."""
+        entries = self.entries.values()
+        return [entry.row for entry in entries if entry.booked_at <= until]
+
+    def change_state(self, badge_id: str, state: str) -> Row:
+        """Write a new state. Get the badge."""
+        row = self.find(badge_id)
+        now = rules.stamp(self._now())
+        row.update(state=state, state_updated_at=now, updated_at=now)
+        row.pop("accept_badge_url", None)
+        return row
+
+    def accept(self, badge_id: str) -> None:
+        row = self.change_state(badge_id, "accepted")
+        email = row["recipient_email"].casefold()
+        user_id = self._users.setdefault(email, str(uuid.uuid4()))
+        row["user"] = {"id": user_id, "first_name": row["issued_to_first_name"]}
+        row["badge_url"] = f"https://badges.example.org/badges/{badge_id}"
+
+    def owns(self, row: Row, email: str) -> bool:
+        """Whether a badge belongs to the user who has this address."""
+        if rules.same_email(row["recipient_email"], email):
+            return True
+
+        user_id = self._users.get(email.casefold())
+        owner_id = self._users.get(row["recipient_email"].casefold())
+        return user_id is not None and user_id == owner_id
+
+    # Issuing
+
+    def issue(self, body: object, at: float, *, asked: bool) -> Row:
+        """Write a badge. Get it.
+
+        :param body: The decoded body of the request.
+        :param at: When it is written.
+        :param asked: Whether a request asks for it, and not somebody by hand.
+        :raises Refusal: If Credly would not issue it.
+        """
+        now = dt.datetime.fromtimestamp(at, dt.UTC)
+        order = rules.read_order(body, self.templates, now)
+        template = self.templates[order.template_id]
+        row = rules.badge_row(order, template, now)
+        twin = self._find_twin(order)
+
+        if twin is not None and not template["allow_duplicate_badges"]:
+            _settle_duplicate(order, row, twin)
+
+        if asked:
+            self._note_second(order, row)
+
+        template["badges_count"] += 1
+        self._enter(Entry(row, at, asked))
+        return row
+
+    def issue_late(self, body: object, at: float) -> None:
+        """Write a badge at a later time, if it is not refused then."""
+        self._late.append((at, body))
+
+    def settle_late(self) -> None:
+        """Write the late badges that are due."""
+        now = self._clock()
+        due = [item for item in self._late if item[0] <= now]
+        self._late = [item for item in self._late if item[0] > now]
+
+        for at, body in sorted(due, key=lambda item: item[0]):
+            try:
+                self.issue(body, at, asked=True)
+            except Refusal:
+                pass
+
+    def _find_twin(self, order: rules.Order) -> Row | None:
+        emails = {order.email.casefold(), *self._emails_of(order.email)}
+        keys = [_email_key(email) for email in emails]
+
+        if order.earner_id:
+            keys.append(_earner_key(order.earner_id))
+
+        for key in keys:
+            for entry in self._index[order.template_id, key]:
+                if entry.stands:
+                    return entry.row
+
+        return None
+
+    def _emails_of(self, email: str) -> list[str]:
+        if (user_id := self._users.get(email.casefold())) is None:
+            return []
+
+        return [known for known, id in self._users.items() if id == user_id]
+
+    def _enter(self, entry: Entry) -> None:
+        row = entry.row
+        template_id = row["badge_template"]["id"]
+        self.entries[row["id"]] = entry
+        self._index[template_id, _email_key(row["recipient_email"])].append(entry)
+
+        if row["issuer_earner_id"]:
+            self._index[template_id, _earner_key(row["issuer_earner_id"])].append(entry)
+
+    def _note_second(self, order: rules.Order, row: Row) -> None:
+        key = (order.template_id, _who(order.earner_id, order.email))
+
+        for entry in self._index[key]:
+            if entry.asked_for and entry.row["replacement_badge_id"] != row["id"]:
+                self._note(f"second badge of template {key[0]} for {key[1]}")
+                return
+
+
+def _settle_duplicate(order: rules.Order, row: Row, twin: Row) -> None:
+    if order.behavior == "allow":
+        return
+
+    if order.behavior != "replace":
+        text = "already has this badge"
+        raise Refusal(
+            422,
+            f"Validation failed: User {text}",
+            errors=[("recipient_email", text)],
+        )
+
+    twin["replacement_badge_id"] = row["id"]
+    row["replaces_badge_id"] = twin["id"]
+    row.update(rules.issued_keys(twin["issued_at"]))
+
+
+def post_key(body: object) -> tuple[str, str] | None:
+    """Get the template and earner that an issue body is about."""
+    if not isinstance(body, dict):
+        return None
+
+    names = ("badge_template_id", "issuer_earner_id", "recipient_email")
+    template_id, earner_id, email = (body.get(name) or "" for name in names)
+
+    if not all(isinstance(value, str) for value in (template_id, earner_id, email)):
+        return None
+
+    return template_id.lower(), _who(earner_id, email)
+
+
+def _who(earner_id: str | None, email: str) -> str:
+    return _earner_key(earner_id) if earner_id else _email_key(email)
+
+
+def _earner_key(earner_id: str) -> str:
+    return f"earner {earner_id}"
+
+
+def _email_key(email: str) -> str:
+    return f"e-mail {email.casefold()}"

@@ -1,0 +1,281 @@
+"""What each address of the simulated Credly answers."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import json
+import re
+import typing as t
+
+from . import access
+from . import lists
+from . import rules
+from . import serving
+from .organization import Organization
+from .record import Kind
+from .rules import Refusal
+from .rules import Row
+from .serving import Call
+from .serving import json_reply
+from .serving import Reply
+
+_TEMPLATES = "badge_templates"
+_BADGES = "issued_badges"
+
+
+def answer(organization: Organization, call: Call, route: Route | None) -> Reply:
+    """Answer a request as Credly would."""
+    try:
+        if route is None:
+            raise Refusal(404, "Not found")
+
+        _admit(organization, call, route)
+        return route.answer(organization, call, **route.found)
+    except Refusal as refusal:
+        return _refuse(organization, refusal)
+
+
+def _admit(organization: Organization, call: Call, route: Route) -> None:
+    access.check_query(organization, call)
+
+    if route.kind != "token":
+        access.check_media_types(call)
+        access.check_token(organization, call, route.scope)
+        access.check_organization(organization, route.found.get("org"))
+
+
+def _refuse(organization: Organization, refusal: Refusal) -> Reply:
+    if refusal.body is None:
+        body = refusal.envelope(organization.error_shape)
+        return json_reply(refusal.status, body, refusal.headers)
+
+    kind, text = refusal.body
+    headers = {"Content-Type": kind} if text else {}
+    return Reply(refusal.status, text.encode(), headers | refusal.headers)
+
+
+# Organization and templates
+
+
+def _organizations(organization: Organization, call: Call) -> Reply:
+    return _page(organization, call, [_organization_row(organization)])
+
+
+def _organization(organization: Organization, call: Call, org: str) -> Reply:
+    return _one(_organization_row(organization))
+
+
+def _organization_row(organization: Organization) -> Row:
+    if organization.organization_status != 200:
+        raise Refusal(organization.organization_status, "You are not authorized.")
+
+    return rules.organization_row(organization.organization_id)
+
+
+def _templates(organization: Organization, call: Call, org: str) -> Reply:
+    rows = [rules.shown_template(row) for row in organization.book.templates.values()]
+    filters = lists.TEMPLATE_FILTERS
+    return _list(organization, call, rows, filters, lists.TEMPLATE_SORTS)
+
+
+def _template(organization: Organization, call: Call, org: str, id: str) -> Reply:
+    if (row := organization.book.templates.get(id.lower())) is None:
+        raise Refusal(404, "Badge template not found")
+
+    return _one(rules.shown_template(row))
+
+
+# Badges
+
+
+def _issue(organization: Organization, call: Call, org: str) -> Reply:
+    body = _require_json(call)
+
+    for name in rules.unknown_fields(body):
+        organization.record.note(call, f"unknown field {name!r}")
+
+    row = organization.book.issue(body, organization.clock(), asked=True)
+    return _one(row, 201)
+
+
+def issue_late(
+    organization: Organization, call: Call, route: Route, body: object, delay: float
+) -> None:
+    """Write the badge some seconds later, if the request is let in."""
+    try:
+        _admit(organization, call, route)
+    except Refusal:
+        return
+
+    organization.book.issue_late(body, organization.clock() + delay)
+
+
+def _badges(organization: Organization, call: Call, org: str) -> Reply:
+    def has_email(row: Row, email: str) -> bool:
+        if row["state"] == "accepted" and not organization.email_filter_finds_accepted:
+            return False
+
+        return rules.same_email(row["recipient_email"], email)
+
+    rows = organization.book.shown_rows(organization.clock() - organization.look_up_lag)
+    filters = {
+        **lists.BADGE_FILTERS,
+        "recipient_email": has_email,
+        "recipient_email_all": organization.book.owns,
+    }
+    return _list(organization, call, rows, filters, lists.BADGE_SORTS)
+
+
+def _badge(organization: Organization, call: Call, org: str, id: str) -> Reply:
+    try:
+        return _one(organization.book.find(id))
+    except KeyError:
+        raise Refusal(404, "Badge not found") from None
+
+
+# Lists
+
+
+def _one(row: Row, status: int = 200) -> Reply:
+    return json_reply(status, {"data": row, "metadata": {}})
+
+
+def _list(
+    organization: Organization,
+    call: Call,
+    rows: list[Row],
+    filters: lists.Filters,
+    sorts: tuple[str, ...],
+) -> Reply:
+    query = dict(call.query)
+
+    if (text := query.get("filter")) is not None:
+        clauses = _known_clauses(organization, call, lists.parse_filter(text), filters)
+        rows = lists.select(rows, clauses, filters)
+
+    if (text := query.get("sort")) is not None:
+        rows = lists.sort(rows, text, sorts)
+
+        for part in text.split("|"):
+            if part.removeprefix("-") not in sorts:
+                organization.record.note(call, f"unknown sort key {part!r}")
+
+    return _page(organization, call, rows)
+
+
+def _known_clauses(
+    organization: Organization,
+    call: Call,
+    clauses: list[lists.Clause],
+    filters: lists.Filters,
+) -> list[lists.Clause]:
+    for key, _ in clauses:
+        if key in filters:
+            continue
+
+        if organization.unknown_filter == "refuse":
+            raise Refusal(400, f"Unknown filter: {key}")
+
+        organization.record.note(call, f"unknown filter key {key!r}")
+
+    return [
+        (key, values)
+        for key, values in clauses
+        if key in filters and key not in organization.ignored_filters
+    ]
+
+
+def _page(organization: Organization, call: Call, rows: list[Row]) -> Reply:
+    text = dict(call.query).get("page", "1")
+
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
+        organization.record.note(call, f"page is {text!r}")
+        text = "1"
+
+    # Not the prefix that was called, and neither filter nor sort: so the real
+    # service was seen to do.
+    url = f"{call.origin}/api{call.path.removesuffix('/')}"
+    return json_reply(200, lists.page(rows, int(text), url))
+
+
+# Reading a request
+
+
+def read_body(call: Call, kind: Kind) -> object | None:
+    """Read a body for the record, without judging it."""
+    if kind == "token":
+        return dict(access.read_form(call.body))
+
+    try:
+        return t.cast(object, json.loads(call.body))
+    except ValueError:
+        return None
+
+
+def _require_json(call: Call) -> object:
+    try:
+        body: object = json.loads(call.body)
+    except ValueError:
+        raise Refusal(400, "The request body is not valid JSON.") from None
+
+    if b"\\u0000" in call.body:
+        raise Refusal(400, "The request body contains a null byte.")
+
+    return body
+
+
+# The addresses
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """An address and what answers there.
+
+    :param found: The parts of the path that were called.
+    """
+
+    kind: Kind
+    method: str
+    pattern: re.Pattern[str]
+    answer: cabc.Callable[..., Reply]
+    scope: str | None = None
+    side: serving.Side = "api"
+    found: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def find_route(call: Call) -> Route | None:
+    """Get what is asked for. ``None`` if there is no such address."""
+    path = call.path.removesuffix("/")
+
+    for route in _ROUTES:
+        if call.method != route.method or call.side not in (route.side, "both"):
+            continue
+
+        if (match := route.pattern.fullmatch(path)) is not None:
+            return dataclasses.replace(route, found=match.groupdict())
+
+    return None
+
+
+def _route(
+    kind: Kind,
+    method: str,
+    path: str,
+    answer: cabc.Callable[..., Reply],
+    scope: str | None = None,
+) -> Route:
+    pattern = re.sub(r"<(\w+)>", r"(?P<\1>[^/]+)", f"/v1/organizations{path}")
+    return Route(kind, method, re.compile(pattern), answer, scope)
+
+
+_ROUTES = (
+    Route("token", "POST", re.compile("/oauth/token"), access.give_token, side="token"),
+    _route("organization", "GET", "", _organizations),
+    _route("organization", "GET", "/<org>", _organization),
+    _route("templates", "GET", "/<org>/badge_templates", _templates, _TEMPLATES),
+    _route("template", "GET", "/<org>/badge_templates/<id>", _template, _TEMPLATES),
+    _route("issue", "POST", "/<org>/badges", _issue, _BADGES),
+    _route("look-up", "GET", "/<org>/badges", _badges, _BADGES),
+    _route("look-up", "GET", "/<org>/badges/<id>", _badge, _BADGES),
+)

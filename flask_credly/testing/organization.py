@@ -1,0 +1,279 @@
+"""An organization at the simulated Credly, and what a test does with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import secrets
+import threading
+import time
+import typing as t
+import uuid
+
+from . import rules
+from .book import Book
+from .manners import Manners
+from .record import check_kind
+from .record import Kind
+from .record import Received
+from .record import Record
+from .rules import Row
+
+TOKEN_SECONDS = 7200
+_SECRET_PARAMETERS = (
+    "client_id",
+    "client_secret",
+    "access_token",
+    "bearer_token",
+    "token",
+    "api_key",
+)
+
+
+@dataclasses.dataclass
+class Token:
+    """An access token that was given."""
+
+    scopes: tuple[str, ...]
+    expires_at: float
+    revoked: bool = False
+
+
+class Organization(Manners):
+    """An organization: its credentials, its templates and its badges, how it is
+    answered, and the record of its requests.
+    """
+
+    def __init__(
+        self,
+        organization_id: str | None = None,
+        client_id: str | None = None,
+        client_secret: str | None = None,
+    ) -> None:
+        super().__init__(threading.RLock())
+        self.organization_id = (organization_id or str(uuid.uuid4())).lower()
+        self.client_id = client_id or secrets.token_urlsafe(32)
+        self.client_secret = client_secret or secrets.token_urlsafe(32)
+        self._offset = 0.0
+        self._client_exists = True
+        self._tokens: dict[str, Token] = {}
+        self.users: dict[str, str] = {}
+        self.record = Record(self.is_secret)
+        self.book = Book(self.clock, self.users, self.problems.append)
+
+    # Time
+
+    def clock(self) -> float:
+        """Get the simulator's time in epoch seconds."""
+        return time.time() + self._offset
+
+    def advance(self, seconds: float) -> None:
+        """Move the simulator's time forward."""
+        with self.lock:
+            self._offset += seconds
+
+    # Templates
+
+    def add_template(
+        self,
+        name: str,
+        *,
+        id: str | None = None,
+        state: str = "active",
+        allow_duplicate_badges: bool = False,
+        image: bool = True,
+    ) -> str:
+        """Add a badge template. Get its id.
+
+        :param name: Its name. Two templates may share one.
+        :param id: A UUID. Made up if left out.
+        :param state: ``"active"``, ``"archived"`` or ``"draft"``.
+        :param allow_duplicate_badges: Whether an earner can get it twice.
+        :param image: Whether it has an image. A draft never shows one.
+        """
+        _check_state(state)
+        template_id = (id or str(uuid.uuid4())).lower()
+
+        with self.lock:
+            self.book.add_template(
+                template_id,
+                rules.organization_row(self.organization_id),
+                name=name,
+                state=state,
+                allow_duplicate_badges=allow_duplicate_badges,
+                image=image,
+            )
+
+        return template_id
+
+    def change_template(self, id: str, **changes: t.Any) -> None:
+        """Change a template as its owner would: ``state=``, ``name=`` or any other
+        key of its row.
+
+        :param id: The template's id.
+        """
+        if "state" in changes:
+            _check_state(changes["state"])
+
+        with self.lock:
+            self.book.change_template(id, changes)
+
+    def delete_template(self, id: str) -> None:
+        """Delete a template. Issued badges stay."""
+        with self.lock:
+            del self.book.templates[id]
+
+    # Badges
+
+    @property
+    def badges(self) -> list[Row]:
+        """The badges in the order issued, whether or not an answer arrived."""
+        return self.badges_for()
+
+    def badges_for(
+        self,
+        member_email: str | None = None,
+        earner_id: str | None = None,
+        template_id: str | None = None,
+    ) -> list[Row]:
+        """Get the badges of an earner, of a template, or of both.
+
+        :param member_email: The address on the badge, in any case.
+        :param earner_id: The ``issuer_earner_id``.
+        :param template_id: The template's id.
+        """
+        with self.lock:
+            return self.book.select(member_email, earner_id, template_id)
+
+    def award(
+        self,
+        template_id: str,
+        recipient_email: str,
+        *,
+        first_name: str = "Example",
+        last_name: str = "Earner",
+        issuer_earner_id: str | None = None,
+        issued_at: dt.datetime | None = None,
+    ) -> str:
+        """Issue a badge as somebody would by hand, or from another system. Get its
+        id.
+        """
+        with self.lock:
+            at = self.clock()
+            issued_at = issued_at or dt.datetime.fromtimestamp(at, dt.UTC)
+            body = {
+                "badge_template_id": template_id,
+                "recipient_email": recipient_email,
+                "issued_to_first_name": first_name,
+                "issued_to_last_name": last_name,
+                "issuer_earner_id": issuer_earner_id,
+                "issued_at": rules.stamp(issued_at),
+            }
+            return t.cast(str, self.book.issue(body, at, asked=False)["id"])
+
+    def accept(self, badge_id: str) -> None:
+        """Accept a badge as its earner would."""
+        with self.lock:
+            self.book.accept(badge_id)
+
+    def reject(self, badge_id: str) -> None:
+        """Reject a badge as its earner would."""
+        with self.lock:
+            self.book.change_state(badge_id, "rejected")
+
+    def revoke_badge(self, badge_id: str, reason: str = "Issued in error") -> None:
+        """Revoke a badge as the issuer would in Credly's own pages. It does not
+        stand in the way of a new one any more.
+        """
+        with self.lock:
+            row = self.book.change_state(badge_id, "revoked")
+            row["revocation_reason"] = reason
+
+    def add_account(self, *emails: str) -> str:
+        """Tell that these addresses belong to one Credly user. Get the user's id."""
+        user_id = str(uuid.uuid4())
+
+        with self.lock:
+            self.users.update({email.casefold(): user_id for email in emails})
+
+        return user_id
+
+    # The record
+
+    @property
+    def problems(self) -> list[str]:
+        """What a real server might let pass, but a client should not do."""
+        return self.record.problems
+
+    @property
+    def received(self) -> list[Received]:
+        """The requests in the order they arrived."""
+        with self.lock:
+            return list(self.record.received)
+
+    def count(self, kind: Kind) -> int:
+        """Count the requests of one kind."""
+        check_kind(kind)
+        return sum(request.kind == kind for request in self.received)
+
+    def reset(self) -> None:
+        """Forget badges, record, faults and problems, and lift the rate limit.
+        Templates, credentials, tokens and switches stay.
+        """
+        with self.lock:
+            self.book.clear()
+            self.record.clear()
+            self._faults.clear()
+            self._rate_limit = None
+
+    # Credentials
+
+    def revoke_tokens(self) -> None:
+        """Make all access tokens invalid."""
+        with self.lock:
+            for token in self._tokens.values():
+                token.revoked = True
+
+    def revoke_client(self) -> None:
+        """Delete the OAuth application: its tokens and its secret are invalid."""
+        with self.lock:
+            self._client_exists = False
+            self.revoke_tokens()
+
+    def restore_client(self) -> None:
+        """Bring the OAuth application back. Its old tokens stay invalid."""
+        with self.lock:
+            self._client_exists = True
+
+    def new_secret(self) -> str:
+        """Replace the client secret. Tokens stay valid."""
+        with self.lock:
+            self.client_secret = secrets.token_urlsafe(32)
+            return self.client_secret
+
+    def knows(self, credentials: tuple[str, str]) -> bool:
+        """Whether these are Client ID and Client Secret."""
+        known = (self.client_id, self.client_secret)
+        return self._client_exists and credentials == known
+
+    def give_token(self, scopes: tuple[str, ...]) -> str:
+        """Make an access token."""
+        value = secrets.token_urlsafe(32)
+        self._tokens[value] = Token(scopes, self.clock() + TOKEN_SECONDS)
+        return value
+
+    def find_token(self, value: str) -> Token | None:
+        """Get a token, whether or not it is still good."""
+        return self._tokens.get(value)
+
+    def is_secret(self, name: str, value: str) -> bool:
+        """Whether a query parameter is, or holds, what must not be in an address."""
+        if name.lower() in _SECRET_PARAMETERS or value in self._tokens:
+            return True
+
+        return self.client_secret in value
+
+
+def _check_state(state: str) -> None:
+    if state not in rules.STATES:
+        raise ValueError(f"state is {state!r}; it must be one of {rules.STATES}.")

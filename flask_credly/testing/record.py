@@ -1,0 +1,150 @@
+"""What the simulated Credly received, and what a client should not have done."""
+
+from __future__ import annotations
+
+import collections
+import collections.abc as cabc
+import dataclasses
+import re
+import typing as t
+
+from .serving import Call
+from .serving import Reply
+
+Kind = t.Literal[
+    "token", "templates", "template", "issue", "look-up", "organization", "other"
+]
+
+KINDS: tuple[Kind, ...] = t.get_args(Kind)
+
+_LIST_PARAMETERS = ("filter", "sort", "page")
+_REPEATED_PAGE = re.compile(r"/api/v1/")
+_FORBIDDEN = re.compile(r"/v1/organizations/[^/]+/badges/.+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Received:
+    """One request as it arrived.
+
+    :param method: The HTTP method.
+    :param path: The decoded path, as sent.
+    :param query: The decoded query parameters.
+    :param headers: The headers. ``Authorization`` is ``"***"``.
+    :param json: The decoded JSON body, or the form of a token request with
+        ``client_secret`` as ``"***"``. ``None`` if it could not be read.
+    :param status: The status sent, ``None`` if the connection was just closed.
+    :param at: The simulator's time.
+    :param kind: What was asked for.
+    """
+
+    method: str
+    path: str
+    query: dict[str, str]
+    headers: dict[str, str]
+    json: object | None
+    status: int | None
+    at: float
+    kind: Kind
+
+
+class Record:
+    """The requests, and the problems with them.
+
+    :param is_secret: Whether a query parameter of this name and value is, or has
+        in it, what must not be in an address.
+    """
+
+    def __init__(self, is_secret: cabc.Callable[[str, str], bool]) -> None:
+        self.problems: list[str] = []
+        self.received: list[Received] = []
+        self._posts: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._is_secret = is_secret
+
+    def note(self, call: Call, text: str) -> None:
+        self.problems.append(f"{call.method} {call.path}: {text}")
+
+    def judge(self, call: Call, kind: Kind, secret: str) -> None:
+        """Note what a real server might let pass."""
+        if not call.headers.get("User-Agent"):
+            self.note(call, "no User-Agent")
+
+        if call.timeout_missing:
+            self.note(call, "no timeout")
+
+        if _REPEATED_PAGE.match(call.path):
+            self.note(call, "a page URL of an answer was followed")
+
+        if kind == "other" and call.method != "GET" and _FORBIDDEN.match(call.path):
+            self.note(call, "revoke, replace, delete and batch are not to be called")
+
+        if kind != "token" and secret.encode() in call.body:
+            self.note(call, "the client secret in the body")
+
+        self._judge_query(call, kind)
+
+    def _judge_query(self, call: Call, kind: Kind) -> None:
+        allowed = _LIST_PARAMETERS if kind in ("templates", "look-up") else ()
+        names = [name for name, _ in call.query]
+
+        for name, value in call.query:
+            if self._is_secret(name, value):
+                self.note(call, f"credentials in the query string ({name!r})")
+            elif name not in allowed and kind != "other":
+                self.note(call, f"unknown query parameter {name!r}")
+
+        if len(names) != len(set(names)):
+            self.note(call, "a query parameter is repeated")
+
+    def count_post(self, call: Call, key: tuple[str, str], allowed: int) -> None:
+        """Count an issue request.
+
+        :param key: The template and the earner.
+        :param allowed: How many of them are no problem.
+        """
+        self._posts[key] += 1
+
+        if self._posts[key] > allowed:
+            self.note(
+                call,
+                f"issue request no. {self._posts[key]} for template {key[0]}"
+                f" and {key[1]}",
+            )
+
+    def write(
+        self, call: Call, kind: Kind, body: object, reply: Reply, at: float
+    ) -> None:
+        """Keep a request, without what is secret in it."""
+        headers = {name.title(): value for name, value in call.headers.items()}
+
+        if "Authorization" in headers:
+            headers["Authorization"] = "***"
+
+        if isinstance(body, dict) and "client_secret" in body:
+            body = body | {"client_secret": "***"}
+
+        query = {
+            name: "***" if self._is_secret(name, value) else value
+            for name, value in call.query
+        }
+        self.received.append(
+            Received(
+                method=call.method,
+                path=call.path,
+                query=query,
+                headers=headers,
+                json=body,
+                status=None if reply.silent else reply.status,
+                at=at,
+                kind=kind,
+            )
+        )
+
+    def clear(self) -> None:
+        self.problems.clear()
+        self.received.clear()
+        self._posts.clear()
+
+
+def check_kind(kind: str) -> None:
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; it must be one of {KINDS}.")
