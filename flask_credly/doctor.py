@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import secrets
+import sys
 import typing as t
 import urllib.parse
 
@@ -349,6 +350,15 @@ class _Examination:
                     " and on PostgreSQL USAGE on their sequences.",
                 )
 
+        if narrow := tables.narrow(self._state.engine)[0]:
+            return _warning(
+                f"Not every character gets into {where}: {', '.join(narrow)}. A"
+                " completion of a member whose name has others is not recorded.",
+                "Let SQLALCHEMY_DATABASE_URI say charset=utf8mb4 on MariaDB and MySQL,"
+                " and client_encoding=utf8 on PostgreSQL, where the database itself has"
+                " to have the encoding UTF8.",
+            )
+
         return _ok(f"Reached and written to, at {where}.")
 
     def _try_rights(self, table: sa.Table) -> None:
@@ -404,6 +414,14 @@ class _Examination:
         missing, parts = tables.missing(self._state.engine)
 
         if not missing and not parts:
+            if narrow := tables.narrow(self._state.engine)[1]:
+                return _warning(
+                    f"Not every character fits into {', '.join(narrow)}. A completion"
+                    " of a member whose name has others is not recorded.",
+                    "Give them CHARACTER SET utf8mb4 by ALTER TABLE … MODIFY, and those"
+                    " of ids COLLATE utf8mb4_bin, as db.create_all() makes them.",
+                )
+
             return _ok(f"All {len(Base.metadata.tables)} are there, with all columns.")
 
         if "migrate" in self._state.app.extensions:
@@ -870,3 +888,10 @@ def _clocks(seconds: float, whose: str, *, behind: bool) -> Finding:
 
 def _time(at: dt.datetime) -> str:
     return at.strftime("%Y-%m-%d %H:%M UTC")
+
+
+if __name__ == "__main__":
+    sys.exit(
+        "Flask runs our commands, and needs your app: in its directory, or with its"
+        " name or path, run: flask --app … credly doctor"
+    )

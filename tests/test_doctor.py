@@ -9,9 +9,12 @@ import dataclasses
 import datetime as dt
 import email.utils
 import json
+import os
 import pathlib
 import pickle
 import re
+import subprocess
+import sys
 import time
 import tracemalloc
 import typing as t
@@ -563,6 +566,98 @@ def test_a_host_with_flask_migrate_is_told_its_commands(
     column_missing(clinic)
 
     assert "flask db upgrade" in clinic.doctor()[1]["tables"]["mend"]
+
+
+def warnings_of(clinic: Clinic) -> dict[str, str]:
+    _, checks = clinic.doctor()
+    return {
+        name: check["detail"]
+        for name, check in checks.items()
+        if check["status"] == "warning" and name in ("database", "tables")
+    }
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_column_that_cannot_hold_every_character_is_named(
+    make_clinic: MakeClinic,
+) -> None:
+    clinic = make_clinic()
+    clinic.change(
+        "ALTER TABLE credly_issuance MODIFY first_name VARCHAR(255)"
+        " CHARACTER SET utf8mb3 NOT NULL"
+    )
+    found = warnings_of(clinic)
+
+    assert list(found) == ["tables"]
+    assert "fits into credly_issuance.first_name (utf8mb3)." in found["tables"]
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+@pytest.mark.parametrize("charset", ["utf8", "latin1"])
+def test_a_connection_that_cannot_carry_every_character_is_named(
+    make_clinic: MakeClinic, database: str, charset: str
+) -> None:
+    url = f"{database}?charset={charset}"
+    found = warnings_of(make_clinic(SQLALCHEMY_DATABASE_URI=url))
+
+    assert list(found) == ["database"]
+    assert "character_set_client" in found["database"]
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(
+    ("encoding", "query", "named"),
+    [
+        ("LATIN1", "", "server_encoding (LATIN1), client_encoding (LATIN1)"),
+        ("LATIN1", "?client_encoding=utf8", "server_encoding (LATIN1)."),
+        ("SQL_ASCII", "?client_encoding=utf8", "server_encoding (SQL_ASCII)."),
+        ("UTF8", "?client_encoding=latin1", "client_encoding (LATIN1)."),
+    ],
+)
+def test_an_encoding_that_has_not_every_character_is_named(
+    make_clinic: MakeClinic, database: str, encoding: str, query: str, named: str
+) -> None:
+    server = sa.create_engine(database, isolation_level="AUTOCOMMIT")
+    name = f"credly_test_{uuid.uuid4().hex[:12]}"
+
+    with server.connect() as connected:
+        connected.exec_driver_sql(
+            f"CREATE DATABASE {name} ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C'"
+            " TEMPLATE template0"
+        )
+
+    url = sa.make_url(database).set(database=name)
+
+    try:
+        clinic = make_clinic(
+            SQLALCHEMY_DATABASE_URI=url.render_as_string(hide_password=False) + query
+        )
+        found = warnings_of(clinic)
+        clinic.host.db.session.remove()
+        clinic.host.db.drop_all()
+        clinic.host.db.engine.dispose()
+    finally:
+        with server.connect() as connected:
+            connected.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")
+
+        server.dispose()
+
+    assert list(found) == ["database"]
+    assert named in found["database"]
+
+
+def test_run_without_an_app_it_says_what_is_missing(tmp_path: pathlib.Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "flask_credly.doctor"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])},
+    )
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("Flask runs our commands, and needs your app")
+    assert "flask --app … credly doctor" in done.stderr
 
 
 def test_redis_that_is_away_is_an_error(host: Host) -> None:

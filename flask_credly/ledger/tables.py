@@ -64,3 +64,37 @@ def _missing_parts(inspector: sa.Inspector, table: sa.Table) -> cabc.Iterator[st
 
             if names not in found and not set(names) & set(lacking):
                 yield f"the unique constraint of {table.name} on {', '.join(names)}"
+
+
+def narrow(engine: sa.Engine) -> tuple[list[str], list[str]]:
+    """Find what cannot hold every character: of the way to the database, and of the
+    columns of our tables.
+    """
+    with connect(engine) as connection:
+        if connection.dialect.name == "postgresql":
+            names = ("server_encoding", "client_encoding")
+            found = {name: connection.scalar(sa.text(f"SHOW {name}")) for name in names}
+            return _other_than("UTF8", found), []
+
+        if connection.dialect.name not in ("mysql", "mariadb"):
+            return [], []
+
+        names = ("character_set_client", "character_set_connection")
+        found = {name: connection.scalar(sa.text(f"SELECT @@{name}")) for name in names}
+        columns = connection.execute(
+            sa.text(
+                "SELECT table_name, column_name, character_set_name"
+                " FROM information_schema.columns WHERE table_schema = DATABASE()"
+                " AND character_set_name NOT IN ('utf8mb4', 'utf16', 'utf32')"
+            )
+        )
+        ours = {
+            f"{table}.{column}": charset
+            for table, column, charset in columns
+            if table in Base.metadata.tables
+        }
+        return _other_than("utf8mb4", found), _other_than("", ours)
+
+
+def _other_than(wanted: str, found: dict[str, str]) -> list[str]:
+    return [f"{name} ({is_})" for name, is_ in found.items() if is_ != wanted]
