@@ -31,6 +31,7 @@ from .ledger import host_transaction
 from .ledger import people
 from .ledger import record
 from .ledger.transaction import hide_parameters
+from .ledger.transaction import in_our_schema
 from .models import copy_tables
 from .settings import ActorHook
 from .settings import AdminHook
@@ -197,7 +198,7 @@ class Credly:
         session = state.session()
 
         if joined := host_transaction.to_join(session, state.engine):
-            with hide_parameters():
+            with hide_parameters(), in_our_schema(joined.connection, state.engine):
                 return people.erase_in(joined.connection, member_id)
 
         return people.erase(state.engine, member_id)

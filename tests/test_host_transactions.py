@@ -28,6 +28,7 @@ from sqlalchemy import orm
 from flask_credly import connection
 from flask_credly import Course
 from flask_credly import course_completed
+from flask_credly.admin.index import card
 from flask_credly.ledger import host_transaction
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
@@ -621,6 +622,64 @@ def test_a_session_of_tenants_schemas(host: Host) -> None:
         session.commit()
 
     assert members(host) == ["42"]
+
+
+NOWHERE = {"schema_translate_map": {None: "nowhere"}}
+
+
+@every_database
+@pytest.mark.parametrize("commits", [False, True])
+@pytest.mark.parametrize("by", ["engine", "session", "connection"])
+def test_what_is_written_in_a_tenants_schema_takes_our_row_along(
+    host: Host, by: str, commits: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = host.state.engine
+    bind: t.Any = engine.execution_options(**NOWHERE) if by == "engine" else engine
+
+    with orm.Session(bind) as session:
+        if by == "session":
+            session.connection(execution_options=NOWHERE)
+
+        on = session.connection()
+
+        if by == "connection":
+            on.execution_options(**NOWHERE)
+
+        session.execute(sa.text("INSERT INTO host_order (id) VALUES ('1')"))
+        send(host, "42", "py-101", session=session)
+        count = sa.text("SELECT count(*) FROM credly_issuance")
+        assert session.scalar(count) == 1  # and not after the commit
+        assert on.get_execution_options()["schema_translate_map"][None] == "nowhere"
+
+        with pytest.raises(sa.exc.DBAPIError), session.begin_nested():
+            session.scalars(sa.select(Issuance)).all()  # the host's names go there
+
+        session.commit() if commits else session.rollback()
+
+    assert members(host) == (["42"] if commits else [])
+    assert orders(host) == (["1"] if commits else [])
+    assert "not recorded" not in caplog.text
+
+
+@every_database
+def test_a_member_is_erased_from_within_a_tenants_schema(host: Host) -> None:
+    send(host, "42", "py-101")
+    session = host.db.session
+    session.connection(execution_options=NOWHERE)
+    session.execute(sa.text("INSERT INTO host_order (id) VALUES ('1')"))
+
+    assert host.credly.erase_member("42").badges == 1
+
+    session.commit()
+    assert members(host) != ["42"]
+
+
+@every_database
+def test_the_card_is_read_from_within_a_tenants_schema(host: Host) -> None:
+    with host.app.test_request_context():
+        host.db.session.connection(execution_options=NOWHERE)
+        host.db.session.execute(sa.text("INSERT INTO host_order (id) VALUES ('1')"))
+        assert "Connected" in card()
 
 
 # Transactions that are not the session's

@@ -18,6 +18,7 @@ from ..models import Template
 from . import clock
 from . import host_transaction
 from .transaction import hide_parameters
+from .transaction import in_our_schema
 from .transaction import in_transaction
 
 
@@ -130,7 +131,7 @@ def _join(
         )
 
     try:
-        with hide_parameters():
+        with hide_parameters(), in_our_schema(connection, engine):
             written = _insert_joined(connection, _parameters(completion))
     except Exception as e:
         if host_transaction.was_ended(joined, e):

@@ -72,8 +72,36 @@ def beside_the_host(engine: sa.Engine) -> cabc.Iterator[orm.Session]:
 
     connection = host.connection({"bind": engine})
 
-    with hide_parameters(), _spared(connection), orm.Session(connection) as session:
+    with (
+        hide_parameters(),
+        _spared(connection),
+        in_our_schema(connection, engine),
+        orm.Session(connection) as session,
+    ):
         yield session
+
+
+@contextlib.contextmanager
+def in_our_schema(connection: sa.Connection, engine: sa.Engine) -> cabc.Iterator[None]:
+    """Let statements on a connection of the host's name our tables as the engine does:
+    a host may send the names of its own to a tenant's schema, for a session or a
+    connection, and ours are not there.
+    """
+    key = "schema_translate_map"
+    ours = engine.get_execution_options().get(key)
+    theirs = connection.get_execution_options().get(key)
+
+    if ours == theirs:
+        yield
+        return
+
+    # A copy would not know of the transaction, and of its end.
+    connection.execution_options(**{key: ours})
+
+    try:
+        yield
+    finally:
+        connection.execution_options(**{key: theirs})
 
 
 def _spared(connection: sa.Connection) -> t.ContextManager[object]:
