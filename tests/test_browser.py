@@ -612,7 +612,16 @@ def fill_in(page: Page, credly: CredlySimulator, **changes: str) -> None:
         page.get_by_label(label, exact=True).fill(value)
 
 
+def wait_for_htmx(page: Page) -> None:
+    """Until htmx, if there is one, knows all that is on the page. A click before that
+    loads a page: an admin gets the same, but a test may count on a swap.
+    """
+    page.wait_for_load_state()
+    expect(page.locator(".htmx-added")).to_have_count(0)
+
+
 def click(page: Page, name: str, role: t.Literal["button", "link"] = "button") -> None:
+    wait_for_htmx(page)
     page.get_by_role(role, name=name, exact=True).click()
 
 
