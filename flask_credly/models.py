@@ -260,8 +260,9 @@ class Issuance(Base):
     """One of :data:`State`."""
     due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When a worker may take the row: the time of the next try while ``pending``,
-    the end of the lease while ``sending``, null in every final state. What claim and
-    sweep look at.
+    the end of the lease while ``sending``, null in every final state but ``failed``,
+    where Credly is asked once more whether it made the badge. What claim and sweep look
+    at.
     """
     bulk: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
     """Recorded by a backfill: gives way to completions that come in."""

@@ -23,6 +23,8 @@ TABLE: list[tuple[Phase, Answer, int, str, bool, bool | None, bool, str | None]]
     ("look-up", "unlisted", 2, "wait", False, None, False, None),
     ("look-up", "absent", 1, "issue", False, False, False, None),
     ("look-up", "absent", 2, "failed", False, False, True, None),
+    ("look-up", "not yet", 1, "issue", False, None, False, None),
+    ("look-up", "not yet", 2, "failed", False, None, True, None),
     ("look-up", "refused", 1, "issue", False, None, False, None),
     ("look-up", "refused", 2, "failed", False, None, True, None),
     ("look-up", "unknown", 1, "wait", False, None, False, None),

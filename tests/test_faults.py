@@ -7,6 +7,7 @@ from __future__ import annotations
 import collections
 import collections.abc as cabc
 import contextlib
+import dataclasses
 import datetime as dt
 import pathlib
 import sqlite3
@@ -35,6 +36,7 @@ from flask_credly.issuing.token import EARLY
 from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
+from flask_credly.ledger import issuances
 from flask_credly.ledger import overview
 from flask_credly.ledger import people
 from flask_credly.ledger import settle
@@ -723,6 +725,16 @@ class TestClocks:
         assert credly.count("token") == fetched
 
 
+def let_the_lag_pass(host: Host, credly: CredlySimulator) -> None:
+    """Let the time pass until Credly lists what it made."""
+    credly.advance(DUPLICATES_WAIT)
+    host.make_due()
+    host.db.session.execute(
+        sa.update(Issuance).values(unsettled_until=Issuance.recorded_at)
+    )
+    host.db.session.commit()
+
+
 class TestListsThatLag:
     """The answer is lost and the badge is not in Credly's list yet."""
 
@@ -765,6 +777,139 @@ class TestListsThatLag:
 
         assert host.row().state == "issued"
         assert (len(credly.badges), credly.count("issue")) == (1, 1)
+
+    def test_what_was_called_failed_is_issued_once_it_is_listed(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        credly.look_up_lag = DUPLICATES_WAIT - 1
+        credly.fail("issue", how="reset")
+        credly.fail("issue", how="reset", after=True)
+        told: list[str] = []
+
+        def failed(_: t.Any, **given: t.Any) -> None:
+            told.append("failed")
+
+        def issued(_: t.Any, **given: t.Any) -> None:
+            told.append("issued")
+
+        with signals.badge_failed.connected_to(failed):
+            with signals.badge_issued.connected_to(issued):
+                host.complete()
+                host.drain(3)
+                assert host.row().state == "failed"
+
+                let_the_lag_pass(host, credly)
+                host.drain()
+
+        assert told == ["failed", "issued"]
+        assert host.row().state == "issued"
+        assert host.row().badge_id == credly.badges[0]["id"]
+        assert host.row().error is None
+        assert credly.count("issue") == 2
+
+    @every_database
+    def test_what_failed_is_looked_for_once_more_and_told_once(
+        self, make_host: MakeHost, credly: CredlySimulator
+    ) -> None:
+        host = make_host()
+
+        with host.app.app_context():
+            connect(host, credly)
+            credly.fail("issue", how="reset", times=2)
+            told: list[str] = []
+
+            def failed(_: t.Any, **given: t.Any) -> None:
+                told.append(given["error"])
+
+            with signals.badge_failed.connected_to(failed):
+                host.complete()
+                host.drain(2)
+                before = host.row()
+                let_the_lag_pass(host, credly)
+                asked = credly.count("look-up")
+                # It stays failed while Credly gives no answer.
+                credly.fail("look-up", status=500)
+                host.drain(2)
+                assert (host.row().state, host.row().error) == ("failed", before.error)
+
+                let_the_lag_pass(host, credly)
+                host.drain(2)
+
+            row = host.row()
+            assert (row.state, row.due_at, row.maybe_issued) == ("failed", None, False)
+            assert row.error == told[0]
+            assert (len(told), len(host.log())) == (1, 1)
+            # By the member's name, and then what is at the address.
+            assert credly.count("look-up") == asked + 1 + 2
+            assert credly.count("issue") == 2
+
+    def test_a_retry_does_not_wait_for_the_last_look(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        credly.posts_allowed = 3
+        credly.fail("issue", status=500, times=2)
+        host.complete()
+        host.drain(2)
+        issuances.retry(host.state.engine, host.row().id)
+        host.drain()
+
+        assert host.row().state == "issued"
+        assert (len(credly.badges), host.row().due_at) == (1, None)
+
+    def test_a_refusal_in_other_words_does_not_hide_it(
+        self, connected: Connected
+    ) -> None:
+        """It was made by the first request, and the second is refused for it."""
+        host, credly, _ = connected
+        credly.look_up_lag = DUPLICATES_WAIT - 1
+        credly.fail("issue", how="reset", after=True)
+        words = {"data": {"message": "Validation failed"}}
+        credly.fail("issue", status=422, body=words)
+        host.complete()
+        host.drain(3)
+        let_the_lag_pass(host, credly)
+        host.drain()
+
+        assert host.row().state == "issued"
+        assert (len(credly.badges), credly.count("issue")) == (1, 2)
+
+    @pytest.mark.parametrize("change", ["another badge", "none", "a member no name"])
+    def test_it_outlives_the_lag_where_credly_would_not_refuse(
+        self, make_host: MakeHost, credly: CredlySimulator, change: str
+    ) -> None:
+        """The course gets another badge, or none, before the first one is listed."""
+        member = a_member()
+        host = make_host(CREDLY_RETRY_DELAY=5, member=lambda _: member)
+
+        with host.app.app_context():
+            connect(host, credly)
+            credly.look_up_lag = DUPLICATES_WAIT - 1
+            credly.fail("issue", how="reset", after=True)
+            other = credly.add_template("Other badge")
+            connection.sync_templates(host.state)
+            host.complete()
+            host.drain()
+            (mapping,) = connection.list_mappings(host.db.session)
+
+            if change == "another badge":
+                connection.change_mapping(host.state, mapping.id, COURSES[0], other)
+            elif change == "none":
+                connection.remove_mapping(host.state, mapping.id)
+            else:
+                member = dataclasses.replace(member, first_name="")
+
+            host.make_due()
+            host.drain()
+            assert host.row().state == "pending"
+
+            let_the_lag_pass(host, credly)
+            host.drain(2)
+
+            assert host.row().state == "issued"
+            assert host.row().badge_id == credly.badges[0]["id"]
+            assert (len(credly.badges), credly.count("issue")) == (1, 1)
 
     def test_a_lag_beyond_the_longer_wait_is_the_stated_limit(
         self, host: Host, credly: CredlySimulator, in_context: None

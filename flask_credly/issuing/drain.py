@@ -393,6 +393,13 @@ class _Drain:
         """Check that the request can be made, with the member's data as they are now
         where it is a retry or something is missing.
         """
+        # It may be there and not be listed yet. Only the very same request is refused.
+        too_early = row.maybe_issued and row.unsettled
+
+        if too_early and row.mapped_to != row.template_id:
+            claim.put_off(self._engine, row)
+            return
+
         if row.mapped_to is None:
             settle.cancel(self._engine, row)
             return
@@ -410,7 +417,11 @@ class _Drain:
             row = profile.refresh(self._state, row)
 
         if missing := profile.missing(row):
-            self._fail(row, missing)
+            if too_early:
+                claim.put_off(self._engine, row)
+            else:
+                self._fail(row, missing)
+
             return
 
         self._cleared.append(row)
@@ -524,7 +535,10 @@ class _Drain:
 
         for step, outcome in done:
             answer, badge_id, detail = self._consider(step, outcome)
-            rule = decide(step.phase, answer, step.row.attempts)
+            told = step.row.told
+            rule = decide(
+                step.phase, answer, MAX_ATTEMPTS if told else step.row.attempts
+            )
 
             if rule.then == "issue":
                 maybe = step.knew_maybe if rule.maybe_issued is None else False
@@ -668,7 +682,7 @@ class _Drain:
             return "held", None, words
 
         # Where something may be in the way, Credly says so.
-        return "absent", None, None
+        return "not yet" if row.unsettled else "absent", None, None
 
     def _consider_silence(
         self, step: Step, answer: Answer
@@ -736,7 +750,7 @@ class _Drain:
         phases = [
             phase
             for phase, answer in answers
-            if answer in ("issued", "found", "held", "absent")
+            if answer in ("issued", "found", "held", "absent", "not yet")
         ]
 
         if not phases:
@@ -765,7 +779,8 @@ class _Drain:
             return
 
         if each.rule.then == "failed":
-            announce.failed(self._state, each.row, each.detail or "")
+            if not each.row.told:
+                announce.failed(self._state, each.row, each.detail or "")
         elif each.rule.then == "issued":
             self._issued += 1
             announce.issued(self._state, each.row, each.badge_id)
@@ -829,7 +844,7 @@ def _detail(row: Row, answer: Answer, outcome: Outcome) -> str | None:
     if outcome.error:
         return outcome.error.detail
 
-    if answer == "absent":  # what is wrong is what went wrong before
+    if answer in ("absent", "not yet"):  # what is wrong is what went wrong before
         return row.error or "No answer of Credly was received."
 
     return None

@@ -45,6 +45,9 @@ class Row:
         the badge.
     :param deaths: Workers that have died while they held it.
     :param look_ups: Questions whether the badge is there that had no clear answer.
+    :param unsettled: Whether its last request may be on its way, or its badge may not
+        be listed yet.
+    :param told: Whether it was called failed, and is looked up a last time.
     :param mapped_to: The template that its course is mapped to. ``None``: to none.
     :param allows_duplicates: Whether Credly would issue the template twice.
     """
@@ -68,6 +71,8 @@ class Row:
     look_ups: int
     error: str | None
     test: bool
+    unsettled: bool
+    told: bool
     mapped_to: str | None
     allows_duplicates: bool
 
@@ -198,20 +203,22 @@ def _take(
         return []
 
     _write_down_deaths(connection, lease, now)
-    rows = _read(connection, lease)
+    rows = _read(connection, lease, now)
 
     # After a restore each may have been issued as what it was: that is looked up first.
     if not gate.restored and any(_is_of_another(row) for row in rows):
         _follow_mapping(connection, [row.id for row in rows if _is_of_another(row)])
-        rows = _read(connection, lease)
+        rows = _read(connection, lease, now)
 
     return rows
 
 
-def _read(connection: sa.Connection, lease: str) -> list[Row]:
+def _read(connection: sa.Connection, lease: str, now: dt.datetime) -> list[Row]:
     found = connection.execute(
         sa.select(
             *_COLUMNS,
+            _is_unsettled(now).label("unsettled"),
+            Issuance.settled_at.is_not(None).label("told"),
             Mapping.template_id.label("mapped_to"),
             # A template that we do not know may allow them.
             sa.func.coalesce(Template.allows_duplicates, sa.true()).label(
@@ -224,6 +231,10 @@ def _read(connection: sa.Connection, lease: str) -> list[Row]:
         .order_by(Issuance.bulk, Issuance.id)
     )
     return [Row(**row._mapping) for row in found]
+
+
+def _is_unsettled(now: dt.datetime) -> sa.ColumnElement[bool]:
+    return sa.func.coalesce(Issuance.unsettled_until > now, sa.false())
 
 
 _IS_MAPPED = sa.and_(
@@ -273,6 +284,22 @@ def follow_mapping(connection: sa.Connection, row: Row) -> None:
 
     if given_back:
         _follow_mapping(connection, [row.id])
+
+
+@in_transaction
+def put_off(connection: sa.Connection, row: Row) -> None:
+    """Give back a row that cannot be sent as it is, and that may have been issued
+    unseen: it is looked up again when Credly's lists have had their time.
+    """
+    connection.execute(
+        sa.update(Issuance)
+        .where(Issuance.id == row.id, *_held(row.lease))
+        .values(
+            state="pending",
+            lease=None,
+            due_at=sa.func.coalesce(Issuance.unsettled_until, clock.now(connection)),
+        )
+    )
 
 
 def _write_down_deaths(connection: sa.Connection, lease: str, now: dt.datetime) -> None:
@@ -455,8 +482,15 @@ def release(connection: sa.Connection, rows: cabc.Sequence[Row]) -> None:
             connection.execute(
                 sa.update(Issuance)
                 .where(Issuance.id.in_([row.id for row in alike]), *_held(lease))
-                .values(state="pending", lease=None, due_at=now, maybe_issued=maybe)
+                .values(state=waiting(), lease=None, due_at=now, maybe_issued=maybe)
             )
+
+
+def waiting() -> sa.ColumnElement[str]:
+    """Say what a row is that waits: one that was called failed stays so, until the last
+    look finds its badge.
+    """
+    return sa.case((Issuance.settled_at.is_not(None), "failed"), else_="pending")
 
 
 def badges_of_others(

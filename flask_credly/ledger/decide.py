@@ -19,6 +19,7 @@ Answer = t.Literal[
     "unlisted",
     "found",
     "absent",
+    "not yet",
     "refused",
     "unknown",
     "foreign",
@@ -30,8 +31,10 @@ Answer = t.Literal[
     "no word",
 ]
 """``found``: Credly lists the row's badge. ``held``: another badge is in its way.
-``absent``: neither. ``unlisted``: Credly has refused the badge as a duplicate and does
-not list it yet. ``unavailable``: Credly processed nothing, or could not be reached.
+``absent``: neither. ``not yet``: neither, and the last request is so recent that its
+badge may not be listed yet. ``unlisted``: Credly has refused the badge as a duplicate
+and does not list it yet. ``unavailable``: Credly processed nothing, or could not be
+reached.
 ``in trouble``: so it says, and it may have processed the request all the same.
 ``foreign``: something in between has answered, such as a firewall. ``no word``: Credly
 was asked often enough whether the badge is there, and did not say.
@@ -73,6 +76,9 @@ RULES: tuple[Rule, ...] = (
     Rule("look-up", "unlisted", None, "wait"),
     Rule("look-up", "absent", False, "issue", maybe_issued=False),
     Rule("look-up", "absent", True, "failed", maybe_issued=False, logged=True),
+    # Where the last request is made, it is looked for once more: see ``settle``.
+    Rule("look-up", "not yet", False, "issue"),
+    Rule("look-up", "not yet", True, "failed", logged=True),
     # Credly will not be asked: where it refuses duplicates itself, the request is
     # safe. Where it does not, a person has to look.
     Rule("look-up", "refused", False, "issue"),

@@ -226,8 +226,13 @@ def retry(
         )
 
     now = clock.now(connection)
-    # The worker that Remove took it from may still be at it, or Credly's list lag.
-    is_unsettled = sa.and_(Issuance.maybe_issued, Issuance.unsettled_until > now)
+    # The worker that Remove took it from may still be at it, or Credly's list lag. What
+    # waits for its last look is nobody's.
+    is_unsettled = sa.and_(
+        Issuance.maybe_issued,
+        Issuance.unsettled_until > now,
+        Issuance.due_at.is_(None),
+    )
     due_at = sa.case((is_unsettled, Issuance.unsettled_until), else_=now)
     # What was perhaps issued keeps its name: it is looked up by that.
     connection.execute(

@@ -109,9 +109,10 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
     now = clock.now(connection)
     rows: dict[t.Any, list[Settlement]] = {}
     attempts: dict[t.Any, list[Settlement]] = {}
+    last_look = sa.case((_ROWS.c.unsettled_until > now, _ROWS.c.unsettled_until))
 
     for each in settlements:
-        values = _values(each, now)
+        values = _values(each, now, last_look)
         rows.setdefault((each.badge_id is None, *values.items()), []).append(each)
 
         if each.phase == "issue":
@@ -144,7 +145,7 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
         )
 
     for each in settlements:
-        if each.rule.logged:
+        if each.rule.logged and not each.row.told:
             _log_failure(connection, each.row, now, each.detail or "")
 
 
@@ -174,15 +175,19 @@ def _save_rows(
         raise LeaseLost
 
 
-def _values(each: Settlement, now: dt.datetime) -> dict[str, object]:
+def _values(
+    each: Settlement, now: dt.datetime, last_look: sa.ColumnElement[t.Any]
+) -> dict[str, object]:
     row, rule = each.row, each.rule
+    waits = rule.then in ("wait", "at once")
+    stays_failed = row.told and (waits or rule.then == "failed")
     values: dict[str, object] = {
         "lease": None,
-        "error": (each.detail or "")[:500] or None,
+        "error": row.error if stays_failed else (each.detail or "")[:500] or None,
     }
 
-    if rule.then in ("wait", "at once"):
-        values["state"] = "pending"
+    if waits:
+        values["state"] = "failed" if row.told else "pending"
         values["due_at"] = now + dt.timedelta(seconds=each.wait)
     else:
         values["state"] = rule.then
@@ -204,6 +209,12 @@ def _values(each: Settlement, now: dt.datetime) -> dict[str, object]:
 
     if rule.maybe_issued is not None:
         values["maybe_issued"] = rule.maybe_issued
+
+    # Credly may have issued it and not list it yet: nobody waits for that to be told
+    # that it failed, but then it is looked for a last time.
+    if rule.then == "failed" and not row.told:
+        if values.get("maybe_issued", row.maybe_issued):
+            values["due_at"] = last_look
 
     return values
 
