@@ -114,10 +114,31 @@ def trigger_with_a_code(host: Host, event: str) -> None:
         )
 
 
+def trigger_with_a_borrowed_number(host: Host, event: str) -> None:
+    """One of the host's that takes a number of the server's for itself."""
+    trigger(host, event)
+
+    if host.state.engine.dialect.name == "mysql":
+        execute(
+            host,
+            "DROP TRIGGER odd",
+            f"CREATE TRIGGER odd BEFORE {event} ON credly_issuance FOR EACH ROW"
+            " BEGIN DECLARE said TEXT; SET said ="
+            " CONCAT('No: ', NEW.email, NEW.first_name);"
+            " SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 1114, MESSAGE_TEXT = said;"
+            " END",
+        )
+
+
 Fault = cabc.Callable[[Host, str], None]
 faults = pytest.mark.parametrize(
     "fault",
-    [column_that_must_be_filled, trigger, trigger_with_a_code],
+    [
+        column_that_must_be_filled,
+        trigger,
+        trigger_with_a_code,
+        trigger_with_a_borrowed_number,
+    ],
     ids=lambda fault: fault.__name__,
 )
 

@@ -245,6 +245,12 @@ _NAMES_COLUMNS = {1048, 1364, 1451, 1452}
 _MAY_NAME_VALUES = {1064, 1292, 1366, 1411, "P0001", "SQLITE_CONSTRAINT_TRIGGER"}
 """Errors that may name values."""
 
+_OF_MARIADB = {
+    *("08", "0A", "21", "22", "23", "24", "25", "28", "2F", "3D", "40", "42", "44"),
+    *("70", "HY", "XA"),
+}
+"""How the SQLSTATEs begin that MariaDB and MySQL give by themselves."""
+
 _RAISES = ("pl_", "plpy", "plperl", "pltcl", "plv8")
 """How the files of PostgreSQL begin that run functions, and so triggers."""
 
@@ -285,9 +291,17 @@ def _words(error: BaseException) -> str:
 
 def _is_of_a_trigger(error: BaseException, codes: set[object]) -> bool:
     """Whether a trigger says this in its own words, under a code that it has chosen."""
+    numbers = [each for each in codes if isinstance(each, int)]
+
     # MariaDB's and MySQL's own numbers, for a server and for a client, are below 5000.
-    # A trigger that borrows one of these cannot be told apart.
-    if any(each == 1644 or each >= 5000 for each in codes if isinstance(each, int)):
+    # A trigger may borrow one of these. Its SQLSTATE is then its own, as a rule; some
+    # drivers do not tell that, and one that borrows both cannot be told apart.
+    if any(each == 1644 or each >= 5000 for each in numbers):
+        return True
+
+    states = [each for each in codes if isinstance(each, str) and len(each) == 5]
+
+    if numbers and any(each[:2] not in _OF_MARIADB for each in states):
         return True
 
     fields = error.args[0] if error.args else None
