@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import collections.abc as cabc
 import concurrent.futures
+import dataclasses
 import datetime as dt
 import email.utils
 import io
@@ -27,6 +28,7 @@ from werkzeug.test import Client
 from flask_credly import connection
 from flask_credly import testing
 from flask_credly.testing import CredlySimulator
+from flask_credly.testing import Organization
 from flask_credly.testing import Received
 from flask_credly.testing import SimulatorServer
 
@@ -39,7 +41,7 @@ ISSUED_AT = "2024-04-01 09:41:00 -0500"
 class Caller:
     """A client that keeps all the rules, unless told otherwise."""
 
-    def __init__(self, sim: CredlySimulator, api_url: str, token_url: str) -> None:
+    def __init__(self, sim: Organization, api_url: str, token_url: str) -> None:
         self.sim = sim
         self.api_url = api_url
         self.token_url = token_url
@@ -1659,6 +1661,401 @@ def test_control_is_not_in_responses(caller: Caller) -> None:
     url = "https://api.credly.com/_simulator/record"
 
     assert caller.session.get(url, timeout=5).status_code == 404
+
+
+# Several organizations
+
+
+@dataclasses.dataclass
+class Two:
+    """Two organizations at one Credly, each with a template and a client."""
+
+    sim: CredlySimulator
+    one: Caller
+    other: Caller
+    one_template: str
+    other_template: str
+
+    @property
+    def another(self) -> Organization:
+        return self.other.sim
+
+    def issue(self, caller: Caller, **changes: t.Any) -> requests.Response:
+        mine = caller is self.one
+        template = self.one_template if mine else self.other_template
+        return caller.issue(template, **changes)
+
+    def close(self) -> None:
+        self.one.session.close()
+        self.other.session.close()
+
+
+def make_two(sim: CredlySimulator, api_url: str, token_url: str) -> Two:
+    another = sim.add_organization()
+    return Two(
+        sim,
+        Caller(sim, api_url, token_url),
+        Caller(another, api_url, token_url),
+        sim.add_template("Python 101"),
+        another.add_template("Data path"),
+    )
+
+
+@pytest.fixture
+def two(sim: CredlySimulator, mock: responses.RequestsMock) -> cabc.Iterator[Two]:
+    sim.register(mock)
+    two = make_two(sim, API, TOKEN_URL)
+    yield two
+    two.close()
+
+
+@pytest.fixture
+def remote_two(sim: CredlySimulator, server: SimulatorServer) -> cabc.Iterator[Two]:
+    two = make_two(sim, server.api_url, server.token_url)
+    yield two
+    two.close()
+
+
+def test_each_organization_has_what_is_its_own(two: Two) -> None:
+    assert two.issue(two.one).status_code == 201
+    assert two.issue(two.other).status_code == 201
+    assert two.issue(two.other, recipient_email="b@example.org").status_code == 201
+
+    assert names(two.one.templates()) == ["Python 101"]
+    assert names(two.other.templates()) == ["Data path"]
+    assert len(two.one.badges().json()["data"]) == len(two.sim.badges) == 1
+    assert len(two.other.badges().json()["data"]) == len(two.another.badges) == 2
+    assert (two.sim.count("issue"), two.another.count("issue")) == (1, 2)
+    assert (two.sim.count("token"), two.another.count("token")) == (1, 1)
+    assert two.sim.organizations == [two.sim, two.another]
+    assert two.sim.problems == []
+
+
+def test_all_requests_are_in_one_order(two: Two) -> None:
+    for caller in (two.one, two.other, two.one):
+        two.issue(caller)
+
+    issued = [each for each in two.sim.traffic if each.kind == "issue"]
+    assert [each.organization_id for each in issued] == [
+        two.sim.organization_id,
+        two.another.organization_id,
+        two.sim.organization_id,
+    ]
+    assert len(two.sim.traffic) == len(two.sim.received) + len(two.another.received)
+
+
+def test_what_organizations_show_tells_them_apart(two: Two) -> None:
+    two.another.organization_status = 200
+
+    row = two.other.call("GET", "").json()["data"]
+
+    assert row["id"] == two.another.organization_id
+    assert row["name"] == two.another.name != two.sim.name
+    owner = two.other.templates().json()["data"][0]["owner"]
+    assert owner == row
+
+
+@pytest.mark.parametrize(
+    ("trouble", "shows"),
+    [
+        (lambda one: one.fail("*", times=None, status=503), 503),
+        (lambda one: one.fail("issue", status=403), 403),
+        (lambda one: one.fail("issue", how="hang"), requests.ReadTimeout),
+        (lambda one: one.fail("issue", how="reset"), requests.ConnectionError),
+        (lambda one: one.rate_limit(0), 429),
+        (lambda one: one.revoke_client(), 401),
+        (lambda one: one.revoke_tokens(), 401),
+        (lambda one: one.delete_template(list(one.book.templates)[0]), 422),
+    ],
+)
+@pytest.mark.parametrize("struck", ["one", "other"])
+def test_trouble_of_one_organization_is_its_own(
+    two: Two,
+    trouble: cabc.Callable[[Organization], None],
+    shows: int | type[Exception],
+    struck: str,
+) -> None:
+    hit, spared = two.one, two.other
+
+    if struck == "other":
+        hit, spared = spared, hit
+
+    hit.badges()
+    spared.badges()
+
+    trouble(hit.sim)
+
+    for _ in range(2):
+        email = f"{uuid.uuid4()}@example.org"
+        assert two.issue(spared, recipient_email=email).status_code == 201
+
+    if isinstance(shows, int):
+        assert two.issue(hit).status_code == shows
+    else:
+        with pytest.raises(shows):
+            two.issue(hit)
+
+    assert two.sim.problems == []
+
+
+def test_switches_are_of_one_organization(two: Two) -> None:
+    two.another.look_up_lag = 60
+    two.another.granted_scopes = ("badge_templates", "issued_badges", "events")
+    scope = f"{SCOPES} events"
+
+    two.issue(two.one)
+    two.issue(two.other)
+
+    assert len(two.one.badges().json()["data"]) == 1
+    assert two.other.badges().json()["data"] == []
+    assert two.one.ask_token(two.one.form(scope=scope)).status_code == 400
+    assert two.other.ask_token(two.other.form(scope=scope)).status_code == 200
+
+
+def test_one_organization_hangs_while_another_is_answered(remote_two: Two) -> None:
+    two = remote_two
+    two.one.badges()
+    two.other.badges()
+    two.another.fail("issue", how="hang", delay=30)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        hanging = pool.submit(two.issue, two.other, timeout=1)
+        start = time.monotonic()
+        assert two.issue(two.one).status_code == 201
+        assert time.monotonic() - start < 0.9
+        assert isinstance(hanging.exception(), requests.Timeout)
+
+
+def test_one_organization_is_slow(remote_two: Two) -> None:
+    two = remote_two
+    two.one.badges()
+    two.other.badges()
+    two.another.latency = 0.3
+
+    start = time.monotonic()
+    assert two.issue(two.one).status_code == 201
+    between = time.monotonic()
+    assert two.issue(two.other).status_code == 201
+
+    assert time.monotonic() - between >= 0.3 > between - start
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize(
+    ("method", "path", "writes"),
+    [
+        ("GET", "/badge_templates", False),
+        ("GET", "/badges", False),
+        ("GET", "", False),
+        ("POST", "/badges", True),
+    ],
+)
+def test_a_token_is_good_for_one_organization(
+    two: Two, status: int, method: str, path: str, writes: bool
+) -> None:
+    two.other.badges()
+    two.one.token = two.other.token
+    two.another.organization_mismatch_status = status
+    body = {"badge_template_id": two.one_template} if method == "POST" else None
+
+    assert two.one.call(method, path, json=body).status_code == status
+    assert two.sim.badges == two.another.badges == []
+    assert two.sim.received == []
+    # To read is what connecting with a wrong id does.
+    assert any("with a token of" in text for text in two.sim.problems) == writes
+
+
+def test_the_secret_of_one_is_none_of_another(two: Two) -> None:
+    form = two.one.form(client_secret=two.another.client_secret)
+
+    assert two.one.ask_token(form).status_code == 401
+    assert two.one.ask_token().status_code == 200
+    assert two.other.ask_token().status_code == 200
+
+
+def test_credentials_sent_as_basic_are_told_apart(two: Two) -> None:
+    form = {"grant_type": "client_credentials", "scope": SCOPES}
+    auth = (two.another.client_id, two.another.client_secret)
+
+    response = two.other.ask_token(form, auth=auth)
+
+    assert response.status_code == 200
+    two.other.token = response.json()["access_token"]
+    assert two.other.templates().status_code == 200
+    assert two.sim.count("token") == 0
+
+
+def test_the_badges_and_templates_of_another_are_not_found(two: Two) -> None:
+    badge_id = two.another.award(two.other_template, "a@example.org")
+
+    assert two.one.call("GET", f"/badges/{badge_id}").status_code == 404
+    path = f"/badge_templates/{two.other_template}"
+    assert two.one.call("GET", path).status_code == 404
+    assert two.one.issue(two.other_template).status_code == 422
+    assert two.sim.badges == []
+
+
+def test_an_unknown_caller_is_of_the_organization_in_the_address(two: Two) -> None:
+    two.other.token = "unknown"
+
+    assert two.other.badges().status_code == 401
+    assert two.another.count("look-up") == 1
+    assert two.sim.received == []
+
+
+def test_an_earner_is_one_user_to_all_organizations(two: Two) -> None:
+    two.sim.add_account("earner@example.org", "private@example.org")
+    two.issue(two.one)
+    two.issue(two.other)
+
+    for caller in (two.one, two.other):
+        found = caller.badges(filter="recipient_email_all::private@example.org")
+        assert len(found.json()["data"]) == 1
+        again = two.issue(caller, recipient_email="private@example.org")
+        assert again.status_code == 422
+
+
+def test_problems_of_any_organization_are_problems_of_the_simulator(two: Two) -> None:
+    two.issue(two.other, color="red")
+
+    assert len(two.another.problems) == 1
+    assert two.sim.problems == two.another.problems
+
+    two.issue(two.one, color="red")
+
+    assert len(two.another.problems) == 1
+    assert len(two.sim.problems) == 2
+
+
+def test_secrets_of_any_organization_are_hidden_and_noted(two: Two) -> None:
+    two.other.badges()
+
+    for value in (two.another.client_secret, two.other.token):
+        assert two.one.badges(filter=value).status_code == 400
+        assert value not in repr(two.sim.traffic)
+
+    two.issue(two.one, issuer_earner_id=two.another.client_secret)
+
+    assert "the client secret in the body" in two.sim.problems[-1]
+    assert len([text for text in two.sim.problems if "in the query" in text]) == 2
+
+
+def test_one_organization_or_all_are_reset(two: Two) -> None:
+    for caller in (two.one, two.other):
+        two.issue(caller)
+
+    two.another.reset()
+
+    assert not two.another.badges and not two.another.received
+    assert two.sim.badges and two.sim.received
+
+    two.issue(two.other)
+    two.sim.reset()
+
+    assert not two.another.badges and not two.another.received
+    assert not two.sim.badges and not two.sim.received and not two.sim.traffic
+
+
+def test_time_is_the_same_to_all(two: Two) -> None:
+    two.one.badges()
+    two.other.badges()
+
+    two.sim.advance(7201)
+
+    assert two.one.badges().status_code == two.other.badges().status_code == 401
+    assert abs(two.another.clock() - two.sim.clock()) < 1
+
+
+def test_an_organization_is_not_added_twice(sim: CredlySimulator) -> None:
+    with pytest.raises(ValueError, match="already"):
+        sim.add_organization(sim.organization_id.upper())
+
+    with pytest.raises(ValueError, match="client_id"):
+        sim.add_organization(client_id=sim.client_id)
+
+    assert sim.organizations == [sim]
+
+
+def test_one_organization_is_controlled_over_http(
+    remote_two: Two, server: SimulatorServer
+) -> None:
+    two = remote_two
+    two.issue(two.other)
+    control = f"http://127.0.0.1:{server.port}/_simulator"
+    session = two.one.session
+    other = {"organization_id": two.another.organization_id}
+
+    def post(command: str, **options: t.Any) -> int:
+        url = f"{control}/{command}"
+        return session.post(url, json=options, timeout=5).status_code
+
+    first = session.get(f"{control}/record", timeout=5).json()
+    assert first["badges"] == []
+    assert [each["organization_id"] for each in first["organizations"]] == [
+        two.sim.organization_id,
+        two.another.organization_id,
+    ]
+    second = session.get(f"{control}/record", params=other, timeout=5).json()
+    assert second["badges"] == two.another.badges
+    assert second["credentials"] == first["organizations"][1]
+
+    assert post("fail", kind="look-up", times=None, **other) == 200
+    assert two.other.badges().status_code == 500
+    assert two.one.badges().status_code == 200
+    assert post("clear", **other) == 200
+    assert two.other.badges().status_code == 200
+    assert post("revoke", organization_id=str(uuid.uuid4())) == 400
+    assert session.post(f"{control}/revoke", json=["x"], timeout=5).status_code == 400
+
+    page = f"http://127.0.0.1:{server.port}/badges/{second['badges'][0]['id']}"
+    assert "Data path" in session.get(page, timeout=5).text
+
+
+def test_a_command_serves_several_organizations() -> None:
+    command = [sys.executable, "-m", "flask_credly.testing", "--organizations"]
+
+    with subprocess.Popen(
+        [*command, "3"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+
+        while said.count("Client Secret") < 3:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+
+        settings = dict(re.findall(r"(CREDLY_\w+)=(\S+)", said))
+        accounts = list(
+            zip(
+                *(
+                    re.findall(rf"{name}  +(\S+)", said)
+                    for name in ("Organization ID", "Client ID", "Client Secret")
+                ),
+                strict=True,
+            )
+        )
+        templates = []
+
+        for account in accounts:
+            caller = Caller(
+                CredlySimulator(*account),
+                settings["CREDLY_API_URL"],
+                settings["CREDLY_TOKEN_URL"],
+            )
+            templates += [each["id"] for each in caller.templates().json()["data"]]
+            caller.session.close()
+
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+
+    assert len(accounts) == 3
+    assert len(templates) == len(set(templates)) >= 9
+
+    for number in ("0", "1000", "x"):
+        refused = subprocess.run([*command, number], capture_output=True, text=True)
+        assert refused.returncode == 2
+        assert "--organizations" in refused.stderr
 
 
 def test_its_modules_import_only_those_before_them() -> None:

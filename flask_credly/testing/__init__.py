@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .organization import Organization
 from .record import Received
 from .serving import SimulatorServer
 from .simulator import CredlySimulator
 
-__all__ = ["CredlySimulator", "Received", "SimulatorServer"]
+__all__ = ["CredlySimulator", "Organization", "Received", "SimulatorServer"]

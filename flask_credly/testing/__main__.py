@@ -9,9 +9,11 @@ import threading
 from .simulator import CredlySimulator
 
 # Plainly example data, the same at every start, so that a kept database still fits.
-ORGANIZATION_ID = "e0a3a1f0-0000-4000-8000-000000000001"
-CLIENT_ID = "example-client-id-for-the-simulator-00000001"
-CLIENT_SECRET = "example-client-secret-for-the-simulator-001"
+ORGANIZATION_ID = "e0a3a1f0-0000-4000-8000-{:012}"
+CLIENT_ID = "example-client-id-for-the-simulator-{:08}"
+CLIENT_SECRET = "example-client-secret-for-the-simulator-{:03}"
+TEMPLATE_ID = "e0a3a1f0-0000-4000-9{:03}-{:012}"
+MOST = 999
 
 TEMPLATES = [
     "Accessibility Basics",
@@ -34,10 +36,12 @@ FLASK_ in front in its environment, where app.config.from_prefixed_env() reads t
   CREDLY_TOKEN_URL={server.token_url}
 
 Then connect at /integrations/credly with
+"""
 
-  Organization ID  {simulator.organization_id}
-  Client ID        {simulator.client_id}
-  Client Secret    {simulator.client_secret}
+ACCOUNT = """
+  Organization ID  {0.organization_id}
+  Client ID        {0.client_id}
+  Client Secret    {0.client_secret}
 """
 
 
@@ -45,21 +49,50 @@ def main() -> None:
     """Serve it, and say what to do with it."""
     parser = argparse.ArgumentParser("python -m flask_credly.testing")
     parser.add_argument("--port", type=int, default=0, help="default: a free one")
-    port = parser.parse_args().port
-    simulator = CredlySimulator(ORGANIZATION_ID, CLIENT_ID, CLIENT_SECRET)
+    parser.add_argument(
+        "--organizations", type=int, default=1, metavar="N", help="default: 1"
+    )
+    given = parser.parse_args()
 
-    for number, name in enumerate(TEMPLATES, 1):
-        id_ = f"e0a3a1f0-0000-4000-9000-{number:012}"
-        simulator.add_template(name, id=id_, image=False)
+    if not 1 <= given.organizations <= MOST:
+        parser.error(f"--organizations must be from 1 to {MOST}")
+
+    simulator = _make(given.organizations)
 
     try:
-        server = simulator.serve(port=port)
+        server = simulator.serve(port=given.port)
     except (OSError, OverflowError):
-        parser.error(f"port {port} cannot be used; another program may have it")
+        parser.error(f"port {given.port} cannot be used; another program may have it")
 
     with server, contextlib.suppress(KeyboardInterrupt):
-        print(HELLO.format(server=server, simulator=simulator), flush=True)
+        accounts = map(ACCOUNT.format, simulator.organizations)
+        print(HELLO.format(server=server), *accounts, sep="", flush=True)
         threading.Event().wait()
+
+
+def _make(organizations: int) -> CredlySimulator:
+    simulator = CredlySimulator(*_account(1))
+
+    for number in range(2, organizations + 1):
+        id_, client_id, client_secret = _account(number)
+        simulator.add_organization(
+            id_, client_id=client_id, client_secret=client_secret
+        )
+
+    for place, organization in enumerate(simulator.organizations):
+        for number, name in enumerate(TEMPLATES, 1):
+            id_ = TEMPLATE_ID.format(place, number)
+            organization.add_template(name, id=id_, image=False)
+
+    return simulator
+
+
+def _account(number: int) -> tuple[str, str, str]:
+    return (
+        ORGANIZATION_ID.format(number),
+        CLIENT_ID.format(number),
+        CLIENT_SECRET.format(number),
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import re
 import urllib.parse
 
 from . import rules
@@ -21,9 +22,39 @@ _TOKEN_FIELDS = ("grant_type", "client_id", "client_secret", "scope")
 _BAD_TOKEN = "You specified an invalid authorization token."
 
 
+def whose(organizations: list[Organization], call: Call) -> Organization:
+    """Get the organization of the credentials, or else of the address. What is
+    nobody's is taken for a request of the first.
+    """
+    scheme, value = _authorization(call)
+    client_id = dict(read_form(call.body)).get("client_id", "")
+
+    if scheme == "basic":
+        client_id = _read_basic(value)[0]
+
+    asked = asked_organization(call)
+
+    for fits in (
+        lambda each: each.find_token(value) is not None,
+        lambda each: each.client_id == client_id,
+        lambda each: each.organization_id == asked,
+    ):
+        for each in organizations:
+            if fits(each):
+                return each
+
+    return organizations[0]
+
+
+def asked_organization(call: Call) -> str | None:
+    """Get the id in the address."""
+    path = re.match(r"/v1/organizations/([^/]+)", call.path)
+    return path[1].lower() if path else None
+
+
 def check_query(organization: Organization, call: Call) -> None:
     """Refuse credentials in the address."""
-    if any(organization.is_secret(name, value) for name, value in call.query):
+    if any(organization.service.is_secret(name, value) for name, value in call.query):
         raise Refusal(400, "Credentials do not belong in the query string.")
 
 
@@ -153,6 +184,10 @@ def _read_credentials(call: Call, form: dict[str, str]) -> tuple[str, str]:
     if scheme != "basic":
         return "", ""
 
+    return _read_basic(value)
+
+
+def _read_basic(value: str) -> tuple[str, str]:
     try:
         text = base64.b64decode(value, validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):

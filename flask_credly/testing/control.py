@@ -4,7 +4,6 @@ badge, read the record, and let it fail.
 
 from __future__ import annotations
 
-import collections.abc as cabc
 import copy
 import dataclasses
 import html
@@ -18,63 +17,82 @@ from .serving import Reply
 
 _CONTROL = "/_simulator/"
 _BADGES = "/badges/"
+_COMMANDS = {
+    "fail": "fail",
+    "clear": "clear_faults",
+    "revoke": "revoke_client",
+    "restore": "restore_client",
+    "reset": "reset",
+    "rate-limit": "rate_limit",
+}
 
 
-def answer(organization: Organization, call: Call) -> Reply | None:
+def answer(organizations: list[Organization], call: Call) -> Reply | None:
     """Answer a request to one of these addresses. ``None`` to any other."""
     if call.path.startswith(_CONTROL):
-        return _control(organization, call)
+        return _control(organizations, call)
 
     if call.path.startswith(_BADGES):
-        return _show_badge(organization, call.path.removeprefix(_BADGES))
+        return _show_badge(organizations, call.path.removeprefix(_BADGES))
 
     return None
 
 
-def _control(organization: Organization, call: Call) -> Reply:
+def _control(organizations: list[Organization], call: Call) -> Reply:
     command = call.path.removeprefix(_CONTROL)
 
-    if (call.method, command) == ("GET", "record"):
-        return json_reply(200, _report(organization))
-
-    commands: dict[str, cabc.Callable[..., None]] = {
-        "fail": organization.fail,
-        "clear": organization.clear_faults,
-        "revoke": organization.revoke_client,
-        "restore": organization.restore_client,
-        "reset": organization.reset,
-        "rate-limit": organization.rate_limit,
-    }
-
-    if call.method != "POST" or command not in commands:
-        return json_reply(404, {"error": "Unknown control endpoint."})
-
     try:
-        commands[command](**json.loads(call.body or b"{}"))
+        if (call.method, command) == ("GET", "record"):
+            organization, _ = _pick(organizations, dict(call.query))
+            return json_reply(200, _report(organization, organizations))
+
+        if call.method != "POST" or command not in _COMMANDS:
+            return json_reply(404, {"error": "Unknown control endpoint."})
+
+        given = json.loads(call.body or b"{}")
+        organization, options = _pick(organizations, given)
+        getattr(organization, _COMMANDS[command])(**options)
     except (TypeError, ValueError) as error:
         return json_reply(400, {"error": str(error)})
 
     return json_reply(200, {"ok": True})
 
 
-def _report(organization: Organization) -> Row:
+def _pick(organizations: list[Organization], options: Row) -> tuple[Organization, Row]:
+    """Take out the organization that is meant: the first, if none is named."""
+    options = dict(options)
+    id = options.pop("organization_id", organizations[0].organization_id)
+
+    for each in organizations:
+        if each.organization_id == id:
+            return each, options
+
+    raise ValueError(f"There is no organization {id}.")
+
+
+def _report(organization: Organization, organizations: list[Organization]) -> Row:
     with organization.lock:
         return {
             "badges": organization.badges,
             "received": [dataclasses.asdict(one) for one in organization.received],
             "problems": list(organization.problems),
             "templates": copy.deepcopy(list(organization.book.templates.values())),
-            "credentials": {
-                "organization_id": organization.organization_id,
-                "client_id": organization.client_id,
-                "client_secret": organization.client_secret,
-            },
+            "credentials": _credentials(organization),
+            "organizations": [_credentials(each) for each in organizations],
         }
 
 
-def _show_badge(organization: Organization, badge_id: str) -> Reply:
+def _credentials(organization: Organization) -> Row:
+    return {
+        "organization_id": organization.organization_id,
+        "client_id": organization.client_id,
+        "client_secret": organization.client_secret,
+    }
+
+
+def _show_badge(organizations: list[Organization], badge_id: str) -> Reply:
     """Show a badge to a browser, as Credly's site does."""
-    for badge in organization.badges:
+    for badge in (badge for each in organizations for badge in each.badges):
         if badge["id"] == badge_id:
             name = html.escape(badge["badge_template"]["name"])
             first, last = badge["issued_to_first_name"], badge["issued_to_last_name"]

@@ -70,7 +70,7 @@ def _organization_row(organization: Organization) -> Row:
     if organization.organization_status != 200:
         raise Refusal(organization.organization_status, "You are not authorized.")
 
-    return rules.organization_row(organization.organization_id)
+    return organization.row()
 
 
 def _templates(organization: Organization, call: Call, org: str) -> Reply:

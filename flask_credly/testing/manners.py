@@ -25,7 +25,9 @@ RETRY_AFTERS: tuple[RetryAfter, ...] = t.get_args(RetryAfter)
 
 
 class Manners:
-    """What a test switches, and the faults that it scripts."""
+    """How one organization is answered: what a test switches, and the faults that it
+    scripts.
+    """
 
     organization_mismatch_status: int
     """Answer for another organization's id: 401, 403 or 404 (default)."""
@@ -43,6 +45,9 @@ class Manners:
     """Filter keys that are known, but pretended not to be: they select nothing
     out, so that strangers' badges are in the list.
     """
+
+    latency: float
+    """Seconds before every answer over HTTP."""
 
     look_up_lag: float
     """Seconds for which a new badge does not show in lists."""
@@ -67,6 +72,7 @@ class Manners:
         self.unauthorized_body = "empty"
         self.unknown_filter = "ignore"
         self.ignored_filters = set()
+        self.latency = 0.0
         self.look_up_lag = 0.0
         self.error_shape = "message"
         self.email_filter_finds_accepted = True
@@ -161,6 +167,13 @@ class Manners:
             self._rate_limit = (
                 None if limit is None else RateLimit(limit, per_seconds, retry_after)
             )
+
+    def slowly(self, reply: Reply) -> Reply:
+        """Let an answer take as long as answers do."""
+        if reply.how != "answer":
+            return reply
+
+        return dataclasses.replace(reply, delay=reply.delay + self.latency)
 
     def over_quota(self, kind: Kind) -> Reply | None:
         """Count a request. Get the refusal if it is one too many."""

@@ -39,38 +39,80 @@ class Token:
     revoked: bool = False
 
 
+class Service:
+    """What the organizations of one simulator share."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.offset = 0.0
+        self.organizations: list[Organization] = []
+        self.users: dict[str, str] = {}
+
+    def clock(self) -> float:
+        """Get the simulator's time in epoch seconds."""
+        return time.time() + self.offset
+
+    def secrets(self) -> list[str]:
+        """Get the client secrets."""
+        return [each.client_secret for each in self.organizations]
+
+    def is_secret(self, name: str, value: str) -> bool:
+        """Whether a query parameter is, or holds, what must not be in an address."""
+        return name.lower() in _SECRET_PARAMETERS or any(
+            each.is_secret(value) for each in self.organizations
+        )
+
+
 class Organization(Manners):
-    """An organization: its credentials, its templates and its badges, how it is
-    answered, and the record of its requests.
+    """An organization at the simulated Credly: its credentials, its templates and
+    its badges, how it is answered, and the record of its requests. Made by
+    :meth:`CredlySimulator.add_organization`.
+
+    A request is that of the organization whose credentials it has, or else of the
+    one in its address.
     """
+
+    organization_id: str
+    """A UUID."""
+
+    name: str
+    """Its name, as its templates and badges show it."""
+
+    client_id: str
+    """Client ID of its OAuth application."""
+
+    client_secret: str
+    """Client secret of its OAuth application."""
 
     def __init__(
         self,
+        service: Service,
         organization_id: str | None = None,
         client_id: str | None = None,
         client_secret: str | None = None,
     ) -> None:
-        super().__init__(threading.RLock())
+        super().__init__(service.lock)
+        others = service.organizations
+        number = len(others) + 1
+        self.service = service
         self.organization_id = (organization_id or str(uuid.uuid4())).lower()
+        self.name = f"Example Academy {number}" if number > 1 else "Example Academy"
         self.client_id = client_id or secrets.token_urlsafe(32)
         self.client_secret = client_secret or secrets.token_urlsafe(32)
-        self._offset = 0.0
-        self._client_exists = True
         self._tokens: dict[str, Token] = {}
-        self.users: dict[str, str] = {}
-        self.record = Record(self.is_secret)
-        self.book = Book(self.clock, self.users, self.problems.append)
+        self._client_exists = True
+        of_all = others[0].record if others else None
+        self.record: Record = Record(service.is_secret, of_all)
+        self.book = Book(service.clock, service.users, self.record.add_problem)
+        others.append(self)
 
-    # Time
+    def row(self) -> Row:
+        """Get the organization as Credly shows it."""
+        return rules.organization_row(self.organization_id, self.name)
 
     def clock(self) -> float:
         """Get the simulator's time in epoch seconds."""
-        return time.time() + self._offset
-
-    def advance(self, seconds: float) -> None:
-        """Move the simulator's time forward."""
-        with self.lock:
-            self._offset += seconds
+        return self.service.clock()
 
     # Templates
 
@@ -97,7 +139,7 @@ class Organization(Manners):
         with self.lock:
             self.book.add_template(
                 template_id,
-                rules.organization_row(self.organization_id),
+                self.row(),
                 name=name,
                 state=state,
                 allow_duplicate_badges=allow_duplicate_badges,
@@ -190,11 +232,14 @@ class Organization(Manners):
             row["revocation_reason"] = reason
 
     def add_account(self, *emails: str) -> str:
-        """Tell that these addresses belong to one Credly user. Get the user's id."""
+        """Tell that these addresses belong to one Credly user, who is the same to
+        all organizations. Get the user's id.
+        """
         user_id = str(uuid.uuid4())
 
         with self.lock:
-            self.users.update({email.casefold(): user_id for email in emails})
+            users = self.service.users
+            users.update({email.casefold(): user_id for email in emails})
 
         return user_id
 
@@ -202,7 +247,9 @@ class Organization(Manners):
 
     @property
     def problems(self) -> list[str]:
-        """What a real server might let pass, but a client should not do."""
+        """What a real server might let pass, but a client should not do. Those of
+        the simulator are those of all its organizations.
+        """
         return self.record.problems
 
     @property
@@ -266,12 +313,9 @@ class Organization(Manners):
         """Get a token, whether or not it is still good."""
         return self._tokens.get(value)
 
-    def is_secret(self, name: str, value: str) -> bool:
-        """Whether a query parameter is, or holds, what must not be in an address."""
-        if name.lower() in _SECRET_PARAMETERS or value in self._tokens:
-            return True
-
-        return self.client_secret in value
+    def is_secret(self, value: str) -> bool:
+        """Whether a text is a token, or has the secret in it."""
+        return value in self._tokens or self.client_secret in value
 
 
 def _check_state(state: str) -> None:

@@ -35,6 +35,7 @@ class Received:
     :param status: The status sent, ``None`` if the connection was just closed.
     :param at: The simulator's time.
     :param kind: What was asked for.
+    :param organization_id: Of the organization whose request it is.
     """
 
     method: str
@@ -45,25 +46,36 @@ class Received:
     status: int | None
     at: float
     kind: Kind
+    organization_id: str
 
 
 class Record:
-    """The requests, and the problems with them.
+    """The requests of an organization, and the problems with them.
 
     :param is_secret: Whether a query parameter of this name and value is, or has
         in it, what must not be in an address.
+    :param of_all: The record that gets the problems of all organizations.
     """
 
-    def __init__(self, is_secret: cabc.Callable[[str, str], bool]) -> None:
+    def __init__(
+        self, is_secret: cabc.Callable[[str, str], bool], of_all: Record | None
+    ) -> None:
         self.problems: list[str] = []
         self.received: list[Received] = []
+        self._of_all = of_all
         self._posts: collections.Counter[tuple[str, str]] = collections.Counter()
         self._is_secret = is_secret
 
-    def note(self, call: Call, text: str) -> None:
-        self.problems.append(f"{call.method} {call.path}: {text}")
+    def add_problem(self, text: str) -> None:
+        self.problems.append(text)
 
-    def judge(self, call: Call, kind: Kind, secret: str) -> None:
+        if self._of_all is not None:
+            self._of_all.add_problem(text)
+
+    def note(self, call: Call, text: str) -> None:
+        self.add_problem(f"{call.method} {call.path}: {text}")
+
+    def judge(self, call: Call, kind: Kind, secrets: cabc.Iterable[str]) -> None:
         """Note what a real server might let pass."""
         if not call.headers.get("User-Agent"):
             self.note(call, "no User-Agent")
@@ -77,7 +89,7 @@ class Record:
         if kind == "other" and call.method != "GET" and _FORBIDDEN.match(call.path):
             self.note(call, "revoke, replace, delete and batch are not to be called")
 
-        if kind != "token" and secret.encode() in call.body:
+        if kind != "token" and any(one.encode() in call.body for one in secrets):
             self.note(call, "the client secret in the body")
 
         self._judge_query(call, kind)
@@ -111,8 +123,15 @@ class Record:
             )
 
     def write(
-        self, call: Call, kind: Kind, body: object, reply: Reply, at: float
-    ) -> None:
+        self,
+        call: Call,
+        kind: Kind,
+        body: object,
+        reply: Reply,
+        *,
+        at: float,
+        organization_id: str,
+    ) -> Received:
         """Keep a request, without what is secret in it."""
         headers = {name.title(): value for name, value in call.headers.items()}
 
@@ -126,18 +145,19 @@ class Record:
             name: "***" if self._is_secret(name, value) else value
             for name, value in call.query
         }
-        self.received.append(
-            Received(
-                method=call.method,
-                path=call.path,
-                query=query,
-                headers=headers,
-                json=body,
-                status=None if reply.silent else reply.status,
-                at=at,
-                kind=kind,
-            )
+        received = Received(
+            method=call.method,
+            path=call.path,
+            query=query,
+            headers=headers,
+            json=body,
+            status=None if reply.silent else reply.status,
+            at=at,
+            kind=kind,
+            organization_id=organization_id,
         )
+        self.received.append(received)
+        return received
 
     def clear(self) -> None:
         self.problems.clear()

@@ -335,12 +335,12 @@ def template_row(
     return row
 
 
-def organization_row(id: str) -> Row:
+def organization_row(id: str, name: str) -> Row:
     """Make the organization as it appears as owner and issuer."""
     return {
         "type": "Organization",
         "id": id,
-        "name": "Example Academy",
+        "name": name,
         "url": f"https://badges.example.org/organizations/{id}",
         "vanity_url": "https://badges.example.org/org/example-academy",
         "vanity_slug": "example-academy",

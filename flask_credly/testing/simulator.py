@@ -5,12 +5,15 @@ from __future__ import annotations
 import collections.abc as cabc
 import typing as t
 
+from . import access
 from . import control
 from . import endpoints
 from . import serving
 from .book import post_key
 from .organization import Organization
+from .organization import Service
 from .record import Kind
+from .record import Received
 from .serving import Call
 from .serving import json_reply
 from .serving import Reply
@@ -30,16 +33,30 @@ class CredlySimulator(Organization):
     What a real server might let pass, though a client should not do it, is noted in
     :attr:`problems`; a test ends with ``assert sim.problems == []``.
 
+    It is an organization itself, and all that most tests need.
+    :meth:`add_organization` adds others. Of each one are its credentials, templates,
+    badges, record, switches, faults and rate limit; time and Credly's users are the
+    same to all.
+
     :param organization_id: A UUID. Made up if left out.
     :param client_id: Client ID of the OAuth application. Made up if left out.
     :param client_secret: Client secret. Made up if left out.
     """
 
+    def __init__(
+        self,
+        organization_id: str | None = None,
+        client_id: str | None = None,
+        client_secret: str | None = None,
+    ) -> None:
+        super().__init__(Service(), organization_id, client_id, client_secret)
+        self._traffic: list[Received] = []
+
     def __call__(
         self, environ: WSGIEnvironment, start_response: StartResponse
     ) -> cabc.Iterable[bytes]:
         call = serving.read_environ(environ)
-        reply = control.answer(self, call) or self._handle(call)
+        reply = control.answer(self.organizations, call) or self._handle(call)
         return serving.send_wsgi(reply, environ, start_response)
 
     def serve(self, host: str = "127.0.0.1", port: int = 0) -> serving.SimulatorServer:
@@ -67,40 +84,121 @@ class CredlySimulator(Organization):
         """
         serving.register(self._handle, mock, api_url, token_url)
 
+    # Organizations
+
+    def add_organization(
+        self,
+        id: str | None = None,
+        *,
+        client_id: str | None = None,
+        client_secret: str | None = None,
+    ) -> Organization:
+        """Add another organization.
+
+        :param id: A UUID. Made up if left out.
+        :param client_id: Client ID of its OAuth application. Made up if left out.
+        :param client_secret: Client secret. Made up if left out.
+        """
+        with self.lock:
+            for each in self.organizations:
+                if id is not None and each.organization_id == id.lower():
+                    raise ValueError(f"There is an organization {id} already.")
+
+                if client_id is not None and each.client_id == client_id:
+                    raise ValueError("There is an organization with this client_id.")
+
+            return Organization(self.service, id, client_id, client_secret)
+
+    @property
+    def organizations(self) -> list[Organization]:
+        """All organizations, beginning with the simulator itself."""
+        return list(self.service.organizations)
+
+    @property
+    def traffic(self) -> list[Received]:
+        """The requests of all organizations in the order they arrived."""
+        with self.lock:
+            return list(self._traffic)
+
+    def advance(self, seconds: float) -> None:
+        """Move the simulator's time forward."""
+        with self.lock:
+            self.service.offset += seconds
+
+    def reset(self) -> None:
+        """Forget badges, record, faults and problems of all organizations, and lift
+        their rate limits. Templates, credentials, tokens and switches stay.
+        """
+        with self.lock:
+            self._traffic.clear()
+            super().reset()
+
+            for each in self.organizations[1:]:
+                each.reset()
+
+    # One request
+
     def _handle(self, call: Call) -> Reply:
         with self.lock:
-            self.book.settle_late()
             route = endpoints.find_route(call)
             kind: Kind = route.kind if route else "other"
             body = endpoints.read_body(call, kind)
-            self.record.judge(call, kind, self.client_secret)
+            one = access.whose(self.organizations, call)
+            one.book.settle_late()
+            one.record.judge(call, kind, self.service.secrets())
+            self._judge_writing(one, call)
 
             try:
-                reply, counts = self._decide(call, kind, route, body)
+                reply, counts = _decide(one, call, kind, route, body)
             except Exception as error:
-                self.record.note(call, f"the simulator failed: {error!r}")
+                one.record.note(call, f"the simulator failed: {error!r}")
                 reply, counts = json_reply(500, {"error": repr(error)}), False
 
             if kind == "issue" and counts and (key := post_key(body)) is not None:
-                self.record.count_post(call, key, self.posts_allowed)
+                one.record.count_post(call, key, one.posts_allowed)
 
-            self.record.write(call, kind, body, reply, self.clock())
+            received = one.record.write(
+                call,
+                kind,
+                body,
+                reply,
+                at=self.clock(),
+                organization_id=one.organization_id,
+            )
+            self._traffic.append(received)
             return reply
 
-    def _decide(
-        self, call: Call, kind: Kind, route: endpoints.Route | None, body: object
-    ) -> tuple[Reply, bool]:
-        """Get the answer, and whether it counts as an issue request."""
-        if (refusal := self.over_quota(kind)) is not None:
-            return refusal, False
+    def _judge_writing(self, one: Organization, call: Call) -> None:
+        # Whoever connects may enter an id that is not theirs, and is refused when the
+        # templates are read. To write with another one's token is to mix them up.
+        if call.method == "GET" or (asked := access.asked_organization(call)) is None:
+            return
 
-        if (fault := self.next_fault(kind)) is None:
-            reply = endpoints.answer(self, call, route)
-            return reply, reply.status in (201, 422)
+        known = {each.organization_id for each in self.organizations}
 
-        if fault.how == "late" and route is not None and kind == "issue":
-            endpoints.issue_late(self, call, route, body, fault.delay)
+        if asked in known - {one.organization_id}:
+            text = f"with a token of organization {one.organization_id}"
+            one.record.note(call, text)
 
-        true = endpoints.answer(self, call, route) if fault.needs_true_answer else None
-        reply = fault.reply(kind, true)
-        return reply, reply.silent or reply.status not in (401, 429)
+
+def _decide(
+    one: Organization,
+    call: Call,
+    kind: Kind,
+    route: endpoints.Route | None,
+    body: object,
+) -> tuple[Reply, bool]:
+    """Get the answer, and whether it counts as an issue request."""
+    if (refusal := one.over_quota(kind)) is not None:
+        return one.slowly(refusal), False
+
+    if (fault := one.next_fault(kind)) is None:
+        reply = endpoints.answer(one, call, route)
+        return one.slowly(reply), reply.status in (201, 422)
+
+    if fault.how == "late" and route is not None and kind == "issue":
+        endpoints.issue_late(one, call, route, body, fault.delay)
+
+    true = endpoints.answer(one, call, route) if fault.needs_true_answer else None
+    reply = fault.reply(kind, true)
+    return one.slowly(reply), reply.silent or reply.status not in (401, 429)
