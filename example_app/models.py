@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import time
 import typing as t
 
 import sqlalchemy as sa
@@ -55,7 +56,25 @@ class Enrolment(Base):
 
 
 def create_example_data() -> None:
-    """Create the tables, and fill them if they are empty."""
+    """Create the tables, and fill them if they are empty. Processes that begin at once
+    do not disturb each other.
+    """
+    until = time.monotonic() + 10
+
+    while True:
+        try:
+            return _create_example_data()
+        except sa.exc.DatabaseError:
+            # Another process was faster. What it has made is found next time.
+            db.session.rollback()
+
+            if time.monotonic() > until:
+                raise
+
+            time.sleep(0.1)
+
+
+def _create_example_data() -> None:
     db.create_all()
 
     if db.session.query(Person).first():

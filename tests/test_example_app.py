@@ -15,6 +15,7 @@ import urllib.request
 
 import psutil
 import pytest
+import sqlalchemy as sa
 
 from example_app.redis_server import free_port
 
@@ -134,3 +135,49 @@ def test_it_brings_its_own_redis(monkeypatch: pytest.MonkeyPatch) -> None:
         assert url.startswith("redis://127.0.0.1:")
 
     assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"], indirect=True)
+def test_several_processes_can_be_the_first_at_once(database: str) -> None:
+    code = """
+from example_app import create_app
+from example_app.models import create_example_data
+with create_app().app_context():
+    input()
+    create_example_data()
+"""
+    environment = {
+        **os.environ,
+        "EXAMPLE_DATABASE": database,
+        "EXAMPLE_SECRET_KEY": "a key for tests",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    time.sleep(3)  # until all of them wait
+
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+
+    engine = sa.create_engine(database)
+
+    with engine.connect() as connection:
+        for table, number in (("person", 5), ("course", 6)):
+            counted = sa.text(f"SELECT count(*) FROM {table}")
+            assert connection.scalar(counted) == number
+
+    engine.dispose()
