@@ -348,7 +348,7 @@ def _url(config: cabc.Mapping[str, t.Any], key: str, default: str) -> str:
         parts.scheme == "http" and parts.hostname in _LOOPBACK
     )
 
-    if not secure or not parts.hostname or parts.query or parts.username:
+    if not secure or not parts.hostname or parts.query or "@" in parts.netloc:
         raise _wrong(
             key,
             value,

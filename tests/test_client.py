@@ -555,6 +555,43 @@ def test_an_organization_that_is_no_uuid_never_gets_into_an_address() -> None:
         Client(API, "../../oauth", timeout=1)
 
 
+@pytest.mark.parametrize("name", ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"])
+@pytest.mark.parametrize(
+    ("proxy", "usable"),
+    [
+        ("http://:pass-word@127.0.0.1:1", True),
+        ("http://ada:@127.0.0.1:1", True),
+        ("127.0.0.1:1", True),
+        ("http://ada:pass-word€@127.0.0.1:1", False),
+        ("http://ada:pass-word@127.0.0.1:port", False),
+        ("http://ada:pass-word@", False),
+        ("http://ada:pass/word@127.0.0.1:1", False),
+        ("ftp://ada:pass-word@127.0.0.1:1", False),
+        ("http://[::1", False),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_is_named_and_nothing_is_in_doubt(
+    monkeypatch: pytest.MonkeyPatch, name: str, proxy: str, usable: bool
+) -> None:
+    for each in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(each, raising=False)
+
+    monkeypatch.setenv(name, proxy)
+
+    with Client(API, ORGANIZATION, timeout=1) as client:
+        for ask in (
+            lambda: client.issue("a-token", REQUEST),
+            lambda: client.connect(1, map),
+            lambda: fetch_token(TOKEN_URL, "an-id", "s3cret-value", timeout=1),
+        ):
+            with pytest.raises(Unavailable) as caught:
+                ask()
+
+            said = caught.value.detail
+            assert ("The proxy for Credly cannot be used" in said) is not usable, said
+            assert "pass" not in said.replace("name:password", "")
+
+
 class TestToken:
     def fetch(self, secret: str = "s3cret-value") -> tuple[str, int]:
         token = fetch_token(TOKEN_URL, "an-id", secret, timeout=1)

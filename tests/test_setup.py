@@ -215,6 +215,7 @@ def test_two_apps_share_one_db_and_one_extension() -> None:
                 "https://user@example.org",
                 "https://example.org/?x=1",
                 "https://example.org:port",
+                "https://:pass-word@example.org",
                 7,
             ],
         ),

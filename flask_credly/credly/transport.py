@@ -30,6 +30,8 @@ from ..errors import OutcomeUnknown
 from ..errors import TooLate
 from ..errors import Unavailable
 
+logger = logging.getLogger("flask_credly")
+
 CONNECT_TIMEOUT = 5.0
 """Seconds at most to find the address and to connect to it."""
 
@@ -429,18 +431,48 @@ SessionT = t.TypeVar("SessionT", bound=requests.Session)
 
 
 def prepare(session: SessionT, url: str, timeout: float) -> SessionT:
-    """Put the bounds on a session that will talk to one host."""
+    """Put the bounds on a session that will talk to one host.
+
+    :raises Unavailable: The proxy that is set in the environment cannot be used.
+    """
     # requests looks for proxies in the environment at every request, which costs a
     # quarter of its time. They are looked up here, once.
     settings = session.merge_environment_settings(url, {}, None, None, None)
     session.proxies.update(settings["proxies"])
     session.verify = settings["verify"]
     session.trust_env = False
+    _check_proxy(requests.utils.select_proxy(url, session.proxies))
     session.headers["User-Agent"] = user_agent()
     session.headers["Accept"] = "application/json"
     session.mount("https://", BoundedAdapter(timeout))
     session.mount("http://", BoundedAdapter(timeout))
     return session
+
+
+_with_scheme: t.Any = functools.partial(
+    requests.utils.prepend_scheme_if_needed, new_scheme="http"
+)
+
+
+def _check_proxy(proxy: str | None) -> None:
+    # Here, where nothing can have been sent yet: requests would fail in many ways.
+    if proxy is None:
+        return
+
+    try:
+        proxy = _with_scheme(proxy)
+        host = urllib3.util.parse_url(proxy).host
+
+        if host and HTTPAdapter().proxy_manager_for(proxy):
+            return
+    except Exception as e:
+        # Its text may hold the password.
+        logger.debug("The proxy cannot be used (%s).", type(e).__name__)
+
+    raise Unavailable(
+        "The proxy for Credly cannot be used. Correct HTTPS_PROXY or ALL_PROXY in the"
+        " environment: an address such as http://name:password@proxy.example.org:3128."
+    )
 
 
 _NEVER_SENT = (
