@@ -201,6 +201,35 @@ class TestIssue:
             ),
             (
                 422,
+                envelope(
+                    message="Validation failed",
+                    errors=[
+                        {"attribute": "user", "messages": ["Already has  this badge"]}
+                    ],
+                ),
+                AlreadyHeld,
+                "Validation failed (HTTP 422)",
+            ),
+            (
+                422,
+                envelope(errors={"user": ["already has this\u00a0badge"]}),
+                AlreadyHeld,
+                "Credly answered HTTP 422.",
+            ),
+            (
+                422,
+                {"errors": ["User already has this badge"]},
+                AlreadyHeld,
+                "Credly answered HTTP 422.",
+            ),
+            (
+                409,
+                envelope(message="User already has this badge"),
+                AlreadyHeld,
+                "User already has this badge (HTTP 409)",
+            ),
+            (
+                422,
                 envelope(message="Invalid or missing Badge Template ID: x"),
                 Refused,
                 "Invalid or missing Badge Template ID: x (HTTP 422)",
@@ -832,6 +861,36 @@ def issue_at(server: Server, timeout: float = 0.5) -> None:
 
 
 class TestOnTheWire:
+    def test_what_is_said_before_an_answer_shifts_none_to_the_next_request(
+        self, serve: t.Any
+    ) -> None:
+        """Or the next member would be taken for the one who has the badge already."""
+
+        def answer(handler: t.Any) -> None:
+            handler.close_connection = False
+
+            if len(server.asked) == 1:
+                handler.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n")
+                time.sleep(0.2)
+                status, said = 422, envelope(message="User already has this badge")
+            else:
+                status, said = 201, issued()
+
+            body = json.dumps(said).encode()
+            handler.wfile.write(
+                b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+            )
+            handler.wfile.write(body)
+
+        server = serve(answer)
+        url = f"http://127.0.0.1:{server.server_port}/v1"
+
+        with Client(url, ORGANIZATION, timeout=5) as client:
+            with pytest.raises(AlreadyHeld):
+                client.issue("t", REQUEST)
+
+            assert client.issue("t", REQUEST).id == BADGE
+
     def test_drip_body_total_deadline(self, serve: t.Any) -> None:
         def drip(handler: t.Any) -> None:
             handler.send_response(201)

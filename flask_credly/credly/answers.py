@@ -105,6 +105,12 @@ def explain(response: requests.Response, *, hide: cabc.Iterable[str] = ()) -> st
     return f"{clean(mask(found, hide))} ({status})"
 
 
+def _says_duplicate(response: requests.Response) -> bool:
+    # Wherever it says so: a message may be about several errors and name none.
+    text = json.dumps(read_json(response), ensure_ascii=False)
+    return "already has this badge" in " ".join(text.lower().split())
+
+
 def _find_message(body: dict[str, t.Any]) -> str | None:
     data = body.get("data")
 
@@ -170,7 +176,7 @@ def raise_for_status(
     :raises RateLimited: 429.
     :raises Unavailable: 503 to a question.
     :raises InTrouble: 503 to anything else.
-    :raises AlreadyHeld: 422 that says the member has this badge.
+    :raises AlreadyHeld: 409 or 422 that says the member has this badge.
     :raises Refused: Any other 4xx in Credly's own words.
     :raises OutcomeUnknown: Everything else: 5xx, a redirect, a strange 2xx, a page of
         something in between.
@@ -197,7 +203,7 @@ def raise_for_status(
 
         raise InTrouble(detail, retry_after=wait)
 
-    if status == 422 and "already has this badge" in explain(response).lower():
+    if status in (409, 422) and not foreign and _says_duplicate(response):
         raise AlreadyHeld(detail, status=status)
 
     if status in _SAYS_NO and not foreign:

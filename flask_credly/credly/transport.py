@@ -80,6 +80,17 @@ class _BoundedAnswer(http.client.HTTPResponse):
         super().__init__(sock, *args, **kwargs)
         self.fp = io.BufferedReader(_UntilDeadline(self.fp.detach(), sock))
 
+    def _read_status(self) -> tuple[str, int, str]:
+        # http.client takes what comes before an answer for the answer, but for 100. The
+        # true one would be read by the next request on this connection.
+        while True:
+            found = super()._read_status()  # type: ignore[misc]
+
+            if not 101 < found[1] < 200:
+                return t.cast(tuple[str, int, str], found)
+
+            http.client.parse_headers(self.fp)
+
 
 class _UntilDeadline(io.RawIOBase):
     def __init__(self, raw: io.RawIOBase, sock: socket.socket) -> None:
