@@ -428,6 +428,38 @@ def test_what_is_forged_in_redis_hides_no_count(
     assert school.status() == (0, None)
 
 
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda redis, key: redis.rpush(key, "1"),
+        lambda redis, key: redis.set(key, "1"),
+        lambda redis, key: redis.zadd(key, {"1": 1}),
+        lambda redis, key: redis.hset(key, mapping={"number": "x", "since": SINCE}),
+    ],
+    ids=["list", "string", "set", "hash"],
+)
+def test_what_is_of_another_kind_in_redis_stops_neither_the_worker_nor_the_count(
+    school: School, forge: t.Callable[[t.Any, str], object]
+) -> None:
+    forge(school.redis, school.key)
+    assert sweep(school) == 0
+    assert not school.redis.exists(school.key)
+
+    forge(school.redis, school.key)
+    unrecorded._to_redis(school.host.state, counted.Count(2, now()))
+    assert school.redis.hget(school.key, "number") == b"2"
+    assert sweep(school) == 2
+
+
+def test_a_lock_that_never_ends_holds_up_no_count(school: School) -> None:
+    lock = f"{school.key}:lock"
+    school.redis.rpush(lock, "1")
+    unrecorded._to_redis(school.host.state, counted.Count(2, now()))
+    sweep(school)
+
+    assert 0 < school.redis.ttl(lock) <= 60
+
+
 def sweep(school: School) -> int:
     assert school.flask("sweep").exit_code == 0
     return school.status()[0]

@@ -152,11 +152,15 @@ def gather(state: State, queue: rq.Queue | None = None) -> None:
     queue = queue or bell.web_queue(state)
     key, lock = _key(queue), f"{_key(queue)}:lock"
 
-    if not (found := _parse(queue.connection.hgetall(key))).number:
+    if not _look(queue).number:
         return
 
     # Or two workers would each bring it.
     if not queue.connection.set(lock, 1, nx=True, ex=60):
+        # One that never ends, as after a PERSIST, would keep all away for good.
+        if queue.connection.ttl(lock) == -1:
+            queue.connection.expire(lock, 60)
+
         return
 
     def take_off(pipeline: redis.client.Pipeline) -> None:
@@ -169,7 +173,7 @@ def gather(state: State, queue: rq.Queue | None = None) -> None:
             pipeline.delete(key)
 
     try:
-        if (found := _parse(queue.connection.hgetall(key))).number:
+        if (found := _look(queue)).number:
             unrecorded.add(state.engine, found)
             queue.connection.transaction(take_off, key)
     finally:
@@ -298,12 +302,45 @@ def _to_redis(state: State, count: Count) -> None:
 
 
 def _put(queue: rq.Queue, count: Count) -> None:
+    from redis.exceptions import ResponseError
+
     assert count.since is not None
 
     with queue.connection.pipeline() as pipeline:
-        pipeline.hincrby(_key(queue), "number", count.number)
-        pipeline.hsetnx(_key(queue), "since", count.since.isoformat())
-        pipeline.execute()
+        for last in (False, True):
+            pipeline.hincrby(_key(queue), "number", count.number)
+            pipeline.hsetnx(_key(queue), "since", count.since.isoformat())
+
+            try:
+                pipeline.execute()
+                return
+            except ResponseError:
+                if last:
+                    raise
+
+            # Nothing can be added to what somebody else has put there.
+            _look(queue)
+
+
+def _look(queue: rq.Queue) -> Count:
+    """Read the count. What we would not write is deleted."""
+    from redis.exceptions import ResponseError
+
+    try:
+        found = queue.connection.hgetall(_key(queue))
+    except ResponseError as e:
+        # Another error is of the server's.
+        if not str(e).startswith("WRONGTYPE"):
+            raise
+
+        found = {b"": b""}
+
+    count = _parse(found)
+
+    if found and not count.number:
+        queue.connection.delete(_key(queue))
+
+    return count
 
 
 def _parse(found: t.Any) -> Count:
