@@ -21,7 +21,6 @@ from flask.logging import default_handler
 from flask.logging import has_level_handler
 
 from . import connection
-from . import doctor as examination
 from . import keys
 from .catalog import KINDS
 from .catalog import read_id
@@ -30,7 +29,6 @@ from .issuing import backfill as past
 from .issuing import bell
 from .issuing import unrecorded
 from .issuing import workers
-from .issuing.sweep import sweep as look
 from .issuing.trouble import explain
 from .issuing.trouble import WrongQueue
 from .ledger import audit
@@ -38,7 +36,6 @@ from .ledger import backfills
 from .ledger import issuances
 from .ledger import overview
 from .ledger import people
-from .ledger import prune as old
 from .ledger import tables
 from .ledger import unrecorded as counted
 from .ledger.transaction import in_session
@@ -167,6 +164,8 @@ def status(as_json: bool) -> None:
 
 def sweep() -> None:
     """Ask for what is due, as a worker of ours does by itself."""
+    from .issuing.sweep import sweep as look
+
     state = get_state()
 
     with _queue_in_use():
@@ -327,6 +326,8 @@ def dismiss() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def doctor(as_json: bool) -> None:
     """Check everything, and say what mends what is wrong."""
+    from . import doctor as examination
+
     found = examination.examine(get_state())
     well = not any(each.status == "error" for each in found.values())
 
@@ -398,6 +399,8 @@ def rotate_keys(dry_run: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Count only.")
 def prune(dry_run: bool) -> None:
     """Forget what is older than the settings say. The worker does so once a day."""
+    from .ledger import prune as old
+
     state = get_state()
 
     if dry_run:
