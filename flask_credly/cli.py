@@ -467,6 +467,8 @@ def export_member(member_id: str) -> None:
 
 def _member_id(given: str) -> str:
     try:
-        return read_id(given, "ID")
+        id_ = read_id(given, "ID")
+        get_state().check_ids(ID=id_)
+        return id_
     except ValueError as e:
         raise click.UsageError(str(e)) from None

@@ -195,6 +195,7 @@ class Credly:
         :raises ValueError: If it cannot be a member's id.
         """
         state, member_id = get_state(), read_id(member_id, "member_id")
+        state.check_ids(member_id=member_id)
         session = state.session()
 
         if joined := host_transaction.to_join(session, state.engine):
@@ -209,7 +210,9 @@ class Credly:
 
         :raises ValueError: If it cannot be a member's id.
         """
-        return people.export(get_state().engine, read_id(member_id, "member_id"))
+        state, member_id = get_state(), read_id(member_id, "member_id")
+        state.check_ids(member_id=member_id)
+        return people.export(state.engine, member_id)
 
 
 def _check_routing(app: Flask, settings: Settings) -> None:
@@ -376,6 +379,7 @@ def _record(app: Flask, given: dict[str, t.Any]) -> None:
 def _record_in_context(
     state: State, completion: Completion, session: t.Any | None
 ) -> None:
+    state.check_ids(member_id=completion.member.id, course_id=completion.course_id)
     host = session if session is not None else state.session
     host = host() if isinstance(host, orm.scoped_session) else host
 

@@ -279,6 +279,23 @@ class State:
         """The host's default engine. Needs an application context."""
         return self.db.engine
 
+    def check_ids(self, **ids: str) -> None:
+        """Check that the database tells ids from all others.
+
+        :param ids: Each by what the error calls it.
+        :raises ValueError: If it does not.
+        """
+        if self.engine.dialect.name not in ("mysql", "mariadb"):
+            return
+
+        for name, value in ids.items():
+            # They pad when they compare: another member's badge would be this one's.
+            if value.endswith(" "):
+                raise ValueError(
+                    f"{name} must not end in a blank: MariaDB and MySQL do not tell it"
+                    " from the same one without the blank."
+                )
+
     @property
     def session(self) -> orm.scoped_session[t.Any]:
         """The host's session."""

@@ -338,6 +338,48 @@ def test_an_unmapped_course_leaves_no_row(connected: Connected) -> None:
     assert connected.host.rows() == []
 
 
+@every_database
+@pytest.mark.parametrize(
+    ("member_id", "course_id"), [("42 ", "py-101"), ("42", "py-101 ")]
+)
+def test_ids_that_differ_in_a_blank_at_the_end_never_share_a_badge(
+    connected: Connected,
+    database: str,
+    caplog: pytest.LogCaptureFixture,
+    member_id: str,
+    course_id: str,
+) -> None:
+    host = connected.host
+    host.complete("42")
+    host.complete(member_id, course_id)
+    rows = [(row.member_id, row.course_id) for row in host.rows()]
+
+    if "mysql" not in database:  # and MariaDB, which pad when they compare
+        # The other course is not mapped.
+        assert rows[1:] == ([] if course_id != "py-101" else [("42 ", "py-101")])
+        return
+
+    assert rows == [("42", "py-101")]
+    assert "A completion was not recorded" in caplog.text
+    assert "must not end in a blank: MariaDB and MySQL" in caplog.text
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_no_other_member_is_erased_for_a_blank(connected: Connected) -> None:
+    host = connected.host
+    host.complete("42")
+
+    for act in (host.credly.erase_member, host.credly.export_member):
+        with pytest.raises(ValueError, match="^member_id must not end in a blank"):
+            act("42 ")
+
+    for command in ("erase-member", "export-member"):
+        done = host.app.test_cli_runner().invoke(args=["credly", command, "42 "])
+        assert done.exit_code == 2 and "must not end in a blank" in done.output
+
+    assert host.row().member_id == "42"
+
+
 @pytest.mark.parametrize("writes", [True, False])
 def test_a_completion_that_adds_nothing_is_said_at_debug(
     enrolled: tuple[Host, t.Any], caplog: pytest.LogCaptureFixture, writes: bool

@@ -908,7 +908,7 @@ ODD_IDS = [
 
 @every_database
 def test_a_course_is_found_again_whatever_its_id_is_made_of(
-    make_host: MakeHost, credly: CredlySimulator
+    database: str, make_host: MakeHost, credly: CredlySimulator
 ) -> None:
     courses = [
         Course(id_, f"Course {number}", kind=kind)
@@ -954,7 +954,9 @@ def test_a_course_is_found_again_whatever_its_id_is_made_of(
         link = html.unescape(re.findall(r'href="([^"]*badges\?[^"]*)"', row)[0])
         shown = client.get(link).text
         assert Choices("course", shown).chosen == [key]
-        assert shown.count('id="credly-badge-') == 1, key
+        # Its completions are refused there: see test_completion.py.
+        refused = "mysql" in database and mapping.course_id.endswith(" ")
+        assert shown.count('id="credly-badge-') == (not refused), key
 
     removed = mappings[ODD_IDS.index("two\r\nlines")]
     client.post(f"{base}/mappings/{removed.id}/remove", headers=HX)

@@ -90,6 +90,7 @@ def read(
             kind=course.kind,
             completed_at=completed_at,
         )
+        state.check_ids(member_id=completion.member.id, course_id=course.id)
 
         if since is None or completion.completed_at >= since:
             yield completion
