@@ -423,7 +423,46 @@ def test_a_completion_in_a_command(with_table: cabc.Callable[..., Host]) -> None
     assert len(host.rows()) == 1
 
 
+def lose_answer_to_begin(
+    engine: sa.Engine, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Lose the answer to the first commit that says that a request is begun. The list
+    that is returned is empty then.
+    """
+    waiting, found = ["unsettled_until"], []
+    real = engine.dialect.do_commit
+
+    def see(_: object, __: object, statement: str, *___: object) -> None:
+        if statement.startswith("UPDATE") and " unsettled_until=" in statement:
+            found.append(statement)
+
+    def do_commit(connected: t.Any) -> None:
+        real(connected)
+
+        if waiting and found:
+            waiting.pop()
+            # One that is done once more.
+            raise sqlite3.OperationalError("database is locked")
+
+    event.listen(engine, "before_cursor_execute", see)
+    monkeypatch.setattr(engine.dialect, "do_commit", do_commit)
+    return waiting
+
+
 class TestDrainUnderFaults:
+    def test_a_request_is_counted_once_where_the_answer_to_the_commit_is_lost(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It would be called failed without its retry."""
+        host, credly, _ = connected
+        credly.fail("issue", status=500)
+        host.complete()
+        lost = lose_answer_to_begin(host.state.engine, monkeypatch)
+        host.drain()
+
+        assert (lost, host.row().state) == ([], "issued")
+        assert (credly.count("issue"), host.row().attempts) == (2, 2)
+
     @every_database
     def test_a_lock_that_passes_is_waited_for(
         self, host: Host, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch

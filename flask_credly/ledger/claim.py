@@ -362,21 +362,27 @@ def begin(
     until = now + dt.timedelta(seconds=lease_seconds)
     # Credly takes no time that is far in its future: the earlier clock.
     at_most = min(now, dt.datetime.now(dt.UTC))
-    begun = _renew(
-        connection,
-        rows,
-        until,
-        gates.is_open(generation, now),
-        sa.exists().where(_IS_MAPPED, Mapping.template_id == Issuance.template_id),
-        attempts=Issuance.attempts + 1,
-        maybe_issued=True,
-        unsettled_until=until,
-        issued_at=sa.case(
-            (Issuance.issued_at.is_not(None), Issuance.issued_at),
-            (Issuance.completed_at > at_most, sa.literal(at_most, _TIME)),
-            else_=Issuance.completed_at,
-        ),
-    )
+    begun: list[Row] = []
+
+    # As it was read: where the answer to this commit is lost and it is done once more,
+    # a request is not counted twice. The row is given back and taken again.
+    for attempts in {row.attempts for row in rows}:
+        begun += _renew(
+            connection,
+            [row for row in rows if row.attempts == attempts],
+            until,
+            Issuance.attempts == attempts,
+            gates.is_open(generation, now),
+            sa.exists().where(_IS_MAPPED, Mapping.template_id == Issuance.template_id),
+            attempts=attempts + 1,
+            maybe_issued=True,
+            unsettled_until=until,
+            issued_at=sa.case(
+                (Issuance.issued_at.is_not(None), Issuance.issued_at),
+                (Issuance.completed_at > at_most, sa.literal(at_most, _TIME)),
+                else_=Issuance.completed_at,
+            ),
+        )
 
     if begun:
         connection.execute(
