@@ -24,6 +24,10 @@ Made from `flask_credly/ledger/decide.py` by `make docs`. A badge's way is: look
 it may have been issued already; issue, if it was not. Each row says what an answer
 means for the badge, and for everything else.
 
+"Not yet" is "absent" while the last request is so recent that its badge may not be
+listed. What failed so, and may be issued unseen, is looked for a last time when that is
+over: it stays failed, or is issued.
+
 """
 
 THEN = {
