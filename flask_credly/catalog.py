@@ -11,6 +11,8 @@ import typing as t
 import unicodedata
 import uuid
 
+from . import interruption
+
 logger = logging.getLogger("flask_credly")
 
 Kind = t.Literal["course", "learning_path"]
@@ -230,6 +232,10 @@ def _field(member: t.Any, name: str) -> object:
 
         return getattr(member, name, None)
     except Exception as e:
+        # It may ask the host's database, and take long.
+        if interruption.find(e):
+            raise
+
         # Of a property of the host's. What it says may name the member.
         _warn_once("field", "member.%s cannot be read: %s.", name, type(e).__name__)
         return None

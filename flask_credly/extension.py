@@ -15,6 +15,7 @@ from flask import has_app_context
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import orm
 
+from . import interruption
 from . import keys
 from . import signals
 from .admin import make_blueprint
@@ -297,17 +298,26 @@ def _find_database(app: Flask) -> SQLAlchemy:
 # made in init_app, and a proxy of the app is not the sender it compares with.
 @signals.course_completed.connect
 def _on_course_completed(sender: t.Any, **given: t.Any) -> None:
-    app: Flask | None = None
+    """Record a completion. What goes wrong in that is logged and counted, and breaks no
+    request of the host's. Two things rise all the same:
 
+    - an error that has ended the host's transaction: what the host wrote before is
+      gone, and it has to know;
+    - what the host itself throws into our work, of whichever class (a time-out of
+      gevent, gunicorn, Celery or RQ, Ctrl-C): see :func:`.interruption.find`. Its
+      transaction is then committed no more if a statement of ours was cut short in it.
+    """
+    app: Flask | None = None
     try:
         if (app := _app_of(sender)) is not None:
             _record(app, given)
-    except record.TransactionEnded as e:
-        # The one error that rises: what the host wrote before is gone, and it has to
-        # know.
-        raise t.cast(Exception, e.__cause__) from None
-    except Exception:
+    except record.Settled as e:
+        raise t.cast(BaseException, e.__cause__) from None
+    except BaseException as e:
         _note_lost(app, given)
+
+        if found := interruption.find(e):
+            raise found from None
 
 
 def _note_lost(
@@ -319,29 +329,30 @@ def _note_lost(
     :param given: What was sent.
     :param ended: Whether the host's transaction is over.
     """
-    # The host's request goes on. Here is all that is needed to do it again, but for
-    # the member's name and address.
-    member_id = show(id_of_member(given.get("member")))
-    course, kind = show(given.get("course_id")), show(given.get("kind", "course"))
-    when = show(given.get("completed_at", "now"))
-    logger.exception(
-        "A completion was not recorded: member %r, %s %r, completed at %s. Send it"
-        " again once the cause is mended.",
-        member_id,
-        kind,
-        course,
-        when,
-        extra={
-            "credly_event": "completion_lost",
-            "credly_member": member_id,
-            "credly_kind": kind,
-            "credly_course": course,
-            "credly_completed_at": when,
-        },
-    )
-
-    if app is not None:
-        unrecorded.note(app.extensions["credly"], given.get("session"), ended=ended)
+    try:
+        # The host's request goes on. Here is all that is needed to do it again, but
+        # for the member's name and address.
+        member_id = show(id_of_member(given.get("member")))
+        course, kind = show(given.get("course_id")), show(given.get("kind", "course"))
+        when = show(given.get("completed_at", "now"))
+        logger.exception(
+            "A completion was not recorded: member %r, %s %r, completed at %s. Send it"
+            " again once the cause is mended.",
+            member_id,
+            kind,
+            course,
+            when,
+            extra={
+                "credly_event": "completion_lost",
+                "credly_member": member_id,
+                "credly_kind": kind,
+                "credly_course": course,
+                "credly_completed_at": when,
+            },
+        )
+    finally:
+        if app is not None:
+            unrecorded.note(app.extensions["credly"], given.get("session"), ended=ended)
 
 
 def _app_of(sender: t.Any) -> Flask | None:

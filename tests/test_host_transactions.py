@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import contextlib
+import ctypes
 import gc
 import itertools
+import signal
 import threading
+import time
 import typing as t
 
 import pytest
@@ -29,6 +32,7 @@ from flask_credly import connection
 from flask_credly import Course
 from flask_credly import course_completed
 from flask_credly.admin.index import card
+from flask_credly.issuing import unrecorded
 from flask_credly.ledger import host_transaction
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
@@ -1074,3 +1078,309 @@ def test_sqlite_where_the_host_begins_by_itself(
 
     assert orders(host) == (["1"] if commits else [])
     assert members(host) == (["42"] if commits else [])
+
+
+# A host that ends its work while a completion is recorded
+
+
+class Stop(BaseException):
+    """As gevent's time-out."""
+
+
+class TooLong(Exception):
+    """As the time-outs of RQ and Celery."""
+
+
+@contextlib.contextmanager
+def ending_itself(kind: type[BaseException], after: float = 0.2) -> cabc.Iterator[None]:
+    def end(*_: object) -> None:
+        raise kind
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, after)
+
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextlib.contextmanager
+def in_the_way(host: Host, member_id: str) -> cabc.Iterator[None]:
+    """Let an INSERT of ours wait for a second: another transaction has the row."""
+    held, ended = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with host.app.app_context():
+            send(host, member_id, "py-101", session=host.db.session)
+            held.set()
+            ended.wait(1)
+            host.db.session.rollback()
+
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+
+    try:
+        yield
+    finally:
+        ended.set()
+        other.join()
+
+
+KINDS = [Stop, TooLong, TimeoutError]
+every_end = pytest.mark.parametrize("kind", KINDS, ids=lambda each: each.__name__)
+
+
+@every_driver
+@every_end
+@pytest.mark.parametrize(
+    ("catches", "plain"),
+    [(False, False), (True, False), (True, True)],
+    ids=["", "the host catches it", "and has a plain connection"],
+)
+def test_a_host_that_ends_its_work_in_our_statement_keeps_all_or_nothing(
+    make: cabc.Callable[..., Host],
+    driver: str,
+    kind: type[BaseException],
+    catches: bool,
+    plain: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    host = make(SQLALCHEMY_DATABASE_URI=driver)
+    rises = (sa.exc.SQLAlchemyError,) if catches else (kind,)
+
+    with contextlib.ExitStack() as stack:
+        if "sqlite" in driver:
+            break_inserts(host, lambda _: signal.raise_signal(signal.SIGALRM))
+        else:
+            stack.enter_context(in_the_way(host, "42"))
+
+        stack.enter_context(pytest.raises(rises))
+        write = stack.enter_context(writing(host, plain))
+        write("before")
+
+        with (
+            contextlib.ExitStack() if not catches else pytest.raises(kind),
+            ending_itself(kind),
+        ):
+            send(host, "42", "py-101")
+
+        write("after")
+
+    assert (orders(host), members(host)) == ([], [])
+    assert "was taken back" in caplog.text
+
+    # The next request is as ever.
+    host.db.session.add(order(host, "next"))
+    send(host, "43", "py-101")
+    host.db.session.commit()
+    assert (orders(host), members(host)) == (["next"], ["43"])
+
+
+@every_driver
+@every_end
+@pytest.mark.parametrize("reads", [False, True], ids=["", "the host has read"])
+def test_a_host_that_ends_its_work_in_a_transaction_of_ours_is_told_and_it_is_counted(
+    make: cabc.Callable[..., Host],
+    driver: str,
+    kind: type[BaseException],
+    reads: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    host = make(SQLALCHEMY_DATABASE_URI=driver)
+
+    with contextlib.ExitStack() as stack:
+        if "sqlite" in driver:
+            break_inserts(host, lambda _: signal.raise_signal(signal.SIGALRM))
+        else:
+            stack.enter_context(in_the_way(host, "42"))
+
+        if reads:
+            host.db.session.execute(sa.text("SELECT id FROM host_order")).all()
+
+        stack.enter_context(pytest.raises(kind))
+        stack.enter_context(ending_itself(kind))
+        send(host, "42", "py-101")
+
+    host.db.session.commit()
+    host.wait_for_count()
+
+    assert "A completion was not recorded: member '42'" in caplog.text
+    assert unrecorded.read(host.state).number == 1
+    assert members(host) == []
+
+    send(host, "43", "py-101")
+    assert members(host) == ["43"]
+
+
+@every_database
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("what", ["SAVEPOINT", "INSERT INTO credly_", "RELEASE"])
+@pytest.mark.parametrize("nested", [False, True], ids=["", "in a savepoint"])
+def test_wherever_a_host_ends_its_work_nothing_is_lost_in_silence(
+    make: cabc.Callable[..., Host],
+    database: str,
+    where: str,
+    what: str,
+    nested: bool,
+) -> None:
+    if "postgresql" not in database and not what.startswith("INSERT"):
+        pytest.skip("no savepoint of ours there")
+
+    host = make(SQLALCHEMY_DATABASE_URI=database)
+    session = host.db.session
+    session.add(order(host, "before"))
+    session.flush()
+
+    @event.listens_for(host.state.engine, f"{where}_cursor_execute")
+    def end(on: sa.Connection, cursor: t.Any, statement: str, *_: t.Any) -> None:
+        if statement.startswith(what) and "sa_savepoint" not in statement:
+            raise Stop
+
+    with pytest.raises(Stop):
+        if nested and "sqlite" not in database:
+            with session.begin_nested():
+                send(host, "42", "py-101")
+        else:
+            send(host, "42", "py-101")
+
+    event.remove(host.state.engine, f"{where}_cursor_execute", end)
+
+    with pytest.raises(sa.exc.SQLAlchemyError):
+        session.commit()
+
+    session.rollback()
+    assert (orders(host), members(host)) == ([], [])
+
+
+@every_database
+@every_end
+def test_what_follows_a_commit_is_done_for_each_completion_whatever_ends_it(
+    host: Host, rung: list[None], kind: type[BaseException]
+) -> None:
+    session = host.db.session
+    session.add(order(host, "1"))
+    session.flush()
+
+    def end() -> None:
+        signal.raise_signal(signal.SIGALRM)
+
+    done: list[str] = []
+    followed = iter([lambda: done.append("first"), end, lambda: done.append("last")])
+
+    for each in followed:
+        host_transaction.follow(
+            session(), session.connection(), on_commit=each, on_rollback=lambda: None
+        )
+
+    send(host, "42", "py-101")
+
+    with ending_itself(kind, after=5), pytest.raises(kind):
+        session.commit()
+
+    assert done == ["first", "last"]
+    assert (orders(host), members(host)) == (["1"], ["42"])
+
+    session.add(order(host, "2"))
+    session.commit()
+    assert orders(host) == ["1", "2"]
+
+
+@every_server
+@every_end
+def test_what_is_made_good_after_a_commit_and_is_cut_short_is_counted(
+    make: cabc.Callable[..., Host],
+    driver: str,
+    kind: type[BaseException],
+) -> None:
+    host = make(SQLALCHEMY_DATABASE_URI=driver)
+    session = host.db.session
+    session.add(order(host, "1"))
+    session.flush()
+
+    def refuse(_: sa.Connection) -> None:
+        raise sa.exc.OperationalError("INSERT", {}, Exception("not now"))
+
+    break_inserts(host, refuse)
+    send(host, "42", "py-101")
+    send(host, "43", "py-101")
+
+    with in_the_way(host, "42"), ending_itself(kind), pytest.raises(kind):
+        session.commit()
+
+    host.wait_for_count()
+    assert orders(host) == ["1"]
+    assert members(host) == ["43"]
+    assert unrecorded.read(host.state).number == 1
+
+
+def test_a_pool_loses_no_connection_where_a_host_ends_its_work(host: Host) -> None:
+    insert = sa.text("INSERT INTO host_order (id) VALUES (:id)")
+
+    def end() -> None:
+        raise Stop
+
+    for number in range(3):
+        on = host.state.engine.connect()
+        on.execute(insert, {"id": str(number)})
+        host_transaction.follow(
+            host.db.session(), on, on_commit=end, on_rollback=lambda: None
+        )
+        on.commit()
+
+        with pytest.raises(Stop):
+            on.close()
+
+    assert t.cast(sa.QueuePool, host.state.engine.pool).checkedout() == 0
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+def test_an_exception_that_is_thrown_into_the_thread_reaches_the_host(
+    make: cabc.Callable[..., Host], database: str
+) -> None:
+    host = make(SQLALCHEMY_DATABASE_URI=database)
+    this = ctypes.c_ulong(threading.get_ident())
+    throw = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    timer = threading.Timer(0.2, throw, [this, ctypes.py_object(TooLong)])
+
+    with in_the_way(host, "42"), pytest.raises(TooLong):
+        timer.start()
+        send(host, "42", "py-101")
+
+    host.wait_for_count()
+    assert unrecorded.read(host.state).number == 1
+
+
+def test_an_error_of_ours_does_not_rise_where_the_host_handles_a_time_out(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(_: sa.Connection) -> None:
+        raise sa.exc.ProgrammingError("INSERT", {}, Exception("no"))
+
+    break_inserts(host, refuse)
+
+    try:
+        with ending_itself(TooLong):
+            time.sleep(2)
+    except TooLong:
+        send(host, "42", "py-101")
+
+    assert "A completion was not recorded: member '42'" in caplog.text
+
+
+def test_a_time_out_while_the_hosts_member_is_read_reaches_the_host(host: Host) -> None:
+    class Slow:
+        id = "42"
+
+        @property
+        def email(self) -> str:
+            time.sleep(2)
+            return ""
+
+    with pytest.raises(TooLong), ending_itself(TooLong):
+        course_completed.send(host.app, member=Slow(), course_id="py-101")
+
+    host.wait_for_count()
+    assert unrecorded.read(host.state).number == 1

@@ -22,7 +22,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "flask_credly"
 
 ROOMS = (
-    ("catalog", "errors", "secret", "signals", "assets", "words"),
+    ("catalog", "errors", "interruption", "secret", "signals", "assets", "words"),
     ("settings", "models", "keys"),
     ("credly",),
     ("ledger",),

@@ -20,6 +20,7 @@ import weakref
 from flask import Flask
 from flask import has_app_context
 
+from .. import interruption
 from ..settings import reads_json
 from ..settings import Settings
 from ..settings import State
@@ -157,7 +158,10 @@ def _ring_in_thread(state: State) -> None:
 def _ring_for_completion(state: State) -> None:
     try:
         ring(state)
-    except Exception:
+    except Exception as e:
+        if interruption.find(e):
+            raise
+
         logger.exception(
             "No worker could be rung. The next sweep finds the row.",
             extra={"credly_event": "queue_unreachable"},
@@ -316,6 +320,10 @@ def use(state: State, ask: t.Callable[[], object], *, tell: bool = True) -> bool
     try:
         ask()
     except Exception as e:
+        # RQ and Celery end a job of the host's by an exception.
+        if interruption.find(e):
+            raise
+
         web.trouble = explain(e, state.settings)
         of_redis = isinstance(e, (RedisError, OSError))
         # Another error is of the host's function in CREDLY_QUEUE.

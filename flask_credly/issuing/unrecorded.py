@@ -22,6 +22,7 @@ from flask import current_app
 from flask import has_app_context
 from sqlalchemy import orm
 
+from .. import interruption
 from ..ledger import host_transaction
 from ..ledger import unrecorded
 from ..ledger.transaction import in_session
@@ -44,7 +45,8 @@ PATIENCE = 5.0
 
 
 def note(state: State, session: t.Any = None, *, ended: bool = False) -> None:
-    """Count one completion that could not be recorded. Raises nothing.
+    """Count one completion that could not be recorded. Raises nothing but what the host
+    throws in, once it is counted.
 
     If the host has written in its open transaction, the completion counts once that is
     committed: what the host takes back is not missing.
@@ -53,9 +55,18 @@ def note(state: State, session: t.Any = None, *, ended: bool = False) -> None:
     :param ended: Whether the host's transaction is over.
     """
     try:
-        if ended or not _waits(state, session):
+        try:
+            waits = not ended and _waits(state, session)
+        except BaseException:
             _note(state)
-    except Exception:
+            raise
+
+        if not waits:
+            _note(state)
+    except BaseException as e:
+        if found := interruption.find(e):
+            raise found from None
+
         logger.exception(
             "A completion that could not be recorded was not counted.",
             extra={"credly_event": "completion_not_counted"},
@@ -70,14 +81,16 @@ def _waits(state: State, session: t.Any) -> bool:
         return False
 
     host = state.session if session is None else session
-
     try:
         host = host() if isinstance(host, orm.scoped_session) else host
 
         joined = host_transaction.to_join(host, state.engine)
     except sa.exc.PendingRollbackError:
         return True  # for a commit that cannot come
-    except Exception:
+    except Exception as e:
+        if interruption.find(e):
+            raise
+
         # It is broken, or no session at all: then it counts.
         logger.debug("The host's transaction cannot be watched.", exc_info=True)
         return False
@@ -103,13 +116,14 @@ def _note(state: State) -> None:
         _write(state, _to_redis, _to_database)
     elif here.writer is None or not here.writer.is_alive():
         writer = threading.Thread(target=_keep_writing, args=[state], daemon=True)
+        # First this: the host may end its work while the thread begins.
+        here.writer = writer
 
         try:
             writer.start()
         except RuntimeError:  # the process ends, or has too many threads
+            here.writer = None
             _write(state, _to_redis)
-        else:
-            here.writer = writer
 
 
 def read(state: State) -> Count:
@@ -212,7 +226,7 @@ def _write_at_last() -> None:
         here.over.set()
 
     for here in list(_known):
-        if (writer := here.writer) is not None:
+        if (writer := here.writer) is not None and writer.is_alive():
             writer.join(PATIENCE)
 
 

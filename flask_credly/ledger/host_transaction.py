@@ -7,6 +7,7 @@ session, where bulk operations and plain connections pass unseen.
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import dataclasses
 import logging
 import re
@@ -43,8 +44,8 @@ _WRITES = re.compile(
 class FollowUp:
     """What has to be done when a transaction has ended.
 
-    :param on_commit: Called if it was committed. Neither may raise: that would break
-        the host's commit or rollback.
+    :param on_commit: Called if it was committed. Neither may raise, but for what the
+        host throws in: that would break its commit or rollback.
     :param on_rollback: Called if it was not.
     :param connection: Whose transaction it is. ``None``: the session's, in any case.
     """
@@ -254,13 +255,16 @@ _END_ALL = {
 """MariaDB and MySQL: after these InnoDB has rolled back the whole transaction."""
 
 
-def refuse_commit(session: orm.Session, connection: sa.Connection) -> None:
+def refuse_commit(session: orm.Session, connection: sa.Connection) -> bool:
     """Let nothing be committed any more until the host has rolled back: what it writes
     from now on would be half of its transaction.
+
+    :return: Whether that is sure. In memory, a plain connection cannot be kept from it.
     """
     root = session.get_transaction()
+    refused = root is not None and connection in _opened(session)
 
-    if root is not None and connection in _opened(session):
+    if root is not None and refused:
         session.info[_ENDED] = weakref.ref(root)
 
     # In memory, the database would go with the connection.
@@ -268,6 +272,8 @@ def refuse_commit(session: orm.Session, connection: sa.Connection) -> None:
         connection.engine.pool, (sa.StaticPool, sa.SingletonThreadPool)
     ):
         connection.invalidate()
+
+    return refused or connection.closed or connection.invalidated
 
 
 def _watched(connection: sa.Connection) -> _Watched:
@@ -372,8 +378,8 @@ def _note_write(
 @event.listens_for(sa.Engine, "begin")
 def _begin(connection: sa.Connection) -> None:
     if watched := _look(connection):
-        _finish(watched.ended)
-        watched.ended = []
+        ended, watched.ended = watched.ended, []
+        _finish(ended)
 
 
 @event.listens_for(sa.Engine, "savepoint")
@@ -423,14 +429,26 @@ def _note_error(context: sa.engine.ExceptionContext) -> None:
 def _check_in(_: object, record: sa.pool.ConnectionPoolEntry) -> None:
     # Also where nobody has ended the transaction, as the garbage collector does.
     if watched := record.info.pop(_WATCHED, None):
-        _finish([*watched.ended, *watched.follow_ups])
+        try:
+            _finish([*watched.ended, *watched.follow_ups])
+        except BaseException:
+            # Or the pool would never have it back.
+            t.cast(t.Any, record).checkin(False)
+            raise
 
 
 def _finish(follow_ups: list[FollowUp]) -> None:
-    for each in follow_ups:
-        # Those of a session wait for its end: the connection is free then.
-        if each.session is None or each.session() is None:
-            each.run()
+    # Those of a session wait for its end: the connection is free then.
+    _run(each for each in follow_ups if each.session is None or each.session() is None)
+
+
+def _run(follow_ups: cabc.Iterable[FollowUp]) -> None:
+    """Run them in their order, each of them whatever another one raises: the host may
+    end its work in any. What was raised comes after the last.
+    """
+    with contextlib.ExitStack() as stack:
+        for each in reversed([*follow_ups]):
+            stack.callback(each.run)
 
 
 @event.listens_for(orm.Session, "after_begin")
@@ -456,9 +474,9 @@ def _refuse(session: orm.Session) -> None:
 
     if ended is not None and ended() is session.get_transaction():
         raise sa.exc.PendingRollbackError(
-            "The database has ended this transaction while Flask-Credly recorded a"
-            " completion in it, and has taken back all that was written before. Roll"
-            " back, and do the whole of it again."
+            "This transaction was ended while Flask-Credly recorded a completion in"
+            " it: the database has taken back all that was written before, or a"
+            " statement was cut short. Roll back, and do the whole of it again."
         )
 
 
@@ -471,12 +489,16 @@ def _end_session(session: orm.Session, transaction: orm.SessionTransaction) -> N
     session.info.pop(_OPENED, None)
     session.info.pop(_ENDED, None)
 
+    ended = []
+
     for each in session.info.pop(_FOLLOW_UPS, ()):
         # A transaction that the session was only a part of goes on.
         if each.connection is not None and _is_open(each, each.connection()):
             each.session = None
         else:
-            each.run()
+            ended.append(each)
+
+    _run(ended)
 
 
 def _is_open(each: FollowUp, connection: sa.Connection | None) -> bool:

@@ -10,6 +10,7 @@ import typing as t
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from .. import interruption
 from ..catalog import Completion
 from ..models import Connection
 from ..models import Issuance
@@ -17,6 +18,7 @@ from ..models import Mapping
 from ..models import Template
 from . import clock
 from . import host_transaction
+from .transaction import begin
 from .transaction import hide_parameters
 from .transaction import in_our_schema
 from .transaction import in_transaction
@@ -38,8 +40,16 @@ class Outcome(t.Protocol):
         """It could not be recorded. Called where the exception is handled."""
 
 
-class TransactionEnded(Exception):
-    """The database has ended the host's transaction. The cause is its error."""
+class Settled(Exception):
+    """An error that has to reach the host, although it is known what becomes of the
+    completion. The cause is that error.
+    """
+
+
+class TransactionEnded(Settled):
+    """The host's transaction cannot go on: the database has ended it, or a statement of
+    ours was cut short in it.
+    """
 
 
 def record(
@@ -59,8 +69,9 @@ def record(
 
     :param session: The host's session on the current context.
     :param join: Join the session's in any case.
-    :raises TransactionEnded: What the host has written is gone.
-    :raises sqlalchemy.exc.SQLAlchemyError: Nothing was recorded, or will be.
+    :raises TransactionEnded: What the host has written is gone, or nobody knows.
+    :raises Settled: The host ended our work when that was done.
+    :raises BaseException: Nothing was recorded, or will be.
     """
     joined = host_transaction.to_join(session, engine, always=join)
 
@@ -79,25 +90,35 @@ def record(
             raise sa.exc.TimeoutError("No connection is left in the pool.")
 
         written = record_alone(engine, completion)
-    except (sa.exc.OperationalError, sa.exc.TimeoutError):
+    except (sa.exc.OperationalError, sa.exc.TimeoutError) as e:
         # To join would be to lose the row where the host only reads.
-        if not reads:
+        if not reads or interruption.find(e):
             raise
 
         host_transaction.follow(
             session, None, on_commit=alone, on_rollback=outcome.taken_back
         )
     else:
-        outcome.recorded() if written else outcome.adds_nothing()
+        _tell(outcome.recorded if written else outcome.adds_nothing)
 
 
 def _record_later(engine: sa.Engine, completion: Completion, outcome: Outcome) -> None:
     try:
         written = record_alone(engine, completion)
-    except Exception:
+    except BaseException as e:
         outcome.lost()
+
+        if found := interruption.find(e):
+            raise found from None
     else:
         outcome.recorded() if written else outcome.adds_nothing()
+
+
+def _tell(what: cabc.Callable[[], None]) -> None:
+    try:
+        what()
+    except BaseException as e:
+        raise Settled from e
 
 
 def record_alone(engine: sa.Engine, completion: Completion) -> bool:
@@ -111,7 +132,7 @@ def record_alone(engine: sa.Engine, completion: Completion) -> bool:
         return _insert_alone(engine, parameters)
 
     # SQLite has waited for the lock already: the host's request is not held up again.
-    with hide_parameters(), engine.begin() as connection:
+    with begin(engine) as connection:
         return _insert(connection, parameters)
 
 
@@ -131,25 +152,31 @@ def _join(
         )
 
     try:
-        with hide_parameters(), in_our_schema(connection, engine):
-            written = _insert_joined(connection, _parameters(completion))
-    except Exception as e:
-        if host_transaction.was_ended(joined, e):
-            host_transaction.refuse_commit(session, connection)
-            outcome.taken_back()
-            raise TransactionEnded from e
+        try:
+            with hide_parameters(), in_our_schema(connection, engine):
+                written = _insert_joined(connection, _parameters(completion))
+        except Exception as e:
+            if interruption.find(e) or host_transaction.was_ended(joined, e):
+                raise
 
-        # A lock that we did not get in time, the host may still get; a table that is
-        # not found here may be found there.
-        follow(alone)
-        return
+            # A lock that we did not get in time, the host may still get; a table that
+            # is not found here may be found there.
+            follow(alone)
+            return
 
-    if not written:
-        outcome.adds_nothing()
-    elif host_transaction.in_transaction(connection):
-        follow(outcome.recorded)
-    else:
-        outcome.recorded()
+        if joins := bool(written) and host_transaction.in_transaction(connection):
+            follow(outcome.recorded)
+    except BaseException as e:
+        if host_transaction.refuse_commit(session, connection):
+            _tell(outcome.taken_back)
+        else:
+            # Whether the row is there or not: afterwards it is.
+            follow(alone)
+
+        raise TransactionEnded from (interruption.find(e) or e)
+
+    if not joins:
+        _tell(outcome.recorded if written else outcome.adds_nothing)
 
 
 def _insert_joined(connection: sa.Connection, parameters: dict[str, t.Any]) -> bool:

@@ -19,6 +19,7 @@ from flask import has_request_context
 from flask import request
 from sqlalchemy import orm
 
+from .. import interruption
 from ..settings import get_state
 
 TRIES = 4
@@ -38,6 +39,38 @@ def connect(engine: sa.Engine) -> cabc.Iterator[sa.Connection]:
 
     with hide_parameters(), engine.connect() as connection:
         yield connection
+
+
+@contextlib.contextmanager
+def begin(engine: sa.Engine) -> cabc.Iterator[sa.Connection]:
+    """Open a connection to write by, and commit."""
+    with (
+        hide_parameters(),
+        engine.connect() as connection,
+        _dropped_if_cut_short(connection),  # the commit too
+        connection.begin(),
+        _dropped_if_cut_short(connection),
+    ):
+        yield connection
+
+
+@contextlib.contextmanager
+def _dropped_if_cut_short(connection: sa.Connection) -> cabc.Iterator[None]:
+    """Keep a connection from being used again where the host has ended our work: the
+    answer that is under way would be taken for that of the next statement.
+    """
+    try:
+        yield
+    except BaseException as e:
+        if (
+            interruption.find(e)
+            and not connection.invalidated
+            # It answers at once; and in memory, all would go with the connection.
+            and connection.dialect.name != "sqlite"
+        ):
+            connection.invalidate()
+
+        raise
 
 
 def in_session(
@@ -167,17 +200,18 @@ def in_transaction(
             end_hosts_transaction()
 
             try:
-                with hide_parameters(), engine.begin() as connection:
+                with begin(engine) as connection:
                     return work(connection, *args, **kwargs)
             except sa.exc.DBAPIError as e:
-                if not passes(e):
+                # Some drivers make an error of theirs of a time-out of the host's.
+                if not passes(e) or interruption.find(e):
                     raise
 
             time.sleep(random.uniform(0.01, 0.05) * 4**number)
 
         end_hosts_transaction()
 
-        with hide_parameters(), engine.begin() as connection:
+        with begin(engine) as connection:
             return work(connection, *args, **kwargs)
 
     return run
