@@ -637,8 +637,8 @@ def test_mistakes_in_a_test_are_told(sim: CredlySimulator) -> None:
     with pytest.raises(ValueError, match="state is 'gone'"):
         sim.change_template(template_id, state="gone")
 
-    with pytest.raises(ValueError, match="kind is 'badge'"):
-        sim.fail(t.cast(t.Any, "badge"))
+    with pytest.raises(ValueError, match="kind is 'badges'"):
+        sim.fail(t.cast(t.Any, "badges"))
 
     with pytest.raises(ValueError, match="how is 'slow'"):
         sim.fail("issue", how=t.cast(t.Any, "slow"))
@@ -1447,13 +1447,13 @@ def test_the_email_filter_can_miss_accepted_badges(
 @pytest.mark.parametrize(
     ("method", "path"),
     [
-        ("PUT", "/badges/{id}/revoke"),
+        ("POST", "/badges/{id}/revoke"),
         ("POST", "/badges/{id}/replace"),
         ("DELETE", "/badges/{id}"),
         ("POST", "/badges/batch"),
     ],
 )
-def test_badges_are_not_to_be_taken_back(
+def test_badges_are_not_to_be_replaced_or_deleted(
     caller: Caller, sim: CredlySimulator, method: str, path: str
 ) -> None:
     badge_id = sim.award(sim.add_template("Python 101"), "a@example.org")
@@ -1571,6 +1571,328 @@ def test_registering_demands_no_calls(sim: CredlySimulator) -> None:
         sim.register(mock)
 
     assert sim.received == []
+
+
+# The life of a badge
+
+
+def live(sim: Organization, badge_id: str, steps: str) -> None:
+    """Take steps of a badge's life, such as "accept reject"."""
+    for step in steps.split():
+        getattr(sim, {"revoke": "revoke_badge"}.get(step, step))(badge_id)
+
+
+def put_revoke(caller: Caller, badge_id: str, **body: t.Any) -> requests.Response:
+    body = {"reason": "Issued in error"} | body
+    return caller.call("PUT", f"/badges/{badge_id}/revoke", json=body)
+
+
+@pytest.mark.parametrize(
+    ("steps", "state", "shown"),
+    [
+        ("", "pending", "accept_badge_url"),
+        ("accept", "accepted", "badge_url"),
+        ("reject", "rejected", None),
+        ("accept reject", "rejected", None),
+        ("revoke", "revoked", None),
+        ("accept revoke", "revoked", None),
+        ("reject revoke", "revoked", None),
+    ],
+)
+def test_a_badge_has_its_state_its_time_and_its_address(
+    caller: Caller, sim: CredlySimulator, steps: str, state: str, shown: str | None
+) -> None:
+    badge_id = caller.issue(sim.add_template("Python 101")).json()["data"]["id"]
+    sim.advance(3600)
+    live(sim, badge_id, steps)
+
+    badge = caller.call("GET", f"/badges/{badge_id}").json()["data"]
+
+    assert badge["state"] == state
+    assert {"accept_badge_url", "badge_url"} & set(badge) == {shown} - {None}
+    assert (badge["state_updated_at"] is None) == (state == "pending")
+    assert (badge["state_updated_at"] or "") <= badge["updated_at"]
+    assert (badge["revocation_reason"] is None) == (state != "revoked")
+    assert (badge["updated_at"] > badge["created_at"]) == bool(steps)
+    assert [each.state for each in sim.history(badge_id)][-1] == state
+    assert len(sim.history(badge_id)) == len(steps.split()) + 1
+    assert sim.count("badge") == 1
+    assert sim.problems == []
+
+
+@pytest.mark.parametrize(
+    ("before", "step"),
+    [
+        ("accept", "accept"),
+        ("reject", "accept"),
+        ("reject", "reject"),
+        ("revoke", "accept"),
+        ("revoke", "reject"),
+        ("revoke", "revoke"),
+    ],
+)
+def test_what_cannot_become_of_a_badge_is_a_mistake_in_the_test(
+    sim: CredlySimulator, before: str, step: str
+) -> None:
+    badge_id = sim.award(sim.add_template("Python 101"), "a@example.org")
+    live(sim, badge_id, before)
+
+    with pytest.raises(ValueError, match="does not become"):
+        live(sim, badge_id, step)
+
+    assert len(sim.history(badge_id)) == 2
+
+
+def test_the_history_tells_who_did_it(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    ours = caller.issue(template_id).json()["data"]["id"]
+    sim.accept(ours)
+    put_revoke(caller, ours, suppress_revoke_notification_email=True)
+    by_hand = sim.award(template_id, "b@example.org")
+    sim.revoke_badge(by_hand, "Mistaken")
+
+    first, second, third = sim.history(ours)
+    assert [first.by, second.by, third.by] == ["request", "earner", "request"]
+    assert first.at <= second.at <= third.at
+    assert (third.reason, third.told) == ("Issued in error", False)
+    assert [each.by for each in sim.history(by_hand)] == ["issuer", "issuer"]
+    assert sim.history(by_hand)[-1].reason == "Mistaken"
+
+
+def test_a_pending_badge_may_have_a_time(caller: Caller, sim: CredlySimulator) -> None:
+    sim.pending_has_state_time = True
+
+    badge = caller.issue(sim.add_template("Python 101")).json()["data"]
+
+    assert badge["state_updated_at"] == badge["created_at"]
+
+
+@pytest.mark.parametrize("silent", [None, False, True])
+@pytest.mark.parametrize("before", ["", "accept", "reject"])
+def test_a_badge_is_revoked(
+    caller: Caller, sim: CredlySimulator, before: str, silent: bool | None
+) -> None:
+    badge_id = caller.issue(sim.add_template("Python 101")).json()["data"]["id"]
+    live(sim, badge_id, before)
+
+    response = put_revoke(caller, badge_id, suppress_revoke_notification_email=silent)
+
+    badge = response.json()["data"]
+    assert response.status_code == 200
+    assert response.json()["metadata"] == {}
+    assert badge == sim.badges[0]
+    assert (badge["id"], badge["state"]) == (badge_id, "revoked")
+    assert badge["revocation_reason"] == "Issued in error"
+    assert sim.history(badge_id)[-1].told is not silent or silent is None
+    assert sim.count("revoke") == 1
+    assert sim.problems == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "text"),
+    [
+        ({}, 422, "Reason can't be blank"),
+        ({"reason": None}, 422, "Reason can't be blank"),
+        ({"reason": "  "}, 422, "Reason can't be blank"),
+        ({"reason": 7}, 422, "Reason must be a string"),
+        (
+            {"reason": "x", "suppress_revoke_notification_email": "yes"},
+            422,
+            "Suppress revoke notification email is invalid",
+        ),
+        ([], 400, "JSON object"),
+        ("{", 400, "not valid JSON"),
+    ],
+)
+def test_a_revocation_of_the_wrong_form_is_refused(
+    caller: Caller, sim: CredlySimulator, body: t.Any, status: int, text: str
+) -> None:
+    badge_id = sim.award(sim.add_template("Python 101"), "a@example.org")
+    data = body if isinstance(body, str) else json.dumps(body)
+    headers: dict[str, str | None] = {"Content-Type": "application/json"}
+    path = f"/badges/{badge_id}/revoke"
+
+    response = caller.call("PUT", path, data=data, headers=headers)
+
+    assert response.status_code == status
+    assert text in message(response)
+    assert sim.badges[0]["state"] == "pending"
+    assert caller.call("PUT", path, data=data).status_code == 400  # says no JSON
+
+
+def test_who_may_not_revoke(caller: Caller, sim: CredlySimulator) -> None:
+    badge_id = sim.award(sim.add_template("Python 101"), "a@example.org")
+
+    assert put_revoke(caller, str(uuid.uuid4())).status_code == 404
+    form = caller.form(scope="badge_templates")
+    caller.token = caller.ask_token(form).json()["access_token"]
+    assert put_revoke(caller, badge_id).status_code == 403
+    caller.token = "unknown"
+    assert put_revoke(caller, badge_id).status_code == 401
+    assert sim.badges[0]["state"] == "pending"
+
+
+@pytest.mark.parametrize(
+    ("steps", "refused", "status"),
+    [
+        ("", {"revoked"}, 200),
+        ("", {"pending"}, 422),
+        ("accept", {"pending"}, 200),
+        ("reject", {"rejected"}, 422),
+        ("revoke", {"revoked"}, 422),
+        ("revoke", set(), 200),
+    ],
+)
+def test_which_badges_are_revoked_can_be_switched(
+    caller: Caller, sim: CredlySimulator, steps: str, refused: set[str], status: int
+) -> None:
+    badge_id = sim.award(sim.add_template("Python 101"), "a@example.org")
+    live(sim, badge_id, steps)
+    before = sim.history(badge_id)
+    sim.states_not_revoked = refused
+
+    response = put_revoke(caller, badge_id, reason="Another reason")
+
+    assert response.status_code == status
+    changed = status == 200 and steps != "revoke"
+    assert (sim.history(badge_id) != before) == changed
+    assert sim.problems == []  # somebody else revoked it
+
+
+def test_a_replaced_badge_is_not_revoked(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    old = sim.award(template_id, "earner@example.org")
+    assert caller.issue(template_id, duplicate_behavior="replace").status_code == 201
+
+    response = put_revoke(caller, old)
+
+    assert response.status_code == 422
+    assert "has been replaced" in message(response)
+    assert sim.badges[0]["state"] == "pending"
+
+
+def test_to_revoke_again_without_a_look_is_noted(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    badge_id = sim.award(sim.add_template("Python 101"), "a@example.org")
+
+    put_revoke(caller, badge_id, color="red")
+    put_revoke(caller, badge_id)
+    put_revoke(caller, badge_id)
+
+    unknown, second, third, count = sim.problems
+    assert "unknown field 'color'" in unknown
+    assert "revoked" in second and "revoked" in third
+    assert f"revoke request no. 3 for badge {badge_id}" in count
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("how", ["reset", "hang"])
+def test_the_answer_to_a_revocation_can_be_lost(
+    caller: Caller, sim: CredlySimulator, how: t.Any, after: bool
+) -> None:
+    badge_id = sim.award(sim.add_template("Python 101"), "a@example.org")
+    sim.fail("revoke", how=how, after=after)
+
+    with pytest.raises(requests.RequestException):
+        put_revoke(caller, badge_id)
+
+    assert sim.badges[0]["state"] == ("revoked" if after else "pending")
+
+
+def make_news(sim: CredlySimulator) -> list[str]:
+    """Have five badges; what became of three of them is not in their order."""
+    template_id = sim.add_template("Python 101")
+    ids = [sim.award(template_id, f"e{n}@example.org") for n in range(5)]
+
+    for number, step in ((3, "accept"), (0, "revoke"), (2, "reject")):
+        sim.advance(60)
+        live(sim, ids[number], step)
+
+    return [ids[number] for number in (2, 0, 3, 1, 4)]
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        (
+            {
+                "filter": "state::accepted,rejected,revoked",
+                "sort": "-state_updated_at",
+            },
+            [0, 1, 2],
+        ),
+        ({"filter": "state::accepted,rejected,revoked"}, [1, 0, 2]),
+        ({"sort": "-state_updated_at"}, [3, 4, 0, 1, 2]),
+        ({"sort": "state_updated_at"}, [2, 1, 0, 3, 4]),
+    ],
+)
+def test_the_news_can_be_listed(
+    caller: Caller, sim: CredlySimulator, query: dict[str, str], found: list[int]
+) -> None:
+    ids = make_news(sim)
+
+    rows = caller.badges(**query).json()["data"]
+
+    assert [row["id"] for row in rows] == [ids[number] for number in found]
+    assert sim.problems == []
+
+
+def test_the_order_of_the_news_can_be_ignored(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    ids = make_news(sim)
+    sim.ignored_sorts.add("state_updated_at")
+
+    body = caller.badges(
+        filter="state::accepted,rejected,revoked", sort="-state_updated_at"
+    ).json()
+
+    assert [row["id"] for row in body["data"]] == [ids[1], ids[0], ids[2]]
+    assert sim.problems == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "in_the_way", "status"),
+    [
+        ("", {"pending", "accepted", "rejected"}, 422),
+        ("accept", {"pending", "accepted", "rejected"}, 422),
+        ("reject", {"pending", "accepted", "rejected"}, 422),
+        ("reject", {"pending", "accepted"}, 201),
+        ("revoke", {"pending", "accepted", "rejected"}, 201),
+        ("revoke", {"pending", "accepted", "revoked"}, 422),
+    ],
+)
+def test_which_badge_is_in_the_way_can_be_switched(
+    caller: Caller, sim: CredlySimulator, steps: str, in_the_way: set[str], status: int
+) -> None:
+    template_id = sim.add_template("Python 101")
+    live(sim, sim.award(template_id, "earner@example.org"), steps)
+    assert sim.states_in_the_way == {"pending", "accepted", "rejected"}
+    sim.states_in_the_way = in_the_way
+
+    assert caller.issue(template_id).status_code == status
+
+
+def test_earners_act_over_http(
+    remote: Caller, sim: CredlySimulator, server: SimulatorServer
+) -> None:
+    template_id = sim.add_template("Python 101")
+    ids = [sim.award(template_id, f"e{n}@example.org") for n in range(3)]
+
+    def post(command: str, **options: t.Any) -> int:
+        url = f"http://127.0.0.1:{server.port}/_simulator/{command}"
+        return remote.session.post(url, json=options, timeout=5).status_code
+
+    assert post("accept", badge_id=ids[0]) == 200
+    assert post("reject", badge_id=ids[1]) == 200
+    assert post("revoke-badge", badge_id=ids[2], reason="Mistaken") == 200
+    states = [badge["state"] for badge in sim.badges]
+    assert states == ["accepted", "rejected", "revoked"]
+    assert sim.badges[2]["revocation_reason"] == "Mistaken"
+    assert post("accept", badge_id=ids[2]) == 400
+    assert post("accept", badge_id=str(uuid.uuid4())) == 400
+    assert post("accept") == 400
 
 
 # Control over HTTP
@@ -2058,14 +2380,17 @@ def test_a_command_serves_several_organizations() -> None:
         assert "--organizations" in refused.stderr
 
 
+MODULES = """
+rules shapes lists serving record manners book organization access endpoints control
+simulator __main__
+"""
+
+
 def test_its_modules_import_only_those_before_them() -> None:
     folder = pathlib.Path(testing.__file__).parent
     before = {"__init__"}
 
-    for name in (
-        *("rules", "lists", "serving", "record", "manners", "book", "organization"),
-        *("access", "endpoints", "control", "simulator", "__main__"),
-    ):
+    for name in MODULES.split():
         text = (folder / f"{name}.py").read_text()
         found = set(re.findall(r"^from \.(\w+) import", text, re.M))
         found |= set(re.findall(r"^from \. import (\w+)", text, re.M))

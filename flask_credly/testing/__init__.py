@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from .book import Change
 from .organization import Organization
 from .record import Received
 from .serving import SimulatorServer
 from .simulator import CredlySimulator
 
-__all__ = ["CredlySimulator", "Organization", "Received", "SimulatorServer"]
+__all__ = [
+    "Change",
+    "CredlySimulator",
+    "Organization",
+    "Received",
+    "SimulatorServer",
+]

@@ -65,7 +65,9 @@ def check_media_types(call: Call) -> None:
     if not any(_has_type(part, _JSON) for part in accepted):
         raise Refusal(400, "The Accept header must name application/json.")
 
-    if call.method == "POST" and not _has_type(call.headers.get("Content-Type"), _JSON):
+    content = call.headers.get("Content-Type")
+
+    if call.method in ("POST", "PUT") and not _has_type(content, _JSON):
         raise Refusal(400, "The Content-Type must be application/json.")
 
 

@@ -11,28 +11,58 @@ import typing as t
 import uuid
 
 from . import rules
+from . import shapes
+from .manners import Manners
 from .rules import Refusal
 from .rules import Row
 
+By = t.Literal["request", "issuer", "earner"]
 
-@dataclasses.dataclass
+_FROM = {
+    "accepted": ("pending",),
+    "rejected": ("pending", "accepted"),
+    "revoked": ("pending", "accepted", "rejected"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """A step in a badge's life.
+
+    :param state: What the badge became: ``"pending"`` when it was issued.
+    :param at: When, on the simulator's clock.
+    :param by: A ``"request"``, the ``"issuer"`` by hand, or the ``"earner"``.
+    :param reason: Why it was revoked.
+    :param told: Whether the earner was told that it was revoked.
+    """
+
+    state: str
+    at: float
+    by: By
+    reason: str | None = None
+    told: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Entry:
     """A badge in the book.
 
     :param row: The badge as Credly shows it.
-    :param booked_at: When it was written, on the simulator's clock.
-    :param asked_for: Whether a request issued it, and not somebody by hand.
+    :param history: How it came to be so, the first change first.
     """
 
     row: Row
-    booked_at: float
-    asked_for: bool
+    history: list[Change]
 
     @property
-    def stands(self) -> bool:
-        """Whether the badge is in the way of another one."""
-        replaced = self.row["replacement_badge_id"] is not None
-        return self.row["state"] != "revoked" and not replaced
+    def booked_at(self) -> float:
+        """When it was written."""
+        return self.history[0].at
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether a request issued it, and not somebody by hand."""
+        return self.history[0].by == "request"
 
 
 class Book:
@@ -41,6 +71,7 @@ class Book:
     :param clock: The simulator's time.
     :param users: Credly's users: the id of each by address, in small letters.
     :param note: Called with what a client should not have done.
+    :param manners: What the organization's switches say.
     """
 
     def __init__(
@@ -48,12 +79,14 @@ class Book:
         clock: cabc.Callable[[], float],
         users: dict[str, str],
         note: cabc.Callable[[str], None],
+        manners: Manners,
     ) -> None:
         self.templates: dict[str, Row] = {}
         self.entries: dict[str, Entry] = {}
         self._clock = clock
         self._users = users
         self._note = note
+        self._manners = manners
         self._late: list[tuple[float, object]] = []
         self._index: collections.defaultdict[tuple[str, str], list[Entry]] = (
             collections.defaultdict(list)
@@ -77,9 +110,9 @@ class Book:
         """Add a template.
 
         :param organization: The owner as templates show it.
-        :param options: See :func:`.rules.template_row`.
+        :param options: See :func:`.shapes.template_row`.
         """
-        self.templates[id] = rules.template_row(
+        self.templates[id] = shapes.template_row(
             id=id,
             organization=organization,
             now=self._now(),
@@ -102,13 +135,13 @@ class Book:
 
     # Badges
 
-    def find(self, badge_id: str) -> Row:
+    def find(self, badge_id: str) -> Entry:
         """Get a badge.
 
         :raises KeyError: If there is none with this id.
         """
         self.settle_late()
-        return self.entries[badge_id].row
+        return self.entries[badge_id]
 
     def select(
         self, email: str | None, earner_id: str | None, template_id: str | None
@@ -128,20 +161,36 @@ class Book:
         entries = self.entries.values()
         return [entry.row for entry in entries if entry.booked_at <= until]
 
-    def change_state(self, badge_id: str, state: str) -> Row:
-        """Write a new state. Get the badge."""
-        row = self.find(badge_id)
-        now = rules.stamp(self._now())
-        row.update(state=state, state_updated_at=now, updated_at=now)
-        row.pop("accept_badge_url", None)
-        return row
-
     def accept(self, badge_id: str) -> None:
-        row = self.change_state(badge_id, "accepted")
+        row = self._change(badge_id, "accepted", "earner")
         email = row["recipient_email"].casefold()
         user_id = self._users.setdefault(email, str(uuid.uuid4()))
         row["user"] = {"id": user_id, "first_name": row["issued_to_first_name"]}
         row["badge_url"] = f"https://badges.example.org/badges/{badge_id}"
+
+    def reject(self, badge_id: str) -> None:
+        self._change(badge_id, "rejected", "earner")
+
+    def revoke(self, badge_id: str, by: By, *, reason: str, told: bool) -> Row:
+        """Revoke a badge. Get it."""
+        row = self._change(badge_id, "revoked", by, reason=reason, told=told)
+        row["revocation_reason"] = reason
+        return row
+
+    def _change(self, badge_id: str, state: str, by: By, **more: t.Any) -> Row:
+        entry = self.find(badge_id)
+        row = entry.row
+
+        if row["state"] not in _FROM[state]:
+            raise ValueError(f"A badge that is {row['state']} does not become {state}.")
+
+        now = self._now()
+        text = rules.stamp(now)
+        row.update(state=state, state_updated_at=text, updated_at=text)
+        row.pop("accept_badge_url", None)
+        row.pop("badge_url", None)
+        entry.history.append(Change(state, now.timestamp(), by, **more))
+        return row
 
     def owns(self, row: Row, email: str) -> bool:
         """Whether a badge belongs to the user who has this address."""
@@ -154,28 +203,31 @@ class Book:
 
     # Issuing
 
-    def issue(self, body: object, at: float, *, asked: bool) -> Row:
+    def issue(self, body: object, at: float, by: By) -> Row:
         """Write a badge. Get it.
 
         :param body: The decoded body of the request.
         :param at: When it is written.
-        :param asked: Whether a request asks for it, and not somebody by hand.
+        :param by: Who does.
         :raises Refusal: If Credly would not issue it.
         """
         now = dt.datetime.fromtimestamp(at, dt.UTC)
         order = rules.read_order(body, self.templates, now)
         template = self.templates[order.template_id]
-        row = rules.badge_row(order, template, now)
+        row = shapes.badge_row(order, template, now)
         twin = self._find_twin(order)
 
         if twin is not None and not template["allow_duplicate_badges"]:
             _settle_duplicate(order, row, twin)
 
-        if asked:
+        if by == "request":
             self._note_second(order, row)
 
+        if not self._manners.pending_has_state_time:
+            row["state_updated_at"] = None
+
         template["badges_count"] += 1
-        self._enter(Entry(row, at, asked))
+        self._enter(Entry(row, [Change("pending", at, by)]))
         return row
 
     def issue_late(self, body: object, at: float) -> None:
@@ -190,7 +242,7 @@ class Book:
 
         for at, body in sorted(due, key=lambda item: item[0]):
             try:
-                self.issue(body, at, asked=True)
+                self.issue(body, at, "request")
             except Refusal:
                 pass
 
@@ -203,10 +255,14 @@ class Book:
 
         for key in keys:
             for entry in self._index[order.template_id, key]:
-                if entry.stands:
+                if self._stands(entry.row):
                     return entry.row
 
         return None
+
+    def _stands(self, row: Row) -> bool:
+        in_the_way = row["state"] in self._manners.states_in_the_way
+        return in_the_way and row["replacement_badge_id"] is None
 
     def _emails_of(self, email: str) -> list[str]:
         if (user_id := self._users.get(email.casefold())) is None:
@@ -246,11 +302,11 @@ def _settle_duplicate(order: rules.Order, row: Row, twin: Row) -> None:
 
     twin["replacement_badge_id"] = row["id"]
     row["replaces_badge_id"] = twin["id"]
-    row.update(rules.issued_keys(twin["issued_at"]))
+    row.update(shapes.issued_keys(twin["issued_at"]))
 
 
-def post_key(body: object) -> tuple[str, str] | None:
-    """Get the template and earner that an issue body is about."""
+def written_by(body: object) -> str | None:
+    """Get the template and the earner that an issue body is about, in words."""
     if not isinstance(body, dict):
         return None
 
@@ -260,7 +316,7 @@ def post_key(body: object) -> tuple[str, str] | None:
     if not all(isinstance(value, str) for value in (template_id, earner_id, email)):
         return None
 
-    return template_id.lower(), _who(earner_id, email)
+    return f"template {template_id.lower()} and {_who(earner_id, email)}"
 
 
 def _who(earner_id: str | None, email: str) -> str:

@@ -24,6 +24,9 @@ _COMMANDS = {
     "restore": "restore_client",
     "reset": "reset",
     "rate-limit": "rate_limit",
+    "accept": "accept",
+    "reject": "reject",
+    "revoke-badge": "revoke_badge",
 }
 
 
@@ -52,6 +55,8 @@ def _control(organizations: list[Organization], call: Call) -> Reply:
         given = json.loads(call.body or b"{}")
         organization, options = _pick(organizations, given)
         getattr(organization, _COMMANDS[command])(**options)
+    except KeyError as error:
+        return json_reply(400, {"error": f"There is no badge {error}."})
     except (TypeError, ValueError) as error:
         return json_reply(400, {"error": str(error)})
 

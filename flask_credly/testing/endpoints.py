@@ -12,6 +12,9 @@ from . import access
 from . import lists
 from . import rules
 from . import serving
+from . import shapes
+from .book import Entry
+from .book import written_by
 from .organization import Organization
 from .record import Kind
 from .rules import Refusal
@@ -74,7 +77,7 @@ def _organization_row(organization: Organization) -> Row:
 
 
 def _templates(organization: Organization, call: Call, org: str) -> Reply:
-    rows = [rules.shown_template(row) for row in organization.book.templates.values()]
+    rows = [shapes.shown_template(row) for row in organization.book.templates.values()]
     filters = lists.TEMPLATE_FILTERS
     return _list(organization, call, rows, filters, lists.TEMPLATE_SORTS)
 
@@ -83,7 +86,7 @@ def _template(organization: Organization, call: Call, org: str, id: str) -> Repl
     if (row := organization.book.templates.get(id.lower())) is None:
         raise Refusal(404, "Badge template not found")
 
-    return _one(rules.shown_template(row))
+    return _one(shapes.shown_template(row))
 
 
 # Badges
@@ -95,7 +98,7 @@ def _issue(organization: Organization, call: Call, org: str) -> Reply:
     for name in rules.unknown_fields(body):
         organization.record.note(call, f"unknown field {name!r}")
 
-    row = organization.book.issue(body, organization.clock(), asked=True)
+    row = organization.book.issue(body, organization.clock(), "request")
     return _one(row, 201)
 
 
@@ -128,8 +131,39 @@ def _badges(organization: Organization, call: Call, org: str) -> Reply:
 
 
 def _badge(organization: Organization, call: Call, org: str, id: str) -> Reply:
+    return _one(_find(organization, id).row)
+
+
+def _revoke(organization: Organization, call: Call, org: str, id: str) -> Reply:
+    entry = _find(organization, id)
+    body = _require_json(call)
+
+    for name in rules.unknown_fields(body, revoke=True):
+        organization.record.note(call, f"unknown field {name!r}")
+
+    reason, told = rules.read_revocation(body)
+    state, last = entry.row["state"], entry.history[-1]
+
+    if state == "revoked" and last.by == "request":
+        organization.record.note(call, "a badge was revoked that was so by a request")
+
+    because = "Validation failed: This badge cannot be revoked because it"
+
+    if entry.row["replacement_badge_id"] is not None:
+        raise Refusal(422, f"{because} has been replaced.")
+
+    if state in organization.states_not_revoked:
+        raise Refusal(422, f"{because} is {state}.")
+
+    if state != "revoked":
+        organization.book.revoke(id, "request", reason=reason, told=told)
+
+    return _one(entry.row)
+
+
+def _find(organization: Organization, badge_id: str) -> Entry:
     try:
-        return _one(organization.book.find(id))
+        return organization.book.find(badge_id)
     except KeyError:
         raise Refusal(404, "Badge not found") from None
 
@@ -155,7 +189,8 @@ def _list(
         rows = lists.select(rows, clauses, filters)
 
     if (text := query.get("sort")) is not None:
-        rows = lists.sort(rows, text, sorts)
+        honoured = set(sorts) - organization.ignored_sorts
+        rows = lists.sort(rows, text, honoured)
 
         for part in text.split("|"):
             if part.removeprefix("-") not in sorts:
@@ -211,6 +246,17 @@ def read_body(call: Call, kind: Kind) -> object | None:
         return t.cast(object, json.loads(call.body))
     except ValueError:
         return None
+
+
+def what_is_written(route: Route | None, body: object) -> str | None:
+    """Get what a request would write, in words. ``None`` if it writes nothing."""
+    if route is None:
+        return None
+
+    if route.kind == "issue":
+        return written_by(body)
+
+    return f"badge {route.found['id']}" if route.kind == "revoke" else None
 
 
 def _require_json(call: Call) -> object:
@@ -277,5 +323,6 @@ _ROUTES = (
     _route("template", "GET", "/<org>/badge_templates/<id>", _template, _TEMPLATES),
     _route("issue", "POST", "/<org>/badges", _issue, _BADGES),
     _route("look-up", "GET", "/<org>/badges", _badges, _BADGES),
-    _route("look-up", "GET", "/<org>/badges/<id>", _badge, _BADGES),
+    _route("badge", "GET", "/<org>/badges/<id>", _badge, _BADGES),
+    _route("revoke", "PUT", "/<org>/badges/<id>/revoke", _revoke, _BADGES),
 )

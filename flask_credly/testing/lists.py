@@ -81,7 +81,8 @@ def _sort_key(key: str) -> cabc.Callable[[Row], t.Any]:
     if key == "badge_templates[name]":
         return lambda row: row["badge_template"]["name"].casefold()
 
-    return lambda row: row[key]
+    # As the database does that Credly is thought to have: nothing is above all.
+    return lambda row: (row[key] is None, row[key] or "")
 
 
 def _same(key: str) -> cabc.Callable[[Row, str], bool]:

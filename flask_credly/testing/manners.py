@@ -62,9 +62,22 @@ class Manners:
     """Scopes that the OAuth application may ask for."""
 
     posts_allowed: int
-    """Issue requests for one template and earner before it is a problem. A test
-    in which an admin retries by hand needs more than the default of 2.
+    """Issue requests for one template and earner, or revoke requests for one badge,
+    before it is a problem. A test in which an admin retries by hand needs more than
+    the default of 2.
     """
+
+    ignored_sorts: set[str]
+    """Sort keys that are known, but pretended not to be."""
+
+    pending_has_state_time: bool
+    """Whether a pending badge has a ``state_updated_at``; not as it was seen."""
+
+    states_in_the_way: set[str]
+    """States in which a badge keeps its earner from getting the template again."""
+
+    states_not_revoked: set[str]
+    """States in which a request to revoke is refused."""
 
     def __init__(self, lock: threading.RLock) -> None:
         self.organization_mismatch_status = 404
@@ -78,6 +91,10 @@ class Manners:
         self.email_filter_finds_accepted = True
         self.granted_scopes = ("badge_templates", "issued_badges")
         self.posts_allowed = 2
+        self.ignored_sorts = set()
+        self.pending_has_state_time = False
+        self.states_in_the_way = {"pending", "accepted", "rejected"}
+        self.states_not_revoked = {"revoked"}
         self.lock = lock
         self._faults: list[Fault] = []
         self._rate_limit: RateLimit | None = None

@@ -11,7 +11,9 @@ import typing as t
 import uuid
 
 from . import rules
+from . import shapes
 from .book import Book
+from .book import Change
 from .manners import Manners
 from .record import check_kind
 from .record import Kind
@@ -103,12 +105,12 @@ class Organization(Manners):
         self._client_exists = True
         of_all = others[0].record if others else None
         self.record: Record = Record(service.is_secret, of_all)
-        self.book = Book(service.clock, service.users, self.record.add_problem)
+        self.book = Book(service.clock, service.users, self.record.add_problem, self)
         others.append(self)
 
     def row(self) -> Row:
         """Get the organization as Credly shows it."""
-        return rules.organization_row(self.organization_id, self.name)
+        return shapes.organization_row(self.organization_id, self.name)
 
     def clock(self) -> float:
         """Get the simulator's time in epoch seconds."""
@@ -211,7 +213,7 @@ class Organization(Manners):
                 "issuer_earner_id": issuer_earner_id,
                 "issued_at": rules.stamp(issued_at),
             }
-            return t.cast(str, self.book.issue(body, at, asked=False)["id"])
+            return t.cast(str, self.book.issue(body, at, "issuer")["id"])
 
     def accept(self, badge_id: str) -> None:
         """Accept a badge as its earner would."""
@@ -219,17 +221,21 @@ class Organization(Manners):
             self.book.accept(badge_id)
 
     def reject(self, badge_id: str) -> None:
-        """Reject a badge as its earner would."""
+        """Reject a badge as its earner would, also after it was accepted."""
         with self.lock:
-            self.book.change_state(badge_id, "rejected")
+            self.book.reject(badge_id)
 
     def revoke_badge(self, badge_id: str, reason: str = "Issued in error") -> None:
         """Revoke a badge as the issuer would in Credly's own pages. It does not
-        stand in the way of a new one any more.
+        stand in the way of a new one any more, see :attr:`states_in_the_way`.
         """
         with self.lock:
-            row = self.book.change_state(badge_id, "revoked")
-            row["revocation_reason"] = reason
+            self.book.revoke(badge_id, "issuer", reason=reason, told=True)
+
+    def history(self, badge_id: str) -> list[Change]:
+        """Get what became of a badge, from the time it was issued."""
+        with self.lock:
+            return list(self.book.find(badge_id).history)
 
     def add_account(self, *emails: str) -> str:
         """Tell that these addresses belong to one Credly user, who is the same to

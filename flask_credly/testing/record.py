@@ -12,7 +12,15 @@ from .serving import Call
 from .serving import Reply
 
 Kind = t.Literal[
-    "token", "templates", "template", "issue", "look-up", "organization", "other"
+    "token",
+    "templates",
+    "template",
+    "issue",
+    "look-up",
+    "badge",
+    "revoke",
+    "organization",
+    "other",
 ]
 
 KINDS: tuple[Kind, ...] = t.get_args(Kind)
@@ -63,7 +71,7 @@ class Record:
         self.problems: list[str] = []
         self.received: list[Received] = []
         self._of_all = of_all
-        self._posts: collections.Counter[tuple[str, str]] = collections.Counter()
+        self._writes: collections.Counter[str] = collections.Counter()
         self._is_secret = is_secret
 
     def add_problem(self, text: str) -> None:
@@ -87,7 +95,7 @@ class Record:
             self.note(call, "a page URL of an answer was followed")
 
         if kind == "other" and call.method != "GET" and _FORBIDDEN.match(call.path):
-            self.note(call, "revoke, replace, delete and batch are not to be called")
+            self.note(call, "replace, delete and batch are not to be called")
 
         if kind != "token" and any(one.encode() in call.body for one in secrets):
             self.note(call, "the client secret in the body")
@@ -107,20 +115,17 @@ class Record:
         if len(names) != len(set(names)):
             self.note(call, "a query parameter is repeated")
 
-    def count_post(self, call: Call, key: tuple[str, str], allowed: int) -> None:
-        """Count an issue request.
+    def count_write(self, call: Call, kind: Kind, about: str, allowed: int) -> None:
+        """Count a request that writes.
 
-        :param key: The template and the earner.
-        :param allowed: How many of them are no problem.
+        :param about: What it writes.
+        :param allowed: How many about the same are no problem.
         """
-        self._posts[key] += 1
+        key = f"{kind} {about}"
+        self._writes[key] += 1
 
-        if self._posts[key] > allowed:
-            self.note(
-                call,
-                f"issue request no. {self._posts[key]} for template {key[0]}"
-                f" and {key[1]}",
-            )
+        if self._writes[key] > allowed:
+            self.note(call, f"{kind} request no. {self._writes[key]} for {about}")
 
     def write(
         self,
@@ -162,7 +167,7 @@ class Record:
     def clear(self) -> None:
         self.problems.clear()
         self.received.clear()
-        self._posts.clear()
+        self._writes.clear()
 
 
 def check_kind(kind: str) -> None:

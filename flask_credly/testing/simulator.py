@@ -9,7 +9,6 @@ from . import access
 from . import control
 from . import endpoints
 from . import serving
-from .book import post_key
 from .organization import Organization
 from .organization import Service
 from .record import Kind
@@ -154,8 +153,10 @@ class CredlySimulator(Organization):
                 one.record.note(call, f"the simulator failed: {error!r}")
                 reply, counts = json_reply(500, {"error": repr(error)}), False
 
-            if kind == "issue" and counts and (key := post_key(body)) is not None:
-                one.record.count_post(call, key, one.posts_allowed)
+            about = endpoints.what_is_written(route, body)
+
+            if counts and about is not None:
+                one.record.count_write(call, kind, about, one.posts_allowed)
 
             received = one.record.write(
                 call,
@@ -188,13 +189,13 @@ def _decide(
     route: endpoints.Route | None,
     body: object,
 ) -> tuple[Reply, bool]:
-    """Get the answer, and whether it counts as an issue request."""
+    """Get the answer, and whether it counts where the request writes."""
     if (refusal := one.over_quota(kind)) is not None:
         return one.slowly(refusal), False
 
     if (fault := one.next_fault(kind)) is None:
         reply = endpoints.answer(one, call, route)
-        return one.slowly(reply), reply.status in (201, 422)
+        return one.slowly(reply), reply.status in (200, 201, 422)
 
     if fault.how == "late" and route is not None and kind == "issue":
         endpoints.issue_late(one, call, route, body, fault.delay)

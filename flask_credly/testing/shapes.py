@@ -1,0 +1,155 @@
+"""What Credly's templates, badges and organizations look like."""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+import re
+import uuid
+
+from . import rules
+from .rules import Row
+
+
+def template_row(
+    *,
+    id: str,
+    name: str,
+    state: str,
+    allow_duplicate_badges: bool,
+    image: bool,
+    organization: Row,
+    now: dt.datetime,
+    unknown_keys: bool,
+) -> Row:
+    """Make a row of the template list.
+
+    :param unknown_keys: Add keys that no client can know.
+    """
+    picture = {"id": str(uuid.uuid4()), "url": f"https://images.credly.com/{id}.png"}
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    row: Row = {
+        "id": id,
+        "name": name,
+        "description": f"Awarded for {name}.",
+        "state": state,
+        "public": True,
+        "visibility": "public",
+        "image": picture if image else None,
+        "image_url": picture["url"] if image else None,
+        "url": f"https://badges.example.org/badges/{id}",
+        "vanity_slug": slug,
+        "global_activity_url": None,
+        "level": None,
+        "cost": None,
+        "time_to_earn": None,
+        "type_category": None,
+        "skills": [],
+        "reporting_tags": [],
+        "allow_duplicate_badges": allow_duplicate_badges,
+        "lock_badge_state": False,
+        "recipient_type": "User",
+        "badges_count": 0,
+        "get_issue_count": 0,
+        "certification": False,
+        "criteria_url": None,
+        "criteria_url_name": None,
+        "printing_disabled": False,
+        "record_to_blockchain": False,
+        "send_expiring_badge_notifications": False,
+        "show_badge_lmi": True,
+        "show_skill_tag_links": True,
+        "alignments": [],
+        "recommendations": [],
+        "required_badge_templates": [],
+        "badge_template_activities": [],
+        "owner": organization,
+        "state_updated_at": rules.stamp(now),
+        "created_at": rules.stamp(now),
+        "updated_at": rules.stamp(now),
+    }
+
+    if unknown_keys:
+        row["default_expires_at_type"] = None
+        row["added_without_notice"] = {"nested": [1, None, True]}
+
+    return row
+
+
+def organization_row(id: str, name: str) -> Row:
+    """Make the organization as it appears as owner and issuer."""
+    return {
+        "type": "Organization",
+        "id": id,
+        "name": name,
+        "url": f"https://badges.example.org/organizations/{id}",
+        "vanity_url": "https://badges.example.org/org/example-academy",
+        "vanity_slug": "example-academy",
+        "verified": False,
+        "viewable": True,
+        "enable_blockchain": False,
+    }
+
+
+def shown_template(template: Row) -> Row:
+    """Get a template as the list shows it: a draft has no image."""
+    if template["state"] != "draft":
+        return template
+
+    return template | {"image": None, "image_url": None}
+
+
+def badge_row(order: rules.Order, template: Row, now: dt.datetime) -> Row:
+    """Make a new badge, pending."""
+    id = str(uuid.uuid4())
+    expires = order.expires_at and order.expires_at.astimezone(dt.UTC)
+    embedded = copy.deepcopy(shown_template(template))
+    embedded.pop("reporting_tags")
+
+    return {
+        "id": id,
+        "state": "pending",
+        "issued_to": f"{order.first_name} {order.last_name}",
+        "issued_to_first_name": order.first_name,
+        "issued_to_middle_name": order.options.get("issued_to_middle_name"),
+        "issued_to_last_name": order.last_name,
+        "issuer_earner_id": order.earner_id,
+        "recipient_email": order.email,
+        "locale": order.options.get("locale") or "en",
+        "public": False,
+        "suppress_badge_notification_email": bool(
+            order.options.get("suppress_badge_notification_email")
+        ),
+        **issued_keys(rules.stamp(order.issued_at)),
+        "expires_at": rules.stamp(expires) if expires else None,
+        "expires_at_date": expires.date().isoformat() if expires else None,
+        "created_at": rules.stamp(now),
+        "updated_at": rules.stamp(now),
+        "state_updated_at": rules.stamp(now),
+        "replacement_badge_id": None,
+        "replaces_badge_id": None,
+        "revocation_reason": None,
+        "country": order.options.get("country_name"),
+        "country_code": None,
+        "state_or_province": order.options.get("state_or_province"),
+        "image": embedded["image"] or {},
+        "image_url": embedded["image_url"],
+        "alignments": [],
+        "evidence": order.options.get("evidence") or [],
+        "badge_template": embedded,
+        "issuer": {
+            "summary": f"issued by {template['owner']['name']}",
+            "entities": [
+                {"label": "Issued by", "primary": True, "entity": template["owner"]}
+            ],
+        },
+        "created_by": {"type": "OauthApplication", "name": "Simulated application"},
+        "user": {},
+        "printing_enabled": True,
+        "print_method": "standard",
+        "accept_badge_url": f"https://badges.example.org/go/{id}/accept",
+    }
+
+
+def issued_keys(text: str) -> Row:
+    return {"issued_at": text, "issued_at_date": text[:10]}
