@@ -37,6 +37,8 @@ from flask import Flask
 from flask import g
 from flask import render_template_string
 from flask import Response
+from flask.sessions import SecureCookieSession
+from flask.sessions import SessionInterface
 from flask_sqlalchemy import SQLAlchemy
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -365,6 +367,34 @@ def converters_are_kept(host: Host) -> None:
     assert kept["credly"] is kept["path"] is host.app.extensions["converters"]
 
 
+class OnTheServer(SessionInterface):
+    """Keeps sessions on the server, as JSON."""
+
+    def __init__(self) -> None:
+        self.kept: dict[str, str] = {}
+
+    def open_session(self, app: Flask, request: t.Any) -> SecureCookieSession:
+        kept = self.kept.get(request.cookies.get("sid", ""), "{}")
+        return SecureCookieSession(json.loads(kept))
+
+    def save_session(self, app: Flask, session: t.Any, response: Response) -> None:
+        self.kept["only"] = json.dumps(dict(session))
+        response.set_cookie("sid", "only")
+
+
+def server_sessions(app: Flask, db: SQLAlchemy) -> None:
+    app.session_interface = OnTheServer()
+
+
+def named_as_ours(app: Flask, db: SQLAlchemy) -> None:
+    """Put into each address what ours use themselves."""
+
+    @app.url_defaults
+    def add(endpoint: str, values: dict[str, t.Any]) -> None:
+        values.setdefault("page", "2")
+        values.setdefault("q", "")
+
+
 POOL_OF_ONE = {"pool_size": 1, "max_overflow": 0, "pool_timeout": WAIT}
 EVERYWHERE = ("sqlite", "postgresql", "mariadb")
 
@@ -467,6 +497,18 @@ HOSTS: dict[str, Odd] = {
     ),
     "catch-all": Odd(catch_all),
     "languages": Odd(languages),
+    "server-sessions": Odd(server_sessions),
+    "addresses-with-our-names": Odd(named_as_ours),
+    "small-forms": Odd(
+        config={
+            "MAX_CONTENT_LENGTH": 2000,
+            "MAX_FORM_MEMORY_SIZE": 1000,
+            "MAX_FORM_PARTS": 10,
+        }
+    ),
+    "errors-are-trapped": Odd(
+        config={"TRAP_HTTP_EXCEPTIONS": True, "TRAP_BAD_REQUEST_ERRORS": True}
+    ),
     "own-converters": Odd(converters, converters_are_kept),
     "answers-in-json": Odd(app=lambda: Api("conftest")),
     "savepoint": Odd(savepoint, engine={"pool_size": 2, "max_overflow": 0}),
