@@ -1800,6 +1800,44 @@ def test_the_answer_to_a_revocation_can_be_lost(
     assert sim.badges[0]["state"] == ("revoked" if after else "pending")
 
 
+def test_a_revocation_can_be_late(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    ids = [sim.award(template_id, f"e{n}@example.org") for n in range(3)]
+    sim.fail("revoke", how="late", delay=60, times=3)
+
+    for badge_id in ids:
+        with pytest.raises(requests.ConnectionError):
+            put_revoke(caller, badge_id)
+
+    sim.revoke_badge(ids[1], "Mistaken")
+    sim.delete_badge(ids[2])
+    assert [badge["state"] for badge in sim.badges] == ["pending", "revoked"]
+    due = sim.clock() + 60
+    sim.advance(120)
+
+    assert [badge["state"] for badge in sim.badges] == ["revoked", "revoked"]
+    assert sim.history(ids[0])[-1].by == "request"
+    assert abs(sim.history(ids[0])[-1].at - due) < 5
+    assert [each.by for each in sim.history(ids[1])] == ["issuer", "issuer"]
+
+
+def test_a_deleted_badge_is_gone(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    badge_id = caller.issue(template_id).json()["data"]["id"]
+    kept = caller.issue(template_id, recipient_email="b@example.org").json()["data"]
+
+    sim.delete_badge(badge_id)
+
+    assert caller.call("GET", f"/badges/{badge_id}").status_code == 404
+    assert put_revoke(caller, badge_id).status_code == 404
+    assert [row["id"] for row in caller.badges().json()["data"]] == [kept["id"]]
+    assert caller.issue(template_id).status_code == 201
+    assert sim.problems == []
+
+    with pytest.raises(KeyError):
+        sim.delete_badge(badge_id)
+
+
 def make_news(sim: CredlySimulator) -> list[str]:
     """Have five badges; what became of three of them is not in their order."""
     template_id = sim.add_template("Python 101")

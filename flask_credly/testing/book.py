@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import collections.abc as cabc
+import contextlib
 import copy
 import dataclasses
 import datetime as dt
@@ -87,7 +88,7 @@ class Book:
         self._users = users
         self._note = note
         self._manners = manners
-        self._late: list[tuple[float, object]] = []
+        self._late: list[tuple[float, cabc.Callable[[float], object]]] = []
         self._index: collections.defaultdict[tuple[str, str], list[Entry]] = (
             collections.defaultdict(list)
         )
@@ -162,34 +163,42 @@ class Book:
         return [entry.row for entry in entries if entry.booked_at <= until]
 
     def accept(self, badge_id: str) -> None:
-        row = self._change(badge_id, "accepted", "earner")
+        row = self._change(badge_id, "accepted", "earner", self._clock())
         email = row["recipient_email"].casefold()
         user_id = self._users.setdefault(email, str(uuid.uuid4()))
         row["user"] = {"id": user_id, "first_name": row["issued_to_first_name"]}
         row["badge_url"] = f"https://badges.example.org/badges/{badge_id}"
 
     def reject(self, badge_id: str) -> None:
-        self._change(badge_id, "rejected", "earner")
+        self._change(badge_id, "rejected", "earner", self._clock())
 
-    def revoke(self, badge_id: str, by: By, *, reason: str, told: bool) -> Row:
-        """Revoke a badge. Get it."""
-        row = self._change(badge_id, "revoked", by, reason=reason, told=told)
+    def revoke(
+        self, badge_id: str, at: float, by: By, *, reason: str, told: bool
+    ) -> None:
+        row = self._change(badge_id, "revoked", by, at, reason=reason, told=told)
         row["revocation_reason"] = reason
-        return row
 
-    def _change(self, badge_id: str, state: str, by: By, **more: t.Any) -> Row:
+    def delete(self, badge_id: str) -> None:
+        gone = self.find(badge_id)
+        del self.entries[badge_id]
+
+        for entries in self._index.values():
+            entries[:] = [entry for entry in entries if entry is not gone]
+
+    def _change(
+        self, badge_id: str, state: str, by: By, at: float, **more: t.Any
+    ) -> Row:
         entry = self.find(badge_id)
         row = entry.row
 
         if row["state"] not in _FROM[state]:
             raise ValueError(f"A badge that is {row['state']} does not become {state}.")
 
-        now = self._now()
-        text = rules.stamp(now)
+        text = rules.stamp(dt.datetime.fromtimestamp(at, dt.UTC))
         row.update(state=state, state_updated_at=text, updated_at=text)
         row.pop("accept_badge_url", None)
         row.pop("badge_url", None)
-        entry.history.append(Change(state, now.timestamp(), by, **more))
+        entry.history.append(Change(state, at, by, **more))
         return row
 
     def owns(self, row: Row, email: str) -> bool:
@@ -230,21 +239,22 @@ class Book:
         self._enter(Entry(row, [Change("pending", at, by)]))
         return row
 
-    def issue_late(self, body: object, at: float) -> None:
-        """Write a badge at a later time, if it is not refused then."""
-        self._late.append((at, body))
+    def write_late(self, at: float, write: cabc.Callable[[float], object]) -> None:
+        """Write something at a later time, if it is not refused then.
+
+        :param write: Called with that time.
+        """
+        self._late.append((at, write))
 
     def settle_late(self) -> None:
-        """Write the late badges that are due."""
+        """Write what is late and now due."""
         now = self._clock()
         due = [item for item in self._late if item[0] <= now]
         self._late = [item for item in self._late if item[0] > now]
 
-        for at, body in sorted(due, key=lambda item: item[0]):
-            try:
-                self.issue(body, at, "request")
-            except Refusal:
-                pass
+        for at, write in sorted(due, key=lambda item: item[0]):
+            with contextlib.suppress(Refusal):
+                write(at)
 
     def _find_twin(self, order: rules.Order) -> Row | None:
         emails = {order.email.casefold(), *self._emails_of(order.email)}

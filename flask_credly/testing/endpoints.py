@@ -102,18 +102,6 @@ def _issue(organization: Organization, call: Call, org: str) -> Reply:
     return _one(row, 201)
 
 
-def issue_late(
-    organization: Organization, call: Call, route: Route, body: object, delay: float
-) -> None:
-    """Write the badge some seconds later, if the request is let in."""
-    try:
-        _admit(organization, call, route)
-    except Refusal:
-        return
-
-    organization.book.issue_late(body, organization.clock() + delay)
-
-
 def _badges(organization: Organization, call: Call, org: str) -> Reply:
     def has_email(row: Row, email: str) -> bool:
         if row["state"] == "accepted" and not organization.email_filter_finds_accepted:
@@ -141,12 +129,19 @@ def _revoke(organization: Organization, call: Call, org: str, id: str) -> Reply:
     for name in rules.unknown_fields(body, revoke=True):
         organization.record.note(call, f"unknown field {name!r}")
 
-    reason, told = rules.read_revocation(body)
-    state, last = entry.row["state"], entry.history[-1]
-
-    if state == "revoked" and last.by == "request":
+    if entry.row["state"] == "revoked" and entry.history[-1].by == "request":
         organization.record.note(call, "a badge was revoked that was so by a request")
 
+    _revoke_badge(organization, id, body, organization.clock())
+    return _one(entry.row)
+
+
+def _revoke_badge(
+    organization: Organization, badge_id: str, body: object, at: float
+) -> None:
+    entry = _find(organization, badge_id)
+    reason, told = rules.read_revocation(body)
+    state = entry.row["state"]
     because = "Validation failed: This badge cannot be revoked because it"
 
     if entry.row["replacement_badge_id"] is not None:
@@ -156,9 +151,27 @@ def _revoke(organization: Organization, call: Call, org: str, id: str) -> Reply:
         raise Refusal(422, f"{because} is {state}.")
 
     if state != "revoked":
-        organization.book.revoke(id, "request", reason=reason, told=told)
+        organization.book.revoke(badge_id, at, "request", reason=reason, told=told)
 
-    return _one(entry.row)
+
+def write_late(
+    organization: Organization, call: Call, route: Route, body: object, delay: float
+) -> None:
+    """Write what is asked for some seconds later, if the request is let in."""
+    book = organization.book
+
+    try:
+        _admit(organization, call, route)
+    except Refusal:
+        return
+
+    def write(at: float) -> None:
+        if route.kind == "issue":
+            book.issue(body, at, "request")
+        elif route.kind == "revoke":
+            _revoke_badge(organization, route.found["id"], body, at)
+
+    book.write_late(organization.clock() + delay, write)
 
 
 def _find(organization: Organization, badge_id: str) -> Entry:

@@ -116,7 +116,7 @@ class Manners:
         """Script a fault. Faults of one kind strike in the order they were scripted.
 
         :param kind: Which requests: ``"token"``, ``"templates"``, ``"issue"``,
-            ``"look-up"``, … or ``"*"`` for all.
+            ``"look-up"``, ``"revoke"``, … or ``"*"`` for all.
         :param times: How many requests. ``None`` until cleared.
         :param status: The status to send; 500 if left out.
         :param body: The body to send: text, bytes, or something to write as JSON.
@@ -124,8 +124,8 @@ class Manners:
         :param after: Process the request first: the badge is in the book.
         :param how: ``"answer"`` sends the scripted answer. ``"hang"`` waits
             ``delay`` seconds and closes the connection without an answer,
-            ``"reset"`` does so at once. ``"late"`` does so at once, too, and books
-            the badge ``delay`` seconds later on the simulator's clock.
+            ``"reset"`` does so at once. ``"late"`` does so at once, too, and issues or
+            revokes the badge ``delay`` seconds later on the simulator's clock.
             ``"truncate"`` cuts the body, ``"drip"`` sends it byte by byte with
             ``delay`` seconds between: the scripted body, or the true one if none
             is scripted; the request is processed then.

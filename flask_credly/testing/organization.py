@@ -230,7 +230,13 @@ class Organization(Manners):
         stand in the way of a new one any more, see :attr:`states_in_the_way`.
         """
         with self.lock:
-            self.book.revoke(badge_id, "issuer", reason=reason, told=True)
+            at = self.clock()
+            self.book.revoke(badge_id, at, "issuer", reason=reason, told=True)
+
+    def delete_badge(self, badge_id: str) -> None:
+        """Delete a badge as the issuer would, for good: nothing knows of it."""
+        with self.lock:
+            self.book.delete(badge_id)
 
     def history(self, badge_id: str) -> list[Change]:
         """Get what became of a badge, from the time it was issued."""

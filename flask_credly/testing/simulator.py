@@ -197,8 +197,8 @@ def _decide(
         reply = endpoints.answer(one, call, route)
         return one.slowly(reply), reply.status in (200, 201, 422)
 
-    if fault.how == "late" and route is not None and kind == "issue":
-        endpoints.issue_late(one, call, route, body, fault.delay)
+    if fault.how == "late" and route is not None:
+        endpoints.write_late(one, call, route, body, fault.delay)
 
     true = endpoints.answer(one, call, route) if fault.needs_true_answer else None
     reply = fault.reply(kind, true)
