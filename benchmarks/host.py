@@ -23,12 +23,12 @@ from flask_credly import Course
 from flask_credly import course_completed
 from flask_credly import Credly
 from flask_credly import Member
-from flask_credly.models import Connection
+from flask_credly.models import Account
 from flask_credly.models import CONNECTION_ID
 from flask_credly.models import Installation
 from flask_credly.models import Mapping
 from flask_credly.models import Template
-from flask_credly.settings import State
+from flask_credly.settings import AppState
 
 from .fake import template_id
 
@@ -64,8 +64,8 @@ class Host:
     db: SQLAlchemy
 
     @property
-    def state(self) -> State:
-        return t.cast(State, self.app.extensions["credly"])
+    def state(self) -> AppState:
+        return t.cast(AppState, self.app.extensions["credly"])
 
     @property
     def engine(self) -> sa.Engine:
@@ -172,7 +172,7 @@ def connect(host: Host, *, templates: int = 1, mappings: int = 1) -> Host:
     with orm.Session(host.engine) as session:
         session.add(Installation(id=1, key="installation"))
         session.add(
-            Connection(
+            Account(
                 id=CONNECTION_ID,
                 organization_id=ORGANIZATION_ID,
                 client_id="client",
@@ -266,8 +266,8 @@ _ISSUANCE = {
     "completed_at": f"'{NOW}'",
     "recorded_at": f"'{NOW}'",
     "attempts": "0",
-    "maybe_issued": "false",
-    "deaths": "0",
+    "outcome_unknown": "false",
+    "crashes": "0",
     "look_ups": "0",
     "test": "false",
     "bulk": "false",

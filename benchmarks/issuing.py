@@ -14,7 +14,7 @@ import psutil
 import redis
 import sqlalchemy as sa
 
-from flask_credly.issuing import bell
+from flask_credly.issuing import notifier
 from flask_credly.models import Issuance
 
 from . import peers
@@ -88,7 +88,7 @@ class Ours:
                     insert_due(connection, number, next(_prefixes))
 
                 for _ in range(rings):
-                    bell.ring(self.host.state, insist=True)
+                    notifier.notify(self.host.state, insist=True)
 
             return self.run(number, begin, **service)
 

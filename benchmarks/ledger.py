@@ -14,7 +14,7 @@ from sqlalchemy import event
 from flask_credly import connection
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
-from flask_credly.models import Connection
+from flask_credly.models import Account
 from flask_credly.models import LogEntry
 
 from .host import add_due
@@ -117,7 +117,7 @@ def remove(options: Options, database: str) -> cabc.Iterator[Result]:
         def prepare_and_measure() -> float:
             with engine.begin() as opened:
                 opened.execute(sa.delete(LogEntry))
-                opened.execute(sa.delete(Connection))
+                opened.execute(sa.delete(Account))
 
                 for table in ("connection", "log_entry"):
                     opened.exec_driver_sql(

@@ -26,7 +26,7 @@ from .catalog import KINDS
 from .catalog import read_id
 from .errors import CredlyError
 from .issuing import backfill as past
-from .issuing import bell
+from .issuing import notifier
 from .issuing import unrecorded
 from .issuing import workers
 from .issuing.trouble import explain
@@ -35,7 +35,7 @@ from .ledger import audit
 from .ledger import backfills
 from .ledger import issuances
 from .ledger import overview
-from .ledger import people
+from .ledger import privacy
 from .ledger import tables
 from .ledger import unrecorded as counted
 from .ledger.transaction import in_session
@@ -169,7 +169,7 @@ def sweep() -> None:
     state = get_state()
 
     with _queue_in_use():
-        due = look(state, bell.web_queue(state), insist=True)
+        due = look(state, notifier.web_queue(state), insist=True)
 
     _say("Badges are due. A worker was rung." if due else "No badge is due.")
 
@@ -214,7 +214,7 @@ def retry(ids: tuple[int, ...], everything: bool) -> None:
     )
     _say(f"{tried} to be issued once more.")
 
-    if tried and not bell.ring(state):
+    if tried and not notifier.notify(state):
         _say("Redis cannot be reached. A worker's sweep finds them.")
 
 
@@ -367,7 +367,7 @@ def restored(copy: bool) -> None:
         return
 
     click.echo("Each badge is looked up at Credly before it is issued.")
-    bell.ring(state)
+    notifier.notify(state)
 
 
 @click.option("--dry-run", is_flag=True, help="Look only.")
@@ -399,7 +399,7 @@ def rotate_keys(dry_run: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Count only.")
 def prune(dry_run: bool) -> None:
     """Forget what is older than the settings say. The worker does so once a day."""
-    from .ledger import prune as old
+    from .ledger import retention as old
 
     state = get_state()
 
@@ -421,7 +421,7 @@ def erase_member(member_id: str) -> None:
 
     Close the account first, so that no completion is signalled after it.
     """
-    erased = people.erase(
+    erased = privacy.erase(
         get_state().engine, _member_id(member_id), by=audit.COMMAND_LINE
     )
 
@@ -457,7 +457,7 @@ def erase_member(member_id: str) -> None:
 def export_member(member_id: str) -> None:
     """Print all that is stored about a member as JSON, by your id of the member."""
     engine = get_state().engine
-    found = people.export(engine, _member_id(member_id))
+    found = privacy.export(engine, _member_id(member_id))
 
     if found["badges"]:
         audit.note_alone(engine, audit.COMMAND_LINE, "export member")

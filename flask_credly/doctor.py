@@ -33,7 +33,7 @@ from .admin.rendering import layout_environment
 from .catalog import read_courses
 from .errors import CredlyError
 from .errors import SecretUnreadable
-from .issuing import bell
+from .issuing import notifier
 from .issuing import trouble
 from .issuing import unrecorded
 from .issuing import workers
@@ -43,13 +43,13 @@ from .ledger import overview
 from .ledger import tables
 from .ledger.transaction import cause
 from .ledger.transaction import in_session
+from .models import Account
 from .models import Base
-from .models import Connection
 from .models import Issuance
+from .settings import AppState
 from .settings import HOW_TO_READ
 from .settings import ignored
 from .settings import Settings
-from .settings import State
 from .settings import unknown
 
 if t.TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _error(detail: str, mend: str) -> Finding:
     return Finding("error", detail, mend)
 
 
-def examine(state: State) -> dict[str, Finding]:
+def examine(state: AppState) -> dict[str, Finding]:
     """Make all checks, and get what came of each by its name. The names stay the same
     from release to release. Raises nothing: a check that cannot be made says so.
 
@@ -147,7 +147,7 @@ def _make(
 
 
 class _Examination:
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: AppState) -> None:
         self._state = state
         self._config = state.app.config
         self._credly_ahead: float | None = None
@@ -477,7 +477,7 @@ class _Examination:
             socket_connect_timeout=_PATIENCE,
             retry=Retry(NoBackoff(), 0),
         )
-        return bell.make_queue(self._state.app, self._state.settings, patient)
+        return notifier.make_queue(self._state.app, self._state.settings, patient)
 
     def redis(self) -> Finding:
         try:
@@ -681,7 +681,7 @@ class _Examination:
 
         return self._age(row, number)
 
-    def _age(self, row: Connection, number: int) -> Finding:
+    def _age(self, row: Account, number: int) -> Finding:
         at = row.templates_synced_at
 
         if at is None:

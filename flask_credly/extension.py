@@ -26,22 +26,22 @@ from .catalog import read_completion
 from .catalog import read_id
 from .catalog import show
 from .cli import make_group
-from .issuing import bell
+from .issuing import notifier
 from .issuing import unrecorded
 from .ledger import host_transaction
-from .ledger import people
+from .ledger import privacy
 from .ledger import record
 from .ledger.transaction import hide_parameters
 from .ledger.transaction import in_our_schema
 from .models import copy_tables
 from .settings import ActorHook
 from .settings import AdminHook
+from .settings import AppState
 from .settings import get_state
 from .settings import Hook
 from .settings import MemberHook
 from .settings import PastHook
 from .settings import Settings
-from .settings import State
 from .settings import warn_of_ignored
 from .settings import warn_of_unknown
 
@@ -162,7 +162,7 @@ class Credly:
         settings = Settings.from_config(app.config)
         _check_routing(app, settings)
         _check_forms(app)
-        state = State(
+        state = AppState(
             app=app,
             settings=settings,
             db=_find_database(app),
@@ -184,7 +184,7 @@ class Credly:
         app.register_blueprint(make_blueprint(state.settings))
         app.cli.add_command(make_group())
 
-    def erase_member(self, member_id: str) -> people.Erased:
+    def erase_member(self, member_id: str) -> privacy.Erased:
         """Make everything that is stored about a member name nobody, and send nothing
         of it any more. For your own code that closes an account; do that first, so that
         no completion is signalled after it. Credly has to be asked separately.
@@ -201,9 +201,9 @@ class Credly:
 
         if joined := host_transaction.to_join(session, state.engine):
             with hide_parameters(), in_our_schema(joined.connection, state.engine):
-                return people.erase_in(joined.connection, member_id)
+                return privacy.erase_in(joined.connection, member_id)
 
-        return people.erase(state.engine, member_id)
+        return privacy.erase(state.engine, member_id)
 
     def export_member(self, member_id: str) -> dict[str, t.Any]:
         """Get everything that is stored about a member, fit for JSON. Needs an
@@ -213,7 +213,7 @@ class Credly:
         """
         state, member_id = get_state(), read_id(member_id, "member_id")
         state.check_ids(member_id=member_id)
-        return people.export(state.engine, member_id)
+        return privacy.export(state.engine, member_id)
 
 
 def _check_routing(app: Flask, settings: Settings) -> None:
@@ -378,7 +378,7 @@ def _record(app: Flask, given: dict[str, t.Any]) -> None:
     completion = read_completion(
         **{name: value for name, value in given.items() if name != "session"}
     )
-    state: State = app.extensions["credly"]
+    state: AppState = app.extensions["credly"]
 
     if has_app_context() and current_app._get_current_object() is app:  # type: ignore[attr-defined]
         _record_in_context(state, completion, session)
@@ -388,7 +388,7 @@ def _record(app: Flask, given: dict[str, t.Any]) -> None:
 
 
 def _record_in_context(
-    state: State, completion: Completion, session: t.Any | None
+    state: AppState, completion: Completion, session: t.Any | None
 ) -> None:
     state.check_ids(member_id=completion.member.id, course_id=completion.course_id)
     host = session if session is not None else state.session
@@ -416,11 +416,11 @@ def _record_in_context(
 class _Outcome:
     """What is done about a completion, whatever becomes of it."""
 
-    state: State
+    state: AppState
     completion: Completion
 
     def recorded(self) -> None:
-        bell.ring_soon(self.state)
+        notifier.notify_soon(self.state)
 
     def adds_nothing(self) -> None:
         # No member's id: what stands in the ledger is named by no record.

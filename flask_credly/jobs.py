@@ -17,14 +17,14 @@ from flask.cli import ScriptInfo
 
 from . import connection
 from .errors import CredlyError
-from .issuing import bell
+from .issuing import notifier
 from .issuing import workers
 from .issuing.backfill import run as run_backfills
 from .issuing.drain import drain as drain_ledger
 from .issuing.heal import heal as heal_ledger
 from .issuing.meanwhile import issuing_meanwhile
 from .issuing.stopping import stopping
-from .ledger.prune import prune as prune_ledger
+from .ledger.retention import prune as prune_ledger
 from .settings import get_state
 
 logger = logging.getLogger("flask_credly")
@@ -34,20 +34,20 @@ def drain() -> None:
     """Issue every badge that is due."""
     with _app().app_context():
         state = get_state()
-        bell.heard(state)
+        notifier.acknowledge(state)
         workers.sign_job(state)
 
         if drain_ledger(state):
-            bell.ring(state)
+            notifier.notify(state)
 
-        workers.note_success(state, bell.DRAIN)
+        workers.note_success(state, notifier.DRAIN)
 
 
 def backfill() -> None:
     """Record past completions, for every run that is due."""
     with _app().app_context(), issuing_meanwhile(get_state()):
         run_backfills(get_state())
-        workers.note_success(get_state(), bell.BACKFILL)
+        workers.note_success(get_state(), notifier.BACKFILL)
 
 
 def heal() -> None:
@@ -68,7 +68,7 @@ def sync() -> None:
                 extra={"credly_event": "templates_not_loaded"},
             )
 
-        workers.note_success(get_state(), bell.SYNC)
+        workers.note_success(get_state(), notifier.SYNC)
 
 
 def prune() -> None:
@@ -76,7 +76,7 @@ def prune() -> None:
     with _app().app_context(), issuing_meanwhile(get_state()):
         state = get_state()
         prune_ledger(state.engine, state.settings, stop=stopping)
-        workers.note_success(state, bell.PRUNE)
+        workers.note_success(state, notifier.PRUNE)
 
 
 def _app() -> Flask:

@@ -96,7 +96,7 @@ def warn_of_derived(config: Config) -> None:
 
 
 def _context_of(organization_id: str, field: str) -> str:
-    return f"credly_connection/{organization_id}/{field}"
+    return f"credly_account/{organization_id}/{field}"
 
 
 def seal(config: Config, value: str, organization_id: str, field: str) -> str:

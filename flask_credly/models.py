@@ -104,10 +104,10 @@ class Installation(Base):
     """The original is in use elsewhere: nothing is issued from here."""
 
 
-class Connection(Base):
+class Account(Base):
     """The one connection to a Credly organization, and the gates that stop it."""
 
-    __tablename__ = "credly_connection"
+    __tablename__ = "credly_account"
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True, autoincrement=False)
     organization_id: orm.Mapped[str] = orm.mapped_column(_id(36))
@@ -163,7 +163,7 @@ class Template(Base):
 
     id: orm.Mapped[str] = orm.mapped_column(_id(36), primary_key=True)
     connection_id: orm.Mapped[int] = orm.mapped_column(
-        sa.ForeignKey(Connection.id, ondelete="CASCADE"), index=True
+        sa.ForeignKey(Account.id, ondelete="CASCADE"), index=True
     )
     name: orm.Mapped[str] = orm.mapped_column(sa.String(255))
     image_url: orm.Mapped[str | None] = orm.mapped_column(sa.String(2000))
@@ -185,7 +185,7 @@ class Mapping(Base):
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
     connection_id: orm.Mapped[int] = orm.mapped_column(
-        sa.ForeignKey(Connection.id, ondelete="CASCADE"), index=True
+        sa.ForeignKey(Account.id, ondelete="CASCADE"), index=True
     )
     kind: orm.Mapped[str] = orm.mapped_column(_id(20))
     course_id: orm.Mapped[str] = orm.mapped_column(_id(191))
@@ -209,7 +209,7 @@ class RemovedMapping(Base):
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True, autoincrement=False)
     """Of the mapping, as it was."""
     connection_id: orm.Mapped[int] = orm.mapped_column(
-        sa.ForeignKey(Connection.id, ondelete="CASCADE"), index=True
+        sa.ForeignKey(Account.id, ondelete="CASCADE"), index=True
     )
     kind: orm.Mapped[str] = orm.mapped_column(_id(20))
     course_id: orm.Mapped[str] = orm.mapped_column(_id(191))
@@ -238,7 +238,7 @@ class Issuance(Base):
         sa.Index(None, "kind", "course_id", "id"),
         # For claim and sweep.
         sa.Index(None, "bulk", "due_at"),
-        sa.Index(None, "backfill_id", "state"),
+        sa.Index(None, "batch_id", "state"),
         Base.__table_args__,
     )
 
@@ -266,12 +266,12 @@ class Issuance(Base):
     """
     bulk: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
     """Recorded by a backfill: gives way to completions that come in."""
-    backfill_id: orm.Mapped[int | None]
+    batch_id: orm.Mapped[int | None]
     lease: orm.Mapped[str | None] = orm.mapped_column(_id(32), index=True)
     """The fencing token of the worker that holds the row."""
     attempts: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Requests to issue that count: at most two."""
-    maybe_issued: orm.Mapped[bool] = orm.mapped_column(
+    outcome_unknown: orm.Mapped[bool] = orm.mapped_column(
         default=False, server_default="0"
     )
     """A request went out and its outcome is not known: look before the next."""
@@ -285,7 +285,7 @@ class Issuance(Base):
     """Until when the last request may be on its way, or not show in Credly's lists: the
     end of the lease under which it was begun.
     """
-    deaths: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
+    crashes: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Workers that have died while they held the row."""
     look_ups: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Look-ups that had no clear answer."""
@@ -299,14 +299,14 @@ class Issuance(Base):
     """When it was made to name nobody: it is never tried again."""
 
 
-class Backfill(Base):
+class Batch(Base):
     """One run that records the past completions of a course."""
 
-    __tablename__ = "credly_backfill"
+    __tablename__ = "credly_batch"
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
     connection_id: orm.Mapped[int] = orm.mapped_column(
-        sa.ForeignKey(Connection.id, ondelete="CASCADE"), index=True
+        sa.ForeignKey(Account.id, ondelete="CASCADE"), index=True
     )
     kind: orm.Mapped[str] = orm.mapped_column(_id(20))
     course_id: orm.Mapped[str] = orm.mapped_column(_id(191))
@@ -370,7 +370,7 @@ class LogEntry(Base):
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
     connection_id: orm.Mapped[int] = orm.mapped_column(
-        sa.ForeignKey(Connection.id, ondelete="CASCADE"), index=True
+        sa.ForeignKey(Account.id, ondelete="CASCADE"), index=True
     )
     at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
     error: orm.Mapped[str] = orm.mapped_column(_id(50))

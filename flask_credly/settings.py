@@ -252,7 +252,7 @@ class Uncounted:
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
+class AppState:
     """What the extension knows of one application:
     ``app.extensions["credly"]``.
     """
@@ -302,13 +302,13 @@ class State:
         return self.db.session
 
 
-def get_state() -> State:
+def get_state() -> AppState:
     """Get the state of the current application.
 
     :raises RuntimeError: If the extension was not initialized on it.
     """
     try:
-        state: State = current_app.extensions["credly"]
+        state: AppState = current_app.extensions["credly"]
     except KeyError:
         raise RuntimeError(
             "Flask-Credly is not initialized on this app. Call 'credly.init_app(app)'."

@@ -26,7 +26,7 @@ msgstr ""
 
 """
 KEYWORDS = {
-    "mark": None,
+    "gettext_noop": None,
     "gettext": None,
     "ngettext": (1, 2),
     "credly_gettext": None,

@@ -36,7 +36,7 @@ from flask_credly import Member
 from flask_credly.models import Attempt
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
-from flask_credly.settings import State
+from flask_credly.settings import AppState
 from flask_credly.testing import CredlySimulator
 
 COURSES = [
@@ -192,8 +192,8 @@ class Host:
         self.credly = credly
 
     @property
-    def state(self) -> State:
-        return t.cast(State, self.app.extensions["credly"])
+    def state(self) -> AppState:
+        return t.cast(AppState, self.app.extensions["credly"])
 
     def complete(
         self,

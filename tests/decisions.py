@@ -111,7 +111,7 @@ def _line(rule: Rule) -> str:
         LAST[rule.last],
         THEN[rule.then],
         "yes" if rule.counts else "",
-        MAYBE[rule.maybe_issued],
+        MAYBE[rule.outcome_unknown],
         "Badge issuance failed" if rule.logged else "",
         rule.close or "",
     )

@@ -34,8 +34,8 @@ from test_pages import WINDOW
 from flask_credly import connection
 from flask_credly.ledger import audit
 from flask_credly.ledger import unrecorded
+from flask_credly.models import Account
 from flask_credly.models import AuditEntry
-from flask_credly.models import Connection
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
 
@@ -755,7 +755,7 @@ def test_the_connection_of_the_session_is_not_told_twice(
     host = connected.host
     (mapping,) = connection.list_mappings(host.db.session)
     connection.remove_mapping(host.state, mapping.id, by=ADMIN)
-    host.db.session.execute(sa.update(Connection).values(id=1))
+    host.db.session.execute(sa.update(Account).values(id=1))
     host.db.session.commit()
 
     assert len(records(caplog)) == 1

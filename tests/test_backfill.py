@@ -31,7 +31,7 @@ from flask_credly.issuing.stopping import stopping
 from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
-from flask_credly.models import Backfill
+from flask_credly.models import Batch
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
@@ -197,7 +197,7 @@ def test_a_run_is_stopped(school: School) -> None:
     session.execute(
         sa.update(Issuance)
         .where(Issuance.member_id == "1")
-        .values(state="sending", attempts=1, maybe_issued=True, lease="x")
+        .values(state="sending", attempts=1, outcome_unknown=True, lease="x")
     )
     session.commit()
 
@@ -319,7 +319,7 @@ def test_a_run_belongs_to_the_worker_that_took_it_last(school: School) -> None:
     engine = school.host.state.engine
     first = backfills.take(engine)
     session = school.host.db.session
-    session.execute(sa.update(Backfill).values(due_at=DAY))
+    session.execute(sa.update(Batch).values(due_at=DAY))
     session.commit()
     second = backfills.take(engine)
     assert first is not None and second is not None
@@ -381,13 +381,13 @@ def test_a_run_goes_on_after_a_crash(school: School) -> None:
 
     # Its lease runs out
     session = school.host.db.session
-    session.execute(sa.update(Backfill).values(due_at=DAY))
+    session.execute(sa.update(Batch).values(due_at=DAY))
     session.commit()
     assert backfills.any_due(school.host.state.engine)
     jobs.backfill()
 
     assert school.progress(run_id) == ("recorded", 700, 0, 0)
-    run = session.get(Backfill, run_id)
+    run = session.get(Batch, run_id)
     assert run is not None and run.completed == 700
 
 
@@ -453,7 +453,7 @@ def test_remove_ends_a_run(school: School) -> None:
     jobs.backfill()
 
     assert school.states() == {}
-    assert school.host.db.session.scalars(sa.select(Backfill)).all() == []
+    assert school.host.db.session.scalars(sa.select(Batch)).all() == []
 
 
 def test_a_mapping_that_is_removed_ends_a_run(school: School) -> None:

@@ -361,7 +361,7 @@ class TestTheLedgersPage:
     ) -> None:
         browser, connected, _ = mapped
         row = fail_one(connected)
-        row.maybe_issued = True
+        row.outcome_unknown = True
         row.organization_id = "another"
         connected.host.db.session.commit()
 

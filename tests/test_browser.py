@@ -49,11 +49,11 @@ from flask_credly import jobs
 from flask_credly import Member
 from flask_credly.credly.answers import clean
 from flask_credly.errors import CredlyError
-from flask_credly.issuing import bell
+from flask_credly.issuing import notifier
 from flask_credly.ledger import audit
 from flask_credly.ledger import backfills
 from flask_credly.ledger import gates
-from flask_credly.models import Connection
+from flask_credly.models import Account
 from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
 
@@ -317,12 +317,12 @@ class Site:
     def end_pause(self) -> None:
         with self.context():
             session = self.host.db.session
-            session.execute(sa.update(Connection).values(paused_until=None))
+            session.execute(sa.update(Account).values(paused_until=None))
             session.commit()
 
     def lose_worker(self) -> None:
         with self.context():
-            for each in rq.Worker.all(queue=bell.web_queue(self.host.state)):
+            for each in rq.Worker.all(queue=notifier.web_queue(self.host.state)):
                 each.register_death()
 
     def begin_backfill(self) -> None:

@@ -412,8 +412,10 @@ def test_a_worker_is_rung_for_a_new_row_only(
 ) -> None:
     host, enrolment = enrolled
     rung: list[None] = []
-    monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))
-    monkeypatch.setattr("flask_credly.issuing.bell.INTERVAL", 0)
+    monkeypatch.setattr(
+        "flask_credly.issuing.notifier.notify", lambda *_: rung.append(None)
+    )
+    monkeypatch.setattr("flask_credly.issuing.notifier.INTERVAL", 0)
 
     def complete(course_id: str = "py-101") -> None:
         if writes:
@@ -437,8 +439,10 @@ def test_many_completions_of_a_process_do_not_each_go_to_redis(
     connected: Connected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rung: list[None] = []
-    monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))
-    monkeypatch.setattr("flask_credly.issuing.bell.INTERVAL", 3600)
+    monkeypatch.setattr(
+        "flask_credly.issuing.notifier.notify", lambda *_: rung.append(None)
+    )
+    monkeypatch.setattr("flask_credly.issuing.notifier.INTERVAL", 3600)
 
     for number in range(50):
         connected.host.complete(str(number))
@@ -509,7 +513,7 @@ def test_a_queue_that_hangs_holds_one_thread(
     host.app.extensions["credly"] = dataclasses.replace(
         host.state, settings=settings, web_queue=WebQueue()
     )
-    monkeypatch.setattr("flask_credly.issuing.bell.INTERVAL", 0)
+    monkeypatch.setattr("flask_credly.issuing.notifier.INTERVAL", 0)
 
     for number in range(20):
         course_completed.send(
@@ -531,8 +535,10 @@ def test_a_process_that_gets_no_thread_rings_at_once(
         raise RuntimeError("can't start new thread")
 
     rung: list[None] = []
-    monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))
-    monkeypatch.setattr("flask_credly.issuing.bell.INTERVAL", 3600)
+    monkeypatch.setattr(
+        "flask_credly.issuing.notifier.notify", lambda *_: rung.append(None)
+    )
+    monkeypatch.setattr("flask_credly.issuing.notifier.INTERVAL", 3600)
     monkeypatch.setattr(threading.Timer, "start", start)
 
     for number in range(3):

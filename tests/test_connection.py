@@ -23,8 +23,8 @@ from flask_credly import keys
 from flask_credly.errors import ConnectionExpired
 from flask_credly.errors import CredlyError
 from flask_credly.errors import SecretUnreadable
+from flask_credly.models import Account
 from flask_credly.models import Base
-from flask_credly.models import Connection
 from flask_credly.models import Installation
 from flask_credly.models import Issuance
 from flask_credly.models import Template
@@ -67,7 +67,7 @@ class TestConnect:
             credly.organization_id,
             credly.client_id,
         )
-        stored = host.db.session.execute(sa.text("SELECT * FROM credly_connection"))
+        stored = host.db.session.execute(sa.text("SELECT * FROM credly_account"))
         assert credly.client_secret not in str(stored.all())
 
     @pytest.mark.parametrize(
@@ -512,7 +512,7 @@ class TestRemove:
 
         assert (host.row().state, host.row().email) == ("issued", "")
         assert [each.answer for each in host.attempts()] == ["issued"]
-        assert host.db.session.query(Connection).all() == []
+        assert host.db.session.query(Account).all() == []
 
     def test_a_failure_in_flight_leaves_no_log_behind(
         self, connected: Connected, monkeypatch: pytest.MonkeyPatch

@@ -33,11 +33,11 @@ from flask_credly import course_completed
 from flask_credly import Credly
 from flask_credly import jobs
 from flask_credly.credly import Client
-from flask_credly.issuing import bell
 from flask_credly.issuing import drain
+from flask_credly.issuing import notifier
 from flask_credly.ledger import claim
 from flask_credly.ledger import settle
-from flask_credly.models import Connection
+from flask_credly.models import Account
 from flask_credly.testing import CredlySimulator
 
 DIED = 137
@@ -45,8 +45,8 @@ DIED = 137
 # Where the process dies: what is replaced, and whether the true one is called first.
 POINTS: dict[str, tuple[object, str, bool]] = {
     "before the commit": (orm.Session, "commit", False),
-    "after the commit": (bell, "ring", False),
-    "after the bell": (bell, "ring", True),
+    "after the commit": (notifier, "notify", False),
+    "after the bell": (notifier, "notify", True),
     "after the claim": (claim, "claim", True),
     "after the look-up": (Client, "find", True),
     "before the request": (Client, "issue", False),
@@ -97,7 +97,7 @@ def child(config: dict[str, t.Any], point: str) -> None:
     with app.app_context():
         if point in AT_COMPLETION:
             session = app.extensions["sqlalchemy"].session
-            session.execute(sa.update(Connection).values(client_id="changed"))
+            session.execute(sa.update(Account).values(client_id="changed"))
             course_completed.send(app, member=a_member(), course_id="py-101")
             session.commit()
         else:

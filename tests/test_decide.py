@@ -70,14 +70,14 @@ TABLE: list[tuple[Phase, Answer, int, str, bool, bool | None, bool, str | None]]
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: f"{row[0]}-{row[1]}-{row[2]}")
 def test_each_answer_has_the_decided_consequence(row: t.Any) -> None:
-    phase, answer, attempts, then, counts, maybe_issued, logged, close = row
+    phase, answer, attempts, then, counts, outcome_unknown, logged, close = row
 
     rule = decide(phase, answer, attempts)
 
-    assert (then, counts, maybe_issued, logged, close) == (
+    assert (then, counts, outcome_unknown, logged, close) == (
         rule.then,
         rule.counts,
-        rule.maybe_issued,
+        rule.outcome_unknown,
         rule.logged,
         rule.close,
     )

@@ -44,12 +44,12 @@ from test_worker import WORKER
 
 from flask_credly import connection
 from flask_credly import Course
-from flask_credly.issuing import bell
+from flask_credly.issuing import notifier
 from flask_credly.issuing import workers
 from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.ledger import clock
 from flask_credly.ledger import gates
-from flask_credly.models import Connection
+from flask_credly.models import Account
 from flask_credly.models import Installation
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
@@ -157,7 +157,7 @@ def make_clinic(
             )
             stack.enter_context(host.app.app_context())
             patient = stack.enter_context(redis.Redis.from_url(redis_url))
-            queue = bell.make_queue(host.app, host.state.settings, patient)
+            queue = notifier.make_queue(host.app, host.state.settings, patient)
             host.state.web_queue.queue = queue
             return Clinic(connect(host, credly), queue, tmp_path, stack)
 
@@ -215,7 +215,7 @@ def older_key(clinic: Clinic) -> None:
 
 
 def token_of_other_keys(clinic: Clinic) -> None:
-    clinic.change(sa.update(Connection).values(token="sealed elsewhere"))
+    clinic.change(sa.update(Account).values(token="sealed elsewhere"))
 
 
 def misspelled_setting(clinic: Clinic) -> None:
@@ -318,13 +318,13 @@ def queue_shared(clinic: Clinic) -> None:
 
 
 def pickle_worker(clinic: Clinic) -> None:
-    bell.enqueue(clinic.queue, bell.DRAIN, insist=True)
+    notifier.enqueue(clinic.queue, notifier.DRAIN, insist=True)
     fail_jobs(clinic, rq.Queue(clinic.queue.name, connection=clinic.queue.connection))
 
 
 def failing_jobs(clinic: Clinic) -> None:
     clinic.queue.enqueue_call(
-        "flask_credly.jobs.gone", description=bell.DRAIN, failure_ttl=60
+        "flask_credly.jobs.gone", description=notifier.DRAIN, failure_ttl=60
     )
     fail_jobs(clinic, clinic.queue)
 
@@ -376,7 +376,7 @@ def unreachable(clinic: Clinic) -> None:
 
 
 def token_endpoint_down(clinic: Clinic) -> None:
-    clinic.change(sa.update(Connection).values(token=None))
+    clinic.change(sa.update(Account).values(token=None))
     clinic.credly.fail("token", status=503)
 
 
@@ -386,16 +386,16 @@ def template_archived(clinic: Clinic) -> None:
 
 def templates_old(clinic: Clinic) -> None:
     before = dt.datetime.now(dt.UTC) - dt.timedelta(days=3)
-    clinic.change(sa.update(Connection).values(templates_synced_at=before))
+    clinic.change(sa.update(Account).values(templates_synced_at=before))
 
 
 def templates_failed(clinic: Clinic) -> None:
     now = dt.datetime.now(dt.UTC)
-    clinic.change(sa.update(Connection).values(templates_failed_at=now))
+    clinic.change(sa.update(Account).values(templates_failed_at=now))
 
 
 def templates_never_loaded(clinic: Clinic) -> None:
-    clinic.change(sa.update(Connection).values(templates_synced_at=None))
+    clinic.change(sa.update(Account).values(templates_synced_at=None))
 
 
 def overdue(clinic: Clinic) -> None:
@@ -730,7 +730,7 @@ def test_it_changes_no_row_of_ours(clinic: Clinic) -> None:
         with clinic.host.state.engine.connect() as connected:
             return [
                 connected.execute(sa.select(table)).all()
-                for table in Connection.metadata.sorted_tables
+                for table in Account.metadata.sorted_tables
             ]
 
     clinic.host.complete()
@@ -843,7 +843,7 @@ def test_a_badge_that_waits_for_a_minute_while_nobody_listens_is_an_error(
 def test_nothing_of_redis_is_a_command_to_the_terminal(clinic: Clinic) -> None:
     """The name of an error, a worker, a mapped course."""
     queue, evil = clinic.queue, "\x1b]0;gotcha\x07\x9b31m\u202eError"
-    job = queue.enqueue_call("os.getcwd", description=bell.DRAIN, failure_ttl=60)
+    job = queue.enqueue_call("os.getcwd", description=notifier.DRAIN, failure_ttl=60)
     queue.failed_job_registry.add(job, ttl=60)
     rq.results.Result.create_failure(
         job,
@@ -872,14 +872,14 @@ def test_what_is_no_text_in_redis_hides_no_worker_and_no_failure(
     connection.sadd(f"rq:workers:{queue.name}", odd, prefix + odd)
     connection.hset(prefix + odd, mapping={"last_heartbeat": odd, "birth": odd})
     connection.expire(prefix + odd, 60)
-    connection.hset(clinic.worker.key, "credly_success:" + bell.DRAIN, "1" * 5000)
+    connection.hset(clinic.worker.key, "credly_success:" + notifier.DRAIN, "1" * 5000)
     registry = queue.failed_job_registry
     failed = {"exc_string": base64.b64encode(zlib.compress(b"OddError: x"))}
 
     for id_, described, worker in (
         (odd, b"", odd),
         (b"other", odd, odd),
-        (b"ours", bell.DRAIN.encode(), clinic.worker.name.encode()),
+        (b"ours", notifier.DRAIN.encode(), clinic.worker.name.encode()),
     ):
         connection.zadd(registry.key, {id_: time.time() + 60})
         connection.hset(b"rq:job:" + id_, "description", described)
@@ -899,7 +899,7 @@ def test_a_result_that_runs_as_it_is_read_is_not_read(clinic: Clinic) -> None:
     """Nor is one unpacked that fills the memory."""
     marker = clinic.folder / "marker"
     queue = clinic.queue
-    job = queue.enqueue_call("os.getcwd", description=bell.DRAIN, failure_ttl=60)
+    job = queue.enqueue_call("os.getcwd", description=notifier.DRAIN, failure_ttl=60)
     queue.failed_job_registry.add(job, ttl=60)
     bomb = base64.b64encode(zlib.compress(bytes(50_000_000)))
     queue.connection.xadd(
@@ -936,7 +936,7 @@ class Evil:
 class TestWorkersOfTwoApplications:
     def test_a_worker_says_whose_badges_it_issues(self, farm: Farm) -> None:
         process = farm.start(*WORKER)
-        queue = bell.web_queue(farm.host.state)
+        queue = notifier.web_queue(farm.host.state)
         own = workers.signature(farm.host.state.engine)
         wait_for(lambda: own in workers.listening(queue).values())
 
@@ -957,7 +957,7 @@ class TestWorkersOfTwoApplications:
 
     def test_rqs_own_worker_says_it_with_its_first_job(self, clinic: Clinic) -> None:
         no_worker(clinic)
-        bell.enqueue(clinic.queue, bell.DRAIN, insist=True)
+        notifier.enqueue(clinic.queue, notifier.DRAIN, insist=True)
 
         class Living(rq.SimpleWorker):
             def register_death(self) -> None:

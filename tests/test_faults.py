@@ -38,11 +38,11 @@ from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
 from flask_credly.ledger import overview
-from flask_credly.ledger import people
+from flask_credly.ledger import privacy
 from flask_credly.ledger import settle
+from flask_credly.models import Account
 from flask_credly.models import Attempt
 from flask_credly.models import Base
-from flask_credly.models import Connection
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
 from flask_credly.testing import CredlySimulator
@@ -325,7 +325,7 @@ class TestReadingIsNotWriting:
         host = connected.host
         session = host.db.session()
         event.listen(session, "after_commit", lambda _: host.complete(), once=True)
-        session.execute(sa.update(Connection).values(client_id="changed"))
+        session.execute(sa.update(Account).values(client_id="changed"))
         session.commit()
         host.db.session.remove()
 
@@ -335,7 +335,7 @@ class TestReadingIsNotWriting:
         self, connected: Connected, caplog: pytest.LogCaptureFixture
     ) -> None:
         host = connected.host
-        host.db.session.execute(sa.update(Connection).values(client_id="changed"))
+        host.db.session.execute(sa.update(Account).values(client_id="changed"))
         host.complete()
         host.db.session.remove()
 
@@ -693,8 +693,8 @@ def open_again(host: Host) -> None:
     past = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     host.db.session.rollback()
     host.db.session.execute(
-        sa.update(Connection)
-        .where(Connection.paused_until.is_not(None))
+        sa.update(Account)
+        .where(Account.paused_until.is_not(None))
         .values(paused_until=past)
     )
     host.db.session.commit()
@@ -876,7 +876,11 @@ class TestListsThatLag:
                 host.drain(2)
 
             row = host.row()
-            assert (row.state, row.due_at, row.maybe_issued) == ("failed", None, False)
+            assert (row.state, row.due_at, row.outcome_unknown) == (
+                "failed",
+                None,
+                False,
+            )
             assert row.error == told[0]
             assert (len(told), len(host.log())) == (1, 1)
             # By the member's name, and then what is at the address.
@@ -1117,7 +1121,7 @@ class TestRemoveInFlight:
 
             in_other_thread(fail, remove)
 
-            for model in (Connection, LogEntry, Attempt):
+            for model in (Account, LogEntry, Attempt):
                 assert host.db.session.scalars(sa.select(model)).all() == []
 
 
@@ -1126,7 +1130,7 @@ class TestRemoveInFlight:
     [
         {"settled_at": dt.datetime.now(dt.UTC) - dt.timedelta(days=2)},
         {"error": backfills.STOPPED},
-        {"error": people.CANCELLED},
+        {"error": privacy.CANCELLED},
     ],
     ids=["long ago", "stopped", "erased"],
 )

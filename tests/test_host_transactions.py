@@ -98,8 +98,10 @@ def members(host: Host) -> list[str]:
 @pytest.fixture
 def rung(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     rung: list[None] = []
-    monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))
-    monkeypatch.setattr("flask_credly.issuing.bell.INTERVAL", 0)
+    monkeypatch.setattr(
+        "flask_credly.issuing.notifier.notify", lambda *_: rung.append(None)
+    )
+    monkeypatch.setattr("flask_credly.issuing.notifier.INTERVAL", 0)
     return rung
 
 

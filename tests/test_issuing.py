@@ -34,7 +34,7 @@ from flask_credly.issuing.stopping import stopping
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import overview
-from flask_credly.models import Connection
+from flask_credly.models import Account
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
 
@@ -42,7 +42,7 @@ from flask_credly.testing import CredlySimulator
 def resume(host: Host) -> None:
     """Let the time of a pause pass."""
     before = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
-    host.db.session.execute(sa.update(Connection).values(paused_until=before))
+    host.db.session.execute(sa.update(Account).values(paused_until=before))
     host.db.session.commit()
 
 
@@ -419,7 +419,7 @@ class TestPauses:
         before = dt.datetime.now(dt.UTC)
         host.drain()
         after = dt.datetime.now(dt.UTC)
-        until = host.db.session.scalars(sa.select(Connection.paused_until)).one()
+        until = host.db.session.scalars(sa.select(Account.paused_until)).one()
 
         assert until is not None
         assert before <= until - dt.timedelta(seconds=seconds) <= after
@@ -642,7 +642,7 @@ class TestExpiry:
     def test_a_token_is_renewed_before_it_ends(self, connected: Connected) -> None:
         host, credly, _ = connected
         soon = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=30)
-        host.db.session.execute(sa.update(Connection).values(token_expires_at=soon))
+        host.db.session.execute(sa.update(Account).values(token_expires_at=soon))
         host.db.session.commit()
         tokens = credly.count("token")
         host.complete()
@@ -827,7 +827,7 @@ class TestLeases:
         )
         let_leases_end(host)
         claim.claim(host.state.engine, the_gate(host), limit=1, lease_seconds=60)
-        generation = host.db.session.scalars(sa.select(Connection.generation)).one()
+        generation = host.db.session.scalars(sa.select(Account.generation)).one()
 
         begun = claim.begin(host.state.engine, [row], generation, lease_seconds=60)
 
@@ -1255,7 +1255,9 @@ def test_a_worker_that_finds_much_calls_another(
         ringer.cancel()
 
     rung: list[None] = []
-    monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))
+    monkeypatch.setattr(
+        "flask_credly.issuing.notifier.notify", lambda *_: rung.append(None)
+    )
     connected.host.drain()
 
     assert len(rung) == calls

@@ -20,7 +20,7 @@ from cryptography.fernet import Fernet
 from flask_credly import connection
 from flask_credly import keys
 from flask_credly.ledger import gates
-from flask_credly.models import Connection
+from flask_credly.models import Account
 from flask_credly.testing import CredlySimulator
 
 OLD, NEW, *MORE = (Fernet.generate_key().decode() for _ in range(6))
@@ -37,9 +37,7 @@ def set_keys(host: Host, *given: str) -> None:
 def stored(host: Host) -> dict[str, str | None]:
     """The sealed values as they are in the database."""
     with host.state.engine.connect() as connected:
-        row = connected.execute(
-            sa.select(Connection.client_secret, Connection.token)
-        ).one()
+        row = connected.execute(sa.select(Account.client_secret, Account.token)).one()
 
     return row._asdict()
 
@@ -128,7 +126,7 @@ class TestRotating:
         with host.app.app_context():
             connect(host, credly)
             host.db.session.execute(
-                sa.update(Connection).values({field: Fernet(MORE[0]).encrypt(b"{}")})
+                sa.update(Account).values({field: Fernet(MORE[0]).encrypt(b"{}")})
             )
             host.db.session.commit()
             before = stored(host)
@@ -150,7 +148,7 @@ class TestRotating:
         with host.app.app_context():
             connect(host, credly)
             host.db.session.execute(
-                sa.update(Connection).values(client_secret=Connection.token)
+                sa.update(Account).values(client_secret=Account.token)
             )
             host.db.session.commit()
 
@@ -303,7 +301,7 @@ def follow(
     host: Host, begin: dict[str, t.Any], first: list[str], steps: tuple[str, ...]
 ) -> None:
     with host.state.engine.begin() as connected:
-        connected.execute(sa.update(Connection).values(begin))
+        connected.execute(sa.update(Account).values(begin))
 
     both = {"client_secret", "token"}
     given, fresh, dropped = list(first), iter([NEW, *MORE]), list[str]()
@@ -412,7 +410,7 @@ class TestALostKey:
         assert len(host.log()) == 1
 
         past = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
-        host.db.session.execute(sa.update(Connection).values(keyless_until=past))
+        host.db.session.execute(sa.update(Account).values(keyless_until=past))
         host.db.session.commit()
         host.drain()
         host.db.session.remove()

@@ -35,8 +35,8 @@ from flask_credly.ledger import clock
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
 from flask_credly.ledger import settle
-from flask_credly.models import Backfill
 from flask_credly.models import Base
+from flask_credly.models import Batch
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing import serving
 
@@ -217,7 +217,7 @@ class Ledger(stateful.RuleBasedStateMachine):
         jobs.backfill()
 
     def stop(self) -> None:
-        runs = sa.select(Backfill.id).order_by(Backfill.id.desc())
+        runs = sa.select(Batch.id).order_by(Batch.id.desc())
 
         if run_id := self.host.db.session.scalar(runs):
             backfills.stop(self.host.state.engine, run_id)

@@ -43,7 +43,7 @@ from flask_credly import issuance_paused
 from flask_credly import jobs
 from flask_credly import signals
 from flask_credly.credly import Client
-from flask_credly.issuing import bell
+from flask_credly.issuing import notifier
 from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.ledger import backfills
 from flask_credly.ledger import settle
@@ -313,7 +313,7 @@ def queue_unreachable(on: Connected, patch: pytest.MonkeyPatch) -> None:
 
 @provokes
 def queue_suspended(on: Connected, patch: pytest.MonkeyPatch) -> None:
-    queue = bell.web_queue(on.host.state)
+    queue = notifier.web_queue(on.host.state)
     suspension.suspend(queue.connection)
 
     try:
@@ -329,7 +329,7 @@ def sweep_failed(on: Connected, patch: pytest.MonkeyPatch) -> None:
         raise sa.exc.OperationalError("", {}, Exception("gone away"))
 
     patch.setattr("flask_credly.issuing.worker.sweep", look)
-    worker = CredlyWorker(on.host.app, bell.web_queue(on.host.state))
+    worker = CredlyWorker(on.host.app, notifier.web_queue(on.host.state))
     worker._sweep()
 
 
@@ -337,7 +337,7 @@ def sweep_failed(on: Connected, patch: pytest.MonkeyPatch) -> None:
 def tables_missing(on: Connected, patch: pytest.MonkeyPatch) -> None:
     on.host.db.session.remove()
     on.host.db.drop_all()
-    worker = CredlyWorker(on.host.app, bell.web_queue(on.host.state))
+    worker = CredlyWorker(on.host.app, notifier.web_queue(on.host.state))
     worker._sweep()
 
 

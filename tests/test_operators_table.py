@@ -25,10 +25,10 @@ from cryptography.fernet import Fernet
 from flask_credly import connection
 from flask_credly import doctor
 from flask_credly.errors import CredlyError
-from flask_credly.issuing import bell
+from flask_credly.issuing import notifier
 from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.ledger import gates
-from flask_credly.models import Connection
+from flask_credly.models import Account
 from flask_credly.testing import CredlySimulator
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / "docs/observing.md"
@@ -49,7 +49,7 @@ class Site:
     def __init__(self, connected: Connected, redis_url: str) -> None:
         self.host, self.credly, self.template_id = connected
         self.app = self.host.app
-        self.queue = bell.make_queue(
+        self.queue = notifier.make_queue(
             self.app, self.host.state.settings, redis.Redis.from_url(redis_url)
         )
         self.host.state.web_queue.queue = self.queue
@@ -84,7 +84,7 @@ class Site:
 
     def work(self) -> None:
         """Run a drain, as a worker that lives on."""
-        bell.enqueue(self.queue, bell.DRAIN, insist=True)
+        notifier.enqueue(self.queue, notifier.DRAIN, insist=True)
         self.rq.work(burst=True, logging_level="CRITICAL")
 
     def change(self, statement: t.Any) -> None:
@@ -215,7 +215,7 @@ def worker_with_another_key(site: Site) -> Mend:
         site.worker._ring(site.host.state)
         # Which it says every five seconds, and is believed for twenty.
         past = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
-        site.change(sa.update(Connection).values(keyless_until=past))
+        site.change(sa.update(Account).values(keyless_until=past))
 
     return mend
 
@@ -239,7 +239,7 @@ def firewall(site: Site) -> Mend:
     site.host.drain()
     # The first pauses take seconds, and a test may as well.
     later = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=5)
-    site.change(sa.update(Connection).values(paused_until=later))
+    site.change(sa.update(Account).values(paused_until=later))
 
     def mend() -> None:
         site.credly.clear_faults()
@@ -250,7 +250,7 @@ def firewall(site: Site) -> Mend:
 
 def let_pause_end(site: Site) -> None:
     past = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
-    site.change(sa.update(Connection).values(paused_until=past))
+    site.change(sa.update(Account).values(paused_until=past))
     site.host.make_due()
     site.host.drain(times=2)
 

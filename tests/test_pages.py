@@ -33,9 +33,9 @@ from flask_credly import connection
 from flask_credly import Course
 from flask_credly import issuance_paused
 from flask_credly.ledger import log
+from flask_credly.models import Account
 from flask_credly.models import AuditEntry
 from flask_credly.models import Base
-from flask_credly.models import Connection
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.models import Template
@@ -939,7 +939,7 @@ class TestState:
             values = {**values, "paused_until": later}
 
         if values:
-            connected.host.db.session.execute(sa.update(Connection).values(**values))
+            connected.host.db.session.execute(sa.update(Account).values(**values))
             connected.host.db.session.commit()
 
         listed = text_of(browser.get(LIST))
@@ -972,7 +972,7 @@ class TestState:
         browser, connected, _ = mapped
         session = connected.host.db.session
         before = dt.datetime(2026, 1, 2, 3, 4, tzinfo=dt.UTC)
-        session.execute(sa.update(Connection).values(checked_at=before))
+        session.execute(sa.update(Account).values(checked_at=before))
         session.commit()
         assert "2 Jan 2026, 03:04 UTC" in text_of(browser.get(WINDOW))
 
@@ -1040,7 +1040,7 @@ class TestState:
         assert "Solved since" not in shown
 
         past = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
-        host.db.session.execute(sa.update(Connection).values(paused_until=past))
+        host.db.session.execute(sa.update(Account).values(paused_until=past))
         host.db.session.commit()
         assert "Solved since" not in text_of(browser.get(WINDOW))
 
@@ -1122,7 +1122,7 @@ class TestState:
         mapped: tuple[Browser, Connected, int],
         redis_url: str,
     ) -> None:
-        from flask_credly.issuing import bell
+        from flask_credly.issuing import notifier
 
         browser, connected, _ = mapped
         import redis
@@ -1130,7 +1130,9 @@ class TestState:
         state = connected.host.state
         with redis.Redis.from_url(redis_url) as client:
             client.flushdb()
-            state.web_queue.queue = bell.make_queue(state.app, state.settings, client)
+            state.web_queue.queue = notifier.make_queue(
+                state.app, state.settings, client
+            )
             page = browser.get(WINDOW).text
 
         assert "No worker is running" in page
@@ -1174,7 +1176,7 @@ class TestState:
             if gone == "table":
                 host.db.drop_all()
             else:
-                statement = "ALTER TABLE credly_connection DROP COLUMN token"
+                statement = "ALTER TABLE credly_account DROP COLUMN token"
                 host.db.session.execute(sa.text(statement))
                 host.db.session.commit()
 

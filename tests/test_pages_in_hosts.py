@@ -47,9 +47,9 @@ from werkzeug.test import TestResponse
 
 from flask_credly import connection
 from flask_credly import Course
-from flask_credly.admin.address import read_key
-from flask_credly.admin.address import write_key
 from flask_credly.admin.blueprint import ROUTES
+from flask_credly.admin.query import read_key
+from flask_credly.admin.query import write_key
 from flask_credly.ledger import backfills
 from flask_credly.ledger import unrecorded
 from flask_credly.models import Base

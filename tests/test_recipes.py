@@ -51,8 +51,8 @@ from flask_credly import course_completed
 from flask_credly import Credly
 from flask_credly import keys
 from flask_credly import Member
+from flask_credly.models import Account
 from flask_credly.models import Base
-from flask_credly.models import Connection
 from flask_credly.models import copy_tables
 from flask_credly.models import Installation
 from flask_credly.models import Mapping
@@ -351,7 +351,7 @@ def connect(engine: sa.Engine) -> None:
     with orm.Session(engine) as session:
         session.add(Installation(id=1, key=uuid.uuid4().hex))
         session.add(
-            Connection(
+            Account(
                 id=1,
                 organization_id=ORGANIZATION_ID,
                 client_id=CLIENT_ID,

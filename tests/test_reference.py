@@ -24,7 +24,7 @@ from test_pages import WINDOW
 
 from flask_credly import connection
 from flask_credly import Member
-from flask_credly.models import Connection
+from flask_credly.models import Account
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
 from flask_credly.models import Mapping
@@ -86,7 +86,7 @@ def test_a04_nothing_is_saved_before_it_is_verified(
     assert browser.connect(credly, **changes).status_code == 422
 
     with host.app.app_context():
-        assert host.db.session.scalars(sa.select(Connection)).all() == []
+        assert host.db.session.scalars(sa.select(Account)).all() == []
 
 
 def test_a05_the_refusal_is_worded(browser: Browser, credly: CredlySimulator) -> None:
@@ -349,7 +349,7 @@ def test_a23_removing_deletes_credentials_mappings_and_log(
     host.drain(2)
     browser.post(f"{WINDOW}/remove")
 
-    for model in (Connection, Mapping, LogEntry):
+    for model in (Account, Mapping, LogEntry):
         assert host.db.session.scalars(sa.select(model)).all() == []
 
     raw = pathlib.Path(str(host.db.engine.url.database)).read_bytes()

@@ -81,13 +81,13 @@ from flask_credly.errors import CredlyError
 from flask_credly.errors import OutcomeUnknown
 from flask_credly.errors import SecretUnreadable
 from flask_credly.errors import Unavailable
-from flask_credly.issuing import bell
+from flask_credly.issuing import notifier
 from flask_credly.issuing.token import get_token
 from flask_credly.ledger import backfills
 from flask_credly.ledger import unrecorded
-from flask_credly.models import Backfill
+from flask_credly.models import Account
 from flask_credly.models import Base
-from flask_credly.models import Connection
+from flask_credly.models import Batch
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
 
@@ -895,7 +895,7 @@ def test_one_record_is_one_line(
                 host.complete(f"{kind} {status}")
                 host.drain()
                 host.db.session.execute(
-                    sa.update(Connection).values(
+                    sa.update(Account).values(
                         paused_until=None, token=None, expired=False
                     )
                 )
@@ -1029,7 +1029,7 @@ def test_a_form_takes_only_its_fields(filled: Filled) -> None:
         assert (first.kind, first.course_id) == ("course", "py-101")
         assert (second.id, second.kind, second.course_id) == (2, "course", "sql")
         assert (second.course_title, second.template_id) == ("SQL basics", template_id)
-        connected = host.db.session.scalars(sa.select(Connection)).one()
+        connected = host.db.session.scalars(sa.select(Account)).one()
         assert connected.organization_id == credly.organization_id
         row = host.rows()[-1]
         assert (row.state, row.test, row.attempts) == ("pending", True, 0)
@@ -1091,7 +1091,7 @@ def test_a_foreign_id_is_an_unknown_one(
     with host.app.app_context():
         # Numbers that stand nowhere else on a page.
         host.db.session.execute(sa.update(Mapping).values(id=4321))
-        host.db.session.execute(sa.update(Backfill).values(id=4321))
+        host.db.session.execute(sa.update(Batch).values(id=4321))
         host.db.session.commit()
         connection.remove(host.state)
         connect(host, credly)
@@ -1312,7 +1312,7 @@ def test_secrets_and_members_stay_where_they_belong(
     def work() -> None:
         with host.app.app_context():
             host.make_due()
-            queue = bell.web_queue(host.state)
+            queue = notifier.web_queue(host.state)
             assert queue is not None
             rq.SimpleWorker(
                 [queue], connection=client, serializer=queue.serializer
@@ -1351,7 +1351,7 @@ def test_secrets_and_members_stay_where_they_belong(
 
         with host.app.app_context():
             host.complete(member=dataclasses.replace(CANARY, id=f"c4nary-{status}"))
-            host.db.session.execute(sa.update(Connection).values(paused_until=None))
+            host.db.session.execute(sa.update(Account).values(paused_until=None))
             host.db.session.commit()
 
         work()
@@ -1457,7 +1457,7 @@ def test_a_traceback_with_variables_shows_no_secret(
             if kind == "token":
                 credly.revoke_tokens()
                 host.db.session.execute(
-                    sa.update(Connection).values(token=None, token_fetch_until=None)
+                    sa.update(Account).values(token=None, token_fetch_until=None)
                 )
                 host.db.session.commit()
 
@@ -1482,10 +1482,10 @@ def test_a_sealed_value_that_does_not_open_shows_nothing(
 
     with host.app.app_context():
         connect(host, credly)
-        row = host.db.session.scalars(sa.select(Connection)).one()
+        row = host.db.session.scalars(sa.select(Account)).one()
         token = get_token(host.state, row.generation).value
         moved = {"client_secret": row.token, "token": row.client_secret}
-        host.db.session.execute(sa.update(Connection).values(moved))
+        host.db.session.execute(sa.update(Account).values(moved))
         host.db.session.commit()
 
         with pytest.raises(SecretUnreadable) as caught:
@@ -1509,7 +1509,7 @@ def test_nothing_that_is_shown_to_a_developer_holds_a_secret(
             host.state.settings.token_url, credly.client_id, SECRET, timeout=1
         )
         shared = get_token(
-            host.state, host.db.session.scalars(sa.select(Connection.generation)).one()
+            host.state, host.db.session.scalars(sa.select(Account.generation)).one()
         )
         rows = [
             row
@@ -1573,10 +1573,10 @@ def test_a_forged_job_that_runs_when_it_is_read_is_refused(
     farm: Farm, tmp_path: pathlib.Path
 ) -> None:
     marker = tmp_path / "marker"
-    queue = bell.web_queue(farm.host.state)
+    queue = notifier.web_queue(farm.host.state)
     assert queue is not None
     forged = rq.Queue(queue.name, connection=farm.redis, serializer=pickle)
-    forged.enqueue_call(bell.DRAIN, args=(Evil(marker),))
+    forged.enqueue_call(notifier.DRAIN, args=(Evil(marker),))
     farm.run("flask", "credly", "worker", "--burst")
 
     assert not marker.exists()

@@ -39,8 +39,8 @@ from flask_credly.ledger import clock
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
 from flask_credly.ledger import settle
+from flask_credly.models import Account
 from flask_credly.models import Base
-from flask_credly.models import Connection
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
 
@@ -551,7 +551,7 @@ class TestMappedAgain:
         host = again.host
 
         if writes:
-            host.db.session.execute(sa.update(Connection).values(client_id="other"))
+            host.db.session.execute(sa.update(Account).values(client_id="other"))
 
         member = a_member("42")
         fresh = type(member)("42", "new@example.org", "Grace", "Example")
@@ -577,7 +577,7 @@ def test_a_completion_joins_and_goes_with_the_hosts_rollback_also_where_it_comes
     unmap(host)
     host.drain()
     connection.add_mapping(host.state, COURSES[0], template_id)
-    host.db.session.execute(sa.update(Connection).values(client_id="other"))
+    host.db.session.execute(sa.update(Account).values(client_id="other"))
     host.complete()
     host.db.session.rollback()
 
@@ -681,7 +681,7 @@ def world(credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def paused_for(host: Host, world: World) -> float:
-    until = host.db.session.scalars(sa.select(Connection.paused_until)).one()
+    until = host.db.session.scalars(sa.select(Account.paused_until)).one()
     host.db.session.remove()
     assert until is not None
     return (until - world.now).total_seconds()

@@ -38,7 +38,7 @@ from test_worker import WORKER
 
 from example_app.redis_server import free_port
 from example_app.redis_server import own_redis
-from flask_credly.issuing import bell
+from flask_credly.issuing import notifier
 from flask_credly.issuing import workers
 from flask_credly.issuing.trouble import _KNOWN
 from flask_credly.issuing.trouble import explain
@@ -501,7 +501,7 @@ def test_the_user_of_the_documentation_may_do_what_is_needed(
     ] * 3
     wait_for(
         lambda: any(
-            server.admin.hexists(key, f"credly_success:{bell.DRAIN}")
+            server.admin.hexists(key, f"credly_success:{notifier.DRAIN}")
             for key in server.admin.smembers("rq:workers")
         )
     )
@@ -584,9 +584,9 @@ def everywhere_with(
     with host.app.app_context():
         connect(host, credly)
         caplog.clear()
-        bell.ring(host.state, insist=True)
+        notifier.notify(host.state, insist=True)
         host.state.web_queue.silent_until = 0
-        bell.ring(host.state, insist=True)
+        notifier.notify(host.state, insist=True)
         log = caplog.text
         host.db.session.remove()
 
@@ -620,7 +620,7 @@ def test_the_log_says_it_once_until_it_is_over(
     def ring() -> int:
         host.state.web_queue.silent_until = 0
         caplog.clear()
-        bell.ring(host.state, insist=True)
+        notifier.notify(host.state, insist=True)
         return caplog.text.count("The queue cannot be reached")
 
     with host.app.app_context():

@@ -39,14 +39,14 @@ from flask_credly import Course
 from flask_credly import course_completed
 from flask_credly import jobs
 from flask_credly import Member
-from flask_credly.issuing import bell
 from flask_credly.issuing import meanwhile
+from flask_credly.issuing import notifier
 from flask_credly.issuing import unrecorded
 from flask_credly.ledger import backfills
-from flask_credly.ledger import people
+from flask_credly.ledger import privacy
 from flask_credly.ledger import unrecorded as counted
 from flask_credly.models import AuditEntry
-from flask_credly.models import Backfill
+from flask_credly.models import Batch
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.models import Unrecorded
@@ -120,7 +120,7 @@ class School:
 
     @property
     def redis(self) -> redis.Redis:
-        return bell.web_queue(self.host.state).connection
+        return notifier.web_queue(self.host.state).connection
 
     @property
     def key(self) -> str:
@@ -807,7 +807,7 @@ def test_what_has_a_row_is_left_alone(school: School, state: str) -> None:
 def test_an_erased_member_does_not_come_back(school: School) -> None:
     school.map_since(now() - DAY)
     school.complete("1")
-    people.erase(school.host.state.engine, "1")
+    privacy.erase(school.host.state.engine, "1")
     jobs.heal()
 
     assert len(school.host.rows()) == 1
@@ -819,7 +819,7 @@ def test_what_an_admin_stopped_stays_stopped(school: School) -> None:
     school.graduate("1")
     jobs.heal()
     session = school.host.db.session
-    run = session.scalars(sa.select(Backfill)).one()
+    run = session.scalars(sa.select(Batch)).one()
     assert run.healing
     backfills.stop(school.host.state.engine, run.id)
     jobs.heal()
@@ -833,7 +833,7 @@ def test_a_member_without_an_address_is_no_reason_to_begin(school: School) -> No
     jobs.heal()
 
     assert school.states() == {}
-    assert school.host.db.session.scalars(sa.select(Backfill)).all() == []
+    assert school.host.db.session.scalars(sa.select(Batch)).all() == []
 
 
 def test_the_switch(make_school: MakeSchool) -> None:
@@ -847,10 +847,10 @@ def test_the_switch(make_school: MakeSchool) -> None:
     assert "flask credly backfill" in school.window()
     jobs.heal()
     assert school.flask("sweep").exit_code == 0
-    jobs_there = bell.web_queue(school.host.state).jobs
+    jobs_there = notifier.web_queue(school.host.state).jobs
 
     assert school.states() == {}
-    assert bell.HEAL not in {job.func_name for job in jobs_there}
+    assert notifier.HEAL not in {job.func_name for job in jobs_there}
 
 
 def test_a_wrong_switch_is_refused(make_host: MakeHost) -> None:
@@ -885,13 +885,13 @@ def test_a_worker_heals_by_itself(
 ) -> None:
     school = make_school()
     assert school.flask("sweep").exit_code == 0
-    there = [job.func_name for job in bell.web_queue(school.host.state).jobs]
-    assert there.count(bell.HEAL) == 1
+    there = [job.func_name for job in notifier.web_queue(school.host.state).jobs]
+    assert there.count(notifier.HEAL) == 1
 
     # Once a day.
     assert school.flask("sweep").exit_code == 0
-    there = [job.func_name for job in bell.web_queue(school.host.state).jobs]
-    assert there.count(bell.HEAL) == 1
+    there = [job.func_name for job in notifier.web_queue(school.host.state).jobs]
+    assert there.count(notifier.HEAL) == 1
 
 
 # Giving way
@@ -974,7 +974,7 @@ def test_one_worker_issues_while_a_host_is_slow(farm: Farm) -> None:
     farm.host.db.session.remove()
     wait_for(lambda: farm.redis.smembers("rq:workers"))
     backfills.start(farm.host.state.engine, mapping_id)
-    bell.ask_for_backfill(farm.host.state)
+    notifier.ask_for_backfill(farm.host.state)
     wait_for(lambda: started(farm))
     begun = time.monotonic()
     farm.host.complete("live")
@@ -985,4 +985,4 @@ def test_one_worker_issues_while_a_host_is_slow(farm: Farm) -> None:
 
 
 def started(farm: Farm) -> bool:
-    return bell.web_queue(farm.host.state).started_job_registry.get_job_count() > 0
+    return notifier.web_queue(farm.host.state).started_job_registry.get_job_count() > 0

@@ -41,10 +41,10 @@ from test_pages import WINDOW
 
 from flask_credly import connection
 from flask_credly import Course
+from flask_credly import i18n
 from flask_credly import jobs
-from flask_credly import words
 from flask_credly.ledger import audit
-from flask_credly.models import Connection
+from flask_credly.models import Account
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
 from flask_credly.models import Template
@@ -273,14 +273,14 @@ class TestGerman:
         one = "%(number)s badge is tried once more."
         many = "%(number)s badges are tried once more."
 
-        assert words.ngettext(one, many, number) == said
-        assert words.html_ngettext(one, many, number) == said
+        assert i18n.ngettext(one, many, number) == said
+        assert i18n.html_ngettext(one, many, number) == said
 
     @pytest.mark.usefixtures("request_context")
     def test_times(self) -> None:
         at = dt.datetime(2026, 5, 1, 9, 5, tzinfo=dt.UTC)
 
-        assert words.moment(at) == "1 Mai 2026, 09:05 UTC"
+        assert i18n.format_datetime(at) == "1 Mai 2026, 09:05 UTC"
 
     def test_a_translation_brings_no_tags_in(
         self, mapped: tuple[Browser, Connected, int]
@@ -298,10 +298,10 @@ class TestGerman:
         message = "Change[[ mapping for %(course)s]]"
         before = 'Ändern<span class="credly-hidden">, Zuordnung von '
 
-        assert words.html_gettext(message, course="<i>]]") == (
+        assert i18n.html_gettext(message, course="<i>]]") == (
             f"{before}&lt;i&gt;]]</span>"
         )
-        assert words.html_gettext(message, course=Markup("<i>")) == (
+        assert i18n.html_gettext(message, course=Markup("<i>")) == (
             f"{before}<i></span>"
         )
 
@@ -389,7 +389,7 @@ class TestOtherLanguages:
         host = make_host(setup=speaking("pl", tmp_path))
 
         with host.app.test_request_context():
-            found = [words.ngettext(self.ONE, self.MANY, each) for each in (1, 3, 5)]
+            found = [i18n.ngettext(self.ONE, self.MANY, each) for each in (1, 3, 5)]
 
         assert found == ["jeden", "3 kilka", "5 wiele"]
 
@@ -427,16 +427,16 @@ class TestOtherLanguages:
         write_catalogue(tmp_path, "de", german)
         host = make_host(setup=speaking("de", tmp_path))
 
-        assert words.gettext("Failed") == "Failed"
+        assert i18n.gettext("Failed") == "Failed"
 
         with host.app.app_context():
-            assert words.gettext("Failed") == "Failed"
+            assert i18n.gettext("Failed") == "Failed"
 
     def test_another_extension_of_that_name_is_left_alone(self, host: Host) -> None:
         host.app.extensions["babel"] = object()
 
         with host.app.test_request_context():
-            assert words.gettext("Failed") == "Failed"
+            assert i18n.gettext("Failed") == "Failed"
 
 
 class TestEnglish:
@@ -446,12 +446,12 @@ class TestEnglish:
     def test_numbers(self, number: int, said: str) -> None:
         one, many = "%(number)s badge", "%(number)s badges"
 
-        assert words.ngettext(one, many, number) == said
-        assert words.html_ngettext(one, many, number) == said
+        assert i18n.ngettext(one, many, number) == said
+        assert i18n.html_ngettext(one, many, number) == said
 
     def test_a_message_without_its_value_is_our_mistake(self) -> None:
         with pytest.raises(KeyError):
-            words.gettext("Saved %(time)s", at="now")
+            i18n.gettext("Saved %(time)s", at="now")
 
     def test_a_host_without_flask_babel_needs_none(self) -> None:
         code = """
@@ -695,7 +695,7 @@ class TestNothingIsForgotten:
             for name, value in values.items()
         }
         session = connected.host.db.session
-        session.execute(sa.update(Connection).values(**values))
+        session.execute(sa.update(Account).values(**values))
 
         if overdue:
             session.execute(

@@ -42,13 +42,13 @@ from flask_credly import connection
 from flask_credly import course_completed
 from flask_credly import jobs
 from flask_credly.errors import CredlyError
-from flask_credly.issuing import bell
+from flask_credly.issuing import notifier
 from flask_credly.issuing import workers
 from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.issuing.worker import OwnJob
 from flask_credly.ledger import backfills
 from flask_credly.ledger import gates
-from flask_credly.models import Connection
+from flask_credly.models import Account
 from flask_credly.models import Issuance
 from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
@@ -170,7 +170,7 @@ class Farm:
 
     @property
     def redis(self) -> redis.Redis:
-        return bell.web_queue(self.host.state).connection
+        return notifier.web_queue(self.host.state).connection
 
     def wait_for_badges(self, number: int) -> None:
         wait_for(lambda: len(self.credly.badges) >= number)
@@ -211,7 +211,7 @@ def farm(
 
         # A busy machine may keep Redis longer than a web request would wait for it.
         patient = redis.Redis.from_url(redis_url)
-        host.state.web_queue.queue = bell.make_queue(
+        host.state.web_queue.queue = notifier.make_queue(
             host.app, host.state.settings, patient
         )
 
@@ -258,11 +258,11 @@ def test_many_completions_are_one_job(farm: Farm) -> None:
     for number in range(50):
         farm.host.complete(str(number))
 
-    assert bell.web_queue(farm.host.state).count == 1
+    assert notifier.web_queue(farm.host.state).count == 1
 
 
 def test_a_completion_after_the_drain_began_rings_anew(farm: Farm) -> None:
-    queue = bell.web_queue(farm.host.state)
+    queue = notifier.web_queue(farm.host.state)
     farm.host.complete("1")
     farm.host.drain()
     farm.host.complete("2")
@@ -275,7 +275,7 @@ def test_a_completion_after_the_drain_began_rings_anew(farm: Farm) -> None:
 
 
 def test_the_bell_is_rung_after_the_hosts_commit(farm: Farm) -> None:
-    queue = bell.web_queue(farm.host.state)
+    queue = notifier.web_queue(farm.host.state)
     queue.empty()
     farm.redis.flushdb()
     farm.host.db.session.execute(sa.text("UPDATE credly_template SET name = 'x'"))
@@ -292,7 +292,7 @@ def test_a_process_that_ends_at_once_rings_all_the_same(farm: Farm) -> None:
     farm.redis.flushdb()
 
     assert farm.run("flask", "complete") == ""
-    assert bell.web_queue(farm.host.state).count == 1
+    assert notifier.web_queue(farm.host.state).count == 1
 
 
 FORK = """
@@ -332,7 +332,7 @@ def test_a_process_rings_that_was_forked_after_a_completion(farm: Farm) -> None:
 
 
 def test_a_redis_that_comes_back_empty_knows_its_workers_again(farm: Farm) -> None:
-    queue = bell.web_queue(farm.host.state)
+    queue = notifier.web_queue(farm.host.state)
     signed = [workers.signature(farm.host.state.engine)]
     farm.start(*WORKER)
     wait_for(lambda: list(workers.listening(queue).values()) == signed)
@@ -407,7 +407,7 @@ def test_a_killed_worker_loses_nothing(farm: Farm) -> None:
     kill_family(worker.pid)
     worker.wait()
     row = farm.host.row()
-    assert (row.state, row.attempts, row.maybe_issued) == ("sending", 1, True)
+    assert (row.state, row.attempts, row.outcome_unknown) == ("sending", 1, True)
 
     farm.host.make_due()
     farm.run(*WORKER, "--burst")
@@ -501,7 +501,7 @@ def test_missing_tables_are_said_once_until_they_are_there(
 
     with host.app.app_context():
         host.db.drop_all()
-        worker = CredlyWorker(host.app, bell.web_queue(host.state))
+        worker = CredlyWorker(host.app, notifier.web_queue(host.state))
         caplog.clear()
 
         for _ in range(3):
@@ -549,7 +549,7 @@ def test_a_worker_told_to_stop_while_the_database_hangs_stops(farm: Farm) -> Non
 
 def test_a_worker_stops_also_where_the_signals_exception_was_lost(farm: Farm) -> None:
     """As by code that lets none pass, such as a finalizer."""
-    worker = CredlyWorker(farm.host.app, bell.web_queue(farm.host.state))
+    worker = CredlyWorker(farm.host.app, notifier.web_queue(farm.host.state))
     worker.told_to_stop = True
 
     with pytest.raises(StopRequested):
@@ -606,7 +606,7 @@ def test_four_workers_at_once_issue_each_badge_once(farm: Farm) -> None:
 
     for _ in range(4):
         farm.start(*WORKER, "--burst")
-        bell.ring(farm.host.state, insist=True)
+        notifier.notify(farm.host.state, insist=True)
 
     farm.wait_for_badges(100)
     wait_for(lambda: farm.states() == {"issued": 100})
@@ -624,7 +624,7 @@ def test_failed_registry_empty_after_failures(farm: Farm) -> None:
     farm.credly.clear_faults()
 
     assert farm.host.row().state == "failed"
-    assert bell.web_queue(farm.host.state).failed_job_registry.count == 0
+    assert notifier.web_queue(farm.host.state).failed_job_registry.count == 0
 
 
 def test_json_job_on_pickle_worker_is_visible(farm: Farm) -> None:
@@ -741,13 +741,13 @@ def test_a_list_of_templates_that_is_old_is_loaded_by_the_worker(farm: Farm) -> 
     session = farm.host.db.session
     farm.credly.add_template("Added since")
     old = dt.datetime.now(dt.UTC) - dt.timedelta(days=2)
-    session.execute(sa.update(Connection).values(templates_synced_at=old))
+    session.execute(sa.update(Account).values(templates_synced_at=old))
     session.commit()
     asked = farm.credly.count("templates")
 
     def is_synced() -> bool:
         session.rollback()
-        return session.scalar(sa.select(Connection.templates_synced_at)) != old
+        return session.scalar(sa.select(Account.templates_synced_at)) != old
 
     farm.start(*WORKER)
     wait_for(is_synced)
@@ -760,7 +760,7 @@ def test_a_list_of_templates_that_is_old_is_loaded_by_the_worker(farm: Farm) -> 
 def test_a_list_that_could_not_be_loaded_is_left_for_an_hour(farm: Farm) -> None:
     session = farm.host.db.session
     old = dt.datetime.now(dt.UTC) - dt.timedelta(days=2)
-    session.execute(sa.update(Connection).values(templates_synced_at=old))
+    session.execute(sa.update(Account).values(templates_synced_at=old))
     session.commit()
     farm.credly.fail("templates", status=503)
 
@@ -771,7 +771,7 @@ def test_a_list_that_could_not_be_loaded_is_left_for_an_hour(farm: Farm) -> None
     assert gate is not None and not gate.sync_due
 
     before = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=61)
-    session.execute(sa.update(Connection).values(templates_failed_at=before))
+    session.execute(sa.update(Account).values(templates_failed_at=before))
     session.commit()
     gate = gates.read(farm.host.state.engine)
     assert gate is not None and gate.sync_due
@@ -786,7 +786,7 @@ def test_a_backlog_makes_no_queue_of_jobs(
     monkeypatch.setattr("flask_credly.issuing.drain.BUDGET", 0.05)
     farm.redis.flushdb()
 
-    queue = bell.web_queue(farm.host.state)
+    queue = notifier.web_queue(farm.host.state)
 
     for _ in range(6):
         queue.connection.lpop(queue.key)  # as a worker takes the job that it runs
@@ -796,33 +796,33 @@ def test_a_backlog_makes_no_queue_of_jobs(
 
 
 def test_sweep_rings(farm: Farm) -> None:
-    queue = bell.web_queue(farm.host.state)
+    queue = notifier.web_queue(farm.host.state)
     farm.redis.flushdb()
 
     assert "No badge is due." in farm.run("flask", "credly", "sweep")
-    assert [job.func_name for job in queue.jobs] == [bell.PRUNE]
+    assert [job.func_name for job in queue.jobs] == [notifier.PRUNE]
 
     farm.host.complete()
     farm.redis.flushdb()
 
     assert "A worker was rung." in farm.run("flask", "credly", "sweep")
-    assert [job.func_name for job in queue.jobs] == [bell.DRAIN, bell.PRUNE]
+    assert [job.func_name for job in queue.jobs] == [notifier.DRAIN, notifier.PRUNE]
 
 
 def test_sweep_sees_to_all_that_a_worker_of_ours_does_by_itself(farm: Farm) -> None:
     host = farm.host
     mapping = connection.list_mappings(host.state.session)[0]
     backfills.start(host.state.engine, mapping.id, None)
-    host.db.session.execute(sa.update(Connection).values(templates_synced_at=None))
+    host.db.session.execute(sa.update(Account).values(templates_synced_at=None))
     host.db.session.commit()
     farm.redis.flushdb()
     farm.run("flask", "credly", "sweep")
-    queue = bell.web_queue(host.state)
+    queue = notifier.web_queue(host.state)
 
     assert [job.func_name for job in queue.jobs] == [
-        bell.SYNC,
-        bell.BACKFILL,
-        bell.PRUNE,
+        notifier.SYNC,
+        notifier.BACKFILL,
+        notifier.PRUNE,
     ]
 
 
@@ -832,7 +832,9 @@ def test_a_job_rings_by_itself_as_its_process_ends_without_a_thread(
     """A job of the host's, that completes several courses."""
     monkeypatch.setattr("rq.get_current_job", lambda: object())
     rung: list[None] = []
-    monkeypatch.setattr("flask_credly.issuing.bell.ring", lambda *_: rung.append(None))
+    monkeypatch.setattr(
+        "flask_credly.issuing.notifier.notify", lambda *_: rung.append(None)
+    )
     farm.host.complete("1")
     farm.host.complete("2")
 
@@ -859,7 +861,7 @@ def test_description_has_no_args_and_redis_nothing_of_a_member(farm: Farm) -> No
     for key in farm.redis.scan_iter():
         dump += key + (farm.redis.dump(key) or b"")
 
-    queue = bell.web_queue(farm.host.state)
+    queue = notifier.web_queue(farm.host.state)
     (job,) = queue.jobs
     assert (job.args, job.kwargs) in [((), {}), ([], {})]
     assert job.description == job.func_name == "flask_credly.jobs.drain"
@@ -871,7 +873,7 @@ def test_description_has_no_args_and_redis_nothing_of_a_member(farm: Farm) -> No
 @pytest.mark.parametrize("function", ["os.system", "subprocess.call"])
 def test_forged_os_system_job_refused(farm: Farm, function: str) -> None:
     marker = pathlib.Path(farm.folder / "marker")
-    queue = bell.web_queue(farm.host.state)
+    queue = notifier.web_queue(farm.host.state)
     job = queue.enqueue(function, f"touch {marker}", failure_ttl=60)
     farm.run(*WORKER, "--burst")
 
@@ -902,7 +904,7 @@ class Forger:
             ]
         )
 
-    def job(self, *, described: str = bell.PRUNE, **fields: t.Any) -> str:
+    def job(self, *, described: str = notifier.PRUNE, **fields: t.Any) -> str:
         """Write a job that names code wherever RQ lets one, and get its id."""
         job_id = uuid.uuid4().hex
         evil = pickle.dumps(Evil(self.marker))
@@ -973,7 +975,9 @@ def test_what_a_forged_job_names_is_neither_called_nor_asked(
     """One that succeeds, one that is refused, one of pickles, and one that is too big
     for the memory.
     """
-    evil = zlib.compress(pickle.dumps((bell.DRAIN, None, (Evil(forger.marker),), {})))
+    evil = zlib.compress(
+        pickle.dumps((notifier.DRAIN, None, (Evil(forger.marker),), {}))
+    )
     forger.push(
         forger.job(),
         forger.job(described="gadget.go"),
@@ -1060,7 +1064,7 @@ def test_a_forged_entry_that_is_no_job_stops_no_worker(
 
 def test_no_command_by_redis_reaches_a_worker(farm: Farm, forger: Forger) -> None:
     worker = farm.start(*WORKER)
-    queue = bell.web_queue(farm.host.state)
+    queue = notifier.web_queue(farm.host.state)
     wait_for(lambda: workers.listening(queue))
     (name,) = workers.listening(queue)
 
@@ -1113,7 +1117,7 @@ def test_no_other_part_of_rq_makes_code_or_a_request_of_what_is_in_redis() -> No
 def test_a_job_takes_nothing_from_redis_but_which_of_ours_it_is() -> None:
     fields = re.findall(r"obj(?:\.get\(|\[)'(\w+)'", inspect.getsource(rq.job))
     assert {"webhooks", "failure_callback_name", "meta", "data"} <= set(fields)
-    description = {b"description": bell.DRAIN.encode()}
+    description = {b"description": notifier.DRAIN.encode()}
     client = redis.Redis()
     full, bare = (OwnJob("x", connection=client, serializer="json") for _ in range(2))
     full.restore({name.encode(): b"1" for name in fields} | description)
@@ -1125,8 +1129,8 @@ def test_a_job_takes_nothing_from_redis_but_which_of_ours_it_is() -> None:
 
 def test_a_forged_callback_is_refused(farm: Farm) -> None:
     marker = pathlib.Path(farm.folder / "marker")
-    queue = bell.web_queue(farm.host.state)
-    queue.enqueue(bell.DRAIN, on_success=rq.Callback("os.mkdir"))
+    queue = notifier.web_queue(farm.host.state)
+    queue.enqueue(notifier.DRAIN, on_success=rq.Callback("os.mkdir"))
     farm.run(*WORKER, "--burst")
 
     assert not marker.exists()
@@ -1138,10 +1142,10 @@ def test_a_forged_callback_is_refused(farm: Farm) -> None:
 def test_a_key_that_does_not_end_keeps_no_job_away(
     farm: Farm, job: str, how: str
 ) -> None:
-    queue, name = bell.web_queue(farm.host.state), getattr(bell, job)
+    queue, name = notifier.web_queue(farm.host.state), getattr(notifier, job)
     farm.redis.flushdb()
-    bell.enqueue(queue, name)
-    bell.enqueue(queue, name)
+    notifier.enqueue(queue, name)
+    notifier.enqueue(queue, name)
     assert queue.count == 1
 
     (key,) = farm.redis.keys("flask-credly:*")
@@ -1154,8 +1158,8 @@ def test_a_key_that_does_not_end_keeps_no_job_away(
         farm.redis.delete(key)
         farm.redis.rpush(key, "x")
 
-    bell.enqueue(queue, name)
-    bell.enqueue(queue, name)
+    notifier.enqueue(queue, name)
+    notifier.enqueue(queue, name)
     assert queue.count == 2
 
 
@@ -1167,7 +1171,7 @@ def test_suspended_workers_are_said_and_go_on(farm: Farm) -> None:
     assert "rq resume" in said
 
     farm.start(*WORKER)
-    wait_for(lambda: workers.listening(bell.web_queue(farm.host.state)))
+    wait_for(lambda: workers.listening(notifier.web_queue(farm.host.state)))
     assert farm.states() == {"pending": 1}
     rq.suspension.resume(farm.redis)
     farm.wait_for_badges(1)
@@ -1195,7 +1199,7 @@ def test_no_completion_waits_for_a_redis_that_never_answers(
     """A port that takes connections. The host signals inside of its transaction, so
     that the bell is rung by its commit, or after it.
     """
-    monkeypatch.setattr("flask_credly.issuing.bell.WEB_TIMEOUT", 30)
+    monkeypatch.setattr("flask_credly.issuing.notifier.WEB_TIMEOUT", 30)
 
     def complete(member_id: str) -> None:
         if inside:
@@ -1258,7 +1262,7 @@ def test_a_queue_of_the_hosts_own_is_used(
     with host.app.app_context():
         connect(host, credly)
         host.complete()
-        queue = bell.web_queue(host.state)
+        queue = notifier.web_queue(host.state)
 
         assert queue.name.startswith("own-")
         assert queue.count == 1

@@ -8,15 +8,15 @@ from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 
 from .. import connection
+from ..i18n import gettext
+from ..i18n import html_gettext
 from ..ledger import audit
 from ..models import AuditEntry
 from ..settings import get_state
-from ..words import gettext
-from ..words import html_gettext
-from .address import number
 from .answer import page
 from .export import csv_file
 from .export import note
+from .query import number
 from .reading import read
 
 

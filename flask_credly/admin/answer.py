@@ -10,11 +10,11 @@ from flask import url_for
 from flask_htmx import HTMX
 from werkzeug.utils import redirect
 
-from ..words import mark
+from ..i18n import gettext_noop
 from .rendering import render
 from .rendering import render_page
 
-EXPIRED = mark("This page was open too long. Please submit again.")
+EXPIRED = gettext_noop("This page was open too long. Please submit again.")
 
 _SAID = "credly_said"
 _OURS = "credly_ours"

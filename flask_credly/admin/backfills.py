@@ -8,14 +8,13 @@ import typing as t
 from flask.typing import ResponseReturnValue
 
 from .. import connection
+from ..i18n import gettext
+from ..i18n import gettext_noop
 from ..issuing import backfill
-from ..issuing import bell
+from ..issuing import notifier
 from ..ledger import backfills
 from ..ledger.backfills import Progress
 from ..settings import get_state
-from ..words import gettext
-from ..words import mark
-from .address import number
 from .answer import fragment
 from .answer import go_to
 from .answer import page
@@ -25,12 +24,13 @@ from .guard import actor
 from .mappings import gone
 from .mappings import list_courses
 from .mappings import name_anew
+from .query import number
 from .reading import read
 from .window import in_the_way
 
 logger = logging.getLogger("flask_credly")
 
-GONE = mark("These earlier completions are not there any more.")
+GONE = gettext_noop("These earlier completions are not there any more.")
 
 SECONDS = 5.0
 """For how long the page counts: a host may have more completions than that."""
@@ -73,7 +73,7 @@ def start_backfill(mapping_id: int) -> ResponseReturnValue:
     if run_id is None:
         return gone()
 
-    bell.ask_for_backfill(state)
+    notifier.ask_for_backfill(state)
     return go_to("credly.show_backfill", run_id=run_id)
 
 

@@ -11,19 +11,15 @@ from flask import request
 from flask.typing import ResponseReturnValue
 
 from .. import connection
-from ..issuing import bell
+from ..i18n import gettext
+from ..i18n import gettext_noop
+from ..i18n import ngettext
+from ..issuing import notifier
 from ..ledger import gates
 from ..ledger import issuances
 from ..ledger.issuances import Filter
 from ..models import Issuance
 from ..settings import get_state
-from ..words import gettext
-from ..words import mark
-from ..words import ngettext
-from .address import number
-from .address import read_key
-from .address import searched
-from .address import write_key
 from .answer import EXPIRED
 from .answer import fragment
 from .answer import go_to
@@ -36,14 +32,18 @@ from .guard import actor
 from .mappings import KIND_NAMES
 from .mappings import list_courses
 from .mappings import MANY
+from .query import number
+from .query import read_key
+from .query import searched
+from .query import write_key
 from .reading import read
 
 STATUSES: dict[str, str] = {
-    "waiting": mark("Waiting"),
-    "issued": mark("Issued"),
-    "held": mark("Already issued"),
-    "failed": mark("Failed"),
-    "skipped": mark("Skipped"),
+    "waiting": gettext_noop("Waiting"),
+    "issued": gettext_noop("Issued"),
+    "held": gettext_noop("Already issued"),
+    "failed": gettext_noop("Failed"),
+    "skipped": gettext_noop("Skipped"),
 }
 
 
@@ -88,7 +88,7 @@ def retry(issuance_id: int) -> ResponseReturnValue:
     state = get_state()
 
     if issuances.retry(state.engine, issuance_id, by=actor()):
-        bell.ring(state)
+        notifier.notify(state)
         wrong, said = False, gettext("The badge is tried once more.")
     else:
         wrong = True
@@ -133,7 +133,7 @@ def retry_all() -> ResponseReturnValue:
     tried = issuances.retry(state.engine, by=actor())
 
     if tried:
-        bell.ring(state)
+        notifier.notify(state)
 
     say(
         ngettext(

@@ -24,13 +24,13 @@ from werkzeug.routing import PathConverter
 
 from .. import assets
 from ..catalog import clean
+from ..i18n import gettext
+from ..i18n import gettext_noop
 from ..ledger import audit
 from ..ledger import tables
 from ..ledger.transaction import end_hosts_transaction
 from ..settings import get_state
 from ..settings import Settings
-from ..words import gettext
-from ..words import mark
 from . import activity
 from . import backfills
 from . import badges
@@ -41,10 +41,10 @@ from . import log
 from . import mappings
 from . import remove
 from . import window
-from .address import MAX_ID
 from .answer import is_ours
 from .answer import respond
 from .answer import wants_fragment
+from .query import MAX_ID
 from .rendering import is_own_layout
 from .rendering import render
 from .rendering import render_page
@@ -68,12 +68,14 @@ HEADERS = {
     "X-Frame-Options": "SAMEORIGIN",
 }
 
-DENIED = mark("You do not have access to this page.")
-FOREIGN = mark(
+DENIED = gettext_noop("You do not have access to this page.")
+FOREIGN = gettext_noop(
     "This was opened from another site, so nothing was done. Open the page here, and"
     " use its buttons."
 )
-NO_FORM = mark("This is not what the form on the page sends. Nothing was changed.")
+NO_FORM = gettext_noop(
+    "This is not what the form on the page sends. Nothing was changed."
+)
 
 READING = {"GET", "HEAD", "OPTIONS"}
 

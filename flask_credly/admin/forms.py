@@ -19,9 +19,9 @@ from wtforms import ValidationError
 from wtforms.fields.core import UnboundField
 
 from ..catalog import clean
+from ..i18n import gettext
+from ..i18n import gettext_noop
 from ..secret import Secret
-from ..words import gettext
-from ..words import mark
 
 LENGTH = 255
 
@@ -117,10 +117,12 @@ def _plain(form: Form, field: t.Any) -> None:
 class ConnectForm(Form):
     """The account at Credly."""
 
-    organization_id = StringField(mark("Organization ID"), filters=[_strip])
-    client_id = StringField(mark("Client ID"), filters=[_strip])
+    organization_id = StringField(gettext_noop("Organization ID"), filters=[_strip])
+    client_id = StringField(gettext_noop("Client ID"), filters=[_strip])
     # Hidden from here on, also in the traceback of whatever goes wrong.
-    client_secret = PasswordField(mark("Client Secret"), filters=[_strip, Secret])
+    client_secret = PasswordField(
+        gettext_noop("Client Secret"), filters=[_strip, Secret]
+    )
 
     def validate_organization_id(self, field: t.Any) -> None:
         _required(self, field)
@@ -150,9 +152,9 @@ class ConnectForm(Form):
 class TestForm(Form):
     """Who gets a test badge."""
 
-    email = StringField(mark("E-mail address"), filters=[_strip])
-    first_name = StringField(mark("First name"), filters=[_text])
-    last_name = StringField(mark("Last name"), filters=[_text])
+    email = StringField(gettext_noop("E-mail address"), filters=[_strip])
+    first_name = StringField(gettext_noop("First name"), filters=[_text])
+    last_name = StringField(gettext_noop("Last name"), filters=[_text])
 
     def validate_email(self, field: t.Any) -> None:
         if not field.data:
@@ -179,8 +181,8 @@ class TestForm(Form):
 class MappingForm(Form):
     """A course or learning path, and a badge template."""
 
-    course = StringField(mark("Course or learning path"), filters=[_strip])
-    template = StringField(mark("Credly badge template"), filters=[_text])
+    course = StringField(gettext_noop("Course or learning path"), filters=[_strip])
+    template = StringField(gettext_noop("Credly badge template"), filters=[_text])
     undo = StringField()
     key = StringField()
     """Keeps the ids of an open row the same when it is shown again."""

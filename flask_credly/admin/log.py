@@ -9,21 +9,21 @@ from flask import request
 from flask.typing import ResponseReturnValue
 
 from .. import connection
+from ..i18n import gettext
 from ..ledger import clock
 from ..ledger import issuances
 from ..ledger import log
 from ..ledger.paging import Page
 from ..ledger.paging import Session
-from ..models import Connection
+from ..models import Account
 from ..models import LogEntry
 from ..settings import get_state
-from ..words import gettext
-from .address import number
-from .address import searched
 from .answer import go_to
 from .answer import page
 from .export import csv_file
 from .export import note
+from .query import number
+from .query import searched
 from .reading import read
 
 
@@ -42,7 +42,7 @@ class Fold:
     solved: bool = False
 
 
-def fold(found: Page[LogEntry], connected: Connection) -> list[Fold]:
+def fold(found: Page[LogEntry], connected: Account) -> list[Fold]:
     """Put entries that say the same together, and mark what was mended since."""
     folds = _fold(found)
     ids = {each.entry.issuance_id for each in folds if each.entry.issuance_id}

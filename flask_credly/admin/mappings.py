@@ -19,19 +19,16 @@ from .. import connection
 from ..catalog import clean
 from ..catalog import Course
 from ..catalog import read_courses
-from ..issuing import bell
+from ..i18n import gettext
+from ..i18n import gettext_noop
+from ..issuing import notifier
 from ..ledger import gates
 from ..ledger import issuances
 from ..ledger.transaction import end_hosts_transaction
-from ..models import Backfill
+from ..models import Batch
 from ..models import Mapping
 from ..models import RemovedMapping
 from ..settings import get_state
-from ..words import gettext
-from ..words import mark
-from .address import read_key
-from .address import read_number
-from .address import write_key
 from .answer import EXPIRED
 from .answer import fragment
 from .answer import go_to
@@ -41,15 +38,21 @@ from .answer import wants_fragment
 from .forms import MappingForm
 from .forms import TestForm
 from .guard import actor
+from .query import read_key
+from .query import read_number
+from .query import write_key
 from .reading import read
 
 logger = logging.getLogger("flask_credly")
 
-KIND_NAMES = {"course": mark("Course"), "learning_path": mark("Learning path")}
+KIND_NAMES = {
+    "course": gettext_noop("Course"),
+    "learning_path": gettext_noop("Learning path"),
+}
 
-GONE = mark("This mapping is not there any more.")
-NO_UNDO = mark("This cannot be undone any more. Add the mapping again.")
-NOT_CONNECTED = mark("Credly is not connected any more.")
+GONE = gettext_noop("This mapping is not there any more.")
+NO_UNDO = gettext_noop("This cannot be undone any more. Add the mapping again.")
+NOT_CONNECTED = gettext_noop("Credly is not connected any more.")
 
 MANY = 200
 """So many choices are searched, and not shown all at once."""
@@ -291,12 +294,12 @@ def list_courses() -> list[Course] | None:
 
 
 def name_anew(
-    rows: cabc.Iterable[Mapping | Backfill], courses: list[Course] | None
+    rows: cabc.Iterable[Mapping | Batch], courses: list[Course] | None
 ) -> None:
     """Give rows that were read the titles of now: what is stored is the title of then,
     for a course that the host has no longer.
     """
-    wanted: dict[tuple[str, str], list[Mapping | Backfill]] = {}
+    wanted: dict[tuple[str, str], list[Mapping | Batch]] = {}
 
     for row in rows:
         wanted.setdefault((row.kind, row.course_id), []).append(row)
@@ -423,7 +426,7 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
     if added is None:
         return gone()
 
-    bell.ring(state)
+    notifier.notify(state)
     gate = gates.read(state.engine)
 
     if gate is not None and gate.is_open:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from flask.typing import ResponseReturnValue
 
 from .. import connection
+from ..i18n import gettext
 from ..ledger import overview
 from ..settings import get_state
-from ..words import gettext
 from .answer import go_to
 from .answer import page
 from .answer import say

@@ -23,11 +23,11 @@ from flask.templating import DispatchingJinjaLoader
 from markupsafe import Markup
 
 from .. import assets
-from .. import words
+from .. import i18n
 from ..models import Template
 from ..settings import get_state
 from . import forms
-from .address import write_key
+from .query import write_key
 
 OWN_LAYOUT = "credly/base.html"
 
@@ -148,11 +148,11 @@ def _make_environment() -> jinja2.Environment:
         "credly_token": forms.token,
         "credly_picture": _picture,
         "credly_key": write_key,
-        "credly_gettext": words.html_gettext,
-        "credly_ngettext": words.html_ngettext,
-        "credly_moment": words.moment,
-        "credly_digits": words.digits,
-        "credly_language": words.language,
+        "credly_gettext": i18n.html_gettext,
+        "credly_ngettext": i18n.html_ngettext,
+        "credly_datetime": i18n.format_datetime,
+        "credly_number": i18n.format_number,
+        "credly_language": i18n.language,
         "credly_own_layout": state.settings.layout == OWN_LAYOUT,
         "credly_platform": state.settings.platform_name,
         "credly_has_past": state.past_completions is not None,

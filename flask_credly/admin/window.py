@@ -13,19 +13,19 @@ from flask.typing import ResponseReturnValue
 from .. import connection
 from ..errors import CredlyError
 from ..errors import SecretUnreadable
-from ..issuing import bell
+from ..i18n import gettext
+from ..i18n import gettext_noop
+from ..i18n import ngettext
 from ..issuing import heal
+from ..issuing import notifier
 from ..issuing import unrecorded
 from ..issuing import workers
 from ..ledger import backfills
 from ..ledger import gates
 from ..ledger import log
 from ..ledger import overview
-from ..models import Connection
+from ..models import Account
 from ..settings import get_state
-from ..words import gettext
-from ..words import mark
-from ..words import ngettext
 from . import mappings
 from .answer import EXPIRED
 from .answer import fragment
@@ -39,23 +39,23 @@ from .index import AT_MOST
 from .log import fold
 from .reading import read
 
-REFUSED = mark(
+REFUSED = gettext_noop(
     "Unable to connect to Credly. Please check your Organization ID and OAuth"
     " credentials."
 )
-UNREACHABLE = mark(
+UNREACHABLE = gettext_noop(
     "Credly could not be reached, so your details were not checked or saved. Try again"
     " in a few minutes."
 )
-OTHER_ORGANIZATION = mark(
+OTHER_ORGANIZATION = gettext_noop(
     "Credly is connected to another organization. Remove the integration first; that"
     " clears its mappings and error log."
 )
-UNREADABLE = mark(
+UNREADABLE = gettext_noop(
     "The stored Client Secret cannot be decrypted with the configured keys. Ask the"
     " developer of this site to restore the key, or enter the Client Secret again."
 )
-NO_KEY = mark(
+NO_KEY = gettext_noop(
     "The Client Secret cannot be stored safely yet. Ask the developer of this site to"
     " set CREDLY_ENCRYPTION_KEYS."
 )
@@ -93,7 +93,7 @@ def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
     )
 
 
-def in_the_way(connected: Connection) -> dict[str, t.Any]:
+def in_the_way(connected: Account) -> dict[str, t.Any]:
     """Gather what the banners show."""
     state = get_state()
     count = workers.count(state)
@@ -215,7 +215,7 @@ def resume() -> ResponseReturnValue:
     """Let issuing go on."""
     state = get_state()
     gates.switch(state.engine, on=True, by=actor())
-    bell.ring(state)
+    notifier.notify(state)
     say(gettext("Issuing goes on."))
     return go_to("credly.show")
 

@@ -16,20 +16,20 @@ from ..errors import Refused
 from ..errors import SecretUnreadable
 from ..errors import Unauthorized
 from ..issuing import announce
-from ..issuing import bell
+from ..issuing import notifier
 from ..issuing.token import with_token
 from ..ledger import audit
 from ..ledger import claim
 from ..ledger import clock
 from ..ledger import gates
-from ..ledger import people
+from ..ledger import privacy
 from ..ledger.audit import TooOften as TooOften
 from ..ledger.issuances import NEVER_SENT
 from ..ledger.paging import Session
 from ..ledger.transaction import in_transaction
+from ..models import Account
 from ..models import Attempt
-from ..models import Backfill
-from ..models import Connection
+from ..models import Batch
 from ..models import CONNECTION_ID
 from ..models import Installation
 from ..models import Issuance
@@ -38,7 +38,7 @@ from ..models import Mapping
 from ..models import RemovedMapping
 from ..models import Template
 from ..secret import Secret
-from ..settings import State
+from ..settings import AppState
 from . import templates
 
 if t.TYPE_CHECKING:
@@ -95,13 +95,13 @@ class Connected:
     complete: bool
 
 
-def get(session: Session) -> Connection | None:
+def get(session: Session) -> Account | None:
     """Get the connection."""
-    return session.scalars(sa.select(Connection)).one_or_none()
+    return session.scalars(sa.select(Account)).one_or_none()
 
 
 def connect(
-    state: State,
+    state: AppState,
     *,
     organization_id: str,
     client_id: str,
@@ -143,7 +143,7 @@ def connect(
 
 
 def _connect(
-    state: State,
+    state: AppState,
     organization_id: str,
     client_id: str,
     client_secret: str,
@@ -164,11 +164,11 @@ def _connect(
         _save(state.engine, values, token.expires_in, entry_id)
         complete = _load_templates(state, client, token, values["generation"], first)
 
-    bell.ring(state)
+    notifier.notify(state)
     return Connected(templates.count(state), complete)
 
 
-def check(state: State, *, by: str | None = None) -> None:
+def check(state: AppState, *, by: str | None = None) -> None:
     """Verify the stored credentials. The connection is in force again if they are
     good, and has expired if Credly refuses them.
 
@@ -187,7 +187,7 @@ def check(state: State, *, by: str | None = None) -> None:
         _check(state, gate)
 
 
-def _check(state: State, gate: gates.Gate) -> None:
+def _check(state: AppState, gate: gates.Gate) -> None:
     try:
         ask(state, gate)
     except NotVerified as e:
@@ -199,10 +199,10 @@ def _check(state: State, gate: gates.Gate) -> None:
         raise
 
     _note_check(state.engine, gate.generation, expired=False)
-    bell.ring(state)
+    notifier.notify(state)
 
 
-def ask(state: State, gate: gates.Gate) -> dt.datetime | None:
+def ask(state: AppState, gate: gates.Gate) -> dt.datetime | None:
     """Ask Credly whether the stored credentials are good. Changes nothing but the
     cached token.
 
@@ -229,13 +229,13 @@ def ask(state: State, gate: gates.Gate) -> dt.datetime | None:
 @in_transaction
 def _note_check(connection: sa.Connection, /, generation: str, **changes: bool) -> None:
     connection.execute(
-        sa.update(Connection)
-        .where(Connection.generation == generation)
+        sa.update(Account)
+        .where(Account.generation == generation)
         .values(checked_at=clock.now(connection), **changes)
     )
 
 
-def remove(state: State, *, by: str | None = None) -> bool:
+def remove(state: AppState, *, by: str | None = None) -> bool:
     """Delete the credentials, the templates, the mappings and the error log, in one
     transaction.
 
@@ -251,15 +251,15 @@ def remove(state: State, *, by: str | None = None) -> bool:
 @in_transaction
 def _remove(connection: sa.Connection, by: str | None) -> bool:
     # First: a backfill that writes at this moment is waited for, and its rows seen.
-    connection.execute(sa.delete(Backfill))
+    connection.execute(sa.delete(Batch))
     _end_issuances(connection)
 
     # In bulk, and not left to cascades: SQLite has them switched off by default.
     for table in (LogEntry, RemovedMapping, Mapping, Template):
         connection.execute(sa.delete(table))
 
-    organization_id = connection.scalar(sa.select(Connection.organization_id))
-    removed = bool(connection.execute(sa.delete(Connection)).rowcount)
+    organization_id = connection.scalar(sa.select(Account.organization_id))
+    removed = bool(connection.execute(sa.delete(Account)).rowcount)
 
     if removed:
         audit.note(connection, by, "remove", organization_id or "")
@@ -288,11 +288,13 @@ def _end_issuances(connection: sa.Connection) -> None:
         Issuance.state == "failed", Issuance.lease.is_not(None)
     )
     claim.end_attempts(connection, held, now, "unknown")
-    connection.execute(sa.update(Issuance).where(people.IS_NAMED).values(people.NOBODY))
+    connection.execute(
+        sa.update(Issuance).where(privacy.IS_NAMED).values(privacy.NOBODY)
+    )
 
 
 def _verify(
-    state: State, client: Client, client_id: str, client_secret: str
+    state: AppState, client: Client, client_id: str, client_secret: str
 ) -> tuple[Token, TemplatePage]:
     from ..credly import fetch_token
 
@@ -343,8 +345,8 @@ def _save(
         "token_fetch_until": None,
     }
     replaced = connection.execute(
-        sa.update(Connection)
-        .where(Connection.organization_id == values["organization_id"])
+        sa.update(Account)
+        .where(Account.organization_id == values["organization_id"])
         .values(**values)
     ).rowcount
 
@@ -361,13 +363,13 @@ def _save(
 
 def _refuse_second(connection: sa.Connection, values: dict[str, t.Any]) -> None:
     try:
-        connection.execute(sa.insert(Connection).values(id=CONNECTION_ID, **values))
+        connection.execute(sa.insert(Account).values(id=CONNECTION_ID, **values))
     except sa.exc.IntegrityError:
         raise OtherOrganization from None
 
 
 def _load_templates(
-    state: State, client: Client, token: Token, generation: str, first: TemplatePage
+    state: AppState, client: Client, token: Token, generation: str, first: TemplatePage
 ) -> bool:
     try:
         complete = templates.load(
@@ -377,6 +379,6 @@ def _load_templates(
         complete = False
 
     if not complete:
-        bell.ask_for_sync(state)
+        notifier.ask_for_sync(state)
 
     return complete

@@ -13,7 +13,7 @@ from sqlalchemy import orm
 from ..catalog import clean
 from ..catalog import Course
 from ..catalog import Kind
-from ..issuing import bell
+from ..issuing import notifier
 from ..ledger import audit
 from ..ledger import clock
 from ..ledger import settle
@@ -25,7 +25,7 @@ from ..models import Issuance
 from ..models import Mapping
 from ..models import RemovedMapping
 from ..models import Template
-from ..settings import State
+from ..settings import AppState
 from .connecting import get
 from .connecting import NotConnected
 
@@ -103,7 +103,7 @@ def course_of(mapping: Mapping) -> Course:
 
 
 def add_mapping(
-    state: State,
+    state: AppState,
     course: Course,
     template_id: str,
     *,
@@ -123,7 +123,7 @@ def add_mapping(
         mapping = _add(state.engine, course, template_id, undo, by)
 
     if undo:
-        bell.ring(state)
+        notifier.notify(state)
 
     return mapping
 
@@ -168,7 +168,7 @@ def _add(
 
 
 def change_mapping(
-    state: State,
+    state: AppState,
     mapping_id: int,
     course: Course,
     template_id: str,
@@ -216,7 +216,7 @@ def _change(
 
 
 def remove_mapping(
-    state: State, mapping_id: int, *, by: str | None = None
+    state: AppState, mapping_id: int, *, by: str | None = None
 ) -> Mapping | None:
     """Remove a mapping. Badges already issued are kept; those that wait are cancelled
     when their turn comes.
@@ -297,7 +297,7 @@ def _note(
 
 
 @contextlib.contextmanager
-def _unique(state: State, course: Course) -> cabc.Iterator[None]:
+def _unique(state: AppState, course: Course) -> cabc.Iterator[None]:
     # The unique constraint decides, also between two admins at the same time.
     try:
         yield

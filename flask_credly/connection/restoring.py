@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from ..ledger import audit
 from ..ledger import clock
 from ..ledger.transaction import in_transaction
-from ..models import Connection
+from ..models import Account
 from ..models import Installation
 
 
@@ -33,5 +33,5 @@ def note_restored(
 
     # A worker that runs already does not know it: it may begin nothing more.
     generation = secrets.token_hex(16)
-    connection.execute(sa.update(Connection).values(generation=generation))
+    connection.execute(sa.update(Account).values(generation=generation))
     audit.note(connection, by, "copy" if copy else "restored")

@@ -10,9 +10,9 @@ from .. import keys
 from ..errors import SecretUnreadable
 from ..ledger import audit
 from ..ledger.transaction import in_transaction
-from ..models import Connection
+from ..models import Account
 from ..models import CONNECTION_ID
-from ..settings import State
+from ..settings import AppState
 
 _SEALED = {"client_secret": "Client Secret", "token": "access token"}
 """The columns with encrypted values, and what they hold."""
@@ -33,7 +33,7 @@ class Rotation:
 
 
 def rotate_keys(
-    state: State, *, dry_run: bool = False, by: str | None = None
+    state: AppState, *, dry_run: bool = False, by: str | None = None
 ) -> Rotation:
     """Encrypt what is stored with the newest key, in one transaction. A second time
     changes nothing.
@@ -52,12 +52,10 @@ def _rotate(
 ) -> Rotation:
     if not dry_run:
         # First, for the lock: a worker may save a new token at this moment.
-        connection.execute(sa.update(Connection).values(id=CONNECTION_ID))
+        connection.execute(sa.update(Account).values(id=CONNECTION_ID))
 
-    columns = [getattr(Connection, name) for name in _SEALED]
-    row = connection.execute(
-        sa.select(Connection.organization_id, *columns)
-    ).one_or_none()
+    columns = [getattr(Account, name) for name in _SEALED]
+    row = connection.execute(sa.select(Account.organization_id, *columns)).one_or_none()
 
     if row is None:
         return Rotation((), (), ())
@@ -83,7 +81,7 @@ def _rotate(
             values[name] = keys.seal(config, value, *place)
 
     if values and not unreadable and not dry_run:
-        connection.execute(sa.update(Connection).values(**values))
+        connection.execute(sa.update(Account).values(**values))
         audit.note(connection, by, "rotate keys")
 
     rotated = tuple(_SEALED[name] for name in values)

@@ -20,11 +20,11 @@ from ..ledger import gates
 from ..ledger.paging import Session
 from ..ledger.transaction import in_session
 from ..ledger.transaction import in_transaction
-from ..models import Connection
+from ..models import Account
 from ..models import CONNECTION_ID
 from ..models import Mapping
 from ..models import Template
-from ..settings import State
+from ..settings import AppState
 
 if t.TYPE_CHECKING:
     from ..credly import Client
@@ -36,7 +36,7 @@ MAX_PAGES = 200
 """Pages of 50 after which a list is taken for endless."""
 
 
-def open_client(state: State, organization_id: str) -> Client:
+def open_client(state: AppState, organization_id: str) -> Client:
     """Open a client for the API. Close it after use."""
     # Loaded here: a web request that does not ask Credly needs no HTTP library.
     from ..credly import Client
@@ -110,7 +110,7 @@ def count_templates(session: Session, text: str = "") -> int:
     return session.scalar(query) or 0
 
 
-def sync_templates(state: State, *, by: str | None = None) -> int:
+def sync_templates(state: AppState, *, by: str | None = None) -> int:
     """Load all active badge templates from Credly. Those that are gone are marked as
     no longer active; no mapping is ever deleted.
 
@@ -135,7 +135,7 @@ def sync_templates(state: State, *, by: str | None = None) -> int:
     return count(state)
 
 
-def _sync(state: State, gate: gates.Gate) -> bool:
+def _sync(state: AppState, gate: gates.Gate) -> bool:
     with open_client(state, gate.organization_id) as client:
         try:
             return with_token(
@@ -159,16 +159,16 @@ def _this(generation: str) -> sa.Update:
     """Update the connection, if it is still the one that Credly was asked for: another
     may be to another organization, whose badge templates these are not.
     """
-    return sa.update(Connection).where(Connection.generation == generation)
+    return sa.update(Account).where(Account.generation == generation)
 
 
-def count(state: State) -> int:
+def count(state: AppState) -> int:
     """Count the active badge templates."""
     return in_session(state.engine, count_templates)
 
 
 def load(
-    state: State,
+    state: AppState,
     client: Client,
     token: str,
     generation: str,

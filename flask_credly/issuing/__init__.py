@@ -1,1 +1,1 @@
-"""Brings the ledger and Credly together: the bell, the drain, the worker."""
+"""Brings the ledger and Credly together: the notifier, the drain, the worker."""

@@ -14,17 +14,17 @@ from .. import signals
 from ..errors import CredlyError
 from ..ledger import gates
 from ..ledger.claim import Row
-from ..settings import State
+from ..settings import AppState
 
 logger = logging.getLogger("flask_credly")
 
 
-def issued(state: State, row: Row, badge_id: str | None) -> None:
+def issued(state: AppState, row: Row, badge_id: str | None) -> None:
     """Say that a member has the badge."""
     _send(signals.badge_issued, state, **_names(row), badge_id=badge_id)
 
 
-def failed(state: State, row: Row, error: str) -> None:
+def failed(state: AppState, row: Row, error: str) -> None:
     """Say that a badge was given up."""
     # The detail may hold the member's address, and the admin finds it by this number.
     logger.warning(
@@ -36,7 +36,7 @@ def failed(state: State, row: Row, error: str) -> None:
 
 
 def paused(
-    state: State, until: dt.datetime, reason: gates.Reason, error: CredlyError
+    state: AppState, until: dt.datetime, reason: gates.Reason, error: CredlyError
 ) -> None:
     """Say that issuing stops for a while."""
     logger.warning(
@@ -52,7 +52,7 @@ def paused(
     _send(signals.issuance_paused, state, until=until, reason=reason)
 
 
-def expired(state: State, generation: str, error: CredlyError) -> None:
+def expired(state: AppState, generation: str, error: CredlyError) -> None:
     """Close the gate until an admin reconnects, and say so, once an outage."""
     if not gates.expire(state.engine, generation):
         return
@@ -66,7 +66,7 @@ def expired(state: State, generation: str, error: CredlyError) -> None:
 
 
 def keyless(
-    state: State, generation: str, seconds: float, *, again: bool = False
+    state: AppState, generation: str, seconds: float, *, again: bool = False
 ) -> None:
     """Say that this process cannot decrypt the Client Secret.
 
@@ -96,7 +96,7 @@ def _names(row: Row) -> dict[str, str]:
     }
 
 
-def _send(signal: blinker.NamedSignal, state: State, **payload: t.Any) -> None:
+def _send(signal: blinker.NamedSignal, state: AppState, **payload: t.Any) -> None:
     try:
         signal.send(state.app, **payload)
     except Exception:

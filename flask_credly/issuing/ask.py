@@ -51,7 +51,7 @@ _ANSWERS: tuple[tuple[type[CredlyError], Answer], ...] = (
 class Step:
     """One request to make.
 
-    :param knew_maybe: Whether the badge was maybe issued before it.
+    :param was_uncertain: Whether the badge was maybe issued before it.
     :param send_after: Monotonic time before which it may not go out.
     :param send_before: After which it may not go out any more.
     :param sent_before: Whether a request for the badge was begun before this one.
@@ -59,7 +59,7 @@ class Step:
 
     row: Row
     phase: Phase
-    knew_maybe: bool
+    was_uncertain: bool
     sent_before: bool
     send_after: float
     send_before: Deadline

@@ -20,8 +20,8 @@ from ..catalog import Kind
 from ..catalog import read_completion
 from ..catalog import read_time
 from ..ledger import backfills
-from ..settings import State
-from . import bell
+from ..settings import AppState
+from . import notifier
 from .profile import missing
 from .stopping import stopping
 
@@ -61,7 +61,7 @@ class Preview:
 
 
 def read(
-    state: State, course: Course, since: dt.datetime | None
+    state: AppState, course: Course, since: dt.datetime | None
 ) -> cabc.Generator[Completion, None, None]:
     """Ask the host, and check what it says.
 
@@ -97,7 +97,7 @@ def read(
 
 
 def _ask(
-    state: State, course: Course, since: dt.datetime | None
+    state: AppState, course: Course, since: dt.datetime | None
 ) -> cabc.Iterator[t.Any]:
     if state.past_completions is None:
         raise RuntimeError(
@@ -120,7 +120,7 @@ def _ask(
 
 
 def preview(
-    state: State,
+    state: AppState,
     course: Course,
     since: dt.datetime | None = None,
     *,
@@ -165,7 +165,7 @@ def preview(
     return found
 
 
-def misses_any(state: State, course: Course, since: dt.datetime) -> bool:
+def misses_any(state: AppState, course: Course, since: dt.datetime) -> bool:
     """Whether the ledger has never had a completion that the host knows of.
 
     :raises TypeError: See :func:`read`; so are the others.
@@ -182,14 +182,14 @@ def misses_any(state: State, course: Course, since: dt.datetime) -> bool:
     )
 
 
-def run(state: State) -> None:
+def run(state: AppState) -> None:
     """Record what the host says, for every run that is due."""
     while not stopping.is_set() and (taken := backfills.take(state.engine)) is not None:
         record_or_fail(state, taken)
-        bell.ring(state)
+        notifier.notify(state)
 
 
-def record_or_fail(state: State, run: backfills.Run) -> None:
+def record_or_fail(state: AppState, run: backfills.Run) -> None:
     """Record what the host says, for one run that was taken up. What goes wrong is
     logged, and shown on the run's page.
     """
@@ -210,7 +210,7 @@ def record_or_fail(state: State, run: backfills.Run) -> None:
         backfills.finish(state.engine, run, failed=True)
 
 
-def record(state: State, run: backfills.Run) -> None:
+def record(state: AppState, run: backfills.Run) -> None:
     """Record what the host says, for one run that was taken up.
 
     :raises TypeError: See :func:`read`; so are the others.
@@ -222,7 +222,7 @@ def record(state: State, run: backfills.Run) -> None:
         state.session.remove()
 
 
-def _record(state: State, run: backfills.Run) -> None:
+def _record(state: AppState, run: backfills.Run) -> None:
     course = Course(run.course_id, run.course_title, t.cast(Kind, run.kind))
     blocks = _reading_blocks_writing(state.engine)
     completions: cabc.Iterator[Completion] = read(state, course, run.since)
@@ -278,7 +278,7 @@ def _reading_blocks_writing(engine: sa.Engine) -> bool:
         return connection.exec_driver_sql("PRAGMA journal_mode").scalar() != "wal"
 
 
-def _holds_write_lock(state: State) -> bool:
+def _holds_write_lock(state: AppState) -> bool:
     """Whether the host's query may hold SQLite's only lock: with BEGIN IMMEDIATE,
     reading does.
     """

@@ -36,9 +36,9 @@ from ..ledger.decide import MAX_ATTEMPTS
 from ..ledger.decide import Phase
 from ..ledger.settle import Settlement
 from ..models import Installation
-from ..settings import State
+from ..settings import AppState
 from . import announce
-from . import bell
+from . import notifier
 from . import profile
 from . import whose
 from .ask import answer_to
@@ -110,7 +110,7 @@ def lease_seconds(timeout: float) -> float:
     return SEND_WITHIN + 2 * timeout + DUPLICATES_WAIT
 
 
-def drain(state: State) -> bool:
+def drain(state: AppState) -> bool:
     """Issue what is due until nothing is, the gate closes, or time is up.
 
     :return: Whether time was up and rows may be left.
@@ -140,7 +140,7 @@ def drain(state: State) -> bool:
     return False
 
 
-def _drain(state: State, gate: gates.Gate, until: float) -> bool:
+def _drain(state: AppState, gate: gates.Gate, until: float) -> bool:
     with Client(
         state.settings.api_url, gate.organization_id, timeout=state.settings.timeout
     ) as client:
@@ -149,7 +149,7 @@ def _drain(state: State, gate: gates.Gate, until: float) -> bool:
 
 class _Drain:
     def __init__(
-        self, state: State, client: Client, gate: gates.Gate, until: float
+        self, state: AppState, client: Client, gate: gates.Gate, until: float
     ) -> None:
         self._state = state
         self._engine = state.engine
@@ -371,9 +371,9 @@ class _Drain:
         if len(rows) == limit and not self._called:
             # There is work for another worker, which calls the next.
             self._called = True
-            bell.ring(self._state)
+            notifier.notify(self._state)
 
-        self._suspect = any(row.deaths >= claim.SUSPECT for row in rows)
+        self._suspect = any(row.crashes >= claim.POISON_THRESHOLD for row in rows)
         # A host's hook may be slow. What is not looked at in time is given back.
         until = time.monotonic() + self._lease / 4
 
@@ -382,9 +382,9 @@ class _Drain:
                 claim.release(self._engine, rows[number:])
                 return
 
-            if row.deaths > claim.MAX_DEATHS:
+            if row.crashes > claim.MAX_CRASHES:
                 self._fail(row, DIED)
-            elif row.maybe_issued or self._gate.restored:
+            elif row.outcome_unknown or self._gate.restored:
                 self._doubtful.append(row)
             else:
                 self._clear(row)
@@ -394,7 +394,7 @@ class _Drain:
         where it is a retry or something is missing.
         """
         # It may be there and not be listed yet. Only the very same request is refused.
-        too_early = row.maybe_issued and row.unsettled
+        too_early = row.outcome_unknown and row.unsettled
 
         if too_early and row.mapped_to != row.template_id:
             claim.put_off(self._engine, row)
@@ -406,7 +406,7 @@ class _Drain:
 
         if row.mapped_to != row.template_id:
             # It was looked up as what it was. Now it becomes the mapping's.
-            if row.maybe_issued:
+            if row.outcome_unknown:
                 self._fail(row, NO_WORD)
             else:
                 claim.follow_mapping(self._engine, row)
@@ -503,7 +503,7 @@ class _Drain:
         step = Step(
             row,
             phase,
-            knew_maybe=before.maybe_issued,
+            was_uncertain=before.outcome_unknown,
             sent_before=before.issued_at is not None,
             send_after=send_after,
             send_before=send_before,
@@ -541,8 +541,8 @@ class _Drain:
             )
 
             if rule.then == "issue":
-                maybe = step.knew_maybe if rule.maybe_issued is None else False
-                self._clear(dataclasses.replace(step.row, maybe_issued=maybe))
+                maybe = step.was_uncertain if rule.outcome_unknown is None else False
+                self._clear(dataclasses.replace(step.row, outcome_unknown=maybe))
                 continue
 
             if rule.close:
@@ -556,7 +556,7 @@ class _Drain:
                     phase=step.phase,
                     answer=answer,
                     rule=rule,
-                    knew_maybe=step.knew_maybe,
+                    was_uncertain=step.was_uncertain,
                     wait=self._wait(step, answer) if rule.then == "wait" else 0,
                     badge_id=badge_id,
                     detail=detail or _detail(step.row, answer, outcome),

@@ -15,9 +15,9 @@ from ..ledger import backfills
 from ..ledger import clock
 from ..ledger import unrecorded as counted
 from ..ledger.transaction import connect
-from ..settings import State
+from ..settings import AppState
 from . import backfill
-from . import bell
+from . import notifier
 from . import unrecorded
 from .stopping import stopping
 
@@ -29,7 +29,7 @@ completions are looked at.
 """
 
 
-def heal(state: State) -> None:
+def heal(state: AppState) -> None:
     """Ask the host who completed a mapped course in the last days, and add those of
     whom the ledger knows nothing.
 
@@ -76,10 +76,10 @@ def heal(state: State) -> None:
         counted.settle(state.engine, count.number)
 
     if runs:
-        bell.ring(state)
+        notifier.notify(state)
 
 
-def _heal(state: State, mapping: backfills.Mapped, since: dt.datetime) -> int | None:
+def _heal(state: AppState, mapping: backfills.Mapped, since: dt.datetime) -> int | None:
     """Add what was missed of one course.
 
     :return: The run that does so, if anything was.

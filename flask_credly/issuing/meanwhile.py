@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from ..ledger import claim
 from ..ledger import gates
-from ..settings import State
+from ..settings import AppState
 from .drain import drain
 from .stopping import stopping
 
@@ -29,7 +29,7 @@ AFTER_AN_ERROR = 30.0
 
 
 @contextlib.contextmanager
-def issuing_meanwhile(state: State) -> cabc.Iterator[None]:
+def issuing_meanwhile(state: AppState) -> cabc.Iterator[None]:
     """Issue badges that become due, from a second thread, while the block runs."""
     # With one connection for all threads, it would be in the midst of the block's
     # transaction.
@@ -48,7 +48,7 @@ def issuing_meanwhile(state: State) -> cabc.Iterator[None]:
         thread.join()
 
 
-def _issue(state: State, over: threading.Event) -> None:
+def _issue(state: AppState, over: threading.Event) -> None:
     wait = LOOK_EVERY
 
     while not over.wait(wait) and not stopping.is_set():

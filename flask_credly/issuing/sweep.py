@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from ..ledger import backfills
 from ..ledger import claim
 from ..ledger import gates
-from ..settings import State
-from . import bell
+from ..settings import AppState
+from . import notifier
 from . import unrecorded
 
 if t.TYPE_CHECKING:
@@ -20,7 +20,7 @@ if t.TYPE_CHECKING:
 logger = logging.getLogger("flask_credly")
 
 
-def sweep(state: State, queue: rq.Queue, *, insist: bool) -> bool:
+def sweep(state: AppState, queue: rq.Queue, *, insist: bool) -> bool:
     """Ask for what is due: badges, the templates of the day, a backfill that was
     interrupted, completions that were missed, and that what is old is forgotten.
 
@@ -32,18 +32,18 @@ def sweep(state: State, queue: rq.Queue, *, insist: bool) -> bool:
     due = claim.any_due(state.engine, gate)
 
     if due:
-        bell.enqueue(queue, bell.DRAIN, insist=insist)
+        notifier.enqueue(queue, notifier.DRAIN, insist=insist)
 
     if gate is not None and gate.sync_due:
-        bell.enqueue(queue, bell.SYNC)
+        notifier.enqueue(queue, notifier.SYNC)
 
     if gate is not None and backfills.any_due(state.engine):
-        bell.enqueue(queue, bell.BACKFILL)
+        notifier.enqueue(queue, notifier.BACKFILL)
 
     if gate is not None and state.heals:
-        bell.enqueue(queue, bell.HEAL)
+        notifier.enqueue(queue, notifier.HEAL)
 
-    bell.enqueue(queue, bell.PRUNE)
+    notifier.enqueue(queue, notifier.PRUNE)
 
     try:
         unrecorded.gather(state, queue)

@@ -19,9 +19,9 @@ from ..errors import Unavailable
 from ..ledger import clock
 from ..ledger.transaction import connect
 from ..ledger.transaction import in_transaction
-from ..models import Connection
+from ..models import Account
 from ..secret import Secret
-from ..settings import State
+from ..settings import AppState
 
 T = t.TypeVar("T")
 
@@ -42,7 +42,7 @@ class SharedToken:
     version: int
 
 
-def get_token(state: State, generation: str, *, rejected: int = 0) -> SharedToken:
+def get_token(state: AppState, generation: str, *, rejected: int = 0) -> SharedToken:
     """Get the cached token, or fetch the next one if it is about to end.
 
     Of several workers one fetches and the others wait for it: a herd of fetches
@@ -82,7 +82,7 @@ def get_token(state: State, generation: str, *, rejected: int = 0) -> SharedToke
         time.sleep(0.1)
 
 
-def with_token(state: State, generation: str, ask: t.Callable[[Secret], T]) -> T:
+def with_token(state: AppState, generation: str, ask: t.Callable[[Secret], T]) -> T:
     """Ask the API with the token in force, and once more with the next one if that is
     not accepted.
 
@@ -106,11 +106,11 @@ def with_token(state: State, generation: str, ask: t.Callable[[Secret], T]) -> T
         raise
 
 
-def _read(state: State, generation: str) -> tuple[Connection, dt.datetime]:
+def _read(state: AppState, generation: str) -> tuple[Account, dt.datetime]:
     with connect(state.engine) as connection, orm.Session(connection) as session:
         now = clock.now(connection)
         row = session.scalars(
-            sa.select(Connection).where(Connection.generation == generation)
+            sa.select(Account).where(Account.generation == generation)
         ).one_or_none()
 
     if row is None:
@@ -119,20 +119,18 @@ def _read(state: State, generation: str) -> tuple[Connection, dt.datetime]:
     return row, now
 
 
-def _this(row: Connection) -> sa.Update:
-    return sa.update(Connection).where(
-        Connection.generation == row.generation,
-        Connection.token_version == row.token_version,
+def _this(row: Account) -> sa.Update:
+    return sa.update(Account).where(
+        Account.generation == row.generation,
+        Account.token_version == row.token_version,
     )
 
 
 @in_transaction
 def _take_fetch(
-    connection: sa.Connection, row: Connection, now: dt.datetime, seconds: float
+    connection: sa.Connection, row: Account, now: dt.datetime, seconds: float
 ) -> bool:
-    free = sa.or_(
-        Connection.token_fetch_until.is_(None), Connection.token_fetch_until < now
-    )
+    free = sa.or_(Account.token_fetch_until.is_(None), Account.token_fetch_until < now)
     until = now + dt.timedelta(seconds=seconds)
     return bool(
         connection.execute(
@@ -142,14 +140,12 @@ def _take_fetch(
 
 
 @in_transaction
-def _leave_fetch(connection: sa.Connection, row: Connection) -> None:
+def _leave_fetch(connection: sa.Connection, row: Account) -> None:
     connection.execute(_this(row).values(token_fetch_until=None))
 
 
 @in_transaction
-def _save(
-    connection: sa.Connection, row: Connection, sealed: str, seconds: int
-) -> None:
+def _save(connection: sa.Connection, row: Account, sealed: str, seconds: int) -> None:
     connection.execute(
         _this(row).values(
             token=sealed,
@@ -160,7 +156,7 @@ def _save(
     )
 
 
-def _fetch(state: State, row: Connection, secret: str) -> SharedToken:
+def _fetch(state: AppState, row: Account, secret: str) -> SharedToken:
     # Loaded here: a web request asks for a new token only in a form's answer.
     from ..credly import fetch_token
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 import re
 import typing as t
 
+from ..i18n import gettext_noop
 from ..settings import Settings
-from ..words import mark
 
 if t.TYPE_CHECKING:
     import rq
@@ -54,149 +54,163 @@ class WrongQueue(TypeError):
 _KNOWN = (
     (
         r"MasterDownError|MASTERDOWN",
-        mark("Redis is a replica that has lost its primary."),
-        mark("Let %(setting)s name the primary, no replica."),
+        gettext_noop("Redis is a replica that has lost its primary."),
+        gettext_noop("Let %(setting)s name the primary, no replica."),
     ),
     (
         r"ReadOnlyError|READONLY",
-        mark("Redis is a replica, which takes no writes."),
-        mark("Let %(setting)s name the primary, no replica."),
+        gettext_noop("Redis is a replica, which takes no writes."),
+        gettext_noop("Let %(setting)s name the primary, no replica."),
     ),
     (
         r"MovedError|\bMOVED\b|AskError|CrossSlot|ClusterDownError|TryAgainError"
         r"|cluster mode|SlotNotCovered|RedisCluster",
-        mark("Redis is a cluster, which RQ cannot use."),
-        mark("Let %(setting)s name a Redis that is not in cluster mode."),
+        gettext_noop("Redis is a cluster, which RQ cannot use."),
+        gettext_noop("Let %(setting)s name a Redis that is not in cluster mode."),
     ),
     (
         r"NoPermissionError|NOPERM",
-        mark("Redis does not permit this user what is needed."),
-        mark("The page on servers in our documentation has the line of ACL SETUSER."),
+        gettext_noop("Redis does not permit this user what is needed."),
+        gettext_noop(
+            "The page on servers in our documentation has the line of ACL SETUSER."
+        ),
     ),
     (
         r"without any password configured|no password is set",
-        mark("Redis is sent a password, and has none."),
-        mark("Remove the password from %(setting)s, or give Redis that password."),
+        gettext_noop("Redis is sent a password, and has none."),
+        gettext_noop(
+            "Remove the password from %(setting)s, or give Redis that password."
+        ),
     ),
     (
         r"Authentication required|NOAUTH|already authenticated",
-        mark("Redis wants a password, and is sent none."),
-        mark("Write it into %(setting)s: redis://USER:PASSWORD@HOST:6379/0"),
+        gettext_noop("Redis wants a password, and is sent none."),
+        gettext_noop("Write it into %(setting)s: redis://USER:PASSWORD@HOST:6379/0"),
     ),
     (
         r"AuthenticationError|AuthorizationError|AuthenticationWrongNumber|WRONGPASS"
         r"|invalid password",
-        mark("Redis refuses the user name or the password."),
-        mark("Correct them in %(setting)s: redis://USER:PASSWORD@HOST:6379/0"),
+        gettext_noop("Redis refuses the user name or the password."),
+        gettext_noop("Correct them in %(setting)s: redis://USER:PASSWORD@HOST:6379/0"),
     ),
     (
         r"OutOfMemoryError|\bOOM\b",
-        mark("Redis has no memory left."),
-        mark("Raise maxmemory of Redis, or remove what fills it."),
+        gettext_noop("Redis has no memory left."),
+        gettext_noop("Raise maxmemory of Redis, or remove what fills it."),
     ),
     (
         r"BusyLoadingError|LOADING",
-        mark("Redis is loading its data."),
-        mark("Wait until it has."),
+        gettext_noop("Redis is loading its data."),
+        gettext_noop("Wait until it has."),
     ),
     (
         r"max number of clients|Too many connections|MaxConnectionsError",
-        mark("Redis takes no more connections."),
-        mark("Raise maxclients of Redis, or find who holds so many connections."),
+        gettext_noop("Redis takes no more connections."),
+        gettext_noop(
+            "Raise maxclients of Redis, or find who holds so many connections."
+        ),
     ),
     (
         r"DENIED|protected mode",
-        mark("Redis is in protected mode and refuses other machines."),
-        mark("Give Redis a password, and write it into %(setting)s."),
+        gettext_noop("Redis is in protected mode and refuses other machines."),
+        gettext_noop("Give Redis a password, and write it into %(setting)s."),
     ),
     (
         r"MISCONF",
-        mark("Redis cannot write its data to disk, and takes none."),
-        mark("Make room on its disk; its log has the reason."),
+        gettext_noop("Redis cannot write its data to disk, and takes none."),
+        gettext_noop("Make room on its disk; its log has the reason."),
     ),
     (
         r"NOREPLICAS",
-        mark("Redis lacks replicas, and takes no writes without them."),
-        mark("Start them, or lower min-replicas-to-write of Redis."),
+        gettext_noop("Redis lacks replicas, and takes no writes without them."),
+        gettext_noop("Start them, or lower min-replicas-to-write of Redis."),
     ),
     (
         r"DB index",
-        mark("Redis has no database of that number."),
-        mark("Correct the number at the end of %(setting)s."),
+        gettext_noop("Redis has no database of that number."),
+        gettext_noop("Correct the number at the end of %(setting)s."),
     ),
     (
         r"unknown command|unknown subcommand",
-        mark("Redis lacks a command that RQ needs."),
-        mark("Use Redis 6 or later, or Valkey, with no command renamed."),
+        gettext_noop("Redis lacks a command that RQ needs."),
+        gettext_noop("Use Redis 6 or later, or Valkey, with no command renamed."),
     ),
     (
         r"WRONGTYPE",
-        mark("Something else uses our keys in this Redis."),
-        mark("Let %(setting)s name a database of its own, such as redis://HOST:6379/1"),
+        gettext_noop("Something else uses our keys in this Redis."),
+        gettext_noop(
+            "Let %(setting)s name a database of its own, such as redis://HOST:6379/1"
+        ),
     ),
     (
         r"InvalidResponse|Protocol Error",
-        mark("What answers there is no Redis."),
-        mark("Correct the host and the port in %(setting)s."),
+        gettext_noop("What answers there is no Redis."),
+        gettext_noop("Correct the host and the port in %(setting)s."),
     ),
     (
         r"CERTIFICATE_REQUIRED|certificate required|SSLEOFError",
-        mark("Redis wants a certificate of this client."),
-        mark("Add ?ssl_certfile=FILE&ssl_keyfile=FILE to %(setting)s."),
+        gettext_noop("Redis wants a certificate of this client."),
+        gettext_noop("Add ?ssl_certfile=FILE&ssl_keyfile=FILE to %(setting)s."),
     ),
     (
         r"CERTIFICATE_VERIFY_FAILED|CertificateError",
-        mark("The certificate of Redis is not accepted."),
-        mark(
+        gettext_noop("The certificate of Redis is not accepted."),
+        gettext_noop(
             "Name the host in %(setting)s as its certificate does, and the certificate"
             " of its authority: ?ssl_ca_certs=FILE"
         ),
     ),
     (
         r"handshake|SSLError|\[SSL",
-        mark("Redis does not answer by TLS."),
-        mark("Begin %(setting)s with redis://, or name the port that speaks TLS."),
+        gettext_noop("Redis does not answer by TLS."),
+        gettext_noop(
+            "Begin %(setting)s with redis://, or name the port that speaks TLS."
+        ),
     ),
     (
         r"gaierror|not known|name resolution|getaddrinfo",
-        mark("The host name of Redis is not known."),
-        mark("Correct the host in %(setting)s."),
+        gettext_noop("The host name of Redis is not known."),
+        gettext_noop("Correct the host in %(setting)s."),
     ),
     (
         r"ConnectionRefusedError|Connection refused",
-        mark("Redis cannot be reached: nothing listens there."),
-        mark("Is it running at the address of %(setting)s?"),
+        gettext_noop("Redis cannot be reached: nothing listens there."),
+        gettext_noop("Is it running at the address of %(setting)s?"),
     ),
     (
         r"FileNotFoundError|No such file",
-        mark("A file is missing: the socket of Redis, or a certificate."),
-        mark("Correct the path in %(setting)s, or start Redis."),
+        gettext_noop("A file is missing: the socket of Redis, or a certificate."),
+        gettext_noop("Correct the path in %(setting)s, or start Redis."),
     ),
     (
         r"PermissionError|Permission denied",
-        mark("This process may not open the socket of Redis, or a certificate."),
-        mark("Let its user read and write that file."),
+        gettext_noop(
+            "This process may not open the socket of Redis, or a certificate."
+        ),
+        gettext_noop("Let its user read and write that file."),
     ),
     (
         r"ConnectionResetError|BrokenPipeError|closed by server|reset by peer",
-        mark("Redis closes the connection."),
-        mark("Does its port speak TLS? Then begin %(setting)s with rediss://"),
+        gettext_noop("Redis closes the connection."),
+        gettext_noop("Does its port speak TLS? Then begin %(setting)s with rediss://"),
     ),
     (
         r"No route to host|unreachable",
-        mark("Redis cannot be reached: no network leads there."),
-        mark("Correct the host in %(setting)s, or the network."),
+        gettext_noop("Redis cannot be reached: no network leads there."),
+        gettext_noop("Correct the host in %(setting)s, or the network."),
     ),
     (
         r"TimeoutError|timed out",
-        mark("Redis does not answer in time."),
-        mark("Is the port of %(setting)s open to this machine, and Redis not busy?"),
+        gettext_noop("Redis does not answer in time."),
+        gettext_noop(
+            "Is the port of %(setting)s open to this machine, and Redis not busy?"
+        ),
     ),
 )
 
 _OTHER = (
-    mark("Redis cannot be used (%(error)s)."),
-    mark("Is it running at the address of %(setting)s?"),
+    gettext_noop("Redis cannot be used (%(error)s)."),
+    gettext_noop("Is it running at the address of %(setting)s?"),
 )
 
 
@@ -215,14 +229,16 @@ def explain(error: BaseException, settings: Settings) -> Trouble:
         # redis-py has no class for an option that it does not know.
         if by_name:
             return Trouble(
-                mark("CREDLY_REDIS_URL cannot be used (%(error)s)."),
-                mark("Remove what stands after its question mark, or correct it."),
+                gettext_noop("CREDLY_REDIS_URL cannot be used (%(error)s)."),
+                gettext_noop(
+                    "Remove what stands after its question mark, or correct it."
+                ),
                 values,
             )
 
         return Trouble(
-            mark("The function in CREDLY_QUEUE fails (%(error)s)."),
-            mark("It takes the app and returns an rq.Queue."),
+            gettext_noop("The function in CREDLY_QUEUE fails (%(error)s)."),
+            gettext_noop("It takes the app and returns an rq.Queue."),
             values,
         )
 

@@ -27,9 +27,9 @@ from ..ledger import host_transaction
 from ..ledger import unrecorded
 from ..ledger.transaction import in_session
 from ..ledger.unrecorded import Count
-from ..settings import State
+from ..settings import AppState
 from ..settings import Uncounted
-from . import bell
+from . import notifier
 
 if t.TYPE_CHECKING:
     import redis
@@ -44,7 +44,7 @@ PATIENCE = 5.0
 """Seconds for which a process that ends waits for the last try."""
 
 
-def note(state: State, session: t.Any = None, *, ended: bool = False) -> None:
+def note(state: AppState, session: t.Any = None, *, ended: bool = False) -> None:
     """Count one completion that could not be recorded. Raises nothing but what the host
     throws in, once it is counted.
 
@@ -73,7 +73,7 @@ def note(state: State, session: t.Any = None, *, ended: bool = False) -> None:
         )
 
 
-def _waits(state: State, session: t.Any) -> bool:
+def _waits(state: AppState, session: t.Any) -> bool:
     """Have it counted with the host's commit, if there will be one."""
     here = has_app_context() and current_app._get_current_object() is state.app  # type: ignore[attr-defined]
 
@@ -107,12 +107,12 @@ def _waits(state: State, session: t.Any) -> bool:
     return True
 
 
-def _note(state: State) -> None:
+def _note(state: AppState) -> None:
     here = state.uncounted
     here.counts.append((1, dt.datetime.now(dt.UTC)))
     _known.add(here)
 
-    if bell.in_a_job():  # whose process ends without waiting for a thread
+    if notifier.in_a_job():  # whose process ends without waiting for a thread
         _write(state, _to_redis, _to_database)
     elif here.writer is None or not here.writer.is_alive():
         writer = threading.Thread(target=_keep_writing, args=[state], daemon=True)
@@ -126,25 +126,25 @@ def _note(state: State) -> None:
             _write(state, _to_redis)
 
 
-def read(state: State) -> Count:
+def read(state: AppState) -> Count:
     """Get the whole count: of the database, of Redis where that answers, and of this
     process.
     """
     return in_session(state.engine, unrecorded.read) + read_elsewhere(state)
 
 
-def read_elsewhere(state: State) -> Count:
+def read_elsewhere(state: AppState) -> Count:
     """Get what the database does not count yet."""
     here = Count()
 
     for number, since in list(state.uncounted.counts):
         here += Count(number, since)
 
-    if bell.is_silent(state):
+    if notifier.is_silent(state):
         return here
 
     try:
-        queue = bell.web_queue(state)
+        queue = notifier.web_queue(state)
         return here + _parse(queue.connection.hgetall(_key(queue)))
     except Exception as e:
         # That Redis is away is said where the workers are counted.
@@ -152,7 +152,7 @@ def read_elsewhere(state: State) -> Count:
         return here
 
 
-def gather(state: State, queue: rq.Queue | None = None) -> None:
+def gather(state: AppState, queue: rq.Queue | None = None) -> None:
     """Bring what was counted elsewhere into the database. A process that dies meanwhile
     loses nothing; at worst something counts twice.
 
@@ -163,7 +163,7 @@ def gather(state: State, queue: rq.Queue | None = None) -> None:
     if state.uncounted.counts:
         _write(state, _to_database)
 
-    queue = queue or bell.web_queue(state)
+    queue = queue or notifier.web_queue(state)
     key, lock = _key(queue), f"{_key(queue)}:lock"
 
     if not _look(queue).number:
@@ -194,7 +194,7 @@ def gather(state: State, queue: rq.Queue | None = None) -> None:
         queue.connection.delete(lock)
 
 
-def gather_all(state: State) -> Count:
+def gather_all(state: AppState) -> Count:
     """Do the same as far as Redis can be asked, and get what the database counts."""
     from redis.exceptions import RedisError
 
@@ -207,7 +207,7 @@ def gather_all(state: State) -> Count:
     return in_session(state.engine, unrecorded.read)
 
 
-def dismiss(state: State, number: int, *, by: str) -> None:
+def dismiss(state: AppState, number: int, *, by: str) -> None:
     """Take off completions that a person has dealt with.
 
     :param number: How many that person knew of.
@@ -242,7 +242,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
 
 
-def _keep_writing(state: State) -> None:
+def _keep_writing(state: AppState) -> None:
     here = state.uncounted
 
     while True:
@@ -273,7 +273,7 @@ def _keep_writing(state: State) -> None:
         here.over.wait(PAUSE)
 
 
-def _write(state: State, *places: t.Callable[[State, Count], None]) -> None:
+def _write(state: AppState, *places: t.Callable[[AppState, Count], None]) -> None:
     """Write this process's count to the first place that takes it."""
     here = state.uncounted
 
@@ -293,7 +293,9 @@ def _write(state: State, *places: t.Callable[[State, Count], None]) -> None:
 
 
 def _takes(
-    state: State, count: Count, places: tuple[t.Callable[[State, Count], None], ...]
+    state: AppState,
+    count: Count,
+    places: tuple[t.Callable[[AppState, Count], None], ...],
 ) -> bool:
     for place in places:
         try:
@@ -307,12 +309,12 @@ def _takes(
     return False
 
 
-def _to_database(state: State, count: Count) -> None:
+def _to_database(state: AppState, count: Count) -> None:
     unrecorded.add(state.engine, count)
 
 
-def _to_redis(state: State, count: Count) -> None:
-    _put(bell.web_queue(state), count)
+def _to_redis(state: AppState, count: Count) -> None:
+    _put(notifier.web_queue(state), count)
 
 
 def _put(queue: rq.Queue, count: Count) -> None:

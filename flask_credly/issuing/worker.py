@@ -29,11 +29,11 @@ from sqlalchemy import orm
 from .. import keys
 from ..ledger import overview
 from ..ledger import tables
-from ..models import Connection
+from ..models import Account
+from ..settings import AppState
 from ..settings import get_state
-from ..settings import State
 from . import announce
-from . import bell
+from . import notifier
 from . import trouble
 from . import workers
 from .stopping import stopping
@@ -56,7 +56,7 @@ class OwnJob(rq.job.Job):
     def restore(self, raw_data: t.Any) -> None:
         described = _text(raw_data.get(b"description")).removesuffix("()")
         status = _text(raw_data.get(b"status"))
-        job = bell.JOBS.get(described)
+        job = notifier.JOBS.get(described)
         name = described if job else ascii(described[:100])
         call: tuple[t.Any, ...] = (name, None, (), {})
         constants: dict[str, t.Any] = {
@@ -65,7 +65,7 @@ class OwnJob(rq.job.Job):
             "status": status if status in _STATUSES else "",
             "timeout": job.timeout if job else 60,
             "result_ttl": 0,
-            "failure_ttl": bell.FAILURE_TTL,
+            "failure_ttl": notifier.FAILURE_TTL,
         }
         # As redis-py gives them.
         super().restore(
@@ -77,7 +77,7 @@ class OwnJob(rq.job.Job):
 
     @property
     def func(self) -> t.Any:
-        if self.func_name not in bell.JOBS:
+        if self.func_name not in notifier.JOBS:
             raise PermissionError(f"Not a job of Flask-Credly: {self.func_name}.")
 
         return super().func
@@ -331,7 +331,7 @@ class CredlyWorker(Worker):
 
         self._tableless = True
 
-    def _ring(self, state: State) -> None:
+    def _ring(self, state: AppState) -> None:
         # A Redis that came back empty knows no worker. RQ tells it only once of itself.
         if not self.connection.hexists(self.key, "birth"):
             self.connection.delete(self.key)
@@ -347,9 +347,9 @@ class CredlyWorker(Worker):
         queue = self.queues[0]
         sweep(state, queue, insist=queue.is_empty())
 
-    def _lacks_key(self, state: State) -> bool:
+    def _lacks_key(self, state: AppState) -> bool:
         with orm.Session(state.engine) as session:
-            connection = session.scalars(sa.select(Connection)).one_or_none()
+            connection = session.scalars(sa.select(Account)).one_or_none()
 
         before = self._keyless
         self._keyless = not overview.opens(connection, state.app.config)
@@ -361,18 +361,18 @@ class CredlyWorker(Worker):
 
         return self._keyless
 
-    def _sign(self, state: State) -> None:
+    def _sign(self, state: AppState) -> None:
         if (signature := workers.signature(state.engine)) is not None:
             workers.sign(self.queues[0], self.name, signature)
             self._signed = True
 
 
-def _forget_connections(state: State) -> None:
+def _forget_connections(state: AppState) -> None:
     for engine in state.db.engines.values():
         engine.dispose(close=False)
 
 
-def work(state: State, *, burst: bool) -> None:
+def work(state: AppState, *, burst: bool) -> None:
     """Run a worker until it is told to stop.
 
     :param burst: Stop when nothing is due.
@@ -385,7 +385,7 @@ def work(state: State, *, burst: bool) -> None:
     connection = redis.Redis.from_url(
         state.settings.redis_url, socket_connect_timeout=5, retry=Retry(NoBackoff(), 1)
     )
-    queue = bell.make_queue(state.app, state.settings, connection)
+    queue = notifier.make_queue(state.app, state.settings, connection)
     trouble.try_out(queue)
     _load_for_jobs()
     said = None
@@ -424,7 +424,7 @@ _LASTING = 60
 
 def _load_for_jobs() -> None:
     # Each job has a process that is forked from this one, and would load it anew.
-    functions = {name.rpartition(".")[0] for name in bell.JOBS}
+    functions = {name.rpartition(".")[0] for name in notifier.JOBS}
     to_unseal = ("cryptography.fernet", "cryptography.hazmat.primitives.kdf.hkdf")
 
     for module in (*functions, *to_unseal):
@@ -433,7 +433,7 @@ def _load_for_jobs() -> None:
 
 def _wait_for(
     queue: rq.Queue,
-    state: State,
+    state: AppState,
     error: redis.RedisError,
     said: trouble.Trouble | None,
 ) -> trouble.Trouble:

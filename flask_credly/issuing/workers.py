@@ -15,8 +15,8 @@ import sqlalchemy as sa
 
 from ..ledger.transaction import connect
 from ..models import Installation
-from ..settings import State
-from . import bell
+from ..settings import AppState
+from . import notifier
 from . import trouble
 
 if t.TYPE_CHECKING:
@@ -41,19 +41,19 @@ class Failure:
     mended: bool
 
 
-def count(state: State) -> int | None:
+def count(state: AppState) -> int | None:
     """Count the workers that listen on the queue. ``None``: Redis cannot be used, for
     the reason in ``state.web_queue.trouble``.
     """
     found: list[str] = []
 
     def ask() -> None:
-        queue = bell.web_queue(state)
+        queue = notifier.web_queue(state)
         # One that is read only could be asked as well, and would take no job.
         trouble.try_out(queue)
         found.extend(listening(queue))
 
-    return len(found) if bell.use(state, ask, tell=False) else None
+    return len(found) if notifier.use(state, ask, tell=False) else None
 
 
 def signature(engine: sa.Engine) -> str | None:
@@ -83,7 +83,7 @@ def sign(queue: rq.Queue, worker: str, signature: str) -> None:
         pipeline.execute()
 
 
-def sign_job(state: State) -> None:
+def sign_job(state: AppState) -> None:
     """Do what :func:`sign` does for the worker that runs this job, if one does."""
     from redis.exceptions import RedisError
     from rq import get_current_job
@@ -95,12 +95,12 @@ def sign_job(state: State) -> None:
         return
 
     try:
-        sign(bell.web_queue(state), job.worker_name, own)
+        sign(notifier.web_queue(state), job.worker_name, own)
     except (RedisError, OSError):
         return  # the worker says by itself that Redis is away
 
 
-def note_success(state: State, function: str) -> None:
+def note_success(state: AppState, function: str) -> None:
     """Note in RQ's own entry of the worker that runs this job that it went well, and
     when, on the clock by which Redis dates what failed.
     """
@@ -111,7 +111,7 @@ def note_success(state: State, function: str) -> None:
         return
 
     try:
-        connection = bell.web_queue(state).connection
+        connection = notifier.web_queue(state).connection
         seconds, micros = connection.time()
         at = seconds * 1000 + micros // 1000
 
@@ -206,7 +206,7 @@ def failures(queue: rq.Queue, *, limit: int = 20) -> cabc.Iterator[Failure]:
                 continue
 
             worker = _text(result.get(b"worker_name"))
-            ours = described in bell.JOBS
+            ours = described in notifier.JOBS
             at = int(_text(result_id).partition("-")[0])
             mended = ours and at <= _succeeded_at(queue, worker, described)
             yield Failure(worker, _error_in(packed), ours, mended)

@@ -18,8 +18,8 @@ from sqlalchemy import event
 
 from ..catalog import clean
 from ..errors import CredlyError
+from ..i18n import gettext_noop
 from ..models import AuditEntry
-from ..words import mark
 from . import clock
 from .paging import fetch
 from .paging import fetch_all
@@ -38,40 +38,44 @@ WORKER = "worker"
 # What each needs to know stands in its target: a mapping's course and badge, a badge's
 # number in the ledger, a number of rows. Never a member's name or address.
 ACTIONS: dict[str, str] = {
-    "connect": mark("Connect to organization %(target)s"),
-    "reconnect": mark("Connect again to organization %(target)s"),
-    "remove": mark("Remove the integration of organization %(target)s"),
-    "test": mark("Test the connection"),
-    "pause": mark("Pause issuing"),
-    "resume": mark("Resume issuing"),
-    "restored": mark("Note that the database was restored"),
-    "copy": mark("Note that the database is a copy"),
-    "sync": mark("Load the badge templates"),
-    "map": mark("Map %(target)s"),
-    "change mapping": mark("Change a mapping to %(target)s"),
-    "remove mapping": mark("Remove the mapping %(target)s"),
-    "undo": mark("Undo the removal of the mapping %(target)s"),
-    "send test badge": mark("Send test badge %(target)s"),
-    "retry": mark("Retry badge %(target)s"),
-    "retry all": mark("Retry all failed badges: %(target)s"),
-    "start backfill": mark("Issue badges for earlier completions of %(target)s"),
-    "stop backfill": mark("Stop badges for earlier completions of %(target)s"),
-    "heal": mark("Add missed completions of %(target)s"),
-    "dismiss": mark("Dismiss completions that could not be recorded: %(target)s"),
-    "export badges": mark("Export the badges"),
-    "export errors": mark("Export the error log"),
-    "export activity": mark("Export the activity"),
-    "export member": mark("Export the data of a member"),
-    "erase member": mark("Erase the data of a member"),
-    "prune": mark("Delete what is older than it is kept: %(target)s"),
-    "rotate keys": mark("Encrypt the stored secrets with the newest key"),
+    "connect": gettext_noop("Connect to organization %(target)s"),
+    "reconnect": gettext_noop("Connect again to organization %(target)s"),
+    "remove": gettext_noop("Remove the integration of organization %(target)s"),
+    "test": gettext_noop("Test the connection"),
+    "pause": gettext_noop("Pause issuing"),
+    "resume": gettext_noop("Resume issuing"),
+    "restored": gettext_noop("Note that the database was restored"),
+    "copy": gettext_noop("Note that the database is a copy"),
+    "sync": gettext_noop("Load the badge templates"),
+    "map": gettext_noop("Map %(target)s"),
+    "change mapping": gettext_noop("Change a mapping to %(target)s"),
+    "remove mapping": gettext_noop("Remove the mapping %(target)s"),
+    "undo": gettext_noop("Undo the removal of the mapping %(target)s"),
+    "send test badge": gettext_noop("Send test badge %(target)s"),
+    "retry": gettext_noop("Retry badge %(target)s"),
+    "retry all": gettext_noop("Retry all failed badges: %(target)s"),
+    "start backfill": gettext_noop(
+        "Issue badges for earlier completions of %(target)s"
+    ),
+    "stop backfill": gettext_noop("Stop badges for earlier completions of %(target)s"),
+    "heal": gettext_noop("Add missed completions of %(target)s"),
+    "dismiss": gettext_noop(
+        "Dismiss completions that could not be recorded: %(target)s"
+    ),
+    "export badges": gettext_noop("Export the badges"),
+    "export errors": gettext_noop("Export the error log"),
+    "export activity": gettext_noop("Export the activity"),
+    "export member": gettext_noop("Export the data of a member"),
+    "erase member": gettext_noop("Erase the data of a member"),
+    "prune": gettext_noop("Delete what is older than it is kept: %(target)s"),
+    "rotate keys": gettext_noop("Encrypt the stored secrets with the newest key"),
 }
 
 OUTCOMES: dict[str, str] = {
-    "ok": mark("Done"),
-    "refused": mark("Refused"),
-    "failed": mark("Failed"),
-    "begun": mark("Not finished"),
+    "ok": gettext_noop("Done"),
+    "refused": gettext_noop("Refused"),
+    "failed": gettext_noop("Failed"),
+    "begun": gettext_noop("Not finished"),
 }
 """``refused``: Credly or a rule of ours said no. ``failed``: Credly could not be asked.
 ``begun``: under way, or the process died before it could write down what came of it.

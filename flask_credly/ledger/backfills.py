@@ -16,8 +16,8 @@ import typing as t
 import sqlalchemy as sa
 
 from ..catalog import Completion
-from ..models import Backfill
-from ..models import Connection
+from ..models import Account
+from ..models import Batch
 from ..models import CONNECTION_ID
 from ..models import Issuance
 from ..models import Mapping
@@ -70,7 +70,7 @@ class Progress:
     :param failed: Among them those that could not be issued.
     """
 
-    run: Backfill
+    run: Batch
     to_issue: int
     issued: int
     failed: int
@@ -103,7 +103,7 @@ def start(
     :return: The run's number, or ``None`` if the mapping is gone.
     """
     # The lock keeps two clicks from beginning two.
-    connection.execute(sa.update(Connection).values(id=CONNECTION_ID))
+    connection.execute(sa.update(Account).values(id=CONNECTION_ID))
     mapping = connection.execute(
         sa.select(
             Mapping.connection_id,
@@ -117,10 +117,10 @@ def start(
         return None
 
     recording = connection.scalar(
-        sa.select(Backfill.id).where(
-            Backfill.state == "recording",
-            Backfill.kind == mapping.kind,
-            Backfill.course_id == mapping.course_id,
+        sa.select(Batch.id).where(
+            Batch.state == "recording",
+            Batch.kind == mapping.kind,
+            Batch.course_id == mapping.course_id,
         )
     )
 
@@ -129,7 +129,7 @@ def start(
 
     now = clock.now(connection)
     added = connection.execute(
-        sa.insert(Backfill).values(
+        sa.insert(Batch).values(
             **mapping._mapping,
             since=since,
             started_at=now,
@@ -152,7 +152,7 @@ def any_due(engine: sa.Engine) -> bool:
 
 
 def _due(now: dt.datetime) -> sa.Select[int]:
-    return sa.select(Backfill.id).where(Backfill.due_at <= now).order_by(Backfill.id)
+    return sa.select(Batch.id).where(Batch.due_at <= now).order_by(Batch.id)
 
 
 @in_transaction
@@ -163,26 +163,26 @@ def take(connection: sa.Connection, run_id: int | None = None) -> Run | None:
     """
     now = clock.now(connection)
     lease = secrets.token_hex(16)
-    due = _due(now) if run_id is None else _due(now).where(Backfill.id == run_id)
+    due = _due(now) if run_id is None else _due(now).where(Batch.id == run_id)
 
     for id_ in connection.scalars(due).all():
         taken = connection.execute(
-            sa.update(Backfill)
-            .where(Backfill.id == id_, Backfill.due_at <= now)
+            sa.update(Batch)
+            .where(Batch.id == id_, Batch.due_at <= now)
             .values(due_at=now + LEASE, lease=lease, completed=0, incomplete=0)
         ).rowcount
 
         if taken:
             found = connection.execute(
                 sa.select(
-                    Backfill.id,
-                    Backfill.kind,
-                    Backfill.course_id,
-                    Backfill.course_title,
-                    Backfill.since,
-                    Backfill.healing,
-                    Backfill.lease,
-                ).where(Backfill.id == id_)
+                    Batch.id,
+                    Batch.kind,
+                    Batch.course_id,
+                    Batch.course_title,
+                    Batch.since,
+                    Batch.healing,
+                    Batch.lease,
+                ).where(Batch.id == id_)
             ).one()
             return Run(**found._mapping)
 
@@ -204,12 +204,12 @@ def add(
     """
     now = clock.now(connection)
     goes_on = connection.execute(
-        sa.update(Backfill)
+        sa.update(Batch)
         .where(*_held(run))
         .values(
             due_at=now + LEASE,
-            completed=Backfill.completed + len(completions) + incomplete,
-            incomplete=Backfill.incomplete + incomplete,
+            completed=Batch.completed + len(completions) + incomplete,
+            incomplete=Batch.incomplete + incomplete,
         )
     ).rowcount
 
@@ -221,7 +221,7 @@ def add(
     connection.execute(sa.select(Mapping.id).where(*this).with_for_update(read=True))
     mapped = connection.execute(
         of_mapping(
-            Connection.organization_id,
+            Account.organization_id,
             Template.id.label("template_id"),
             Template.name.label("badge_name"),
             Mapping.created_at,
@@ -240,7 +240,7 @@ def add(
         "recorded_at": now,
         "due_at": now,
         "bulk": True,
-        "backfill_id": run.id,
+        "batch_id": run.id,
     }
     rows = [
         {
@@ -267,9 +267,9 @@ def add(
 
 def _held(run: Run) -> tuple[sa.ColumnElement[bool], ...]:
     return (
-        Backfill.id == run.id,
-        Backfill.lease == run.lease,
-        Backfill.state == "recording",
+        Batch.id == run.id,
+        Batch.lease == run.lease,
+        Batch.state == "recording",
     )
 
 
@@ -292,7 +292,7 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
         return
 
     names = [
-        *("template_id", "badge_name", "due_at", "backfill_id"),
+        *("template_id", "badge_name", "due_at", "batch_id"),
         *("email", "first_name", "last_name"),
     ]
     table = t.cast(sa.Table, Issuance.__table__)
@@ -305,7 +305,7 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
             error=None,
             attempts=0,
             look_ups=0,
-            deaths=0,
+            crashes=0,
         )
         .values({name: sa.bindparam(f"new_{name}") for name in names}),
         [
@@ -315,7 +315,7 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
     )
 
 
-_OUR_ORGANIZATION = sa.select(Connection.organization_id).scalar_subquery()
+_OUR_ORGANIZATION = sa.select(Account.organization_id).scalar_subquery()
 
 _TAKEN_BACK = (
     Issuance.state == "cancelled",
@@ -328,7 +328,7 @@ _TAKEN_BACK = (
 def leave(connection: sa.Connection, run: Run) -> None:
     """Leave the rest of a run to another worker."""
     connection.execute(
-        sa.update(Backfill).where(*_held(run)).values(due_at=clock.now(connection))
+        sa.update(Batch).where(*_held(run)).values(due_at=clock.now(connection))
     )
 
 
@@ -345,11 +345,11 @@ def stop(connection: sa.Connection, run_id: int, *, by: str | None = None) -> in
     :param by: Who does it, for :func:`.audit.note`.
     :return: How many badges were taken back.
     """
-    this = (Backfill.id == run_id, Backfill.state.in_(("recording", "recorded")))
+    this = (Batch.id == run_id, Batch.state.in_(("recording", "recorded")))
 
     if _end(connection, *this, state="stopped"):
         title = connection.scalar(
-            sa.select(Backfill.course_title).where(Backfill.id == run_id)
+            sa.select(Batch.course_title).where(Batch.id == run_id)
         )
         audit.note(connection, by, "stop backfill", title or "")
 
@@ -357,10 +357,10 @@ def stop(connection: sa.Connection, run_id: int, *, by: str | None = None) -> in
     return connection.execute(
         sa.update(Issuance)
         .where(
-            Issuance.backfill_id == run_id,
+            Issuance.batch_id == run_id,
             Issuance.state.in_(("pending", "sending")),
             Issuance.attempts == 0,
-            Issuance.maybe_issued.is_(False),
+            Issuance.outcome_unknown.is_(False),
         )
         .values(
             state="cancelled",
@@ -375,28 +375,28 @@ def stop(connection: sa.Connection, run_id: int, *, by: str | None = None) -> in
 def _end(connection: sa.Connection, *these: sa.ColumnElement[bool], state: str) -> bool:
     return bool(
         connection.execute(
-            sa.update(Backfill).where(*these).values(state=state, due_at=None)
+            sa.update(Batch).where(*these).values(state=state, due_at=None)
         ).rowcount
     )
 
 
 def progress(session: Session, run_id: int) -> Progress | None:
     """Count how far a run is."""
-    run = session.get(Backfill, run_id, populate_existing=True)
+    run = session.get(Batch, run_id, populate_existing=True)
     return _progress(session, run) if run else None
 
 
 def under_way(session: Session) -> list[Progress]:
     """Get the latest runs that are not over yet, latest first."""
-    latest = session.scalars(sa.select(Backfill).order_by(Backfill.id.desc()).limit(5))
+    latest = session.scalars(sa.select(Batch).order_by(Batch.id.desc()).limit(5))
     found = [_progress(session, run) for run in latest]
     return [each for each in found if not each.is_over]
 
 
-def _progress(session: Session, run: Backfill) -> Progress:
+def _progress(session: Session, run: Batch) -> Progress:
     counted = session.execute(
         sa.select(Issuance.state, sa.func.count())
-        .where(Issuance.backfill_id == run.id)
+        .where(Issuance.batch_id == run.id)
         .group_by(Issuance.state)
     )
     count: collections.Counter[str] = collections.Counter(
@@ -485,8 +485,8 @@ def are_recorded(engine: sa.Engine, run_ids: cabc.Collection[int]) -> bool:
     with connect(engine) as connection:
         recorded = connection.scalar(
             sa.select(sa.func.count())
-            .select_from(Backfill)
-            .where(Backfill.id.in_(run_ids), Backfill.state == "recorded")
+            .select_from(Batch)
+            .where(Batch.id.in_(run_ids), Batch.state == "recorded")
         )
         return recorded == len(run_ids)
 
@@ -530,8 +530,8 @@ class Healed:
 def healed(session: Session, since: dt.datetime) -> Healed | None:
     """Get what was added lately. ``None``: nothing was missed."""
     number, at = session.execute(
-        sa.select(sa.func.count(Issuance.id), sa.func.max(Backfill.started_at))
-        .join(Issuance, Issuance.backfill_id == Backfill.id)
-        .where(Backfill.healing, Backfill.started_at > since)
+        sa.select(sa.func.count(Issuance.id), sa.func.max(Batch.started_at))
+        .join(Issuance, Issuance.batch_id == Batch.id)
+        .where(Batch.healing, Batch.started_at > since)
     ).one()
     return Healed(number, at) if number else None

@@ -27,12 +27,12 @@ from .transaction import in_transaction
 DIED = "died"
 """What an attempt is said to have come to whose worker did not come back."""
 
-SUSPECT = 2
+POISON_THRESHOLD = 2
 """Workers that may die over a row before it is handled alone: if it is the cause, it
 shall not take others along.
 """
 
-MAX_DEATHS = 5
+MAX_CRASHES = 5
 """Workers that may die over a row before it is given up."""
 
 
@@ -43,7 +43,7 @@ class Row:
     :param issued_at: The time that was sent with the first request.
     :param duplicate: Whether Credly has refused it as a duplicate, and does not list
         the badge.
-    :param deaths: Workers that have died while they held it.
+    :param crashes: Workers that have died while they held it.
     :param look_ups: Questions whether the badge is there that had no clear answer.
     :param unsettled: Whether its last request may be on its way, or its badge may not
         be listed yet.
@@ -65,9 +65,9 @@ class Row:
     completed_at: dt.datetime
     issued_at: dt.datetime | None
     attempts: int
-    maybe_issued: bool
+    outcome_unknown: bool
     duplicate: bool
-    deaths: int
+    crashes: int
     look_ups: int
     error: str | None
     test: bool
@@ -93,9 +93,9 @@ _COLUMNS = (
     Issuance.completed_at,
     Issuance.issued_at,
     Issuance.attempts,
-    Issuance.maybe_issued,
+    Issuance.outcome_unknown,
     Issuance.duplicate,
-    Issuance.deaths,
+    Issuance.crashes,
     Issuance.look_ups,
     Issuance.error,
     Issuance.test,
@@ -113,7 +113,7 @@ def _due_ids(
     reads an index and not the ledger.
     """
     return (
-        sa.select(Issuance.id, Issuance.deaths)
+        sa.select(Issuance.id, Issuance.crashes)
         .where(Issuance.bulk == bulk, *_due(organization_id, now))
         .order_by(Issuance.due_at, Issuance.id)
     )
@@ -168,10 +168,10 @@ def _find(engine: sa.Engine, gate: gates.Gate, limit: int, alone: bool) -> list[
                 due = _due_ids(gate.organization_id, now, bulk=bulk)
                 found += connection.execute(due.limit(limit - len(found)))
 
-    if alone and found and found[0].deaths >= SUSPECT:
+    if alone and found and found[0].crashes >= POISON_THRESHOLD:
         return [found[0].id]
 
-    return [row.id for row in found if row.deaths < SUSPECT]
+    return [row.id for row in found if row.crashes < POISON_THRESHOLD]
 
 
 @in_transaction
@@ -190,8 +190,8 @@ def _take(
         # In this order: MariaDB would look at the new state.
         .ordered_values(
             (
-                Issuance.deaths,
-                Issuance.deaths + sa.case((Issuance.state == "sending", 1), else_=0),
+                Issuance.crashes,
+                Issuance.crashes + sa.case((Issuance.state == "sending", 1), else_=0),
             ),
             (Issuance.state, "sending"),
             (Issuance.lease, lease),
@@ -246,7 +246,7 @@ def _is_of_another(row: Row) -> bool:
     """Whether the course was mapped to another template since. What was perhaps issued
     is looked up as that first.
     """
-    return row.mapped_to not in (None, row.template_id) and not row.maybe_issued
+    return row.mapped_to not in (None, row.template_id) and not row.outcome_unknown
 
 
 def _follow_mapping(connection: sa.Connection, ids: cabc.Collection[int]) -> None:
@@ -278,7 +278,7 @@ def follow_mapping(connection: sa.Connection, row: Row) -> None:
             state="pending",
             lease=None,
             due_at=clock.now(connection),
-            maybe_issued=False,
+            outcome_unknown=False,
         )
     ).rowcount
 
@@ -375,7 +375,7 @@ def begin(
             gates.is_open(generation, now),
             sa.exists().where(_IS_MAPPED, Mapping.template_id == Issuance.template_id),
             attempts=attempts + 1,
-            maybe_issued=True,
+            outcome_unknown=True,
             unsettled_until=until,
             issued_at=sa.case(
                 (Issuance.issued_at.is_not(None), Issuance.issued_at),
@@ -397,7 +397,7 @@ def begin(
         dataclasses.replace(
             row,
             attempts=row.attempts + 1,
-            maybe_issued=True,
+            outcome_unknown=True,
             issued_at=row.issued_at or min(row.completed_at, at_most),
         )
         for row in begun
@@ -482,13 +482,13 @@ def release(connection: sa.Connection, rows: cabc.Sequence[Row]) -> None:
     now = clock.now(connection) if rows else None
 
     for maybe in (False, True):
-        these = [row for row in rows if row.maybe_issued == maybe]
+        these = [row for row in rows if row.outcome_unknown == maybe]
 
         for lease, alike in _by_lease(these).items():
             connection.execute(
                 sa.update(Issuance)
                 .where(Issuance.id.in_([row.id for row in alike]), *_held(lease))
-                .values(state=waiting(), lease=None, due_at=now, maybe_issued=maybe)
+                .values(state=waiting(), lease=None, due_at=now, outcome_unknown=maybe)
             )
 
 

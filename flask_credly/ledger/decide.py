@@ -54,7 +54,7 @@ class Rule:
 
     :param last: Whether the second attempt was made. ``None``: either.
     :param counts: Whether the request was one of the two attempts.
-    :param maybe_issued: Whether Credly may have issued the badge unseen; ``None``
+    :param outcome_unknown: Whether Credly may have issued the badge unseen; ``None``
         leaves what is known as it is.
     :param logged: Whether "Badge issuance failed" is written to the error log.
     :param close: The gate to close on the connection.
@@ -65,17 +65,17 @@ class Rule:
     last: bool | None
     then: Then
     counts: bool = False
-    maybe_issued: bool | None = None
+    outcome_unknown: bool | None = None
     logged: bool = False
     close: Close | None = None
 
 
 RULES: tuple[Rule, ...] = (
-    Rule("look-up", "found", None, "issued", maybe_issued=False),
-    Rule("look-up", "held", None, "held", maybe_issued=False),
+    Rule("look-up", "found", None, "issued", outcome_unknown=False),
+    Rule("look-up", "held", None, "held", outcome_unknown=False),
     Rule("look-up", "unlisted", None, "wait"),
-    Rule("look-up", "absent", False, "issue", maybe_issued=False),
-    Rule("look-up", "absent", True, "failed", maybe_issued=False, logged=True),
+    Rule("look-up", "absent", False, "issue", outcome_unknown=False),
+    Rule("look-up", "absent", True, "failed", outcome_unknown=False, logged=True),
     # Where the last request is made, it is looked for once more: see ``settle``.
     Rule("look-up", "not yet", False, "issue"),
     Rule("look-up", "not yet", True, "failed", logged=True),
@@ -92,30 +92,32 @@ RULES: tuple[Rule, ...] = (
     Rule("look-up", "unauthorized", None, "at once", close="expired"),
     Rule("look-up", "unavailable", None, "at once", close="unavailable"),
     Rule("look-up", "not sent", None, "at once"),
-    Rule("issue", "issued", None, "issued", counts=True, maybe_issued=False),
-    Rule("issue", "found", None, "issued", counts=True, maybe_issued=False),
-    Rule("issue", "held", None, "held", counts=True, maybe_issued=False),
+    Rule("issue", "issued", None, "issued", counts=True, outcome_unknown=False),
+    Rule("issue", "found", None, "issued", counts=True, outcome_unknown=False),
+    Rule("issue", "held", None, "held", counts=True, outcome_unknown=False),
     # An earlier request of ours may have made it: its id is looked for.
-    Rule("issue", "unlisted", None, "wait", counts=True, maybe_issued=True),
+    Rule("issue", "unlisted", None, "wait", counts=True, outcome_unknown=True),
     Rule("issue", "refused", False, "wait", counts=True),
     Rule("issue", "refused", True, "failed", counts=True, logged=True),
     # Also after the second: it may have gone through, so that one more look is due
     # before anybody is told that it failed.
-    Rule("issue", "unknown", None, "wait", counts=True, maybe_issued=True),
+    Rule("issue", "unknown", None, "wait", counts=True, outcome_unknown=True),
     Rule(
         "issue",
         "foreign",
         None,
         "wait",
         counts=True,
-        maybe_issued=True,
+        outcome_unknown=True,
         close="unavailable",
     ),
     Rule("issue", "rate limited", None, "at once", close="rate limit"),
     Rule("issue", "unauthorized", None, "at once", close="expired"),
     Rule("issue", "unavailable", None, "at once", close="unavailable"),
     # No attempt, or an outage would fail badges. It may have gone through.
-    Rule("issue", "in trouble", None, "wait", maybe_issued=True, close="unavailable"),
+    Rule(
+        "issue", "in trouble", None, "wait", outcome_unknown=True, close="unavailable"
+    ),
     Rule("issue", "not sent", None, "at once"),
 )
 

@@ -14,7 +14,7 @@ import typing as t
 
 import sqlalchemy as sa
 
-from ..models import Connection
+from ..models import Account
 from ..models import CONNECTION_ID
 from ..models import Installation
 from . import audit
@@ -72,14 +72,14 @@ def read(engine: sa.Engine) -> Gate | None:
         now = clock.now(connection)
         row = connection.execute(
             sa.select(
-                Connection.generation,
-                Connection.organization_id,
-                Connection.expired,
-                Connection.switched_off,
-                Connection.paused_until,
-                Connection.limited_at,
-                Connection.templates_synced_at,
-                Connection.templates_failed_at,
+                Account.generation,
+                Account.organization_id,
+                Account.expired,
+                Account.switched_off,
+                Account.paused_until,
+                Account.limited_at,
+                Account.templates_synced_at,
+                Account.templates_failed_at,
                 Installation.is_copy,
                 Installation.restored_at,
             ).join(Installation, sa.true())
@@ -111,14 +111,14 @@ def read(engine: sa.Engine) -> Gate | None:
 def is_open(generation: str, now: dt.datetime) -> sa.ColumnElement[bool]:
     """The same as a condition, to be checked by the statement that depends on it."""
     return (
-        sa.select(Connection.id)
+        sa.select(Account.id)
         .join(Installation, sa.true())
         .where(
-            Connection.generation == generation,
+            Account.generation == generation,
             Installation.is_copy.is_(False),
-            Connection.expired.is_(False),
-            Connection.switched_off.is_(False),
-            sa.or_(Connection.paused_until.is_(None), Connection.paused_until <= now),
+            Account.expired.is_(False),
+            Account.switched_off.is_(False),
+            sa.or_(Account.paused_until.is_(None), Account.paused_until <= now),
         )
         .exists()
     )
@@ -141,9 +141,9 @@ def pause(
     :return: Until when, or ``None`` if another worker had closed it already.
     """
     now = clock.now(connection)
-    this = sa.update(Connection).where(Connection.generation == generation)
+    this = sa.update(Account).where(Account.generation == generation)
     is_open = this.where(
-        sa.or_(Connection.paused_until.is_(None), Connection.paused_until <= now)
+        sa.or_(Account.paused_until.is_(None), Account.paused_until <= now)
     )
     values: dict[str, t.Any] = {"pause_reason": reason}
     asked_for = until = now + dt.timedelta(seconds=seconds)
@@ -151,11 +151,11 @@ def pause(
     if reason == "rate limit":
         values["limited_at"] = now
     else:
-        failures = connection.scalar(sa.select(Connection.failures)) or 0
+        failures = connection.scalar(sa.select(Account.failures)) or 0
         values["failures"] = failures + 1
         until = max(until, now + _back_off(failures))
         # The outage that is in the log already goes on.
-        known = is_open.where(Connection.pause_reason == reason)
+        known = is_open.where(Account.pause_reason == reason)
 
         if connection.execute(known.values(paused_until=until, **values)).rowcount:
             return until
@@ -172,7 +172,7 @@ def pause(
         connection.execute(this.values(limited_at=now))
 
     connection.execute(
-        this.where(Connection.paused_until < asked_for).values(paused_until=asked_for)
+        this.where(Account.paused_until < asked_for).values(paused_until=asked_for)
     )
     return None
 
@@ -190,10 +190,10 @@ def _back_off(failures: int) -> dt.timedelta:
 def resume(connection: sa.Connection, generation: str) -> None:
     """Note that a request succeeded after a pause."""
     connection.execute(
-        sa.update(Connection)
+        sa.update(Account)
         .where(
-            Connection.generation == generation,
-            Connection.paused_until <= clock.now(connection),
+            Account.generation == generation,
+            Account.paused_until <= clock.now(connection),
         )
         .values(paused_until=None, pause_reason=None, failures=0)
     )
@@ -209,16 +209,16 @@ def reserve(
     :return: Seconds until the first. ``None``: others have reserved all that time.
     """
     # First, for the lock.
-    connection.execute(sa.update(Connection).values(id=CONNECTION_ID))
+    connection.execute(sa.update(Account).values(id=CONNECTION_ID))
     now = clock.now(connection)
-    next_at = connection.scalar(sa.select(Connection.next_request_at))
+    next_at = connection.scalar(sa.select(Account.next_request_at))
     first = max(next_at or now, now)
 
     if (wait := (first - now).total_seconds()) > at_most:
         return None
 
     following = first + dt.timedelta(seconds=number / per_second)
-    connection.execute(sa.update(Connection).values(next_request_at=following))
+    connection.execute(sa.update(Account).values(next_request_at=following))
     return wait
 
 
@@ -230,8 +230,8 @@ def expire(connection: sa.Connection, generation: str) -> bool:
     """
     now = clock.now(connection)
     closed = connection.execute(
-        sa.update(Connection)
-        .where(Connection.generation == generation, Connection.expired.is_(False))
+        sa.update(Account)
+        .where(Account.generation == generation, Account.expired.is_(False))
         .values(checked_at=now, expired=True, token=None, token_fetch_until=None)
     ).rowcount
 
@@ -253,15 +253,15 @@ def note_keyless(
     """
     now = clock.now(connection)
     until = now + dt.timedelta(seconds=seconds)
-    this = sa.update(Connection).where(Connection.generation == generation)
-    known = Connection.keyless_until > now
+    this = sa.update(Account).where(Account.generation == generation)
+    known = Account.keyless_until > now
 
     if connection.execute(
-        this.where(known, Connection.keyless_until < until).values(keyless_until=until)
+        this.where(known, Account.keyless_until < until).values(keyless_until=until)
     ).rowcount:
         return False
 
-    is_new = sa.or_(Connection.keyless_until.is_(None), Connection.keyless_until <= now)
+    is_new = sa.or_(Account.keyless_until.is_(None), Account.keyless_until <= now)
 
     if not connection.execute(this.where(is_new).values(keyless_until=until)).rowcount:
         return False
@@ -276,5 +276,5 @@ def switch(connection: sa.Connection, *, on: bool, by: str | None = None) -> Non
 
     :param by: Who does it, for :func:`.audit.note`.
     """
-    if connection.execute(sa.update(Connection).values(switched_off=not on)).rowcount:
+    if connection.execute(sa.update(Account).values(switched_off=not on)).rowcount:
         audit.note(connection, by, "resume" if on else "pause")

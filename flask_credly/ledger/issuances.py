@@ -9,7 +9,7 @@ import typing as t
 
 import sqlalchemy as sa
 
-from ..models import Connection
+from ..models import Account
 from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
@@ -37,7 +37,7 @@ STATES: dict[Status, tuple[str, ...]] = {
 NEVER_SENT = sa.and_(
     Issuance.state.in_(("pending", "sending", "failed", "cancelled")),
     Issuance.attempts == 0,
-    Issuance.maybe_issued.is_(False),
+    Issuance.outcome_unknown.is_(False),
 )
 """Whether Credly cannot have seen a request for a row."""
 
@@ -135,7 +135,7 @@ _MAPPED = sa.exists().where(
 )
 
 
-_OUR_ORGANIZATION = sa.select(Connection.organization_id).scalar_subquery()
+_OUR_ORGANIZATION = sa.select(Account.organization_id).scalar_subquery()
 
 # Another organization's rows stay as they are: a new completion has a row of its own.
 _CAN_BE_RETRIED = sa.and_(_MAPPED, Issuance.organization_id == _OUR_ORGANIZATION)
@@ -174,7 +174,7 @@ def becoming(session: Session, ids: cabc.Collection[int]) -> dict[int, str]:
         .where(
             Issuance.id.in_(ids),
             Issuance.state.in_(STATES["waiting"]),
-            Issuance.maybe_issued.is_(False),
+            Issuance.outcome_unknown.is_(False),
             Issuance.template_id != Mapping.template_id,
         )
     )
@@ -229,7 +229,7 @@ def retry(
     # The worker that Remove took it from may still be at it, or Credly's list lag. What
     # waits for its last look is nobody's.
     is_unsettled = sa.and_(
-        Issuance.maybe_issued,
+        Issuance.outcome_unknown,
         Issuance.unsettled_until > now,
         Issuance.due_at.is_(None),
     )
@@ -237,7 +237,7 @@ def retry(
     # What was perhaps issued keeps its name: it is looked up by that.
     connection.execute(
         sa.update(Issuance)
-        .where(these, Issuance.maybe_issued.is_(False))
+        .where(these, Issuance.outcome_unknown.is_(False))
         .values(
             template_id=_of_mapping(Template.id.expression),
             badge_name=_of_mapping(Template.name.expression),
@@ -251,13 +251,13 @@ def retry(
             # In this order: MariaDB would look at the new values.
             (Issuance.due_at, due_at),
             (
-                Issuance.maybe_issued,
-                sa.or_(Issuance.maybe_issued, Issuance.attempts > 0),
+                Issuance.outcome_unknown,
+                sa.or_(Issuance.outcome_unknown, Issuance.attempts > 0),
             ),
             (Issuance.state, "pending"),
             (Issuance.attempts, 0),
             (Issuance.duplicate, False),
-            (Issuance.deaths, 0),
+            (Issuance.crashes, 0),
             (Issuance.look_ups, 0),
             (Issuance.settled_at, None),
             (Issuance.error, None),
@@ -295,7 +295,7 @@ def add_test(
             Mapping.course_id,
             Template.id.label("template_id"),
             Template.name.label("badge_name"),
-            Connection.organization_id,
+            Account.organization_id,
         ).where(Mapping.id == mapping_id)
     ).one_or_none()
 

@@ -8,21 +8,21 @@ import typing as t
 
 import sqlalchemy as sa
 
-from ..models import Connection
+from ..i18n import gettext_noop
+from ..models import Account
 from ..models import CONNECTION_ID
 from ..models import LogEntry
-from ..words import mark
 from .paging import fetch
 from .paging import fetch_all
 from .paging import Page
 from .paging import Session
 from .paging import SIZE
 
-CONNECTION_EXPIRED = mark("Connection expired")
-ISSUANCE_FAILED = mark("Badge issuance failed")
-RATE_LIMIT = mark("API Rate Limit")
-UNREACHABLE = mark("Credly unreachable")
-WRONG_KEY = mark("Wrong encryption key")
+CONNECTION_EXPIRED = gettext_noop("Connection expired")
+ISSUANCE_FAILED = gettext_noop("Badge issuance failed")
+RATE_LIMIT = gettext_noop("API Rate Limit")
+UNREACHABLE = gettext_noop("Credly unreachable")
+WRONG_KEY = gettext_noop("Wrong encryption key")
 ERRORS = (CONNECTION_EXPIRED, ISSUANCE_FAILED, RATE_LIMIT, UNREACHABLE, WRONG_KEY)
 
 EXPIRED_DETAILS = (
@@ -75,7 +75,7 @@ def write(
     connection.execute(
         sa.insert(LogEntry).from_select(
             columns,
-            sa.select(Connection.id, *values).where(Connection.id == CONNECTION_ID),
+            sa.select(Account.id, *values).where(Account.id == CONNECTION_ID),
         )
     )
 

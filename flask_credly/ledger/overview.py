@@ -9,11 +9,11 @@ import typing as t
 import sqlalchemy as sa
 
 from .. import keys
-from ..models import Connection
+from ..i18n import AtLeast
+from ..models import Account
 from ..models import Installation
 from ..models import Issuance
 from ..models import Mapping
-from ..words import AtLeast
 from . import clock
 from .paging import Session
 
@@ -83,7 +83,7 @@ def read(
         )
     ).one()
     # As it is now, whatever this session has loaded before.
-    query = sa.select(Connection).execution_options(populate_existing=True)
+    query = sa.select(Account).execution_options(populate_existing=True)
     connection = session.scalars(query).one_or_none()
     paused = _paused_until(connection, now)
     unreadable = config is not None and not opens(connection, config)
@@ -143,14 +143,12 @@ def _last_issued(
     return at
 
 
-def _paused_until(
-    connection: Connection | None, now: dt.datetime
-) -> dt.datetime | None:
+def _paused_until(connection: Account | None, now: dt.datetime) -> dt.datetime | None:
     until = connection.paused_until if connection else None
     return until if until and until > now else None
 
 
-def opens(connection: Connection | None, config: keys.Config) -> bool:
+def opens(connection: Account | None, config: keys.Config) -> bool:
     """Whether this process can decrypt the stored Client Secret, if there is one."""
     if connection is None:
         return True
@@ -160,7 +158,7 @@ def opens(connection: Connection | None, config: keys.Config) -> bool:
 
 
 def _state(
-    connection: Connection | None,
+    connection: Account | None,
     paused_until: dt.datetime | None,
     unreadable: bool,
     is_copy: bool,

@@ -12,7 +12,7 @@ from sqlalchemy import orm
 
 from .. import interruption
 from ..catalog import Completion
-from ..models import Connection
+from ..models import Account
 from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
@@ -225,8 +225,8 @@ _TABLE = t.cast(sa.Table, Issuance.__table__)
 _NEW: dict[str, str | int] = {
     "state": "pending",
     "attempts": 0,
-    "maybe_issued": False,
-    "deaths": 0,
+    "outcome_unknown": False,
+    "crashes": 0,
     "look_ups": 0,
     "test": False,
     "bulk": False,
@@ -281,9 +281,9 @@ def _again(given: t.Any) -> dict[str, t.Any]:
     return {
         **{name: given[name] for name in same},
         # As after a retry. The time of the completion stays: a look-up may need it.
-        "maybe_issued": sa.or_(row.maybe_issued, row.attempts > 0),
+        "outcome_unknown": sa.or_(row.outcome_unknown, row.attempts > 0),
         "attempts": given.attempts,
-        "deaths": given.deaths,
+        "crashes": given.crashes,
         "look_ups": given.look_ups,
         "settled_at": sa.null(),
         "error": sa.null(),
@@ -337,7 +337,7 @@ def _from_mapping(dialect: str) -> dict[str, sa.ColumnElement[t.Any]]:
         now = _given("recorded_at")
 
     return {
-        "organization_id": Connection.organization_id.expression,
+        "organization_id": Account.organization_id.expression,
         "template_id": Template.id.expression,
         "badge_name": Template.name.expression,
         "recorded_at": now,
@@ -351,7 +351,7 @@ def of_mapping(*columns: t.Any) -> sa.Select[t.Any]:
     return (
         select.select_from(Mapping)
         .join(Template, Template.id == Mapping.template_id)
-        .join(Connection, Connection.id == Mapping.connection_id)
+        .join(Account, Account.id == Mapping.connection_id)
     )
 
 
@@ -371,7 +371,7 @@ def _new_row(dialect: str) -> sa.Select[t.Any]:
 def _is_there() -> sa.ColumnElement[bool]:
     return sa.exists().where(
         *(_given(column) == _TABLE.c[column] for column in _KEY),
-        _TABLE.c.organization_id == Connection.organization_id,
+        _TABLE.c.organization_id == Account.organization_id,
         ~_IS_CANCELLED,
     )
 

@@ -29,7 +29,7 @@ class Settlement:
     """What became of one row.
 
     :param row: The row as it was when the request went out.
-    :param knew_maybe: Whether the badge was maybe issued before this request.
+    :param was_uncertain: Whether the badge was maybe issued before this request.
     :param wait: Seconds until the row is due again, where it waits.
     :param detail: The error, worded for the admin.
     :param said: The same in Credly's words, if those are others.
@@ -39,7 +39,7 @@ class Settlement:
     phase: Phase
     answer: Answer
     rule: Rule
-    knew_maybe: bool
+    was_uncertain: bool
     wait: float = 0
     badge_id: str | None = None
     detail: str | None = None
@@ -204,16 +204,16 @@ def _values(
         if not rule.counts:
             values["attempts"] = row.attempts - 1
 
-        if rule.maybe_issued is None:
-            values["maybe_issued"] = each.knew_maybe
+        if rule.outcome_unknown is None:
+            values["outcome_unknown"] = each.was_uncertain
 
-    if rule.maybe_issued is not None:
-        values["maybe_issued"] = rule.maybe_issued
+    if rule.outcome_unknown is not None:
+        values["outcome_unknown"] = rule.outcome_unknown
 
     # Credly may have issued it and not list it yet: nobody waits for that to be told
     # that it failed, but then it is looked for a last time.
     if rule.then == "failed" and not row.told:
-        if values.get("maybe_issued", row.maybe_issued):
+        if values.get("outcome_unknown", row.outcome_unknown):
             values["due_at"] = last_look
 
     return values

@@ -30,8 +30,8 @@ from flask_credly import connection
 from flask_credly.errors import CredlyError
 from flask_credly.issuing import drain
 from flask_credly.ledger import clock
+from flask_credly.models import Account
 from flask_credly.models import Attempt
-from flask_credly.models import Connection
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
 from flask_credly.testing import CredlySimulator
@@ -449,7 +449,7 @@ class _Storm:
 
         weather.pause_long(self._simulator)
 
-        def paused(found: Connection) -> bool:
+        def paused(found: Account) -> bool:
             until = found.paused_until
             left = until and (until - self._now()).total_seconds()
             return bool(left and left > weather.SHORT_PAUSE + 2)
@@ -486,7 +486,7 @@ class _Storm:
         """
         return drain.GLANCE + 1
 
-    def _poke_until(self, seen: cabc.Callable[[Connection], bool]) -> bool:
+    def _poke_until(self, seen: cabc.Callable[[Account], bool]) -> bool:
         """Complete courses, so that there is something to send, until it is seen."""
         until = time.monotonic() + PATIENCE
 
@@ -534,10 +534,10 @@ class _Storm:
         with self._host.db.engine.connect() as connected:
             return clock.now(connected)
 
-    def _read_connection(self) -> Connection:
+    def _read_connection(self) -> Account:
         session = self._host.db.session
         session.rollback()
-        return session.scalars(sa.select(Connection)).one()
+        return session.scalars(sa.select(Account)).one()
 
     # Looking for what does not belong into Redis.
 

@@ -33,13 +33,13 @@ from flask_credly import connection
 from flask_credly import jobs
 from flask_credly import Member
 from flask_credly.credly import Client
-from flask_credly.issuing import bell
+from flask_credly.issuing import notifier
 from flask_credly.issuing import whose
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
-from flask_credly.ledger import people
-from flask_credly.ledger import prune
+from flask_credly.ledger import privacy
+from flask_credly.ledger import retention
 from flask_credly.ledger import settle
 from flask_credly.models import Attempt
 from flask_credly.models import Base
@@ -218,7 +218,7 @@ class TestErase:
         host.drain()
 
         row = host.row()
-        assert (row.state, row.error) == ("cancelled", people.CANCELLED)
+        assert (row.state, row.error) == ("cancelled", privacy.CANCELLED)
         assert (credly.count("issue"), credly.count("look-up")) == (0, 0)
 
     def test_what_waits_for_a_look_up_is_not_sent_either(
@@ -231,14 +231,14 @@ class TestErase:
             credly.fail("issue", how="reset", after=True)
             host.complete(member=ADA)
             host.drain()
-            assert host.row().maybe_issued
+            assert host.row().outcome_unknown
 
             said = run(host, "erase-member", ADA.id)
             host.make_due()
             host.drain()
 
             row = host.row()
-            assert (row.state, row.error) == ("cancelled", people.PERHAPS_ISSUED)
+            assert (row.state, row.error) == ("cancelled", privacy.PERHAPS_ISSUED)
             assert "Credly may have done so: 1" in said
             assert (credly.count("issue"), credly.count("look-up")) == (1, 0)
 
@@ -263,7 +263,7 @@ class TestErase:
         host.credly.erase_member(ADA.id)
         before = everything(host)
 
-        assert host.credly.erase_member(ADA.id) == people.Erased(0, 0, 0, 0, 0, ())
+        assert host.credly.erase_member(ADA.id) == privacy.Erased(0, 0, 0, 0, 0, ())
         assert everything(host) == before
 
     def test_a_late_signal_makes_no_second_badge(self, connected: Connected) -> None:
@@ -300,7 +300,7 @@ class TestErase:
             connect(host, credly)
             host.complete(member=ADA)
             session = host.db.session
-            write = sa.update(Issuance).values(deaths=Issuance.deaths)
+            write = sa.update(Issuance).values(crashes=Issuance.crashes)
 
             session.execute(write)
             host.credly.erase_member(ADA.id)
@@ -431,7 +431,7 @@ class TestEraseInFlight:
 
             assert named_in(everything(host)) == []
             ada, grace = host.rows()
-            assert (ada.state, ada.error) == ("cancelled", people.PERHAPS_ISSUED)
+            assert (ada.state, ada.error) == ("cancelled", privacy.PERHAPS_ISSUED)
             assert (ada.lease, ada.due_at, ada.badge_id) == (None, None, None)
             assert grace.state == "issued"
             assert [attempt.finished_at is None for attempt in host.attempts()] == [
@@ -478,12 +478,12 @@ class TestEraseInFlight:
             gate = gates.read(engine)
             assert gate is not None
             (row,) = claim.claim(engine, gate, limit=1, lease_seconds=60)
-            said: list[people.Erased] = []
+            said: list[privacy.Erased] = []
 
             with engine.connect() as worker:
                 settle.fail.__wrapped__(worker, row, f"{ADA.email} is refused")  # type: ignore[attr-defined]
                 eraser = threading.Thread(
-                    target=lambda: said.append(people.erase(engine, ADA.id))
+                    target=lambda: said.append(privacy.erase(engine, ADA.id))
                 )
                 eraser.start()
                 eraser.join(0.5)
@@ -596,9 +596,9 @@ class TestErasePages:
             assert "erased-" not in text
             assert named_in(text) == []
 
-        failed = next(row for row in host.rows() if row.error == people.CANCELLED)
+        failed = next(row for row in host.rows() if row.error == privacy.CANCELLED)
         text = browser.get(f"/integrations/credly/badges?id={failed.id}").text
-        assert people.CANCELLED in text
+        assert privacy.CANCELLED in text
         assert "Retry the badge" not in text
 
     def test_so_does_the_export(self, connected: Connected) -> None:
@@ -736,7 +736,7 @@ class TestExport:
             True,
             False,
         ]
-        assert set(sent) == {frozenset(people.SENT_TO_CREDLY)}
+        assert set(sent) == {frozenset(privacy.SENT_TO_CREDLY)}
 
     def test_of_nobody_there_is_nothing(self, connected: Connected) -> None:
         found = json.loads(run(connected.host, "export-member", "nobody"))
@@ -818,7 +818,7 @@ class TestPrune:
         self, connected: Connected, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         host, _, _ = connected
-        monkeypatch.setattr(prune, "LOT", 3)
+        monkeypatch.setattr(retention, "BATCH_SIZE", 3)
         now = dt.datetime.now(dt.UTC)
         session = host.db.session
         session.add_all(
@@ -832,13 +832,13 @@ class TestPrune:
         )
         session.commit()
         lots = []
-        forget = prune._forget
+        forget = retention._forget
 
         def count(*args: t.Any) -> int:
             lots.append(forget(*args))
             return lots[-1]
 
-        monkeypatch.setattr(prune, "_forget", count)
+        monkeypatch.setattr(retention, "_forget", count)
         jobs.prune()
 
         assert lots == [3, 3, 3, 1]
@@ -875,7 +875,7 @@ class TestPrune:
             before = everything(host)
             stop = threading.Event()
             stop.set()
-            done = prune.prune(host.state.engine, host.state.settings, stop=stop)
+            done = retention.prune(host.state.engine, host.state.settings, stop=stop)
 
             assert {each.rows for each in done} == {0}
             assert everything(host) == before
@@ -894,13 +894,13 @@ class TestPrune:
             host.complete(member=ADA)
             host.drain(2)
             cover(host, days=2)
-            forget = prune._forget
+            forget = retention._forget
 
             def retry_first(*args: t.Any) -> int:
                 issuances.retry(host.state.engine, host.row().id)
                 return forget(*args)
 
-            monkeypatch.setattr(prune, "_forget", retry_first)
+            monkeypatch.setattr(retention, "_forget", retry_first)
             jobs.prune()
 
             assert host.row().email == ADA.email
@@ -918,7 +918,7 @@ class TestPrune:
         session.commit()
         farm.start(*WORKER)
         wait_for(lambda: not farm.host.log())
-        queue = bell.web_queue(farm.host.state)
+        queue = notifier.web_queue(farm.host.state)
         key = f"flask-credly:prune:{queue.name}"
         assert 80_000 < t.cast(int, queue.connection.ttl(key)) <= 86_400
 

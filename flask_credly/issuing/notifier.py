@@ -21,9 +21,9 @@ from flask import Flask
 from flask import has_app_context
 
 from .. import interruption
+from ..settings import AppState
 from ..settings import reads_json
 from ..settings import Settings
-from ..settings import State
 from ..settings import WebQueue
 from .trouble import explain
 from .trouble import WrongQueue
@@ -79,7 +79,7 @@ INTERVAL = 1.0
 """Seconds between two rings of a process for completions that come in."""
 
 
-def ring(state: State, *, insist: bool = False) -> bool:
+def notify(state: AppState, *, insist: bool = False) -> bool:
     """Ask for a drain, unless one was asked for that has not begun yet.
 
     :param insist: Whether to enqueue in any case.
@@ -88,7 +88,7 @@ def ring(state: State, *, insist: bool = False) -> bool:
     return _try(state, lambda queue: enqueue(queue, DRAIN, insist=insist))
 
 
-def ring_soon(state: State) -> None:
+def notify_soon(state: AppState) -> None:
     """Ring for a completion from a thread of its own: at once, or at the end of the
     second if this process has rung within it. No request waits for Redis, and not each
     of a busy site's goes there.
@@ -145,7 +145,7 @@ def in_a_job() -> bool:
     return get_current_job is not None and get_current_job() is not None
 
 
-def _ring_in_thread(state: State) -> None:
+def _ring_in_thread(state: AppState) -> None:
     web = state.web_queue
 
     # A queue of the host's may wait for Redis without end: one thread does, and not one
@@ -155,9 +155,9 @@ def _ring_in_thread(state: State) -> None:
         _ring_for_completion(state)
 
 
-def _ring_for_completion(state: State) -> None:
+def _ring_for_completion(state: AppState) -> None:
     try:
-        ring(state)
+        notify(state)
     except Exception as e:
         if interruption.find(e):
             raise
@@ -168,7 +168,7 @@ def _ring_for_completion(state: State) -> None:
         )
 
 
-def ask_for_sync(state: State) -> bool:
+def ask_for_sync(state: AppState) -> bool:
     """Ask for the badge templates to be loaded in the background."""
     return _try(state, lambda queue: enqueue(queue, SYNC))
 
@@ -210,12 +210,12 @@ def _is_new(queue: rq.Queue, job: _Job, *, insist: bool) -> bool:
     return bool(was_set)
 
 
-def ask_for_backfill(state: State) -> bool:
+def ask_for_backfill(state: AppState) -> bool:
     """Ask for the runs that are due to be recorded in the background."""
     return _try(state, lambda queue: enqueue(queue, BACKFILL, insist=True))
 
 
-def heard(state: State) -> None:
+def acknowledge(state: AppState) -> None:
     """Note that a drain begins: a completion from now on rings anew."""
     _try(state, lambda queue: queue.connection.delete(_key(queue, JOBS[DRAIN])))
 
@@ -290,12 +290,12 @@ def _key(queue: rq.Queue, job: _Job) -> str:
     return f"flask-credly:{job.key}:{queue.name}"
 
 
-def is_silent(state: State) -> bool:
+def is_silent(state: AppState) -> bool:
     """Whether Redis did not answer a moment ago."""
     return time.monotonic() < state.web_queue.silent_until
 
 
-def _try(state: State, ask: t.Callable[[rq.Queue], object]) -> bool:
+def _try(state: AppState, ask: t.Callable[[rq.Queue], object]) -> bool:
     if is_silent(state):
         return False
 
@@ -306,7 +306,7 @@ def _try(state: State, ask: t.Callable[[rq.Queue], object]) -> bool:
     return True
 
 
-def use(state: State, ask: t.Callable[[], object], *, tell: bool = True) -> bool:
+def use(state: AppState, ask: t.Callable[[], object], *, tell: bool = True) -> bool:
     """Use the queue in a web process. What is in the way stays in
     ``state.web_queue.trouble`` until it is over.
 
@@ -347,7 +347,7 @@ def use(state: State, ask: t.Callable[[], object], *, tell: bool = True) -> bool
     return True
 
 
-def web_queue(state: State) -> rq.Queue:
+def web_queue(state: AppState) -> rq.Queue:
     """Get the queue with a connection that does not hold up a web request."""
     if state.web_queue.queue is None:
         state.web_queue.queue = make_queue(state.app, state.settings)

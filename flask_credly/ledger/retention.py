@@ -10,14 +10,14 @@ import typing as t
 
 import sqlalchemy as sa
 
+from ..models import Account
 from ..models import Attempt
 from ..models import AuditEntry
-from ..models import Connection
 from ..models import Issuance
 from ..models import LogEntry
 from ..settings import Settings
 from . import clock
-from . import people
+from . import privacy
 from .issuances import NEVER_SENT
 from .issuances import STATES
 from .transaction import in_transaction
@@ -25,7 +25,7 @@ from .transaction import in_transaction
 AUDIT_DAYS = 365
 """After how many days it is forgotten who did what."""
 
-LOT = 1000
+BATCH_SIZE = 1000
 """Rows that are changed in one transaction, so that nobody waits long for them."""
 
 
@@ -83,8 +83,8 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
             people_days,
             Issuance,
             Issuance.settled_at,
-            (sa.not_(waiting), people.IS_NAMED),
-            people.NOBODY,
+            (sa.not_(waiting), privacy.IS_NAMED),
+            privacy.NOBODY,
         ),
         # Their completions were committed in the very moment of Remove.
         Rule(
@@ -99,7 +99,7 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
 
 
 def _is_connected() -> sa.ColumnElement[bool]:
-    return sa.exists().where(Connection.organization_id == Issuance.organization_id)
+    return sa.exists().where(Account.organization_id == Issuance.organization_id)
 
 
 def prune(
@@ -155,7 +155,7 @@ def _next(
     # Not in the transaction that writes: see ``claim``.
     with engine.connect() as connection:
         return connection.scalars(
-            sa.select(id_).where(id_ > after, old).order_by(id_).limit(LOT)
+            sa.select(id_).where(id_ > after, old).order_by(id_).limit(BATCH_SIZE)
         ).all()
 
 

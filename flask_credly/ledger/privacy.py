@@ -95,7 +95,7 @@ def erase_in(
             Issuance.badge_name,
             Issuance.badge_id,
             Issuance.attempts,
-            Issuance.maybe_issued,
+            Issuance.outcome_unknown,
             sa.exists().where(Attempt.issuance_id == Issuance.id).label("asked"),
         ).where(sa.or_(*these))
     ).all()
@@ -112,7 +112,7 @@ def erase_in(
         perhaps_issued=sum(_error(row) == PERHAPS_ISSUED for row in rows),
         log_entries=sum(_redact(connection, row.id, row.badge_name) for row in rows),
         sent_to_credly=sum(
-            _was_sent(row.asked, row.state, row.attempts, row.maybe_issued)
+            _was_sent(row.asked, row.state, row.attempts, row.outcome_unknown)
             for row in rows
         ),
         # A test may have found the badge that the member had.
@@ -175,7 +175,7 @@ def _error(row: t.Any) -> str | None:
     if row.state in _MADE:
         return None
 
-    return PERHAPS_ISSUED if row.maybe_issued else CANCELLED
+    return PERHAPS_ISSUED if row.outcome_unknown else CANCELLED
 
 
 def _end_attempts(connection: sa.Connection, ids: list[int], now: dt.datetime) -> None:
@@ -214,7 +214,7 @@ def export(engine: sa.Engine, member_id: str) -> dict[str, t.Any]:
         row["attempts_made"] = _of(row, attempts)
         row["error_log"] = _of(row, entries)
         asked = bool(row["attempts_made"])
-        sent = _was_sent(asked, row["state"], row["attempts"], row["maybe_issued"])
+        sent = _was_sent(asked, row["state"], row["attempts"], row["outcome_unknown"])
         row["sent_to_credly"] = list(SENT_TO_CREDLY) if sent else []
 
     return {"member_id": member_id, "badges": rows}
@@ -241,6 +241,6 @@ def _of(
     return [each for each in others if each["issuance_id"] == row["id"]]
 
 
-def _was_sent(asked: bool, state: str, attempts: int, maybe_issued: bool) -> bool:
+def _was_sent(asked: bool, state: str, attempts: int, outcome_unknown: bool) -> bool:
     # The records of its requests may be pruned, and be counted anew since a retry.
-    return asked or state in _MADE or attempts > 0 or maybe_issued
+    return asked or state in _MADE or attempts > 0 or outcome_unknown

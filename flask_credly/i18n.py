@@ -31,7 +31,7 @@ class AtLeast(int):
 _Text = t.TypeVar("_Text", str, Markup)
 
 
-def mark(message: str) -> str:
+def gettext_noop(message: str) -> str:
     """Mark a constant for the catalogue. It is translated where it is shown."""
     return message
 
@@ -64,7 +64,7 @@ def html_ngettext(one: str, many: str, number: int, /, **values: t.Any) -> Marku
     return _fill(_markup(found), _markup(english), {"number": number, **values})
 
 
-def moment(at: dt.datetime) -> str:
+def format_datetime(at: dt.datetime) -> str:
     """Word a time, in UTC."""
     if _catalogue() is None:
         return f"{at:%-d %b %Y, %H:%M} UTC"
@@ -128,7 +128,7 @@ def _find_plural(one: str, many: str, number: int) -> tuple[str, str]:
     return catalogue.ungettext(one, many, number), english
 
 
-def digits(number: int) -> str:
+def format_number(number: int) -> str:
     """Write a number as the language does."""
     more = "+" if isinstance(number, AtLeast) else ""
 
@@ -151,7 +151,7 @@ def _fill(found: _Text, english: _Text, values: dict[str, t.Any]) -> _Text:
         return found
 
     values = {
-        name: digits(value) if isinstance(value, int) else value
+        name: format_number(value) if isinstance(value, int) else value
         for name, value in values.items()
     }
 
