@@ -107,7 +107,7 @@ def backfill(database: str, redis_url: str, number: int) -> dict[str, float]:
     found: dict[str, float] = {}
 
     def measure(name: str, mapping_id: int) -> None:
-        backfills.start(host.engine, mapping_id)
+        backfills.start(host.engine, "default", mapping_id)
         start = time.perf_counter()
         jobs.backfill()
         found[name] = size / (time.perf_counter() - start)

@@ -23,12 +23,13 @@ from flask_credly import Course
 from flask_credly import course_completed
 from flask_credly import Credly
 from flask_credly import Member
+from flask_credly.catalog import DEFAULT_TENANT
 from flask_credly.models import Account
-from flask_credly.models import CONNECTION_ID
 from flask_credly.models import Installation
 from flask_credly.models import Mapping
 from flask_credly.models import Template
-from flask_credly.settings import AppState
+from flask_credly.state import AppState
+from flask_credly.state import Community
 
 from .fake import template_id
 
@@ -56,7 +57,7 @@ class Completed(Base):
     """Only the plain RQ job uses it."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Host:
     """The application and what belongs to it."""
 
@@ -64,8 +65,9 @@ class Host:
     db: SQLAlchemy
 
     @property
-    def state(self) -> AppState:
-        return t.cast(AppState, self.app.extensions["credly"])
+    def state(self) -> Community:
+        state: AppState = self.app.extensions["credly"]
+        return state.of(DEFAULT_TENANT)
 
     @property
     def engine(self) -> sa.Engine:
@@ -173,7 +175,7 @@ def connect(host: Host, *, templates: int = 1, mappings: int = 1) -> Host:
         session.add(Installation(id=1, key="installation"))
         session.add(
             Account(
-                id=CONNECTION_ID,
+                tenant=DEFAULT_TENANT,
                 organization_id=ORGANIZATION_ID,
                 client_id="client",
                 client_secret=secret,
@@ -191,7 +193,7 @@ def connect(host: Host, *, templates: int = 1, mappings: int = 1) -> Host:
             [
                 {
                     "id": template_id(i),
-                    "connection_id": CONNECTION_ID,
+                    "tenant": DEFAULT_TENANT,
                     "name": f"Badge {i:05}",
                     "allows_duplicates": False,
                     "active": True,
@@ -203,7 +205,7 @@ def connect(host: Host, *, templates: int = 1, mappings: int = 1) -> Host:
             sa.insert(Mapping),
             [
                 {
-                    "connection_id": CONNECTION_ID,
+                    "tenant": DEFAULT_TENANT,
                     "kind": "course",
                     "course_id": f"c{i}",
                     "course_title": f"Course {i:05}",
@@ -251,13 +253,16 @@ def insert_due(connection: sa.Connection, number: int, prefix: str) -> None:
         "course_id": "'c0'",
         "email": f"'{prefix}' || i || '@example.org'",
         "first_name": "'Ada'",
-        "state": "'pending'",
+        "state": "'none'",
+        "action": "'issue'",
         "due_at": f"'{NOW}'",
     }
     connection.execute(_insert("credly_issuance", values, 1, number))
 
 
 _ISSUANCE = {
+    "tenant": f"'{DEFAULT_TENANT}'",
+    "cycle": "1",
     "kind": "'course'",
     "organization_id": f"'{ORGANIZATION_ID}'",
     "template_id": f"'{template_id(0)}'",
@@ -283,7 +288,7 @@ def add_log(engine: sa.Engine, number: int) -> None:
         number,
         "credly_log_entry",
         {
-            "connection_id": str(CONNECTION_ID),
+            "tenant": f"'{DEFAULT_TENANT}'",
             "at": f"'{NOW}'",
             "error": f"CASE WHEN {rare} THEN 'API Rate Limit'"
             " ELSE 'Badge issuance failed' END",

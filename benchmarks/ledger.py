@@ -11,7 +11,7 @@ import typing as t
 import sqlalchemy as sa
 from sqlalchemy import event
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.models import Account
@@ -44,7 +44,7 @@ def _host(options: Options, database: str, **config: t.Any) -> Host:
 
 
 def _sweep(engine: sa.Engine) -> bool:
-    return claim.any_due(engine, gates.read(engine))
+    return claim.any_due(engine, gates.read(engine, "default"))
 
 
 @benchmark("claim-postgresql", "sweep and claim, PostgreSQL", database="postgresql")
@@ -78,7 +78,7 @@ def claims(options: Options, database: str) -> cabc.Iterator[Result]:
 
 
 def _claim(engine: sa.Engine) -> cabc.Callable[[], float]:
-    gate = gates.read(engine)
+    gate = gates.read(engine, "default")
     assert gate is not None
 
     def way() -> float:
@@ -100,14 +100,14 @@ def remove(options: Options, database: str) -> cabc.Iterator[Result]:
     add_log(engine, rows)
 
     with engine.begin() as opened:
-        for table in ("connection", "log_entry"):
+        for table in ("account", "log_entry"):
             opened.exec_driver_sql(
                 f"CREATE TABLE saved_{table} AS SELECT * FROM credly_{table}"
             )
 
     def by_remove() -> float:
         with host.app.app_context():
-            return milliseconds(lambda: connection.remove(host.state))()
+            return milliseconds(lambda: accounts.remove(host.state))()
 
     def bare() -> None:
         with engine.begin() as opened:
@@ -119,7 +119,7 @@ def remove(options: Options, database: str) -> cabc.Iterator[Result]:
                 opened.execute(sa.delete(LogEntry))
                 opened.execute(sa.delete(Account))
 
-                for table in ("connection", "log_entry"):
+                for table in ("account", "log_entry"):
                     opened.exec_driver_sql(
                         f"INSERT INTO credly_{table} SELECT * FROM saved_{table}"
                     )
@@ -158,7 +158,7 @@ def sync(options: Options) -> cabc.Iterator[Result]:
         seen.clear()
 
         with host.app.app_context():
-            return milliseconds(lambda: connection.sync_templates(host.state))()
+            return milliseconds(lambda: accounts.sync_templates(host.state))()
 
     for name, words, goal, service in (
         ("first", "a first sync", "", {}),

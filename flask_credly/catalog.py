@@ -23,6 +23,10 @@ FUTURE = dt.timedelta(minutes=5)
 """How far ahead a completion's time may be: another machine's clock, not a mistake."""
 
 
+DEFAULT_TENANT = "default"
+"""The one community of a host that has no ``@credly.tenant``."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Course:
     """A course or learning path that can be mapped to a badge.
@@ -81,6 +85,7 @@ class Completion:
     course_id: str
     kind: Kind
     completed_at: dt.datetime
+    tenant: str = DEFAULT_TENANT
 
 
 _SPELLING = "\u200c\u200d\u180e"
@@ -166,6 +171,7 @@ def read_completion(
     course_id: t.Any = None,
     kind: t.Any = "course",
     completed_at: t.Any = None,
+    tenant: str = DEFAULT_TENANT,
     **unknown: t.Any,
 ) -> Completion:
     """Check what the host says of a completion. It is refused only where nothing can be
@@ -215,6 +221,7 @@ def read_completion(
         course_id=read_id(course_id, "course_id"),
         kind=t.cast(Kind, kind),
         completed_at=when or dt.datetime.now(dt.UTC),
+        tenant=tenant,
     )
 
 

@@ -20,8 +20,9 @@ from flask.cli import ScriptInfo
 from flask.logging import default_handler
 from flask.logging import has_level_handler
 
-from . import connection
+from . import accounts
 from . import keys
+from .catalog import DEFAULT_TENANT
 from .catalog import KINDS
 from .catalog import read_id
 from .errors import CredlyError
@@ -37,9 +38,14 @@ from .ledger import issuances
 from .ledger import overview
 from .ledger import privacy
 from .ledger import tables
+from .ledger import turns
 from .ledger import unrecorded as counted
 from .ledger.transaction import in_session
-from .settings import get_state
+from .state import Community
+from .state import get_state
+
+if t.TYPE_CHECKING:
+    from .doctor import Finding
 
 logger = logging.getLogger("flask_credly")
 
@@ -97,6 +103,44 @@ def _queue_in_use() -> cabc.Iterator[None]:
         raise click.ClickException(f"{found} What is due waits.") from None
 
 
+def _of_tenant(command: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+    """Let a command be told which community it is for."""
+    return click.option("--tenant", help="Only this community.")(command)
+
+
+def _community(tenant: str | None) -> Community:
+    """Get the community that a command is for.
+
+    :raises click.UsageError: There are several, and none is named; or no such one.
+    """
+    state = get_state()
+
+    if not state.has_tenants:
+        if tenant not in (None, DEFAULT_TENANT):
+            raise click.UsageError(
+                "This app has one community. Leave --tenant out, or register a"
+                " function with '@credly.tenant'."
+            )
+
+        return state.of(DEFAULT_TENANT)
+
+    known = turns.tenants(state.engine)
+
+    if tenant is not None:
+        if tenant not in known and not turns.has_rows(state.engine, tenant):
+            raise click.UsageError(f"Nothing is stored of a community {tenant!r}.")
+
+        return state.of(tenant)
+
+    if len(known) != 1:
+        raise click.UsageError(
+            "Say which community: --tenant"
+            f" {'ID' if len(known) > 20 or not known else '|'.join(known)}."
+        )
+
+    return state.of(known[0])
+
+
 def make_group() -> AppGroup:
     """Make the command group for one application."""
     group = _Group("credly", help="Issue Credly badges.")
@@ -134,13 +178,49 @@ def worker(burst: bool) -> None:
 
 
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def status(as_json: bool) -> None:
+@click.option("--all", "everything", is_flag=True, help="All communities.")
+@_of_tenant
+def status(as_json: bool, everything: bool, tenant: str | None) -> None:
     """Show what waits and whether anything is in the way."""
     state = get_state()
-    found = in_session(state.engine, overview.read, config=state.app.config)
+    known = turns.tenants(state.engine) if state.has_tenants else [DEFAULT_TENANT]
+
+    if everything or (tenant is None and len(known) > 1):
+        names = [*known, *([""] if state.has_tenants else [])]
+        found = {each: _status(state.of(each)) for each in names}
+
+        # Completions of which it is not known whose they are.
+        if not found.get("", {"unrecorded": True})["unrecorded"]:
+            del found[""]
+
+        if as_json:
+            _say(json.dumps({"tenants": found}))
+            return
+
+        for name, values in found.items():
+            _say(f"{name or '(not known)'}:")
+            _print_status(values)
+
+        return
+
+    values = _status(_community(tenant or (known[0] if known else None)))
+
+    if as_json:
+        _say(json.dumps(values))
+    else:
+        _print_status(values)
+
+
+def _status(community: Community) -> dict[str, t.Any]:
+    found = in_session(
+        community.engine,
+        overview.read,
+        community.tenant,
+        config=community.app.config,
+    )
     until = found.paused_until
-    missed = unrecorded.read(state)
-    values: dict[str, t.Any] = {
+    missed = unrecorded.read(community)
+    return {
         "connection": found.connection,
         "paused_until": until.isoformat() if until else None,
         "pending": found.pending,
@@ -148,16 +228,14 @@ def status(as_json: bool) -> None:
         "failed": found.failed,
         "held": found.held,
         "oldest_pending_seconds": found.oldest_pending_seconds,
-        "workers": workers.count(state),
+        "workers": workers.count(community),
         "copy": found.is_copy,
         "unrecorded": missed.number,
         "unrecorded_since": missed.since.isoformat() if missed.since else None,
     }
 
-    if as_json:
-        _say(json.dumps(values))
-        return
 
+def _print_status(values: dict[str, t.Any]) -> None:
     for name, value in values.items():
         _say(f"{name.replace('_', ' '):24}{'-' if value is None else value}")
 
@@ -174,11 +252,12 @@ def sweep() -> None:
     _say("Badges are due. A worker was rung." if due else "No badge is due.")
 
 
-def sync() -> None:
+@_of_tenant
+def sync(tenant: str | None) -> None:
     """Load the active badge templates from Credly."""
-    state = get_state()
+    state = _community(tenant)
 
-    if in_session(state.engine, connection.get) is None:
+    if in_session(state.engine, accounts.get, state.tenant) is None:
         raise click.ClickException(
             "Credly is not connected. An admin connects it at"
             f" {current_app.config.get('APPLICATION_ROOT', '/').rstrip('/')}"
@@ -186,7 +265,7 @@ def sync() -> None:
         )
 
     try:
-        count = connection.sync_templates(state, by=audit.COMMAND_LINE)
+        count = accounts.sync_templates(state, by=audit.COMMAND_LINE)
     except CredlyError as e:
         raise click.ClickException(
             f"The list could not be loaded. {e.detail}"
@@ -197,20 +276,22 @@ def sync() -> None:
 
 @click.argument("ids", nargs=-1, type=int, metavar="[ID…]")
 @click.option("--all", "everything", is_flag=True, help="All that failed.")
-def retry(ids: tuple[int, ...], everything: bool) -> None:
+@_of_tenant
+def retry(ids: tuple[int, ...], everything: bool, tenant: str | None) -> None:
     """Issue badges once more that failed, by their number in the ledger."""
     if everything == bool(ids):
         raise click.UsageError("Name the badges, or say --all.")
 
-    state = get_state()
+    state = _community(tenant)
 
     for each in ids:
-        if in_session(state.engine, issuances.get, each) is None:
+        if in_session(state.engine, issuances.get, state.tenant, each) is None:
             raise click.ClickException(f"No badge has the number {each}.")
 
     wanted = [None] if everything else list(ids)
+    by = audit.COMMAND_LINE
     tried = sum(
-        issuances.retry(state.engine, each, by=audit.COMMAND_LINE) for each in wanted
+        issuances.retry(state.engine, state.tenant, each, by=by) for each in wanted
     )
     _say(f"{tried} to be issued once more.")
 
@@ -242,20 +323,22 @@ def _time(ctx: click.Context, param: click.Parameter, given: str) -> dt.datetime
     help="Only completions from then on; in UTC, unless it says otherwise.",
 )
 @click.option("--dry-run", is_flag=True, help="Count only.")
+@_of_tenant
 def backfill(
     course_id: str | None,
     kind: str | None,
     since: dt.datetime | None,
     dry_run: bool,
+    tenant: str | None,
 ) -> None:
     """Issue badges to members who completed a mapped course before.
 
     A second time adds nothing, so that this also heals what was never signalled.
     """
-    state = get_state()
+    state = _community(tenant)
     mappings = [
         each
-        for each in in_session(state.engine, connection.list_mappings)
+        for each in in_session(state.engine, accounts.list_mappings, state.tenant)
         if course_id in (None, each.course_id) and kind in (None, each.kind)
     ]
 
@@ -273,7 +356,7 @@ def backfill(
 
     for mapping in mappings:
         try:
-            found = past.preview(state, connection.course_of(mapping), since)
+            found = past.preview(state, accounts.course_of(mapping), since)
         except (RuntimeError, TypeError, ValueError, past.HookFailed) as e:
             raise click.ClickException(str(e)) from None
 
@@ -286,7 +369,9 @@ def backfill(
 
         if found.to_issue and not dry_run:
             by = audit.COMMAND_LINE
-            runs.append(backfills.start(state.engine, mapping.id, since, by=by))
+            runs.append(
+                backfills.start(state.engine, state.tenant, mapping.id, since, by=by)
+            )
 
     if dry_run:
         return
@@ -297,7 +382,9 @@ def backfill(
     found_after = [
         progress
         for each in begun
-        if (progress := in_session(state.engine, backfills.progress, each))
+        if (
+            progress := in_session(state.engine, backfills.progress, state.tenant, each)
+        )
     ]
 
     for progress in found_after:
@@ -311,37 +398,86 @@ def backfill(
     everything = course_id is None and kind is None
     early = since is None or missed.since is None or since <= missed.since
 
-    if everything and early and backfills.are_recorded(state.engine, begun):
-        counted.settle(state.engine, missed.number)
+    if (
+        everything
+        and early
+        and backfills.are_recorded(state.engine, state.tenant, begun)
+    ):
+        counted.settle(state.engine, state.tenant, missed.number)
 
 
-def dismiss() -> None:
+@_of_tenant
+def dismiss(tenant: str | None) -> None:
     """Say that completions that could not be recorded have been dealt with."""
-    state = get_state()
+    # An empty name: of which community they are is not known.
+    state = get_state().of("") if tenant == "" else _community(tenant)
     count = unrecorded.gather_all(state)
-    counted.dismiss(state.engine, count.number, by=audit.COMMAND_LINE)
+    counted.dismiss(state.engine, state.tenant, count.number, by=audit.COMMAND_LINE)
     click.echo(f"{count.number:,} dismissed.")
 
 
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def doctor(as_json: bool) -> None:
+@_of_tenant
+def doctor(as_json: bool, tenant: str | None) -> None:
     """Check everything, and say what mends what is wrong."""
     from . import doctor as examination
 
-    found = examination.examine(get_state())
-    well = not any(each.status == "error" for each in found.values())
+    state = get_state()
+    several: list[str] = []
+
+    if tenant is None and state.has_tenants:
+        try:
+            several = turns.tenants(state.engine)
+        except sa.exc.SQLAlchemyError as e:
+            # What is wrong with the database is found below.
+            logger.debug("Communities not known (%s).", type(e).__name__)
+
+    if tenant is None and (len(several) > 1 or not several):
+        found = examination.examine(
+            state.of(DEFAULT_TENANT),
+            of_account=False if state.has_tenants else None,
+        )
+        of_tenants = {
+            each: examination.examine(state.of(each), of_account=True)
+            for each in several
+        }
+    else:
+        found = examination.examine(_community(tenant))
+        of_tenants = {}
+
+    every = list(found.values())
+    every += [each for checks in of_tenants.values() for each in checks.values()]
+    well = not any(each.status == "error" for each in every)
 
     if as_json:
-        checks = {name: dataclasses.asdict(each) for name, each in found.items()}
-        _say(json.dumps({"ok": well, "checks": checks}))
-    else:
-        for name, each in found.items():
-            _say(f"{each.status:8}{name:12}{each.detail}")
+        values: dict[str, t.Any] = {"ok": well, "checks": _checks(found)}
 
-            if each.mend:
-                _say(f"{'':20}→ {each.mend}")
+        if of_tenants:
+            values["tenants"] = {
+                name: {"checks": _checks(each)} for name, each in of_tenants.items()
+            }
+
+        _say(json.dumps(values))
+    else:
+        _print_checks(found)
+
+        for name, each in of_tenants.items():
+            _say(f"{name}:")
+            _print_checks(each)
 
     sys.exit(0 if well else 1)
+
+
+def _checks(found: dict[str, Finding]) -> dict[str, t.Any]:
+    return {name: dataclasses.asdict(each) for name, each in found.items()}
+
+
+def _print_checks(found: dict[str, Finding]) -> None:
+    for name, each in found.items():
+        _say(f"{each.status:8}{name:12}{each.detail}")
+
+        if each.hint:
+            _say(f"{'':20}→ {each.hint}")
 
 
 @click.option(
@@ -357,7 +493,7 @@ def restored(copy: bool) -> None:
     command is run without it.
     """
     state = get_state()
-    connection.note_restored(state.engine, copy=copy, by=audit.COMMAND_LINE)
+    accounts.note_restored(state.engine, copy=copy, by=audit.COMMAND_LINE)
 
     if copy:
         click.echo(
@@ -371,8 +507,9 @@ def restored(copy: bool) -> None:
 
 
 @click.option("--dry-run", is_flag=True, help="Look only.")
-def rotate_keys(dry_run: bool) -> None:
-    """Encrypt the stored secrets with the newest key."""
+@_of_tenant
+def rotate_keys(dry_run: bool, tenant: str | None) -> None:
+    """Encrypt the stored secrets with the newest key, of all communities."""
     state = get_state()
 
     if not keys.can_seal(state.app.config):
@@ -380,7 +517,20 @@ def rotate_keys(dry_run: bool) -> None:
             "There is no key. Set CREDLY_ENCRYPTION_KEYS, newest first."
         )
 
-    found = connection.rotate_keys(state, dry_run=dry_run, by=audit.COMMAND_LINE)
+    if tenant is not None:
+        which = [_community(tenant).tenant]
+    else:
+        which = turns.tenants(state.engine) or [DEFAULT_TENANT]
+
+    for each in which:
+        if len(which) > 1:
+            _say(f"{each}:")
+
+        _rotate(state.of(each), dry_run=dry_run)
+
+
+def _rotate(state: Community, *, dry_run: bool) -> None:
+    found = accounts.rotate_keys(state, dry_run=dry_run, by=audit.COMMAND_LINE)
     done = "to be encrypted" if dry_run or found.unreadable else "encrypted"
     _say(
         f"{len(found.rotated)} {done} with"
@@ -412,18 +562,21 @@ def prune(dry_run: bool) -> None:
         _say(f"{each.what:48}{'kept' if each.rows is None else each.rows}")
 
     if rows := 0 if dry_run else sum(each.rows or 0 for each in done):
-        audit.note_alone(state.engine, audit.COMMAND_LINE, "prune", str(rows))
+        audit.note_alone(
+            state.engine, DEFAULT_TENANT, audit.COMMAND_LINE, "prune", str(rows)
+        )
 
 
 @click.argument("member_id", metavar="ID")
-def erase_member(member_id: str) -> None:
+@_of_tenant
+def erase_member(member_id: str, tenant: str | None) -> None:
     """Make all that is stored about a member name nobody, by your id of the member.
 
     Close the account first, so that no completion is signalled after it.
     """
-    erased = privacy.erase(
-        get_state().engine, _member_id(member_id), by=audit.COMMAND_LINE
-    )
+    state, member_id = _community(tenant), _member_id(member_id)
+    by = audit.COMMAND_LINE
+    erased = privacy.erase(state.engine, state.tenant, member_id, by=by)
 
     if not erased.badges:
         _say("Nothing is stored about this member.")
@@ -454,13 +607,15 @@ def erase_member(member_id: str) -> None:
 
 
 @click.argument("member_id", metavar="ID")
-def export_member(member_id: str) -> None:
+@_of_tenant
+def export_member(member_id: str, tenant: str | None) -> None:
     """Print all that is stored about a member as JSON, by your id of the member."""
-    engine = get_state().engine
-    found = privacy.export(engine, _member_id(member_id))
+    state = _community(tenant)
+    found = privacy.export(state.engine, state.tenant, _member_id(member_id))
 
     if found["badges"]:
-        audit.note_alone(engine, audit.COMMAND_LINE, "export member")
+        by = audit.COMMAND_LINE
+        audit.note_alone(state.engine, state.tenant, by, "export member")
 
     _say(json.dumps(found, ensure_ascii=False, indent=2))
 

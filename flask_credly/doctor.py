@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 from werkzeug.exceptions import HTTPException
 
-from . import connection
+from . import accounts
 from . import keys
 from .admin.blueprint import ROUTES
 from .admin.rendering import is_own_layout
@@ -46,11 +46,11 @@ from .ledger.transaction import in_session
 from .models import Account
 from .models import Base
 from .models import Issuance
-from .settings import AppState
 from .settings import HOW_TO_READ
 from .settings import ignored
 from .settings import Settings
 from .settings import unknown
+from .state import Community
 
 if t.TYPE_CHECKING:
     import rq
@@ -76,12 +76,12 @@ class Finding:
 
     :param status: "error": badges are not issued, or will not be. "skipped": it depends
         on something that is wrong or not there.
-    :param mend: What to do. ``None``: nothing.
+    :param hint: What to do. ``None``: nothing.
     """
 
     status: Status
     detail: str
-    mend: str | None = None
+    hint: str | None = None
 
 
 def _ok(detail: str) -> Finding:
@@ -92,29 +92,35 @@ def _skipped(detail: str) -> Finding:
     return Finding("skipped", detail)
 
 
-def _warning(detail: str, mend: str) -> Finding:
-    return Finding("warning", detail, mend)
+def _warning(detail: str, hint: str) -> Finding:
+    return Finding("warning", detail, hint)
 
 
-def _error(detail: str, mend: str) -> Finding:
-    return Finding("error", detail, mend)
+def _error(detail: str, hint: str) -> Finding:
+    return Finding("error", detail, hint)
 
 
-def examine(state: AppState) -> dict[str, Finding]:
+def examine(state: Community, *, of_account: bool | None = None) -> dict[str, Finding]:
     """Make all checks, and get what came of each by its name. The names stay the same
     from release to release. Raises nothing: a check that cannot be made says so.
 
     Asks Credly for one page of badge templates, where the connection is in force.
+
+    :param of_account: Make only those that concern the community's account, or only
+        those of the application. ``None``: both.
     """
-    examination = _Examination(state)
+    checks = Checks(state)
     found: dict[str, Finding] = {}
     failed: set[str] = set()
 
     for name, check, needed in _CHECKS:
+        if of_account is not None and of_account is not (name in _OF_ACCOUNT):
+            continue
+
         if missing := [each for each in needed if each in failed]:
             found[name] = _skipped(f"Not checked: see {missing[0]}.")
         else:
-            found[name] = _make(examination, name, check)
+            found[name] = _make(checks, name, check)
 
         # What hangs on it cannot be checked either.
         if found[name].status == "error" or missing:
@@ -124,12 +130,12 @@ def examine(state: AppState) -> dict[str, Finding]:
 
 
 def _make(
-    examination: _Examination,
+    checks: Checks,
     name: str,
-    check: cabc.Callable[[_Examination], Finding],
+    check: cabc.Callable[[Checks], Finding],
 ) -> Finding:
     try:
-        return check(examination)
+        return check(checks)
     except Exception as e:
         from redis import RedisError
 
@@ -137,7 +143,7 @@ def _make(
         logger.debug("The check %r failed.", name, exc_info=True)
 
         if isinstance(e, RedisError):
-            found = trouble.explain(e, examination._state.settings)
+            found = trouble.explain(e, checks._state.settings)
             return _error(found.what, found.remedy)
 
         return _error(
@@ -146,8 +152,10 @@ def _make(
         )
 
 
-class _Examination:
-    def __init__(self, state: AppState) -> None:
+class Checks:
+    """The checks of one community, and of the application that it is in."""
+
+    def __init__(self, state: Community) -> None:
         self._state = state
         self._config = state.app.config
         self._credly_ahead: float | None = None
@@ -555,10 +563,15 @@ class _Examination:
 
     @functools.cached_property
     def _seen(self) -> overview.Overview:
-        return in_session(self._state.engine, overview.read, config=self._config)
+        return in_session(
+            self._state.engine,
+            overview.read,
+            self._state.tenant,
+            config=self._config,
+        )
 
     def secret(self) -> Finding:
-        found = connection.rotate_keys(self._state, dry_run=True)
+        found = accounts.rotate_keys(self._state, dry_run=True)
 
         if self._seen.unreadable:
             return _error(
@@ -623,7 +636,9 @@ class _Examination:
                 "Nothing: it goes on by itself.",
             )
 
-        if (gate := gates.read(self._state.engine)) is not None and gate.restored:
+        gate = gates.read(self._state.engine, self._state.tenant)
+
+        if gate is not None and gate.restored:
             return _ok(
                 "Connected. The database was restored: each badge is looked up first."
             )
@@ -631,7 +646,7 @@ class _Examination:
         return _ok("Connected.")
 
     def token(self) -> Finding:
-        gate = gates.read(self._state.engine)
+        gate = gates.read(self._state.engine, self._state.tenant)
 
         if gate is None:
             return _skipped("Not checked: see connection.")
@@ -640,8 +655,8 @@ class _Examination:
             return _skipped("Credly is not asked during a pause.")
 
         try:
-            answered_at = connection.ask(self._state, gate)
-        except connection.NotVerified as e:
+            answered_at = accounts.ask(self._state, gate)
+        except accounts.NotVerified as e:
             return _error(
                 f"Credly refuses the credentials. {e.detail}",
                 f"Enter them again at {self._page('/credly/connection')}.",
@@ -662,10 +677,12 @@ class _Examination:
         return _ok("Credly accepts it.")
 
     def templates(self) -> Finding:
+        tenant = self._state.tenant
+
         with orm.Session(self._state.engine) as session:
-            row = connection.get(session)
-            number = connection.count_templates(session)
-            gone = connection.mapped_and_gone(session)
+            row = accounts.get(session, tenant)
+            number = accounts.count_templates(session, tenant)
+            gone = accounts.mapped_and_gone(session, tenant)
 
         if row is None:
             return _skipped("Not checked: see connection.")
@@ -769,29 +786,35 @@ class _Examination:
         return f"{root}{self._state.settings.url_prefix}{path}"
 
 
-_Check = tuple[str, cabc.Callable[[_Examination], Finding], tuple[str, ...]]
+_Check = tuple[str, cabc.Callable[[Checks], Finding], tuple[str, ...]]
 
 _CHECKS: tuple[_Check, ...] = (
-    ("settings", _Examination.settings, ()),
-    ("key", _Examination.key, ()),
-    ("pages", _Examination.pages, ()),
-    ("database", _Examination.database, ()),
-    ("tables", _Examination.tables, ("database",)),
-    ("hooks", _Examination.hooks, ("database",)),
-    ("redis", _Examination.redis, ()),
-    ("workers", _Examination.workers, ("redis",)),
-    ("queue", _Examination.queue, ("redis", "tables")),
-    ("jobs", _Examination.jobs, ("redis",)),
-    ("secret", _Examination.secret, ("tables",)),
-    ("connection", _Examination.connection, ("tables", "secret")),
-    ("token", _Examination.token, ("tables", "secret", "connection")),
-    ("clock", _Examination.clock, ("database",)),
-    ("templates", _Examination.templates, ("tables",)),
-    ("waiting", _Examination.waiting, ("tables",)),
-    ("failed", _Examination.failed, ("tables",)),
-    ("unrecorded", _Examination.unrecorded, ()),
+    ("settings", Checks.settings, ()),
+    ("key", Checks.key, ()),
+    ("pages", Checks.pages, ()),
+    ("database", Checks.database, ()),
+    ("tables", Checks.tables, ("database",)),
+    ("hooks", Checks.hooks, ("database",)),
+    ("redis", Checks.redis, ()),
+    ("workers", Checks.workers, ("redis",)),
+    ("queue", Checks.queue, ("redis", "tables")),
+    ("jobs", Checks.jobs, ("redis",)),
+    ("secret", Checks.secret, ("tables",)),
+    ("connection", Checks.connection, ("tables", "secret")),
+    ("token", Checks.token, ("tables", "secret", "connection")),
+    ("clock", Checks.clock, ("database",)),
+    ("templates", Checks.templates, ("tables",)),
+    ("waiting", Checks.waiting, ("tables",)),
+    ("failed", Checks.failed, ("tables",)),
+    ("unrecorded", Checks.unrecorded, ()),
 )
 """Each with those that it depends on."""
+
+_OF_ACCOUNT = {
+    *("secret", "connection", "token", "templates"),
+    *("waiting", "failed", "unrecorded"),
+}
+"""Those that concern one community's account, and not the application."""
 
 
 @contextlib.contextmanager

@@ -12,15 +12,18 @@ import sqlalchemy as sa
 from flask import current_app
 from flask import Flask
 from flask import has_app_context
+from flask import has_request_context
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import orm
 
+from . import accounts
 from . import interruption
 from . import keys
 from . import signals
 from .admin import make_blueprint
 from .admin.forms import FIELD_NAMES
 from .catalog import Completion
+from .catalog import DEFAULT_TENANT
 from .catalog import id_of_member
 from .catalog import read_completion
 from .catalog import read_id
@@ -31,19 +34,21 @@ from .issuing import unrecorded
 from .ledger import host_transaction
 from .ledger import privacy
 from .ledger import record
+from .ledger.audit import COMMAND_LINE
 from .ledger.transaction import hide_parameters
 from .ledger.transaction import in_our_schema
 from .models import copy_tables
-from .settings import ActorHook
-from .settings import AdminHook
-from .settings import AppState
-from .settings import get_state
-from .settings import Hook
-from .settings import MemberHook
-from .settings import PastHook
 from .settings import Settings
 from .settings import warn_of_ignored
 from .settings import warn_of_unknown
+from .state import ActorHook
+from .state import AdminHook
+from .state import AppState
+from .state import CoursesHook
+from .state import get_state
+from .state import MemberHook
+from .state import PastHook
+from .state import TenantHook
 
 logger = logging.getLogger("flask_credly")
 
@@ -71,11 +76,13 @@ class Credly:
     """
 
     def __init__(self) -> None:
-        self._courses: Hook | None = None
+        self._courses: CoursesHook | None = None
         self._is_admin: AdminHook | None = None
         self._member: MemberHook | None = None
         self._past_completions: PastHook | None = None
         self._actor: ActorHook | None = None
+        self._tenant: TenantHook | None = None
+        self._is_operator: AdminHook | None = None
 
     def courses(self, hook: HookT) -> HookT:
         """Register the function that lists the courses and learning paths that can be
@@ -120,6 +127,28 @@ class Credly:
         self._actor = hook
         return hook
 
+    def tenant(self, hook: HookT) -> HookT:
+        """Register the function that names the community of the current request, for
+        a host that has several: a string of 1 to 191 characters that stays the same
+        for life, or ``None``, where there is none: the pages answer 404 then.
+
+        Each community has its own connection to Credly, mappings and badges. The hooks
+        for courses, members, past completions, admins and the actor get its name as
+        ``tenant=`` if they take that. Asked in requests only: see
+        :data:`.course_completed` for what is sent elsewhere.
+        """
+        self._tenant = hook
+        return hook
+
+    def is_operator(self, hook: HookT) -> HookT:
+        """Register the function that says whether the current visitor may see the page
+        of all communities: their state and what waits, and no member's data.
+
+        As :meth:`is_admin`: only ``True`` lets in.
+        """
+        self._is_operator = hook
+        return hook
+
     def init_app(self, app: Flask) -> None:
         """Register the extension on an application.
 
@@ -152,6 +181,8 @@ class Credly:
             ("member", self._member),
             ("past_completions", self._past_completions),
             ("actor", self._actor),
+            ("tenant", self._tenant),
+            ("is_operator", self._is_operator),
         ):
             if inspect.iscoroutinefunction(hook) or inspect.isasyncgenfunction(hook):
                 raise RuntimeError(
@@ -171,6 +202,8 @@ class Credly:
             load_member=self._member,
             past_completions=self._past_completions,
             name_actor=self._actor,
+            name_tenant=self._tenant,
+            is_operator=self._is_operator,
         )
         warn_of_unknown(app.config)
         warn_of_ignored(app.config, os.environ)
@@ -184,7 +217,9 @@ class Credly:
         app.register_blueprint(make_blueprint(state.settings))
         app.cli.add_command(make_group())
 
-    def erase_member(self, member_id: str) -> privacy.Erased:
+    def erase_member(
+        self, member_id: str, *, tenant: str = DEFAULT_TENANT
+    ) -> privacy.Erased:
         """Make everything that is stored about a member name nobody, and send nothing
         of it any more. For your own code that closes an account; do that first, so that
         no completion is signalled after it. Credly has to be asked separately.
@@ -192,28 +227,46 @@ class Credly:
         Where ``db.session`` has written in its open transaction, it is a part of that
         transaction, and done when you commit. Needs an application context.
 
+        :param tenant: The member's community.
         :return: What was done, in numbers, and Credly's ids of the badges.
         :raises ValueError: If it cannot be a member's id.
         """
         state, member_id = get_state(), read_id(member_id, "member_id")
-        state.check_ids(member_id=member_id)
+        tenant = read_id(tenant, "tenant")
+        state.check_ids(member_id=member_id, tenant=tenant)
         session = state.session()
 
         if joined := host_transaction.to_join(session, state.engine):
             with hide_parameters(), in_our_schema(joined.connection, state.engine):
-                return privacy.erase_in(joined.connection, member_id)
+                return privacy.erase_in(joined.connection, tenant, member_id)
 
-        return privacy.erase(state.engine, member_id)
+        return privacy.erase(state.engine, tenant, member_id)
 
-    def export_member(self, member_id: str) -> dict[str, t.Any]:
+    def export_member(
+        self, member_id: str, *, tenant: str = DEFAULT_TENANT
+    ) -> dict[str, t.Any]:
         """Get everything that is stored about a member, fit for JSON. Needs an
         application context.
 
+        :param tenant: The member's community.
         :raises ValueError: If it cannot be a member's id.
         """
         state, member_id = get_state(), read_id(member_id, "member_id")
-        state.check_ids(member_id=member_id)
-        return privacy.export(state.engine, member_id)
+        tenant = read_id(tenant, "tenant")
+        state.check_ids(member_id=member_id, tenant=tenant)
+        return privacy.export(state.engine, tenant, member_id)
+
+    def forget_tenant(self, tenant: str) -> bool:
+        """Remove a community's connection to Credly, with its mappings and templates,
+        and let what is left of its badges name nobody. For your own code that closes a
+        community. Needs an application context.
+
+        :param tenant: Its name, as ``@credly.tenant`` gives it.
+        :return: Whether it was connected.
+        :raises ValueError: If it cannot be a name.
+        """
+        state = get_state().of(read_id(tenant, "tenant"))
+        return accounts.remove(state, by=COMMAND_LINE)
 
 
 def _check_routing(app: Flask, settings: Settings) -> None:
@@ -337,7 +390,7 @@ def _note_lost(
         when = show(given.get("completed_at", "now"))
         logger.exception(
             "A completion was not recorded: member %r, %s %r, completed at %s. Send it"
-            " again once the cause is mended.",
+            " again after fixing the cause.",
             member_id,
             kind,
             course,
@@ -352,7 +405,45 @@ def _note_lost(
         )
     finally:
         if app is not None:
-            unrecorded.note(app.extensions["credly"], given.get("session"), ended=ended)
+            state = app.extensions["credly"].of(_tenant_or_none(app, given))
+            unrecorded.note(state, given.get("session"), ended=ended)
+
+
+def _tenant_or_none(app: Flask, given: dict[str, t.Any]) -> str:
+    """Get whose completion it is. Empty: that is not known."""
+    try:
+        return _tenant_of(app.extensions["credly"], given.get("tenant"))
+    except Exception as e:
+        # What is wrong with it may be why the completion was not recorded.
+        logger.debug("The community is not known (%s).", type(e).__name__)
+        return ""
+
+
+def _tenant_of(state: AppState, given: t.Any) -> str:
+    """Get the community that a completion is of.
+
+    :raises ValueError: It is not known.
+    """
+    if state.name_tenant is None:
+        if given not in (None, DEFAULT_TENANT):
+            raise ValueError(
+                "This app has one community: leave 'tenant' out of course_completed, or"
+                " register a function with '@credly.tenant'."
+            )
+
+        return DEFAULT_TENANT
+
+    if given is None and has_request_context():
+        given = state.name_tenant()
+
+    if given is None:
+        raise ValueError(
+            "Of which community is it? Send it as course_completed.send(app, …,"
+            " tenant=…): outside of a request, or where '@credly.tenant' returns None,"
+            " it is not known."
+        )
+
+    return read_id(given, "tenant")
 
 
 def _app_of(sender: t.Any) -> Flask | None:
@@ -374,11 +465,13 @@ def _app_of(sender: t.Any) -> Flask | None:
 
 
 def _record(app: Flask, given: dict[str, t.Any]) -> None:
-    session = given.get("session")
-    completion = read_completion(
-        **{name: value for name, value in given.items() if name != "session"}
-    )
     state: AppState = app.extensions["credly"]
+    session = given.get("session")
+    ours = ("session", "tenant")
+    completion = read_completion(
+        **{name: value for name, value in given.items() if name not in ours},
+        tenant=_tenant_of(state, given.get("tenant")),
+    )
 
     if has_app_context() and current_app._get_current_object() is app:  # type: ignore[attr-defined]
         _record_in_context(state, completion, session)
@@ -455,5 +548,6 @@ class _Outcome:
             "course_id": done.course_id,
             "kind": done.kind,
             "completed_at": done.completed_at,
+            "tenant": done.tenant,
         }
         _note_lost(self.state.app, given, ended=True)

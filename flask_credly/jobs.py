@@ -15,17 +15,19 @@ from flask import Flask
 from flask import has_app_context
 from flask.cli import ScriptInfo
 
-from . import connection
+from . import accounts
 from .errors import CredlyError
 from .issuing import notifier
+from .issuing import periodic
 from .issuing import workers
 from .issuing.backfill import run as run_backfills
-from .issuing.drain import drain as drain_ledger
+from .issuing.dispatcher import drain as drain_ledger
 from .issuing.heal import heal as heal_ledger
 from .issuing.meanwhile import issuing_meanwhile
 from .issuing.stopping import stopping
+from .ledger import turns
 from .ledger.retention import prune as prune_ledger
-from .settings import get_state
+from .state import get_state
 
 logger = logging.getLogger("flask_credly")
 
@@ -40,14 +42,14 @@ def drain() -> None:
         if drain_ledger(state):
             notifier.notify(state)
 
-        workers.note_success(state, notifier.DRAIN)
+        workers.note_success(state, periodic.DRAIN)
 
 
 def backfill() -> None:
     """Record past completions, for every run that is due."""
     with _app().app_context(), issuing_meanwhile(get_state()):
         run_backfills(get_state())
-        workers.note_success(get_state(), notifier.BACKFILL)
+        workers.note_success(get_state(), periodic.BACKFILL)
 
 
 def heal() -> None:
@@ -57,18 +59,26 @@ def heal() -> None:
 
 
 def sync() -> None:
-    """Load the active badge templates from Credly."""
+    """Load the active badge templates from Credly, for every community whose list is
+    old.
+    """
     with _app().app_context(), issuing_meanwhile(get_state()):
-        try:
-            connection.sync_templates(get_state())
-        except CredlyError as e:
-            logger.warning(
-                "The badge templates could not be loaded: %s",
-                e,
-                extra={"credly_event": "templates_not_loaded"},
-            )
+        state = get_state()
 
-        workers.note_success(get_state(), notifier.SYNC)
+        for tenant in turns.to_sync(state.engine):
+            if stopping.is_set():
+                return
+
+            try:
+                accounts.sync_templates(state.of(tenant))
+            except CredlyError as e:
+                logger.warning(
+                    "The badge templates could not be loaded: %s",
+                    e,
+                    extra={"credly_event": "templates_not_loaded"},
+                )
+
+        workers.note_success(state, periodic.SYNC)
 
 
 def prune() -> None:
@@ -76,7 +86,7 @@ def prune() -> None:
     with _app().app_context(), issuing_meanwhile(get_state()):
         state = get_state()
         prune_ledger(state.engine, state.settings, stop=stopping)
-        workers.note_success(state, notifier.PRUNE)
+        workers.note_success(state, periodic.PRUNE)
 
 
 def _app() -> Flask:

@@ -83,8 +83,8 @@ def _id(length: int) -> sa.String:
     )
 
 
-CONNECTION_ID = 1
-"""There is one connection: its primary key keeps a second one out."""
+def _tenant_column(**more: t.Any) -> orm.Mapped[str]:
+    return orm.mapped_column(_id(191), **more)
 
 
 class Installation(Base):
@@ -105,11 +105,15 @@ class Installation(Base):
 
 
 class Account(Base):
-    """The one connection to a Credly organization, and the gates that stop it."""
+    """A community's connection to a Credly organization, and the gates that stop it.
+
+    There is one a tenant, and its tenant is its key: every other row says by it whose
+    it is.
+    """
 
     __tablename__ = "credly_account"
 
-    id: orm.Mapped[int] = orm.mapped_column(primary_key=True, autoincrement=False)
+    tenant: orm.Mapped[str] = _tenant_column(primary_key=True)
     organization_id: orm.Mapped[str] = orm.mapped_column(_id(36))
     client_id: orm.Mapped[str] = orm.mapped_column(sa.String(255))
     client_secret: orm.Mapped[str] = orm.mapped_column(sa.Text)
@@ -124,6 +128,9 @@ class Account(Base):
     templates_synced_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     templates_failed_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When the list could not be loaded. Null once it was."""
+    served_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When a worker last began to issue for it: the next is whose turn is longest ago.
+    """
 
     expired: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
     switched_off: orm.Mapped[bool] = orm.mapped_column(
@@ -161,10 +168,10 @@ class Template(Base):
 
     __tablename__ = "credly_template"
 
-    id: orm.Mapped[str] = orm.mapped_column(_id(36), primary_key=True)
-    connection_id: orm.Mapped[int] = orm.mapped_column(
-        sa.ForeignKey(Account.id, ondelete="CASCADE"), index=True
+    tenant: orm.Mapped[str] = orm.mapped_column(
+        sa.ForeignKey(Account.tenant, ondelete="CASCADE"), primary_key=True
     )
+    id: orm.Mapped[str] = orm.mapped_column(_id(36), primary_key=True)
     name: orm.Mapped[str] = orm.mapped_column(sa.String(255))
     image_url: orm.Mapped[str | None] = orm.mapped_column(sa.String(2000))
     allows_duplicates: orm.Mapped[bool] = orm.mapped_column(
@@ -179,21 +186,23 @@ class Mapping(Base):
 
     __tablename__ = "credly_mapping"
     __table_args__ = (
-        sa.UniqueConstraint("kind", "course_id"),
+        sa.UniqueConstraint("tenant", "kind", "course_id"),
+        sa.ForeignKeyConstraint(
+            ["tenant", "template_id"],
+            [Template.tenant, Template.id],
+            ondelete="CASCADE",
+        ),
+        sa.Index(None, "tenant", "template_id"),
         Base.__table_args__,
     )
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
-    connection_id: orm.Mapped[int] = orm.mapped_column(
-        sa.ForeignKey(Account.id, ondelete="CASCADE"), index=True
-    )
+    tenant: orm.Mapped[str] = _tenant_column()
     kind: orm.Mapped[str] = orm.mapped_column(_id(20))
     course_id: orm.Mapped[str] = orm.mapped_column(_id(191))
     course_title: orm.Mapped[str] = orm.mapped_column(sa.String(500))
     """As it was when mapped: shown when the host no longer has the course."""
-    template_id: orm.Mapped[str] = orm.mapped_column(
-        sa.ForeignKey(Template.id, ondelete="CASCADE"), index=True
-    )
+    template_id: orm.Mapped[str] = orm.mapped_column(_id(36))
 
     created_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When this course was mapped. Null: not known."""
@@ -208,8 +217,8 @@ class RemovedMapping(Base):
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True, autoincrement=False)
     """Of the mapping, as it was."""
-    connection_id: orm.Mapped[int] = orm.mapped_column(
-        sa.ForeignKey(Account.id, ondelete="CASCADE"), index=True
+    tenant: orm.Mapped[str] = orm.mapped_column(
+        sa.ForeignKey(Account.tenant, ondelete="CASCADE"), index=True
     )
     kind: orm.Mapped[str] = orm.mapped_column(_id(20))
     course_id: orm.Mapped[str] = orm.mapped_column(_id(191))
@@ -217,35 +226,63 @@ class RemovedMapping(Base):
     removed_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
 
 
-State = t.Literal["pending", "sending", "issued", "held", "failed", "cancelled"]
+IssuanceState = t.Literal[
+    "none", "issued", "held", "failed", "cancelled", "revoked", "replaced"
+]
+"""What is true of a badge, as far as we know. ``none``: nothing was issued yet.
+``held``: the member has the badge from elsewhere.
+"""
+
+Action = t.Literal["issue", "revoke", "replace", "check"]
+"""What is being done about a badge."""
+
+Reason = t.Literal[
+    "unmapped", "stopped", "removed", "erased", "perhaps issued", "crashed"
+]
+"""Why a row is as it is, where that was not Credly's answer: see
+:data:`flask_credly.ledger.reasons.REASONS` for the words.
+"""
 
 
 class Issuance(Base):
     """One badge for one member and one course: the ledger's row, and the job.
 
-    Has no foreign key to the connection: it outlives Remove, so that a reconnect
-    does not issue everything again.
+    What is true of the badge is its ``state``; what is being done about it, its
+    ``action``, to which ``due_at``, ``lease``, ``attempts``, ``outcome_unknown`` and
+    their like belong. Written by :mod:`flask_credly.ledger.transitions` alone.
+
+    Has no foreign key to the account: it outlives Remove, so that a reconnect does not
+    issue everything again.
     """
 
     __tablename__ = "credly_issuance"
     __table_args__ = (
         # One organization's badge is not another's: a sandbox's row is in nobody's way.
-        sa.UniqueConstraint("member_id", "kind", "course_id", "organization_id"),
+        sa.UniqueConstraint(
+            *("tenant", "member_id", "kind", "course_id", "organization_id", "cycle"),
+            # Made of its columns it would be too long for PostgreSQL.
+            name="uq_credly_issuance_completion",
+        ),
         # Also between two workers that look for theirs at the same moment.
         sa.UniqueConstraint("badge_id"),
         # For the pages, which go by id within a filter.
-        sa.Index(None, "state", "id"),
-        sa.Index(None, "kind", "course_id", "id"),
-        # For claim and sweep.
-        sa.Index(None, "bulk", "due_at"),
-        sa.Index(None, "batch_id", "state"),
+        sa.Index(None, "tenant", "state", "id"),
+        sa.Index(None, "tenant", "kind", "course_id", "id"),
+        # For claim and sweep. What has no action is not due.
+        sa.Index(None, "action", "tenant", "bulk", "due_at", "id"),
+        sa.Index(None, "tenant", "batch_id", "state"),
         Base.__table_args__,
     )
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    tenant: orm.Mapped[str] = _tenant_column()
     member_id: orm.Mapped[str] = orm.mapped_column(_id(191))
     kind: orm.Mapped[str] = orm.mapped_column(_id(20))
     course_id: orm.Mapped[str] = orm.mapped_column(_id(191))
+    cycle: orm.Mapped[int] = orm.mapped_column(default=1, server_default="1")
+    """Which of the member's badges for this course it is, where each completion may
+    give another.
+    """
 
     organization_id: orm.Mapped[str] = orm.mapped_column(_id(36))
     template_id: orm.Mapped[str] = orm.mapped_column(_id(36))
@@ -256,21 +293,24 @@ class Issuance(Base):
     completed_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
     recorded_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
 
-    state: orm.Mapped[str] = orm.mapped_column(_id(10))
-    """One of :data:`State`."""
+    state: orm.Mapped[str] = orm.mapped_column(_id(10), server_default="none")
+    """One of :data:`IssuanceState`."""
+    action: orm.Mapped[str | None] = orm.mapped_column(_id(10))
+    """One of :data:`Action`. Null: nothing is to be done."""
+    reason: orm.Mapped[str | None] = orm.mapped_column(_id(20))
+    """One of :data:`Reason`."""
     due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
-    """When a worker may take the row: the time of the next try while ``pending``,
-    the end of the lease while ``sending``, null in every final state but ``failed``,
-    where Credly is asked once more whether it made the badge. What claim and sweep look
-    at.
+    """When a worker may take the row: the time of the next try, the end of the lease
+    while one has it, null without an action. What claim and sweep look at.
     """
     bulk: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
     """Recorded by a backfill: gives way to completions that come in."""
     batch_id: orm.Mapped[int | None]
+    """The :class:`Batch` that it was recorded by."""
     lease: orm.Mapped[str | None] = orm.mapped_column(_id(32), index=True)
     """The fencing token of the worker that holds the row."""
     attempts: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
-    """Requests to issue that count: at most two."""
+    """Requests of the action that count: at most two."""
     outcome_unknown: orm.Mapped[bool] = orm.mapped_column(
         default=False, server_default="0"
     )
@@ -290,9 +330,11 @@ class Issuance(Base):
     look_ups: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Look-ups that had no clear answer."""
     settled_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When the state became what it is, where nothing is to be done."""
     badge_id: orm.Mapped[str | None] = orm.mapped_column(_id(36))
     """Credly's id of the issued badge. It belongs to one row."""
     error: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
+    """What went wrong with the last try, worded for the admin."""
     test: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
     """The admin's own try of a mapping: no member's badge."""
     erased_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
@@ -300,13 +342,13 @@ class Issuance(Base):
 
 
 class Batch(Base):
-    """One run that records the past completions of a course."""
+    """Many badges at once: one run that records the past completions of a course."""
 
     __tablename__ = "credly_batch"
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
-    connection_id: orm.Mapped[int] = orm.mapped_column(
-        sa.ForeignKey(Account.id, ondelete="CASCADE"), index=True
+    tenant: orm.Mapped[str] = orm.mapped_column(
+        sa.ForeignKey(Account.tenant, ondelete="CASCADE"), index=True
     )
     kind: orm.Mapped[str] = orm.mapped_column(_id(20))
     course_id: orm.Mapped[str] = orm.mapped_column(_id(191))
@@ -329,11 +371,12 @@ class Batch(Base):
 
 
 class Unrecorded(Base):
-    """The one count of completions that could not be recorded."""
+    """A community's count of completions that could not be recorded."""
 
     __tablename__ = "credly_unrecorded"
 
-    id: orm.Mapped[int] = orm.mapped_column(primary_key=True, autoincrement=False)
+    tenant: orm.Mapped[str] = _tenant_column(primary_key=True)
+    """Empty: of which community is not known."""
     number: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     since: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When the first of them came in. Null: none is counted."""
@@ -345,6 +388,7 @@ class Attempt(Base):
     __tablename__ = "credly_attempt"
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    tenant: orm.Mapped[str] = _tenant_column()
     issuance_id: orm.Mapped[int] = orm.mapped_column(
         sa.ForeignKey(Issuance.id, ondelete="CASCADE"), index=True
     )
@@ -364,13 +408,13 @@ class LogEntry(Base):
     __tablename__ = "credly_log_entry"
     __table_args__ = (
         # For the page, which goes by id within a kind of error.
-        sa.Index(None, "error", "id"),
+        sa.Index(None, "tenant", "error", "id"),
         Base.__table_args__,
     )
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
-    connection_id: orm.Mapped[int] = orm.mapped_column(
-        sa.ForeignKey(Account.id, ondelete="CASCADE"), index=True
+    tenant: orm.Mapped[str] = orm.mapped_column(
+        sa.ForeignKey(Account.tenant, ondelete="CASCADE")
     )
     at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
     error: orm.Mapped[str] = orm.mapped_column(_id(50))
@@ -382,9 +426,15 @@ class AuditEntry(Base):
     """One thing that an admin or a command has done. Survives Remove."""
 
     __tablename__ = "credly_audit"
+    __table_args__ = (
+        sa.Index(None, "tenant", "id"),
+        sa.Index(None, "tenant", "at"),
+        Base.__table_args__,
+    )
 
     id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
-    at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime, index=True)
+    tenant: orm.Mapped[str] = _tenant_column()
+    at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
     actor: orm.Mapped[str] = orm.mapped_column(sa.String(255))
     """As the host names the admin. Empty: unknown."""
     action: orm.Mapped[str] = orm.mapped_column(_id(30))

@@ -1,42 +1,23 @@
-"""Reads ``CREDLY_*`` once, and keeps what one application needs."""
+"""Reads ``CREDLY_*`` once."""
 
 from __future__ import annotations
 
-import collections
 import collections.abc as cabc
 import dataclasses
-import datetime as dt
 import difflib
 import json
 import logging
-import math
 import re
-import threading
 import typing as t
 import urllib.parse
 
-from flask import current_app
 from flask import Flask
-from flask import Response
-
-from .catalog import Course
-from .catalog import Member
 
 if t.TYPE_CHECKING:
     import rq
-    import sqlalchemy as sa
-    from flask_sqlalchemy import SQLAlchemy
-    from sqlalchemy import orm
 
 logger = logging.getLogger("flask_credly")
 
-Hook = cabc.Callable[[], cabc.Iterable[Course]]
-AdminHook = cabc.Callable[[], "bool | Response"]
-ActorHook = cabc.Callable[[], "str | None"]
-MemberHook = cabc.Callable[[str], "Member | None"]
-PastHook = cabc.Callable[
-    [Course, "dt.datetime | None"], cabc.Iterable["tuple[Member, dt.datetime]"]
-]
 QueueSetting = t.Union[str, "rq.Queue", cabc.Callable[[Flask], "rq.Queue"]]
 
 _HOSTS = {
@@ -208,113 +189,6 @@ HOW_TO_READ = (
     "app.config.from_prefixed_env() before credly.init_app(app) reads the variables"
     " that begin with FLASK_CREDLY_."
 )
-
-
-@dataclasses.dataclass(eq=False)
-class WebQueue:
-    """How this process last saw the queue: the one thing about an app that changes.
-    All times are monotonic.
-
-    :param silent_until: When Redis may be tried again.
-    :param rings_at: When it rings next for completions, or rang last.
-    :param ringer: Rings then.
-    :param ringing: The thread that rings, or rang last.
-    :param trouble: What was in the way last: a
-        :class:`~flask_credly.issuing.trouble.Trouble`. ``None``: nothing.
-    :param told: What of it was logged.
-    """
-
-    queue: rq.Queue | None = None
-    silent_until: float = 0
-    rings_at: float = -math.inf
-    ringer: threading.Timer | None = None
-    ringing: threading.Thread | None = None
-    trouble: t.Any = None
-    told: t.Any = None
-
-
-@dataclasses.dataclass(eq=False)
-class Uncounted:
-    """Completions that could not be recorded, and that nothing but this process counts
-    so far.
-
-    :param counts: Numbers, each with the time of the first.
-    :param writer: The thread that brings them into the database.
-    :param over: Set once the process ends: the writer tries for the last time.
-    """
-
-    counts: collections.deque[tuple[int, dt.datetime]] = dataclasses.field(
-        default_factory=collections.deque
-    )
-    writer: threading.Thread | None = None
-    over: threading.Event = dataclasses.field(default_factory=threading.Event)
-    writing: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-
-
-@dataclasses.dataclass(frozen=True)
-class AppState:
-    """What the extension knows of one application:
-    ``app.extensions["credly"]``.
-    """
-
-    app: Flask
-    settings: Settings
-    db: SQLAlchemy = dataclasses.field(repr=False)
-    """Its address may hold a password in its query, which SQLAlchemy shows."""
-    list_courses: Hook
-    is_admin: AdminHook
-    load_member: MemberHook | None
-    past_completions: PastHook | None
-    name_actor: ActorHook | None
-    web_queue: WebQueue = dataclasses.field(default_factory=WebQueue)
-    uncounted: Uncounted = dataclasses.field(default_factory=Uncounted)
-
-    @property
-    def heals(self) -> bool:
-        """Whether missed completions are looked for once a day."""
-        return self.settings.heal and self.past_completions is not None
-
-    @property
-    def engine(self) -> sa.Engine:
-        """The host's default engine. Needs an application context."""
-        return self.db.engine
-
-    def check_ids(self, **ids: str) -> None:
-        """Check that the database tells ids from all others.
-
-        :param ids: Each by what the error calls it.
-        :raises ValueError: If it does not.
-        """
-        if self.engine.dialect.name not in ("mysql", "mariadb"):
-            return
-
-        for name, value in ids.items():
-            # They pad when they compare: another member's badge would be this one's.
-            if value.endswith(" "):
-                raise ValueError(
-                    f"{name} must not end in a blank: MariaDB and MySQL do not tell it"
-                    " from the same one without the blank."
-                )
-
-    @property
-    def session(self) -> orm.scoped_session[t.Any]:
-        """The host's session."""
-        return self.db.session
-
-
-def get_state() -> AppState:
-    """Get the state of the current application.
-
-    :raises RuntimeError: If the extension was not initialized on it.
-    """
-    try:
-        state: AppState = current_app.extensions["credly"]
-    except KeyError:
-        raise RuntimeError(
-            "Flask-Credly is not initialized on this app. Call 'credly.init_app(app)'."
-        ) from None
-
-    return state
 
 
 def _wrong(key: str, value: object, expected: str) -> ValueError:

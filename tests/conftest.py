@@ -27,16 +27,18 @@ from playwright.sync_api import Browser
 from playwright.sync_api import sync_playwright
 
 from example_app.redis_server import running_redis
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import Course
 from flask_credly import course_completed
 from flask_credly import Credly
 from flask_credly import jobs
 from flask_credly import Member
+from flask_credly.catalog import DEFAULT_TENANT
 from flask_credly.models import Attempt
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
-from flask_credly.settings import AppState
+from flask_credly.state import AppState
+from flask_credly.state import Community
 from flask_credly.testing import CredlySimulator
 
 COURSES = [
@@ -192,8 +194,9 @@ class Host:
         self.credly = credly
 
     @property
-    def state(self) -> AppState:
-        return t.cast(AppState, self.app.extensions["credly"])
+    def state(self) -> Community:
+        state: AppState = self.app.extensions["credly"]
+        return state.of(DEFAULT_TENANT)
 
     def complete(
         self,
@@ -403,13 +406,13 @@ def connect(
     template_id = credly.add_template(
         "Python Badge", allow_duplicate_badges=allow_duplicate_badges
     )
-    connection.connect(
+    accounts.connect(
         host.state,
         organization_id=credly.organization_id,
         client_id=credly.client_id,
         client_secret=credly.client_secret,
     )
-    connection.add_mapping(host.state, COURSES[0], template_id)
+    accounts.add_mapping(host.state, COURSES[0], template_id)
     return Connected(host, credly, template_id)
 
 

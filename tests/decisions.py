@@ -8,6 +8,7 @@ from flask_credly.ledger.decide import Rule
 from flask_credly.ledger.decide import RULES
 
 COLUMNS = (
+    "action",
     "asked",
     "answer",
     "attempts so far",
@@ -25,7 +26,7 @@ it may have been issued already; issue, if it was not. Each row says what an ans
 means for the badge, and for everything else.
 
 "Not yet" is "absent" while the last request is so recent that its badge may not be
-listed. What failed so, and may be issued unseen, is looked for a last time when that is
+listed. What failed so, and may be issued unseen, is checked once more when that is
 over: it stays failed, or is issued.
 
 """
@@ -106,6 +107,7 @@ def _either(value: bool | None, yes: str, no: str) -> str:
 
 def _line(rule: Rule) -> str:
     cells = (
+        rule.action,
         rule.phase,
         rule.answer,
         LAST[rule.last],

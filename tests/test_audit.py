@@ -31,7 +31,7 @@ from test_pages import rules
 from test_pages import text_of
 from test_pages import WINDOW
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly.ledger import audit
 from flask_credly.ledger import unrecorded
 from flask_credly.models import Account
@@ -161,7 +161,7 @@ class Walk:
         self.post(f"{this}/test", "send test badge", tested, "ok", **who)
         self.post(f"{this}/backfill", "start backfill", "Python 101", "ok")
         self.post(f"{WINDOW}/backfills/1/stop", "stop backfill", "Python 101", "ok")
-        unrecorded.add(self.host.state.engine, unrecorded.Count(1, NOW))
+        unrecorded.add(self.host.state.engine, "default", unrecorded.Count(1, NOW))
         self.post(f"{WINDOW}/unrecorded/1/dismiss", "dismiss", "1", "ok")
         self.get(f"{badges}.csv", "export badges", "", "ok")
         self.get(f"{WINDOW}/errors.csv", "export errors", "", "ok")
@@ -193,7 +193,7 @@ def test_each_action_is_one_entry_that_survives_remove(
     }
 
     assert walk.done == acting
-    assert connection.get(walk.host.db.session) is None
+    assert accounts.get(walk.host.db.session, "default") is None
     assert records(caplog) == entries(walk.host)
 
 
@@ -248,7 +248,7 @@ def test_a_connect_that_failed_is_noted_with_its_outcome(
         account["organization_id"] = ORGANIZATION
 
     with pytest.raises(Exception) as raised:
-        connection.connect(host.state, **account, by=ADMIN)
+        accounts.connect(host.state, **account, by=ADMIN)
 
     assert type(raised.value).__module__.startswith("flask_credly.")
     target = account["organization_id"]
@@ -290,7 +290,7 @@ def test_what_changed_nothing_is_not_noted(
     browser.post(f"{WINDOW}/backfills/999/stop")
     browser.post(f"{WINDOW}/badges/999/retry")
     browser.post(f"{WINDOW}/badges/retry")
-    connection.remove(host.state)
+    accounts.remove(host.state)
     browser.post(f"{WINDOW}/remove")
     browser.post(f"{WINDOW}/pause")
     browser.post(f"{WINDOW}/test")
@@ -303,7 +303,7 @@ def test_a_process_that_died_leaves_the_beginning(
     host: Host, browser: Browser, in_context: None
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        with audit.asking(host.state.engine, ADMIN, "connect", ORGANIZATION):
+        with audit.asking(host.state.engine, "default", ADMIN, "connect", ORGANIZATION):
             raise KeyboardInterrupt
 
     assert entries(host) == [(ADMIN, "connect", ORGANIZATION, "begun")]
@@ -316,9 +316,9 @@ def test_an_entry_is_kept_with_its_transaction_only(
     caplog.set_level(logging.INFO)
 
     with host.state.engine.connect() as connected:
-        audit.note(connected, ADMIN, "pause")
+        audit.note(connected, "default", ADMIN, "pause")
         connected.rollback()
-        audit.note(connected, ADMIN, "resume")
+        audit.note(connected, "default", ADMIN, "resume")
         assert records(caplog) == []
         connected.commit()
 
@@ -331,7 +331,7 @@ def test_only_known_words_are_noted(host: Host, in_context: None) -> None:
 
     for action, outcome in (("dance", "ok"), ("pause", "perhaps")):
         with pytest.raises(ValueError, match="Not a known action"):
-            audit.note_alone(engine, ADMIN, action, outcome=outcome)
+            audit.note_alone(engine, "default", ADMIN, action, outcome=outcome)
 
 
 class TestCommands:
@@ -366,7 +366,7 @@ class TestCommands:
 
         for words in done.values():
             if words == ["dismiss"]:
-                unrecorded.add(host.state.engine, unrecorded.Count(2, NOW))
+                unrecorded.add(host.state.engine, "default", unrecorded.Count(2, NOW))
 
             self.run(host, *words)
 
@@ -434,7 +434,7 @@ class TestActor:
             (noted, "pause", "", "ok"),
             (noted, "remove mapping", target, "ok"),
         ]
-        assert connection.list_mappings(host.db.session) == []
+        assert accounts.list_mappings(host.db.session, "default") == []
         assert ("@credly.actor" in caplog.text) == wrong
         failed = [getattr(each, "credly_hook", None) for each in caplog.records]
         assert ("actor" in failed) == wrong
@@ -559,7 +559,7 @@ class TestTooOften:
         engine = host.state.engine
 
         for _ in range(20):
-            audit.note_alone(engine, "", "connect", ORGANIZATION, "refused")
+            audit.note_alone(engine, "default", "", "connect", ORGANIZATION, "refused")
 
         pass_time(host, minutes=30)
         answer = browser.connect(credly)
@@ -608,7 +608,7 @@ class TestTooOften:
         browser, (host, credly, _), _ = mapped
 
         for _ in range(5):
-            connection.sync_templates(host.state, by=audit.COMMAND_LINE)
+            accounts.sync_templates(host.state, by=audit.COMMAND_LINE)
 
         browser.post(f"{WINDOW}/templates")
         assert entries(host)[-1] == (ADMIN, "sync", "", "ok")
@@ -618,11 +618,11 @@ class TestTooOften:
         self, host: Host, in_context: None
     ) -> None:
         for _ in range(5):
-            audit.note_alone(host.state.engine, ADMIN, "test")
+            audit.note_alone(host.state.engine, "default", ADMIN, "test")
 
         pass_time(host, days=-3)
 
-        with audit.asking(host.state.engine, ADMIN, "test"):
+        with audit.asking(host.state.engine, "default", ADMIN, "test"):
             pass
 
         assert len(entries(host)) == 6
@@ -638,7 +638,7 @@ class TestTooOften:
             together.wait()
 
             try:
-                with audit.asking(engine, ADMIN, "connect", ORGANIZATION):
+                with audit.asking(engine, "default", ADMIN, "connect", ORGANIZATION):
                     return True
             except audit.TooOften:
                 return False
@@ -673,7 +673,7 @@ class TestPage:
         self, host: Host, browser: Browser, in_context: None
     ) -> None:
         for number in range(1, 121):
-            audit.note_alone(host.state.engine, ADMIN, "retry", str(number))
+            audit.note_alone(host.state.engine, "default", ADMIN, "retry", str(number))
 
         first = browser.get(ACTIVITY).text
         second = browser.get(f"{ACTIVITY}?before=71").text
@@ -689,7 +689,7 @@ class TestPage:
     def test_names_are_only_text(
         self, host: Host, browser: Browser, in_context: None
     ) -> None:
-        audit.note_alone(host.state.engine, HOSTILE, "map", HOSTILE)
+        audit.note_alone(host.state.engine, "default", HOSTILE, "map", HOSTILE)
         page = browser.get(ACTIVITY).text
 
         assert "<img" not in page
@@ -699,7 +699,7 @@ class TestPage:
     def test_an_action_of_a_later_version_is_shown_as_it_is(
         self, host: Host, browser: Browser, in_context: None
     ) -> None:
-        audit.note_alone(host.state.engine, ADMIN, "pause")
+        audit.note_alone(host.state.engine, "default", ADMIN, "pause")
         host.db.session.execute(sa.update(AuditEntry).values(action="later"))
         host.db.session.commit()
 
@@ -709,8 +709,10 @@ class TestPage:
         self, host: Host, browser: Browser, in_context: None
     ) -> None:
         engine = host.state.engine
-        audit.note_alone(engine, "=cmd()", "map", "=cmd() → Badge")
-        audit.note_alone(engine, audit.COMMAND_LINE, "sync", outcome="failed")
+        audit.note_alone(engine, "default", "=cmd()", "map", "=cmd() → Badge")
+        audit.note_alone(
+            engine, "default", audit.COMMAND_LINE, "sync", outcome="failed"
+        )
         answer = browser.get(f"{ACTIVITY}.csv")
         header, *rows = read_csv(answer.text)
 
@@ -727,7 +729,7 @@ class TestPage:
         self, host: Host, browser: Browser, in_context: None
     ) -> None:
         for action in audit.ACTIONS:
-            audit.note_alone(host.state.engine, ADMIN, action, "its target")
+            audit.note_alone(host.state.engine, "default", ADMIN, action, "its target")
 
         page = " ".join(text_of(browser.get(ACTIVITY)).split())
 
@@ -753,8 +755,8 @@ def test_the_connection_of_the_session_is_not_told_twice(
     """A commit of the host's, later, is none of the trail's."""
     caplog.set_level(logging.INFO)
     host = connected.host
-    (mapping,) = connection.list_mappings(host.db.session)
-    connection.remove_mapping(host.state, mapping.id, by=ADMIN)
+    (mapping,) = accounts.list_mappings(host.db.session, "default")
+    accounts.remove_mapping(host.state, mapping.id, by=ADMIN)
     host.db.session.execute(sa.update(Account).values(id=1))
     host.db.session.commit()
 

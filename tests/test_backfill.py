@@ -21,7 +21,7 @@ from conftest import MakeHost
 from test_pages import Browser
 from test_pages import text_of
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import Course
 from flask_credly import jobs
 from flask_credly import Member
@@ -59,7 +59,7 @@ class School:
         return self.host.db.session.scalars(sa.select(Mapping.id)).one()
 
     def start(self) -> int:
-        started = backfills.start(self.host.state.engine, self.mapping_id())
+        started = backfills.start(self.host.state.engine, "default", self.mapping_id())
         assert started is not None
         return started
 
@@ -75,7 +75,7 @@ class School:
 
     def progress(self, run_id: int) -> tuple[str, int, int, int]:
         self.host.db.session.rollback()
-        found = backfills.progress(self.host.db.session, run_id)
+        found = backfills.progress(self.host.db.session, "default", run_id)
         assert found is not None
         return found.run.state, found.to_issue, found.issued, found.failed
 
@@ -149,7 +149,7 @@ def test_a_member_without_a_name_is_left_out_and_said(school: School) -> None:
     run_id = school.start()
     jobs.backfill()
     school.host.drain()
-    found = backfills.progress(school.host.db.session, run_id)
+    found = backfills.progress(school.host.db.session, "default", run_id)
 
     assert found is not None
     assert (found.run.completed, found.run.incomplete) == (3, 2)
@@ -179,7 +179,7 @@ def test_completions_that_come_in_do_not_wait_for_a_backfill(
     with host.app.app_context():
         connect(host, credly)
         mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
-        backfills.start(host.state.engine, mapping_id)
+        backfills.start(host.state.engine, "default", mapping_id)
         jobs.backfill()
         host.complete("new")
         host.drain()
@@ -197,19 +197,19 @@ def test_a_run_is_stopped(school: School) -> None:
     session.execute(
         sa.update(Issuance)
         .where(Issuance.member_id == "1")
-        .values(state="sending", attempts=1, outcome_unknown=True, lease="x")
+        .values(state="none", attempts=1, outcome_unknown=True, lease="x")
     )
     session.commit()
 
-    assert backfills.stop(school.host.state.engine, run_id) == 2
-    assert school.states() == {"1": "sending", "2": "cancelled", "3": "cancelled"}
+    assert backfills.stop(school.host.state.engine, "default", run_id) == 2
+    assert school.states() == {"1": "none", "2": "cancelled", "3": "cancelled"}
     assert school.progress(run_id) == ("stopped", 1, 0, 0)
 
     # Nobody is lost to a later run.
     assert school.preview() == (3, 1, 0, 0, 2)
     again = school.start()
     jobs.backfill()
-    assert school.states() == {"1": "sending", "2": "pending", "3": "pending"}
+    assert school.states() == {"1": "none", "2": "none", "3": "none"}
     assert school.progress(again) == ("recorded", 2, 0, 0)
 
 
@@ -218,7 +218,7 @@ def test_what_was_stopped_is_taken_up_with_the_address_of_now(school: School) ->
     school.graduate("1", "2")
     run_id = school.start()
     jobs.backfill()
-    backfills.stop(school.host.state.engine, run_id)
+    backfills.stop(school.host.state.engine, "default", run_id)
     school.past.clear()
     school.graduate("1", email="new@example.org")
     school.graduate("2", first_name="Grace")
@@ -226,7 +226,7 @@ def test_what_was_stopped_is_taken_up_with_the_address_of_now(school: School) ->
     jobs.backfill()
     rows = {row.member_id: row for row in school.host.rows()}
 
-    assert school.states() == {"1": "pending", "2": "pending"}
+    assert school.states() == {"1": "none", "2": "none"}
     assert (rows["1"].email, rows["1"].first_name) == ("new@example.org", "Ada")
     assert (rows["2"].email, rows["2"].first_name) == (a_member("2").email, "Grace")
 
@@ -237,7 +237,7 @@ def test_a_completion_signalled_since_is_shown_after_a_stop(school: School) -> N
     run_id = school.start()
     jobs.backfill()
     school.host.complete("1")
-    backfills.stop(school.host.state.engine, run_id)
+    backfills.stop(school.host.state.engine, "default", run_id)
 
     assert school.states() == {"1": "cancelled"}
     assert school.host.row().error == backfills.STOPPED
@@ -252,10 +252,10 @@ def test_what_a_worker_holds_and_has_not_begun_is_stopped(school: School) -> Non
     run_id = school.start()
     jobs.backfill()
     engine = school.host.state.engine
-    gate = gates.read(engine)
+    gate = gates.read(engine, "default")
     assert gate is not None
     (row,) = claim.claim(engine, gate, limit=1, lease_seconds=60)
-    backfills.stop(engine, run_id)
+    backfills.stop(engine, "default", run_id)
 
     assert claim.begin(engine, [row], gate.generation, lease_seconds=60) == []
     claim.release(engine, [row])
@@ -268,7 +268,7 @@ def test_what_the_admin_does_while_a_run_is_recorded(school: School, what: str) 
     """It waits for the run's transaction. SQLite has one writer at a time anyway."""
     engine = school.host.state.engine
     other = school.credly.add_template("Other")
-    connection.sync_templates(school.host.state)
+    accounts.sync_templates(school.host.state)
     school.start()
     taken = backfills.take(engine)
     assert taken is not None
@@ -282,11 +282,11 @@ def test_what_the_admin_does_while_a_run_is_recorded(school: School, what: str) 
 
         with school.host.app.app_context():
             if what == "remove":
-                done.append(connection.remove(school.host.state))
+                done.append(accounts.remove(school.host.state))
             else:
                 course = Course("py-101", "Python 101")
                 state = school.host.state
-                done.append(connection.change_mapping(state, mapping_id, course, other))
+                done.append(accounts.change_mapping(state, mapping_id, course, other))
 
     thread = threading.Thread(target=act)
     thread.start()
@@ -341,7 +341,7 @@ def test_a_stop_ends_the_recording(school: School) -> None:
     def stopped_midway(course: Course, since: dt.datetime | None) -> t.Any:
         for number, each in enumerate(school.past):
             if number == 1200:
-                backfills.stop(engine, run_id)
+                backfills.stop(engine, "default", run_id)
 
             yield each
 
@@ -427,7 +427,7 @@ def test_a_hook_that_fails_is_said(
     with host.app.app_context():
         connect(host, credly)
         mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
-        run_id = backfills.start(host.state.engine, mapping_id)
+        run_id = backfills.start(host.state.engine, "default", mapping_id)
         jobs.backfill()
         browser = Browser(host.app)
         assert "The backfill of course 'py-101' failed." in caplog.text
@@ -449,7 +449,7 @@ def test_remove_ends_a_run(school: School) -> None:
     school.graduate("1")
     school.start()
     jobs.backfill()
-    connection.remove(school.host.state)
+    accounts.remove(school.host.state)
     jobs.backfill()
 
     assert school.states() == {}
@@ -459,7 +459,7 @@ def test_remove_ends_a_run(school: School) -> None:
 def test_a_mapping_that_is_removed_ends_a_run(school: School) -> None:
     school.graduate("1")
     run_id = school.start()
-    connection.remove_mapping(school.host.state, school.mapping_id())
+    accounts.remove_mapping(school.host.state, school.mapping_id())
     jobs.backfill()
 
     assert school.progress(run_id) == ("stopped", 0, 0, 0)
@@ -482,12 +482,12 @@ def test_the_command_heals_what_was_never_signalled(school: School) -> None:
     # What the host yields too much is left out.
     assert school.flask("backfill", "--since", "2026-05-15").exit_code == 0
     assert school.asked[-1][1] == dt.datetime(2026, 5, 15, tzinfo=dt.UTC)
-    assert school.states() == {"2": "pending"}
+    assert school.states() == {"2": "none"}
 
     recorded = school.flask("backfill").output
     assert "1 have the badge" in recorded
     assert recorded.endswith("1 to issue.\nPython 101: 1 recorded.\n")
-    assert school.states() == {"1": "pending", "2": "pending"}
+    assert school.states() == {"1": "none", "2": "none"}
 
 
 @pytest.mark.parametrize(
@@ -646,7 +646,7 @@ def test_a_host_without_the_hook_is_not_offered_it(
     connected: Connected,
 ) -> None:
     browser = Browser(connected.host.app)
-    (mapping,) = connection.list_mappings(connected.host.db.session)
+    (mapping,) = accounts.list_mappings(connected.host.db.session, "default")
     assert "Earlier completions" not in browser.get(WINDOW).text
     found = browser.get(f"{WINDOW}/mappings/{mapping.id}/backfill")
     assert found.status_code == 303

@@ -21,9 +21,9 @@ from test_pages import mapped as mapped
 from test_pages import text_of
 from werkzeug.test import Client
 
+from flask_credly import accounts
 from flask_credly import badge_failed
 from flask_credly import badge_issued
-from flask_credly import connection
 from flask_credly import Member
 from flask_credly.ledger import issuances
 from flask_credly.ledger import log
@@ -61,7 +61,7 @@ class TestRetry:
         with host.app.app_context():
             row = fail_one(connect(host, credly))
 
-            assert issuances.retry(host.state.engine, row.id) == 1
+            assert issuances.retry(host.state.engine, "default", row.id) == 1
             host.drain()
 
             row = host.row()
@@ -72,7 +72,7 @@ class TestRetry:
         host, credly, _ = connected
         row = fail_one(connected)
         credly.fail("issue", status=422, times=2)
-        issuances.retry(host.state.engine, row.id)
+        issuances.retry(host.state.engine, "default", row.id)
         host.drain(2)
 
         assert host.row().state == "failed"
@@ -84,7 +84,7 @@ class TestRetry:
         host, credly, template_id = connected
         row = fail_one(connected)
         credly.award(template_id, row.email)
-        issuances.retry(host.state.engine, row.id)
+        issuances.retry(host.state.engine, "default", row.id)
         host.drain()
 
         assert (host.row().state, host.row().badge_id) == ("held", None)
@@ -97,17 +97,17 @@ class TestRetry:
         host, credly, _ = connected
         row = fail_one(connected)
         other = credly.add_template("Another Badge")
-        connection.sync_templates(host.state)
-        (mapping,) = connection.list_mappings(host.db.session)
-        connection.change_mapping(host.state, mapping.id, COURSES[0], other)
-        issuances.retry(host.state.engine, row.id)
+        accounts.sync_templates(host.state)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        accounts.change_mapping(host.state, mapping.id, COURSES[0], other)
+        issuances.retry(host.state.engine, "default", row.id)
         host.drain()
 
         (badge,) = credly.badges
         assert badge["badge_template"]["id"] == other
         assert host.row().badge_name == "Another Badge"
 
-    @pytest.mark.parametrize("state", ["issued", "pending"])
+    @pytest.mark.parametrize("state", ["issued", "none"])
     def test_nothing_else_is_tried(self, connected: Connected, state: str) -> None:
         host, credly, _ = connected
         host.complete()
@@ -115,16 +115,16 @@ class TestRetry:
         if state == "issued":
             host.drain()
 
-        assert issuances.retry(host.state.engine, host.row().id) == 0
-        assert issuances.retry(host.state.engine) == 0
+        assert issuances.retry(host.state.engine, "default", host.row().id) == 0
+        assert issuances.retry(host.state.engine, "default") == 0
 
     def test_an_unmapped_course_is_left_alone(self, connected: Connected) -> None:
         host, _, _ = connected
         row = fail_one(connected)
-        (mapping,) = connection.list_mappings(host.db.session)
-        connection.remove_mapping(host.state, mapping.id)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        accounts.remove_mapping(host.state, mapping.id)
 
-        assert issuances.retry(host.state.engine, row.id) == 0
+        assert issuances.retry(host.state.engine, "default", row.id) == 0
 
     @pytest.mark.parametrize("every", [False, True])
     def test_what_was_skipped_comes_back_when_asked_for(
@@ -132,16 +132,19 @@ class TestRetry:
     ) -> None:
         host, credly, template_id = connected
         host.complete()
-        (mapping,) = connection.list_mappings(host.db.session)
-        connection.remove_mapping(host.state, mapping.id)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        accounts.remove_mapping(host.state, mapping.id)
         host.drain()
-        connection.add_mapping(host.state, COURSES[0], template_id)
+        accounts.add_mapping(host.state, COURSES[0], template_id)
         row = host.row()
         assert row.state == "cancelled"
-        assert issuances.retriable(host.db.session) == 1
+        assert issuances.retriable(host.db.session, "default") == 1
         host.db.session.remove()
 
-        assert issuances.retry(host.state.engine, None if every else row.id) == 1
+        assert (
+            issuances.retry(host.state.engine, "default", None if every else row.id)
+            == 1
+        )
         host.drain()
 
         assert host.row().state == "issued"
@@ -154,11 +157,11 @@ class TestRetry:
         credly.fail("issue", status=429)
         host.complete()
         host.drain()
-        connection.remove(host.state)
+        accounts.remove(host.state)
         assert host.row().state == "failed"
 
         connect(host, credly)
-        issuances.retry(host.state.engine)
+        issuances.retry(host.state.engine, "default")
         open_again(host)
         host.drain(2)
 
@@ -260,7 +263,7 @@ class TestTheLedgersPage:
 
         assert answer.status_code == 303
         assert answer.location == page
-        assert connected.host.row().state == "pending"
+        assert connected.host.row().state == "none"
         assert "tried once more" in text_of(browser.get(page))
         assert row.id == connected.host.row().id
 
@@ -287,7 +290,7 @@ class TestTheLedgersPage:
         host = connected.host
         host.complete("42")
         host.drain()
-        connection.remove(host.state)
+        accounts.remove(host.state)
         connect(host, connected.credly)
 
         assert "View in Credly  the badge of 42" in text_of(browser.get(BADGES))
@@ -322,7 +325,7 @@ class TestTheLedgersPage:
         assert "Retry 2 badges" in text_of(browser.get(page))
         browser.post(page, page=page)
         assert "2 badges are tried once more." in text_of(browser.get(BADGES))
-        assert {row.state for row in connected.host.rows()} == {"pending"}
+        assert {row.state for row in connected.host.rows()} == {"none"}
         assert "No badge can be retried." in text_of(browser.get(page))
 
     @pytest.mark.parametrize("way", ["mapping", "integration"])
@@ -334,10 +337,10 @@ class TestTheLedgersPage:
         fail_one(connected)
 
         if way == "mapping":
-            connection.remove_mapping(host.state, mapping_id)
+            accounts.remove_mapping(host.state, mapping_id)
         else:
-            connection.remove(host.state)
-            connection.connect(
+            accounts.remove(host.state)
+            accounts.connect(
                 host.state,
                 organization_id=connected.credly.organization_id,
                 client_id=connected.credly.client_id,
@@ -350,7 +353,7 @@ class TestTheLedgersPage:
         assert "No badge can be retried." in text_of(browser.get(f"{BADGES}/retry"))
 
         # The way out
-        connection.add_mapping(host.state, COURSES[0], connected.template_id)
+        accounts.add_mapping(host.state, COURSES[0], connected.template_id)
         assert "Retry 1 badge" in text_of(browser.get(f"{BADGES}/retry"))
         ledger = text_of(browser.get(BADGES))
         assert "Retry all failed" in ledger
@@ -414,15 +417,17 @@ class TestATestBadge:
     def test_it_is_issued_for_real(self, host: Host, credly: CredlySimulator) -> None:
         with host.app.app_context():
             template_id = connect(host, credly).template_id
-            (mapping,) = connection.list_mappings(host.db.session)
-            id_ = issuances.add_test(host.state.engine, mapping.id, **ADMIN)
+            (mapping,) = accounts.list_mappings(host.db.session, "default")
+            id_ = issuances.add_test(host.state.engine, "default", mapping.id, **ADMIN)
             host.drain()
             (badge,) = credly.badges
 
             assert (host.row().id, host.row().state) == (id_, "issued")
             assert badge["recipient_email"] == "admin@example.org"
             assert badge["badge_template"]["id"] == template_id
-            assert issuances.add_test(host.state.engine, 999, **ADMIN) is None
+            assert (
+                issuances.add_test(host.state.engine, "default", 999, **ADMIN) is None
+            )
 
     def test_it_counts_for_no_member(self, mapped: Mapped) -> None:
         browser, connected, mapping_id = mapped
@@ -440,7 +445,7 @@ class TestATestBadge:
             host.drain(2)
 
         assert heard == ["1"]
-        found = overview.read(host.db.session)
+        found = overview.read(host.db.session, "default")
         assert (found.issued, found.failed, found.pending) == (1, 0, 0)
 
     def test_the_admins_own_badge_is_still_issued(self, mapped: Mapped) -> None:

@@ -43,7 +43,7 @@ from test_words import write_catalogue
 from werkzeug.serving import make_server
 from werkzeug.serving import WSGIRequestHandler
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import Course
 from flask_credly import jobs
 from flask_credly import Member
@@ -209,7 +209,7 @@ class Site:
     def connect(self) -> None:
         """Connect without the browser."""
         with self.context():
-            connection.connect(
+            accounts.connect(
                 self.host.state,
                 organization_id=self.credly.organization_id,
                 client_id=self.credly.client_id,
@@ -219,18 +219,18 @@ class Site:
     def map(self, course: Course = COURSES[0], template_id: str | None = None) -> int:
         """Map a course without the browser."""
         with self.context():
-            return connection.add_mapping(
+            return accounts.add_mapping(
                 self.host.state, course, template_id or self.template_id
             ).id
 
     def mappings(self) -> list[tuple[str, str]]:
         with self.context():
-            found = connection.list_mappings(self.host.db.session)
+            found = accounts.list_mappings(self.host.db.session, "default")
             return [(each.course_title, each.template.name) for each in found]
 
     def is_connected(self) -> bool:
         with self.context():
-            return connection.get(self.host.db.session) is not None
+            return accounts.get(self.host.db.session, "default") is not None
 
     def complete(self, member_id: str, drains: int = 1, **given: t.Any) -> None:
         """Complete "Python 101" and let the worker's job run."""
@@ -256,7 +256,7 @@ class Site:
         self.credly.change_template(old, state="archived")
 
         with self.context():
-            connection.sync_templates(self.host.state)
+            accounts.sync_templates(self.host.state)
 
         self.fail()
 
@@ -283,14 +283,20 @@ class Site:
         """Do something of everything that is noted, in the browser's place."""
         with self.context():
             engine = self.host.state.engine
-            audit.note_alone(engine, "Grace Example", "connect", ORGANIZATION)
-            audit.note_alone(engine, "", "map", "Python 101 → Python Badge")
-            audit.note_alone(engine, audit.COMMAND_LINE, "retry all", "12")
-            audit.note_alone(engine, "Grace Example", "test", outcome="refused")
-            audit.note_alone(engine, "Grace Example", "sync", outcome="failed")
-            audit.note_alone(engine, LONG, "map", f"{LONG} → {LONG}")
             audit.note_alone(
-                engine, "Grace Example", "reconnect", ORGANIZATION, "begun"
+                engine, "default", "Grace Example", "connect", ORGANIZATION
+            )
+            audit.note_alone(engine, "default", "", "map", "Python 101 → Python Badge")
+            audit.note_alone(engine, "default", audit.COMMAND_LINE, "retry all", "12")
+            audit.note_alone(
+                engine, "default", "Grace Example", "test", outcome="refused"
+            )
+            audit.note_alone(
+                engine, "default", "Grace Example", "sync", outcome="failed"
+            )
+            audit.note_alone(engine, "default", LONG, "map", f"{LONG} → {LONG}")
+            audit.note_alone(
+                engine, "default", "Grace Example", "reconnect", ORGANIZATION, "begun"
             )
 
     def connect_too_often(self) -> None:
@@ -298,15 +304,17 @@ class Site:
             engine = self.host.state.engine
 
             for _ in range(20):
-                audit.note_alone(engine, "", "connect", ORGANIZATION, "refused")
+                audit.note_alone(
+                    engine, "default", "", "connect", ORGANIZATION, "refused"
+                )
 
     def remove(self) -> None:
         with self.context():
-            connection.remove(self.host.state, by="Grace Example")
+            accounts.remove(self.host.state, by="Grace Example")
 
     def switch_off(self) -> None:
         with self.context():
-            gates.switch(self.host.state.engine, on=False)
+            gates.switch(self.host.state.engine, "default", on=False)
 
     def pause(self) -> None:
         """Run into the rate limit."""
@@ -327,14 +335,14 @@ class Site:
 
     def begin_backfill(self) -> None:
         with self.context():
-            backfills.start(self.host.state.engine, 1)
+            backfills.start(self.host.state.engine, "default", 1)
             jobs.backfill()
 
     def fail_to_sync(self) -> None:
         self.credly.fail("templates", status=503)
 
         with self.context(), pytest.raises(CredlyError):
-            connection.sync_templates(self.host.state)
+            accounts.sync_templates(self.host.state)
 
     def expire(self) -> None:
         """Revoke the credentials, and let that be noticed."""
@@ -1572,7 +1580,7 @@ def test_what_was_removed_elsewhere_is_said(
     page = open_page(site, WINDOW)
 
     with site.context():
-        connection.remove(site.host.state)
+        accounts.remove(site.host.state)
 
     click(page, "Change mapping for Python 101", "link")
     expect_said(page, "Credly is not connected any more.")
@@ -1844,7 +1852,7 @@ def test_pictures_for_the_readme(
         template_id = site.credly.add_template(name, image=False)
 
         with site.context():
-            connection.sync_templates(site.host.state)
+            accounts.sync_templates(site.host.state)
 
         site.map(course, template_id)
 

@@ -28,10 +28,10 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import event
 from sqlalchemy import orm
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import course_completed
 from flask_credly import Member
-from flask_credly.settings import WebQueue
+from flask_credly.state import WebQueue
 from flask_credly.testing import CredlySimulator
 
 NOW = dt.datetime.now(dt.UTC)
@@ -477,7 +477,7 @@ def test_no_request_waits_for_redis(connected: Connected) -> None:
     course_completed.send(host.app, member=a_member(), course_id="py-101")
 
     assert asked == []
-    assert host.row().state == "pending"
+    assert host.row().state == "none"
 
     answers.set()
     host.wait_for_ring()
@@ -492,7 +492,7 @@ def test_a_completion_while_another_thread_loads_rq_is_recorded(
     monkeypatch.setitem(sys.modules, "rq", types.ModuleType("rq"))
     connected.host.complete()
 
-    assert connected.host.row().state == "pending"
+    assert connected.host.row().state == "none"
     assert "A completion was not recorded" not in caplog.text
 
 
@@ -570,7 +570,7 @@ def test_a_recorded_completion_is_not_said_to_be_lost_where_the_queue_fails(
     host.db.session.commit()
     host.wait_for_ring()
 
-    assert host.row().state == "pending"
+    assert host.row().state == "none"
     assert caplog.messages[-1].startswith("The queue cannot be reached (LookupError).")
     assert not any("was not recorded" in each for each in caplog.messages)
 
@@ -644,7 +644,7 @@ def test_two_apps_in_one_process_keep_to_themselves(
         connect(one, credly)
 
     with two.app.app_context():
-        connection.remove(two.state)
+        accounts.remove(two.state)
         calls: list[str] = []
         event.listen(
             two.state.engine, "before_cursor_execute", lambda *a: calls.append(a[2])

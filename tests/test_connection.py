@@ -17,7 +17,7 @@ from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import Course
 from flask_credly import keys
 from flask_credly.errors import ConnectionExpired
@@ -35,8 +35,8 @@ OTHER_ORGANIZATION = "11111111-2222-4333-8444-555555555555"
 
 def try_to_connect(
     host: Host, credly: CredlySimulator, **changes: str
-) -> connection.Connected:
-    return connection.connect(
+) -> accounts.Connected:
+    return accounts.connect(
         host.state,
         **{
             "organization_id": credly.organization_id,
@@ -60,7 +60,7 @@ class TestConnect:
         self, host: Host, credly: CredlySimulator, in_context: None
     ) -> None:
         try_to_connect(host, credly)
-        row = connection.get(host.db.session)
+        row = accounts.get(host.db.session, "default")
 
         assert row is not None
         assert (row.organization_id, row.client_id) == (
@@ -86,7 +86,7 @@ class TestConnect:
         in_context: None,
         changes: dict[str, str],
     ) -> None:
-        with pytest.raises(connection.NotVerified):
+        with pytest.raises(accounts.NotVerified):
             try_to_connect(host, credly, **changes)
 
         assert nothing_is_saved(host)
@@ -97,7 +97,7 @@ class TestConnect:
     ) -> None:
         credly.organization_mismatch_status = status
 
-        with pytest.raises(connection.NotVerified):
+        with pytest.raises(accounts.NotVerified):
             try_to_connect(host, credly, organization_id=OTHER_ORGANIZATION)
 
     @pytest.mark.parametrize("kind", ["token", "templates"])
@@ -129,7 +129,7 @@ class TestConnect:
     ) -> None:
         credly.fail(kind, **fault)
 
-        with pytest.raises(connection.CouldNotVerify):
+        with pytest.raises(accounts.CouldNotVerify):
             try_to_connect(host, credly)
 
         assert nothing_is_saved(host)
@@ -139,7 +139,7 @@ class TestConnect:
     ) -> None:
         credly.granted_scopes = ("badge_templates",)
 
-        with pytest.raises(connection.NotVerified):
+        with pytest.raises(accounts.NotVerified):
             try_to_connect(host, credly)
 
     def test_without_a_key_nothing_is_asked(
@@ -147,7 +147,7 @@ class TestConnect:
     ) -> None:
         host = make_host(SECRET_KEY=None)
 
-        with host.app.app_context(), pytest.raises(connection.NoKey):
+        with host.app.app_context(), pytest.raises(accounts.NoKey):
             try_to_connect(host, credly)
 
         assert credly.received == []
@@ -156,14 +156,14 @@ class TestConnect:
         host, credly, _ = connected
         try_to_connect(host, credly, client_secret=credly.new_secret())
 
-        assert len(connection.list_mappings(host.db.session)) == 1
+        assert len(accounts.list_mappings(host.db.session, "default")) == 1
 
     def test_a_failed_reconnect_leaves_the_old_connection(
         self, connected: Connected
     ) -> None:
         host, credly, _ = connected
 
-        with pytest.raises(connection.NotVerified):
+        with pytest.raises(accounts.NotVerified):
             try_to_connect(host, credly, client_secret="wrong")
 
         host.complete()
@@ -174,7 +174,7 @@ class TestConnect:
     def test_another_organization_needs_remove_first(
         self, connected: Connected
     ) -> None:
-        with pytest.raises(connection.OtherOrganization):
+        with pytest.raises(accounts.OtherOrganization):
             try_to_connect(
                 connected.host, connected.credly, organization_id=OTHER_ORGANIZATION
             )
@@ -185,27 +185,27 @@ class TestConnect:
         host, credly, _ = connected
         try_to_connect(host, credly, organization_id=credly.organization_id.upper())
 
-        assert len(connection.list_mappings(host.db.session)) == 1
+        assert len(accounts.list_mappings(host.db.session, "default")) == 1
 
     def test_the_stored_credentials_can_be_checked(self, connected: Connected) -> None:
         host, credly, _ = connected
-        connection.check(host.state)
+        accounts.check(host.state)
         credly.revoke_client()
 
-        with pytest.raises(connection.NotVerified):
-            connection.check(host.state)
+        with pytest.raises(accounts.NotVerified):
+            accounts.check(host.state)
 
         credly.restore_client()
         credly.fail("templates", status=503)
 
-        with pytest.raises(connection.CouldNotVerify):
-            connection.check(host.state)
+        with pytest.raises(accounts.CouldNotVerify):
+            accounts.check(host.state)
 
     def test_nothing_can_be_checked_without_a_connection(
         self, host: Host, in_context: None
     ) -> None:
-        with pytest.raises(connection.NotConnected):
-            connection.check(host.state)
+        with pytest.raises(accounts.NotConnected):
+            accounts.check(host.state)
 
 
 class TestKeys:
@@ -253,7 +253,9 @@ class TestTemplates:
 
         with host.app.app_context():
             found = try_to_connect(host, credly)
-            names = [row.name for row in connection.list_templates(host.db.session)]
+            names = [
+                row.name for row in accounts.list_templates(host.db.session, "default")
+            ]
 
         assert (found.templates, found.complete) == (120, True)
         assert names == [f"Badge {number:03}" for number in range(120)]
@@ -267,23 +269,23 @@ class TestTemplates:
         found = try_to_connect(host, credly)
 
         assert (found.templates, found.complete) == (250, False)
-        assert connection.sync_templates(host.state) == 320
+        assert accounts.sync_templates(host.state) == 320
 
     def test_one_that_is_gone_is_marked_and_its_mapping_kept(
         self, connected: Connected
     ) -> None:
         host, credly, template_id = connected
         credly.change_template(template_id, state="archived")
-        connection.sync_templates(host.state)
-        (mapping,) = connection.list_mappings(host.db.session)
+        accounts.sync_templates(host.state)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
 
         assert not mapping.template.active
-        assert connection.list_templates(host.db.session) == []
+        assert accounts.list_templates(host.db.session, "default") == []
 
         credly.change_template(template_id, state="active", name="Renamed")
-        connection.sync_templates(host.state)
+        accounts.sync_templates(host.state)
         host.db.session.rollback()
-        (template,) = connection.list_templates(host.db.session)
+        (template,) = accounts.list_templates(host.db.session, "default")
 
         assert template.name == "Renamed"
 
@@ -297,9 +299,9 @@ class TestTemplates:
         credly.fail("templates", times=None, status=500, share=1.0)
 
         with pytest.raises(CredlyError):
-            connection.sync_templates(host.state)
+            accounts.sync_templates(host.state)
 
-        assert len(connection.list_templates(host.db.session)) == 1
+        assert len(accounts.list_templates(host.db.session, "default")) == 1
 
     def test_a_sync_with_revoked_credentials_says_so(
         self, connected: Connected
@@ -308,7 +310,7 @@ class TestTemplates:
         credly.fail("templates", times=None, status=401)
 
         with pytest.raises(ConnectionExpired):
-            connection.sync_templates(host.state)
+            accounts.sync_templates(host.state)
 
         assert [error for error, _ in host.log()] == ["Connection expired"]
 
@@ -322,17 +324,17 @@ class TestTemplates:
         credly.fail(kind, times=None, status=status, body="<html>No entry</html>")
 
         with pytest.raises(CredlyError) as caught:
-            connection.sync_templates(host.state)
+            accounts.sync_templates(host.state)
 
         assert not isinstance(caught.value, ConnectionExpired)
 
-        with pytest.raises(connection.CouldNotVerify, match=f"HTTP {status}"):
-            connection.check(host.state)
+        with pytest.raises(accounts.CouldNotVerify, match=f"HTTP {status}"):
+            accounts.check(host.state)
 
         assert host.log() == []
         credly.clear_faults()
-        connection.check(host.state)
-        connection.sync_templates(host.state)
+        accounts.check(host.state)
+        accounts.sync_templates(host.state)
 
     def test_so_does_one_that_gets_no_token(self, connected: Connected) -> None:
         host, credly, _ = connected
@@ -340,77 +342,77 @@ class TestTemplates:
         credly.revoke_client()
 
         with pytest.raises(ConnectionExpired):
-            connection.sync_templates(host.state)
+            accounts.sync_templates(host.state)
 
         assert [error for error, _ in host.log()] == ["Connection expired"]
-        assert connection.get(host.db.session).expired
+        assert accounts.get(host.db.session, "default").expired
 
     def test_a_sync_without_a_connection_does_nothing(
         self, host: Host, credly: CredlySimulator, in_context: None
     ) -> None:
-        assert connection.sync_templates(host.state) == 0
+        assert accounts.sync_templates(host.state) == 0
         assert credly.received == []
 
 
 class TestMappings:
     def test_one_template_serves_many_courses(self, connected: Connected) -> None:
         host, _, template_id = connected
-        connection.add_mapping(host.state, COURSES[1], template_id)
-        connection.add_mapping(host.state, COURSES[2], template_id)
+        accounts.add_mapping(host.state, COURSES[1], template_id)
+        accounts.add_mapping(host.state, COURSES[2], template_id)
 
-        assert len(connection.list_mappings(host.db.session)) == 3
+        assert len(accounts.list_mappings(host.db.session, "default")) == 3
 
     def test_a_course_has_one_badge(self, connected: Connected) -> None:
         host, _, template_id = connected
 
-        with pytest.raises(connection.AlreadyMapped) as caught:
-            connection.add_mapping(host.state, COURSES[0], template_id)
+        with pytest.raises(accounts.AlreadyMapped) as caught:
+            accounts.add_mapping(host.state, COURSES[0], template_id)
 
         assert caught.value.badge_name == "Python Badge"
 
     def test_a_change_cannot_take_anothers_course(self, connected: Connected) -> None:
         host, _, template_id = connected
-        other = connection.add_mapping(host.state, COURSES[1], template_id)
+        other = accounts.add_mapping(host.state, COURSES[1], template_id)
 
-        with pytest.raises(connection.AlreadyMapped):
-            connection.change_mapping(host.state, other.id, COURSES[0], template_id)
+        with pytest.raises(accounts.AlreadyMapped):
+            accounts.change_mapping(host.state, other.id, COURSES[0], template_id)
 
-        assert len(connection.list_mappings(host.db.session)) == 2
+        assert len(accounts.list_mappings(host.db.session, "default")) == 2
 
     def test_only_an_active_template_can_be_mapped(self, connected: Connected) -> None:
         host, credly, template_id = connected
 
-        with pytest.raises(connection.UnknownTemplate):
-            connection.add_mapping(host.state, COURSES[1], OTHER_ORGANIZATION)
+        with pytest.raises(accounts.UnknownTemplate):
+            accounts.add_mapping(host.state, COURSES[1], OTHER_ORGANIZATION)
 
         credly.change_template(template_id, state="archived")
-        connection.sync_templates(host.state)
+        accounts.sync_templates(host.state)
         host.db.session.rollback()
 
-        with pytest.raises(connection.UnknownTemplate):
-            connection.add_mapping(host.state, COURSES[1], template_id)
+        with pytest.raises(accounts.UnknownTemplate):
+            accounts.add_mapping(host.state, COURSES[1], template_id)
 
     def test_nothing_can_be_mapped_without_a_connection(
         self, connected: Connected
     ) -> None:
         host, _, template_id = connected
-        connection.remove(host.state)
+        accounts.remove(host.state)
         host.db.session.rollback()
 
-        with pytest.raises(connection.NotConnected):
-            connection.add_mapping(host.state, COURSES[0], template_id)
+        with pytest.raises(accounts.NotConnected):
+            accounts.add_mapping(host.state, COURSES[0], template_id)
 
     def test_a_removed_mapping_cannot_be_changed(self, connected: Connected) -> None:
         host, _, template_id = connected
-        (mapping,) = connection.list_mappings(host.db.session)
-        removed = connection.remove_mapping(host.state, mapping.id)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        removed = accounts.remove_mapping(host.state, mapping.id)
 
         assert removed is not None
         assert removed.course_title == "Python 101"
-        assert connection.remove_mapping(host.state, removed.id) is None
+        assert accounts.remove_mapping(host.state, removed.id) is None
 
-        with pytest.raises(connection.UnknownMapping):
-            connection.change_mapping(host.state, removed.id, COURSES[0], template_id)
+        with pytest.raises(accounts.UnknownMapping):
+            accounts.change_mapping(host.state, removed.id, COURSES[0], template_id)
 
     @every_database
     def test_two_admins_at_once_make_one_mapping(
@@ -422,8 +424,8 @@ class TestMappings:
         def add(_: int) -> bool:
             with host.app.app_context():
                 try:
-                    connection.add_mapping(host.state, COURSES[1], template_id)
-                except connection.AlreadyMapped:
+                    accounts.add_mapping(host.state, COURSES[1], template_id)
+                except accounts.AlreadyMapped:
                     return False
 
                 return True
@@ -446,7 +448,7 @@ class TestRemove:
             host.drain()
             assert host.log() != []
 
-            assert connection.remove(host.state)
+            assert accounts.remove(host.state)
 
             host.db.session.rollback()
             left = {
@@ -464,14 +466,14 @@ class TestRemove:
             assert {row.email + row.first_name for row in host.rows()} == {""}
 
     def test_a_second_time_does_no_harm(self, connected: Connected) -> None:
-        assert connection.remove(connected.host.state)
-        assert not connection.remove(connected.host.state)
+        assert accounts.remove(connected.host.state)
+        assert not accounts.remove(connected.host.state)
 
     def test_another_organization_can_be_connected_then(
         self, connected: Connected
     ) -> None:
         host, _, _ = connected
-        connection.remove(host.state)
+        accounts.remove(host.state)
         other = CredlySimulator(organization_id=OTHER_ORGANIZATION)
         other.add_template("Other")
 
@@ -480,7 +482,7 @@ class TestRemove:
             try_to_connect(host, other)
 
         host.db.session.rollback()
-        row = connection.get(host.db.session)
+        row = accounts.get(host.db.session, "default")
 
         assert row is not None
         assert row.organization_id == OTHER_ORGANIZATION
@@ -502,7 +504,7 @@ class TestRemove:
             made = issue(self, token, badge)
 
             with host.app.app_context():
-                connection.remove(host.state)
+                accounts.remove(host.state)
 
             return made
 
@@ -526,7 +528,7 @@ class TestRemove:
 
         def remove_then_issue(self: Client, token: str, badge: t.Any) -> t.Any:
             with host.app.app_context():
-                connection.remove(host.state)
+                accounts.remove(host.state)
 
             return issue(self, token, badge)
 
@@ -558,7 +560,7 @@ class TestOutsideText:
         }
         # As JSON may hold it: half of a pair is no text.
         credly.fail("templates", status=200, body=json.dumps(body))
-        connection.sync_templates(host.state)
+        accounts.sync_templates(host.state)
 
     @pytest.mark.parametrize("times", [2, 3])
     def test_a_badge_template_that_is_listed_twice_is_one(
@@ -571,7 +573,7 @@ class TestOutsideText:
         connected = try_to_connect(host, credly)
 
         assert (connected.templates, connected.complete) == (1, True)
-        (found,) = connection.list_templates(host.db.session)
+        (found,) = accounts.list_templates(host.db.session, "default")
         assert (found.id, found.name) == (row["id"], "Python")
 
     def test_so_is_one_on_two_pages(
@@ -590,7 +592,7 @@ class TestOutsideText:
         host = connected.host
         value = f"https://images.credly.com/{HOSTILE}x.png"
         self.list_again(connected, **{place: value})
-        (found,) = connection.list_templates(host.db.session)
+        (found,) = accounts.list_templates(host.db.session, "default")
 
         if place == "name":
             assert found.name.startswith("https://images.credly.com/")
@@ -602,7 +604,7 @@ class TestOutsideText:
     def test_a_name_of_any_kind_fits(self, connected: Connected, name: t.Any) -> None:
         host, _, template_id = connected
         self.list_again(connected, name=name)
-        (found,) = connection.list_templates(host.db.session)
+        (found,) = accounts.list_templates(host.db.session, "default")
 
         if isinstance(name, str) and len(name) > 3:
             assert len(found.name) == 255
@@ -634,9 +636,9 @@ class TestOutsideText:
             _, _, template_id = connect(host, credly)
 
             for course in courses[1:]:
-                connection.add_mapping(host.state, course, template_id)
+                accounts.add_mapping(host.state, course, template_id)
 
-            connection.change_mapping(host.state, 1, courses[0], template_id)
+            accounts.change_mapping(host.state, 1, courses[0], template_id)
             assert host.app.test_client().get("/integrations/credly").status_code == 200
 
         assert courses[1].title == "sql"
@@ -670,7 +672,7 @@ class TestAnAnswerThatComesAfterAnotherConnection:
         def change() -> None:
             # A badge is asked for by a thread without one.
             with host.app.app_context():
-                connection.remove(host.state)
+                accounts.remove(host.state)
 
                 with responses.RequestsMock() as mock:
                     mock.assert_all_requests_are_fired = False
@@ -691,13 +693,13 @@ class TestAnAnswerThatComesAfterAnotherConnection:
 
     def state(self, host: Host) -> tuple[t.Any, ...]:
         host.db.session.rollback()
-        row = connection.get(host.db.session)
+        row = accounts.get(host.db.session, "default")
         assert row is not None
         return (
             row.organization_id,
             row.expired,
             row.templates_failed_at,
-            [each.name for each in connection.list_templates(host.db.session)],
+            [each.name for each in accounts.list_templates(host.db.session, "default")],
             host.log(),
         )
 
@@ -719,7 +721,7 @@ class TestAnAnswerThatComesAfterAnotherConnection:
         self.change_during(monkeypatch, host, other, "templates", times)
 
         with pytest.raises(CredlyError, match="was changed in the meantime"):
-            connection.sync_templates(host.state)
+            accounts.sync_templates(host.state)
 
         assert self.state(host) == self.UNTOUCHED
 
@@ -736,11 +738,11 @@ class TestAnAnswerThatComesAfterAnotherConnection:
         self.change_during(monkeypatch, host, other, "templates")
 
         with pytest.raises(CredlyError):
-            connection.sync_templates(host.state)
+            accounts.sync_templates(host.state)
 
         assert self.state(host) == self.UNTOUCHED
 
-    @pytest.mark.parametrize("ask", [connection.sync_templates, connection.check])
+    @pytest.mark.parametrize("ask", [accounts.sync_templates, accounts.check])
     def test_the_others_credentials_have_not_expired(
         self,
         connected: Connected,

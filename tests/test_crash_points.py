@@ -33,8 +33,9 @@ from flask_credly import course_completed
 from flask_credly import Credly
 from flask_credly import jobs
 from flask_credly.credly import Client
-from flask_credly.issuing import drain
+from flask_credly.issuing import lane
 from flask_credly.issuing import notifier
+from flask_credly.issuing import verdict
 from flask_credly.ledger import claim
 from flask_credly.ledger import settle
 from flask_credly.models import Account
@@ -134,8 +135,8 @@ def die_at(host: Host, point: str) -> None:
 def child_that_stands_still(config: dict[str, t.Any]) -> None:
     """Drain, and stop right after the intent was written down."""
     app = make_app({**config, "CREDLY_TIMEOUT": 0.3})
-    drain.SEND_WITHIN = 0.5
-    drain.DUPLICATES_WAIT = 0.5
+    lane.SEND_WITHIN = 0.5
+    verdict.DUPLICATES_WAIT = 0.5
     begin = claim.begin
 
     def begin_and_stand_still(*args: t.Any, **given: t.Any) -> list[claim.Row]:

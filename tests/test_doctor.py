@@ -42,9 +42,10 @@ from test_worker import farm as farm
 from test_worker import wait_for
 from test_worker import WORKER
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import Course
 from flask_credly.issuing import notifier
+from flask_credly.issuing import periodic
 from flask_credly.issuing import workers
 from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.ledger import clock
@@ -54,9 +55,9 @@ from flask_credly.models import Installation
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.models import Template
-from flask_credly.settings import get_state
 from flask_credly.settings import Settings
 from flask_credly.settings import unknown
+from flask_credly.state import get_state
 from flask_credly.testing import CredlySimulator
 
 KEY, OTHER = (Fernet.generate_key().decode() for _ in range(2))
@@ -181,7 +182,7 @@ def test_all_is_well(clinic: Clinic) -> None:
     assert {check["status"] for check in checks.values()} == {"ok"}, checks
     assert (status, done.exit_code) == (0, 0)
     assert {line.split()[0] for line in done.output.splitlines()} == {"ok"}
-    assert all(check["detail"] and not check["mend"] for check in checks.values())
+    assert all(check["detail"] and not check["hint"] for check in checks.values())
 
 
 # Each breaks one thing.
@@ -198,7 +199,7 @@ def no_secret_key(clinic: Clinic) -> None:
 def derived_key(clinic: Clinic) -> None:
     clinic.app.config["CREDLY_ENCRYPTION_KEYS"] = None
     credly = clinic.credly
-    connection.connect(
+    accounts.connect(
         clinic.host.state,
         organization_id=credly.organization_id,
         client_id=credly.client_id,
@@ -318,13 +319,13 @@ def queue_shared(clinic: Clinic) -> None:
 
 
 def pickle_worker(clinic: Clinic) -> None:
-    notifier.enqueue(clinic.queue, notifier.DRAIN, insist=True)
+    notifier.enqueue(clinic.queue, periodic.DRAIN, insist=True)
     fail_jobs(clinic, rq.Queue(clinic.queue.name, connection=clinic.queue.connection))
 
 
 def failing_jobs(clinic: Clinic) -> None:
     clinic.queue.enqueue_call(
-        "flask_credly.jobs.gone", description=notifier.DRAIN, failure_ttl=60
+        "flask_credly.jobs.gone", description=periodic.DRAIN.function, failure_ttl=60
     )
     fail_jobs(clinic, clinic.queue)
 
@@ -347,23 +348,25 @@ def fail_jobs(clinic: Clinic, queue: rq.Queue) -> None:
 
 
 def disconnected(clinic: Clinic) -> None:
-    connection.remove(clinic.host.state)
+    accounts.remove(clinic.host.state)
 
 
 def expired(clinic: Clinic) -> None:
-    gate = gates.read(clinic.host.state.engine)
+    gate = gates.read(clinic.host.state.engine, "default")
     assert gate is not None
-    gates.expire(clinic.host.state.engine, gate.generation)
+    gates.expire(clinic.host.state.engine, "default", gate.generation)
 
 
 def rate_limited(clinic: Clinic) -> None:
-    gate = gates.read(clinic.host.state.engine)
+    gate = gates.read(clinic.host.state.engine, "default")
     assert gate is not None
-    gates.pause(clinic.host.state.engine, gate.generation, "rate limit", 90, "slow")
+    gates.pause(
+        clinic.host.state.engine, "default", gate.generation, "rate limit", 90, "slow"
+    )
 
 
 def switched_off(clinic: Clinic) -> None:
-    gates.switch(clinic.host.state.engine, on=False)
+    gates.switch(clinic.host.state.engine, "default", on=False)
 
 
 def refused(clinic: Clinic) -> None:
@@ -520,7 +523,7 @@ def test_a_fault_is_named_and_what_mends_it(
     }
 
     assert troubles == {name: status, **FOLLOWED_BY.get(fault.__name__, {})}, checks
-    assert mend in checks[name]["mend"]
+    assert mend in checks[name]["hint"]
     assert exit_code == (1 if "error" in troubles.values() else 0)
 
 
@@ -544,7 +547,7 @@ def test_a_route_of_the_hosts_in_front_of_a_page_is_named(
     assert found["status"] == "error"
     assert address.partition("<")[0] in found["detail"]
     assert "leads to of_the_host" in found["detail"]
-    assert "CREDLY_URL_PREFIX" in found["mend"]
+    assert "CREDLY_URL_PREFIX" in found["hint"]
 
 
 def test_what_is_missing_in_the_database_is_listed(clinic: Clinic) -> None:
@@ -565,7 +568,7 @@ def test_a_host_with_flask_migrate_is_told_its_commands(
     clinic = make_clinic(setup=setup)
     column_missing(clinic)
 
-    assert "flask db upgrade" in clinic.doctor()[1]["tables"]["mend"]
+    assert "flask db upgrade" in clinic.doctor()[1]["tables"]["hint"]
 
 
 def warnings_of(clinic: Clinic) -> dict[str, str]:
@@ -749,7 +752,7 @@ def test_no_secret_and_no_member_is_printed(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clinic.host.complete("member-4711")
-    row = connection.get(clinic.host.db.session)
+    row = accounts.get(clinic.host.db.session, "default")
     assert row is not None
     hidden = [
         clinic.credly.client_secret,
@@ -834,7 +837,7 @@ def test_a_badge_that_waits_for_a_minute_while_nobody_listens_is_an_error(
 
     badge_waits(clinic, bulk=bulk)
     assert clinic.troubles() == {"workers": "warning", "waiting": "error"}
-    assert "flask credly worker" in clinic.doctor()[1]["waiting"]["mend"]
+    assert "flask credly worker" in clinic.doctor()[1]["waiting"]["hint"]
 
     switched_off(clinic)
     assert clinic.troubles() == {"workers": "warning", "connection": "warning"}
@@ -843,7 +846,9 @@ def test_a_badge_that_waits_for_a_minute_while_nobody_listens_is_an_error(
 def test_nothing_of_redis_is_a_command_to_the_terminal(clinic: Clinic) -> None:
     """The name of an error, a worker, a mapped course."""
     queue, evil = clinic.queue, "\x1b]0;gotcha\x07\x9b31m\u202eError"
-    job = queue.enqueue_call("os.getcwd", description=notifier.DRAIN, failure_ttl=60)
+    job = queue.enqueue_call(
+        "os.getcwd", description=periodic.DRAIN.function, failure_ttl=60
+    )
     queue.failed_job_registry.add(job, ttl=60)
     rq.results.Result.create_failure(
         job,
@@ -872,14 +877,16 @@ def test_what_is_no_text_in_redis_hides_no_worker_and_no_failure(
     connection.sadd(f"rq:workers:{queue.name}", odd, prefix + odd)
     connection.hset(prefix + odd, mapping={"last_heartbeat": odd, "birth": odd})
     connection.expire(prefix + odd, 60)
-    connection.hset(clinic.worker.key, "credly_success:" + notifier.DRAIN, "1" * 5000)
+    connection.hset(
+        clinic.worker.key, "credly_success:" + periodic.DRAIN.function, "1" * 5000
+    )
     registry = queue.failed_job_registry
     failed = {"exc_string": base64.b64encode(zlib.compress(b"OddError: x"))}
 
     for id_, described, worker in (
         (odd, b"", odd),
         (b"other", odd, odd),
-        (b"ours", notifier.DRAIN.encode(), clinic.worker.name.encode()),
+        (b"ours", periodic.DRAIN.function.encode(), clinic.worker.name.encode()),
     ):
         connection.zadd(registry.key, {id_: time.time() + 60})
         connection.hset(b"rq:job:" + id_, "description", described)
@@ -899,7 +906,9 @@ def test_a_result_that_runs_as_it_is_read_is_not_read(clinic: Clinic) -> None:
     """Nor is one unpacked that fills the memory."""
     marker = clinic.folder / "marker"
     queue = clinic.queue
-    job = queue.enqueue_call("os.getcwd", description=notifier.DRAIN, failure_ttl=60)
+    job = queue.enqueue_call(
+        "os.getcwd", description=periodic.DRAIN.function, failure_ttl=60
+    )
     queue.failed_job_registry.add(job, ttl=60)
     bomb = base64.b64encode(zlib.compress(bytes(50_000_000)))
     queue.connection.xadd(
@@ -957,7 +966,7 @@ class TestWorkersOfTwoApplications:
 
     def test_rqs_own_worker_says_it_with_its_first_job(self, clinic: Clinic) -> None:
         no_worker(clinic)
-        notifier.enqueue(clinic.queue, notifier.DRAIN, insist=True)
+        notifier.enqueue(clinic.queue, periodic.DRAIN, insist=True)
 
         class Living(rq.SimpleWorker):
             def register_death(self) -> None:

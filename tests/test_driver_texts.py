@@ -19,6 +19,7 @@ from conftest import Host
 from conftest import MakeHost
 
 from flask_credly.issuing import notifier
+from flask_credly.issuing import periodic
 from flask_credly.ledger.transaction import cause
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
@@ -172,7 +173,7 @@ def test_a_badge_that_cannot_be_saved_names_nobody_in_the_log_and_in_redis(
 
     with redis.Redis.from_url(redis_url) as connection:
         queue = rq.Queue(uuid.uuid4().hex, connection=connection, serializer="json")
-        notifier.enqueue(queue, notifier.DRAIN, insist=True)
+        notifier.enqueue(queue, periodic.DRAIN, insist=True)
         worker = rq.SimpleWorker([queue], connection=connection, serializer="json")
         worker.work(burst=True, logging_level="CRITICAL")
         (id_,) = queue.failed_job_registry.get_job_ids()

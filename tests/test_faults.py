@@ -27,12 +27,12 @@ from conftest import MakeHost
 from conftest import missing
 from sqlalchemy import event
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import Member
 from flask_credly import signals
 from flask_credly.credly import Client
-from flask_credly.issuing.drain import DUPLICATES_WAIT
 from flask_credly.issuing.token import EARLY
+from flask_credly.issuing.verdict import DUPLICATES_WAIT
 from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
@@ -135,10 +135,12 @@ class TestTheHostIsNotHarmed:
         host = with_table(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": impatient})
         host_writes(host)
         host.complete()
-        gate = gates.read(host.state.engine)
+        gate = gates.read(host.state.engine, "default")
         assert gate is not None
 
-        until = gates.pause(host.state.engine, gate.generation, "rate limit", 5, "x")
+        until = gates.pause(
+            host.state.engine, "default", gate.generation, "rate limit", 5, "x"
+        )
 
         assert until is not None
 
@@ -510,7 +512,7 @@ class TestDrainUnderFaults:
 
         states = collections.Counter(row.state for row in host.rows())
         assert states["issued"] == len(credly.badges) > 0
-        assert states["sending"] == 0
+        assert states["none"] == 0
 
         host.drain()
         assert (len(credly.badges), credly.count("issue")) == (6, 6)
@@ -538,7 +540,7 @@ class TestDrainUnderFaults:
         assert {row.member_id: row.state for row in host.rows()} == {
             "0": "issued",
             "1": "issued",
-            "2": "sending",
+            "2": "none",
             "3": "issued",
         }
 
@@ -655,7 +657,7 @@ class TestDrainUnderFaults:
         with host.app.app_context():
             template_id = connect(host, credly, allow_duplicate_badges=True).template_id
             credly.posts_allowed = 3
-            connection.add_mapping(host.state, COURSES[1], template_id)
+            accounts.add_mapping(host.state, COURSES[1], template_id)
             host.complete(course_id="py-101")
             host.drain()
             credly.fail("issue", status=500)
@@ -678,7 +680,7 @@ class TestDrainUnderFaults:
     ) -> None:
         host, credly, template_id = connected
         credly.posts_allowed = 4  # for two rows
-        connection.add_mapping(host.state, COURSES[1], template_id)
+        accounts.add_mapping(host.state, COURSES[1], template_id)
         host.complete(course_id="py-101")
         host.complete(course_id="sql")
         host.drain(2)
@@ -712,14 +714,14 @@ class TestClocks:
         host, credly, _ = connected
         engine = host.state.engine
         host.complete()
-        gate = gates.read(engine)
+        gate = gates.read(engine, "default")
         assert gate is not None
         assert claim.claim(engine, gate, limit=1, lease_seconds=60)
 
         with time_machine.travel(dt.timedelta(minutes=minutes)):
             host.drain()
 
-        assert host.row().state == "sending"
+        assert host.row().state == "none"
         assert credly.count("issue") == 0
 
     @pytest.mark.parametrize("minutes", [-10, 10])
@@ -746,7 +748,7 @@ class TestClocks:
         with time_machine.travel(dt.timedelta(minutes=10)):
             host.drain()
 
-        assert host.row().state == "pending"
+        assert host.row().state == "none"
         assert credly.count("issue") == 1
 
     @servers
@@ -786,7 +788,7 @@ class TestListsThatLag:
         host.complete()
         host.drain(2)
 
-        assert (host.row().state, host.row().badge_id) == ("pending", None)
+        assert (host.row().state, host.row().badge_id) == ("none", None)
         assert (len(credly.badges), credly.count("issue")) == (1, 2)
 
         credly.advance(30)
@@ -895,7 +897,7 @@ class TestListsThatLag:
         credly.fail("issue", status=500, times=2)
         host.complete()
         host.drain(2)
-        issuances.retry(host.state.engine, host.row().id)
+        issuances.retry(host.state.engine, "default", host.row().id)
         host.drain()
 
         assert host.row().state == "issued"
@@ -931,21 +933,21 @@ class TestListsThatLag:
             credly.look_up_lag = DUPLICATES_WAIT - 1
             credly.fail("issue", how="reset", after=True)
             other = credly.add_template("Other badge")
-            connection.sync_templates(host.state)
+            accounts.sync_templates(host.state)
             host.complete()
             host.drain()
-            (mapping,) = connection.list_mappings(host.db.session)
+            (mapping,) = accounts.list_mappings(host.db.session, "default")
 
             if change == "another badge":
-                connection.change_mapping(host.state, mapping.id, COURSES[0], other)
+                accounts.change_mapping(host.state, mapping.id, COURSES[0], other)
             elif change == "none":
-                connection.remove_mapping(host.state, mapping.id)
+                accounts.remove_mapping(host.state, mapping.id)
             else:
                 member = dataclasses.replace(member, first_name="")
 
             host.make_due()
             host.drain()
-            assert host.row().state == "pending"
+            assert host.row().state == "none"
 
             let_the_lag_pass(host, credly)
             host.drain(2)
@@ -1016,7 +1018,7 @@ def test_the_database_stops_while_the_answer_is_saved(
 
         private_server.start()
         open_again(host)
-        assert host.row().state == "sending"
+        assert host.row().state == "none"
 
         host.make_due()
         host.drain()
@@ -1029,14 +1031,14 @@ class TestRemoveInFlight:
     def test_what_a_worker_holds_is_dropped_too(self, connected: Connected) -> None:
         host, credly, _ = connected
         host.complete("1")
-        gate = gates.read(host.state.engine)
+        gate = gates.read(host.state.engine, "default")
         assert gate is not None
         rows = claim.claim(host.state.engine, gate, limit=8, lease_seconds=60)
-        connection.remove(host.state)
+        accounts.remove(host.state)
         claim.release(host.state.engine, rows)
 
         assert host.rows() == []
-        assert overview.read(host.db.session).pending == 0
+        assert overview.read(host.db.session, "default").pending == 0
 
         host.db.session.rollback()
         connect(host, credly)
@@ -1055,7 +1057,7 @@ class TestRemoveInFlight:
 
         def remove_first(*args: t.Any) -> t.Any:
             monkeypatch.undo()
-            connection.remove(host.state)
+            accounts.remove(host.state)
             return real(*args)
 
         monkeypatch.setattr(settle, "settle", remove_first)
@@ -1068,11 +1070,11 @@ class TestRemoveInFlight:
     def test_what_a_worker_died_over_has_an_end(self, connected: Connected) -> None:
         host, _, _ = connected
         host.complete()
-        gate = gates.read(host.state.engine)
+        gate = gates.read(host.state.engine, "default")
         assert gate is not None
         rows = claim.claim(host.state.engine, gate, limit=8, lease_seconds=60)
         claim.begin(host.state.engine, rows, gate.generation, lease_seconds=60)
-        connection.remove(host.state)
+        accounts.remove(host.state)
         (attempt,) = host.attempts()
 
         assert (attempt.answer, attempt.finished_at is None) == ("unknown", False)
@@ -1084,7 +1086,7 @@ class TestRemoveInFlight:
         host.drain()
         assert len(host.attempts()) == 1
 
-        connection.remove(host.state)
+        accounts.remove(host.state)
         assert host.attempts() == []
 
     @servers
@@ -1095,7 +1097,7 @@ class TestRemoveInFlight:
         with host.app.app_context():
             connect(host, credly)
             host.complete()
-            gate = gates.read(host.state.engine)
+            gate = gates.read(host.state.engine, "default")
             assert gate is not None
             (row,) = claim.claim(host.state.engine, gate, limit=8, lease_seconds=60)
             host.db.session.remove()
@@ -1117,7 +1119,7 @@ class TestRemoveInFlight:
                 in_the_midst.wait(10)
 
                 with host.app.app_context():
-                    connection.remove(host.state)
+                    accounts.remove(host.state)
 
             in_other_thread(fail, remove)
 
@@ -1139,12 +1141,12 @@ def test_undo_issues_only_what_that_removal_cancelled(
 ) -> None:
     host, credly, template_id = connected
     host.complete("1")
-    (mapping,) = connection.list_mappings(host.db.session)
-    connection.remove_mapping(host.state, mapping.id)
+    (mapping,) = accounts.list_mappings(host.db.session, "default")
+    accounts.remove_mapping(host.state, mapping.id)
     host.drain()
     host.db.session.execute(sa.update(Issuance).values(**changed))
     host.db.session.commit()
-    connection.add_mapping(host.state, COURSES[0], template_id, undo=True)
+    accounts.add_mapping(host.state, COURSES[0], template_id, undo=True)
 
     assert host.row().state == "cancelled"
 

@@ -35,7 +35,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.local import LocalProxy
 from werkzeug.test import TestResponse
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import Credly
 from flask_credly.admin import blueprint
 from flask_credly.models import RemovedMapping
@@ -528,7 +528,7 @@ def test_no_traceback_shows_what_was_typed(
         "flask_credly.admin.forms._plain",
         "flask_credly.admin.forms._label",
         "flask_credly.admin.window.actor",
-        "flask_credly.connection.connect",
+        "flask_credly.accounts.connect",
         "flask_credly.ledger.gates.read",
     ]
 
@@ -715,7 +715,7 @@ def test_only_a_removal_of_the_last_hour_is_offered_to_be_undone(
     other = credly.add_template("Badge of somebody else")
 
     with host.app.app_context():
-        connection.sync_templates(host.state)
+        accounts.sync_templates(host.state)
 
     client = host.app.test_client()
 
@@ -731,7 +731,7 @@ def test_only_a_removal_of_the_last_hour_is_offered_to_be_undone(
 
     def mapped() -> list[tuple[str, str]]:
         with host.app.app_context():
-            found = connection.list_mappings(host.db.session)
+            found = accounts.list_mappings(host.db.session, "default")
             return [(each.course_id, each.template.name) for each in found]
 
     for query in (f"course:sql&template={other}", "1", "99", "9" * 30, "x", ""):
@@ -775,7 +775,7 @@ def test_only_a_removal_of_the_last_hour_is_offered_to_be_undone(
     assert mapped() == [("py-101", "Python Badge")]
 
     with host.app.app_context():
-        connection.remove(host.state)
+        accounts.remove(host.state)
         assert not host.db.session.scalars(sa.select(RemovedMapping)).all()
 
 
@@ -821,7 +821,7 @@ def test_badge_templates_of_one_name_can_be_told_apart(
     alone = credly.add_template("Data Badge")
 
     with host.app.app_context():
-        connection.sync_templates(host.state)
+        accounts.sync_templates(host.state)
 
     client = host.app.test_client()
     page = client.get(f"{WINDOW}?mapping=new").text

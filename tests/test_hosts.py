@@ -522,7 +522,7 @@ class School:
         with self.reader.begin() as connection:
             return connection.execute(
                 sa.update(Issuance)
-                .where(waits, Issuance.state == "pending")
+                .where(waits, Issuance.state == "none")
                 .values(due_at=Issuance.recorded_at)
             ).rowcount
 
@@ -770,7 +770,7 @@ def test_the_story(
     school.submit("credly", "/pause")
     school.complete("inside", "g")
     school.drain()
-    assert school.states()["g"] == "pending"
+    assert school.states()["g"] == "none"
     school.submit("credly", "/resume")
     school.drain()
     assert school.states()["g"] == "issued"

@@ -23,13 +23,13 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import orm
 
+from flask_credly import accounts
 from flask_credly import badge_failed
 from flask_credly import badge_issued
-from flask_credly import connection
 from flask_credly import issuance_paused
 from flask_credly import Member
 from flask_credly.credly import Client
-from flask_credly.issuing.drain import drain
+from flask_credly.issuing.dispatcher import drain
 from flask_credly.issuing.stopping import stopping
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
@@ -49,13 +49,13 @@ def resume(host: Host) -> None:
 def let_leases_end(host: Host) -> None:
     before = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
     host.db.session.execute(
-        sa.update(Issuance).where(Issuance.state == "sending").values(due_at=before)
+        sa.update(Issuance).where(Issuance.lease.is_not(None)).values(due_at=before)
     )
     host.db.session.commit()
 
 
 def the_gate(host: Host) -> gates.Gate:
-    gate = gates.read(host.state.engine)
+    gate = gates.read(host.state.engine, "default")
     assert gate is not None
     return gate
 
@@ -110,9 +110,9 @@ def test_the_member_is_named_the_same_towards_credly_for_life(
     host, credly, _ = connected
     host.complete()
     host.drain()
-    connection.remove(host.state)
+    accounts.remove(host.state)
     template_id = connect(host, credly).template_id
-    connection.add_mapping(host.state, COURSES[1], template_id)
+    accounts.add_mapping(host.state, COURSES[1], template_id)
     host.complete(course_id="sql")
     host.drain()
     one, two = (badge["issuer_earner_id"] for badge in credly.badges)
@@ -187,7 +187,7 @@ class TestTheOneRetry:
             host.drain(times=3)
             row = host.row()
 
-            assert (row.state, row.attempts) == ("pending", 1)
+            assert (row.state, row.attempts) == ("none", 1)
             assert row.due_at is not None
             assert row.due_at > dt.datetime.now(dt.UTC) + dt.timedelta(seconds=50)
 
@@ -217,7 +217,7 @@ class TestTheOneRetry:
         host.complete()
         host.drain()
         # The longer wait: Credly's list may lag.
-        assert host.row().state == "pending"
+        assert host.row().state == "none"
 
         host.make_due()
         host.drain()
@@ -308,7 +308,7 @@ class TestDuplicates:
     def test_a_badge_that_the_member_has_is_success(self, connected: Connected) -> None:
         """A badge belongs to one row: the other course's is held."""
         host, credly, template_id = connected
-        connection.add_mapping(host.state, COURSES[1], template_id)
+        accounts.add_mapping(host.state, COURSES[1], template_id)
         host.complete()
         host.drain()
         host.complete(course_id="sql")
@@ -355,7 +355,7 @@ class TestPauses:
 
         host.drain(times=3)
         issued = len(credly.badges)
-        found = overview.read(host.db.session)
+        found = overview.read(host.db.session, "default")
 
         assert found.connection == "paused"
         assert found.pending == 30 - issued
@@ -373,7 +373,7 @@ class TestPauses:
 
         assert len(credly.badges) == 30
         assert {row.attempts for row in host.rows()} == {1}
-        assert overview.read(host.db.session).connection == "connected"
+        assert overview.read(host.db.session, "default").connection == "connected"
 
     def test_several_refusals_at_once_are_one_pause(self, connected: Connected) -> None:
         host, credly, _ = connected
@@ -498,7 +498,7 @@ class TestPauses:
                 resume(host)
                 host.drain()
 
-            assert {row.state for row in host.rows()} == {"pending"}
+            assert {row.state for row in host.rows()} == {"none"}
             assert {error for error, _ in host.log()} == {"Credly unreachable"}
             assert "is a proxy or a firewall in between?" in host.log()[0][1]
 
@@ -553,7 +553,7 @@ class TestPauses:
                 host.complete()
                 host.drain(times=3)
 
-            assert (host.row().state, host.row().attempts) == ("pending", 0)
+            assert (host.row().state, host.row().attempts) == ("none", 0)
             assert host.log() == [
                 (
                     "Credly unreachable",
@@ -571,15 +571,15 @@ class TestPauses:
 class TestTheSwitch:
     def test_nothing_is_issued_and_nothing_is_lost(self, connected: Connected) -> None:
         host, credly, _ = connected
-        gates.switch(host.state.engine, on=False)
+        gates.switch(host.state.engine, "default", on=False)
         host.complete()
         host.drain()
 
-        assert host.row().state == "pending"
+        assert host.row().state == "none"
         assert credly.count("issue") == 0
         assert not claim.any_due(host.state.engine, the_gate(host))
 
-        gates.switch(host.state.engine, on=True)
+        gates.switch(host.state.engine, "default", on=True)
         host.drain()
 
         assert host.row().state == "issued"
@@ -596,7 +596,7 @@ class TestTheSwitch:
         issue, engine = Client.issue, host.state.engine
 
         def issue_and_switch(*args: t.Any) -> t.Any:
-            gates.switch(engine, on=False)
+            gates.switch(engine, "default", on=False)
             return issue(*args)
 
         monkeypatch.setattr(Client, "issue", issue_and_switch)
@@ -604,12 +604,12 @@ class TestTheSwitch:
         states = collections.Counter(row.state for row in host.rows())
 
         assert 0 < states["issued"] == len(credly.badges) < 40
-        assert states["issued"] + states["pending"] == 40
+        assert states["issued"] + states["none"] == 40
 
     def test_new_credentials_leave_it_off(self, connected: Connected) -> None:
         host, credly, _ = connected
-        gates.switch(host.state.engine, on=False)
-        connection.connect(
+        gates.switch(host.state.engine, "default", on=False)
+        accounts.connect(
             host.state,
             organization_id=credly.organization_id,
             client_id=credly.client_id,
@@ -618,7 +618,7 @@ class TestTheSwitch:
         host.complete()
         host.drain()
 
-        assert host.row().state == "pending"
+        assert host.row().state == "none"
 
 
 class TestExpiry:
@@ -659,8 +659,8 @@ class TestExpiry:
 
         host.drain(times=3)
 
-        assert overview.read(host.db.session).connection == "expired"
-        assert {(row.state, row.attempts) for row in host.rows()} == {("pending", 0)}
+        assert overview.read(host.db.session, "default").connection == "expired"
+        assert {(row.state, row.attempts) for row in host.rows()} == {("none", 0)}
         assert host.log() == [
             (
                 "Connection expired",
@@ -670,7 +670,7 @@ class TestExpiry:
         ]
 
         credly.restore_client()
-        connection.connect(
+        accounts.connect(
             host.state,
             organization_id=credly.organization_id,
             client_id=credly.client_id,
@@ -688,8 +688,8 @@ class TestExpiry:
         host.complete()
         host.drain(times=3)
 
-        assert overview.read(host.db.session).connection == "expired"
-        assert (host.row().state, host.row().attempts) == ("pending", 0)
+        assert overview.read(host.db.session, "default").connection == "expired"
+        assert (host.row().state, host.row().attempts) == ("none", 0)
         assert credly.count("issue") == 2
 
     @pytest.mark.parametrize("status", [500, 503, 429])
@@ -697,14 +697,14 @@ class TestExpiry:
         self, connected: Connected, monkeypatch: pytest.MonkeyPatch, status: int
     ) -> None:
         host, credly, _ = connected
-        monkeypatch.setattr("flask_credly.issuing.drain.SHORT_PAUSE", 1.0)
+        monkeypatch.setattr("flask_credly.issuing.dispatcher.SHORT_PAUSE", 1.0)
         credly.revoke_tokens()
         credly.fail("token", status=status)
         host.complete()
         host.drain()
 
-        assert overview.read(host.db.session).connection == "paused"
-        assert (host.row().state, host.row().attempts) == ("pending", 0)
+        assert overview.read(host.db.session, "default").connection == "paused"
+        assert (host.row().state, host.row().attempts) == ("none", 0)
 
         resume(host)
         host.drain()
@@ -718,7 +718,7 @@ class TestExpiry:
         host.complete()
         host.drain()
 
-        seen = overview.read(host.db.session, config=host.app.config)
+        seen = overview.read(host.db.session, "default", config=host.app.config)
         assert (seen.connection, seen.unreadable) == ("expired", True)
         assert len(credly.received) == asked
 
@@ -742,7 +742,7 @@ class TestLeases:
         host.complete()
         claim.claim(host.state.engine, the_gate(host), limit=1, lease_seconds=60)
         host.drain()
-        assert host.row().state == "sending"
+        assert host.row().state == "none"
 
         let_leases_end(host)
         host.drain()
@@ -762,7 +762,7 @@ class TestLeases:
             patched.setattr("flask_credly.ledger.settle.settle", die)
             host.drain()
 
-        assert (host.row().state, host.row().attempts) == ("sending", 1)
+        assert (host.row().state, host.row().attempts) == ("none", 1)
 
         let_leases_end(host)
         host.drain()
@@ -839,8 +839,8 @@ class TestMappingsAndRemoval:
     def test_a_removed_mapping_stops_what_waits(self, connected: Connected) -> None:
         host, credly, _ = connected
         host.complete()
-        (mapping,) = connection.list_mappings(host.db.session)
-        connection.remove_mapping(host.state, mapping.id)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        accounts.remove_mapping(host.state, mapping.id)
         host.drain()
 
         assert (host.row().state, credly.count("issue")) == ("cancelled", 0)
@@ -848,10 +848,10 @@ class TestMappingsAndRemoval:
     def test_undoing_the_removal_issues_it(self, connected: Connected) -> None:
         host, credly, template_id = connected
         host.complete()
-        (mapping,) = connection.list_mappings(host.db.session)
-        connection.remove_mapping(host.state, mapping.id)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        accounts.remove_mapping(host.state, mapping.id)
         host.drain()
-        connection.add_mapping(host.state, COURSES[0], template_id, undo=True)
+        accounts.add_mapping(host.state, COURSES[0], template_id, undo=True)
         host.drain()
 
         assert host.row().state == "issued"
@@ -861,10 +861,10 @@ class TestMappingsAndRemoval:
     ) -> None:
         host, credly, _ = connected
         other = credly.add_template("Other Badge")
-        connection.sync_templates(host.state)
+        accounts.sync_templates(host.state)
         host.complete()
-        (mapping,) = connection.list_mappings(host.db.session)
-        connection.change_mapping(host.state, mapping.id, COURSES[0], other)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        accounts.change_mapping(host.state, mapping.id, COURSES[0], other)
         host.drain()
         (badge,) = credly.badges
 
@@ -876,11 +876,11 @@ class TestMappingsAndRemoval:
     ) -> None:
         host, credly, _ = connected
         other = credly.add_template("Other Badge")
-        connection.sync_templates(host.state)
+        accounts.sync_templates(host.state)
         host.complete()
         held = claim.claim(host.state.engine, the_gate(host), limit=1, lease_seconds=60)
-        (mapping,) = connection.list_mappings(host.db.session)
-        connection.change_mapping(host.state, mapping.id, COURSES[0], other)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        accounts.change_mapping(host.state, mapping.id, COURSES[0], other)
 
         assert not claim.begin(
             host.state.engine, held, the_gate(host).generation, lease_seconds=60
@@ -895,11 +895,11 @@ class TestMappingsAndRemoval:
     def test_re_mapping_gives_no_second_badge(self, connected: Connected) -> None:
         host, credly, _ = connected
         other = credly.add_template("Other Badge")
-        connection.sync_templates(host.state)
+        accounts.sync_templates(host.state)
         host.complete()
         host.drain()
-        (mapping,) = connection.list_mappings(host.db.session)
-        connection.change_mapping(host.state, mapping.id, COURSES[0], other)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        accounts.change_mapping(host.state, mapping.id, COURSES[0], other)
         host.complete()
         host.drain()
 
@@ -912,7 +912,7 @@ class TestMappingsAndRemoval:
         host.complete("1")
         host.drain()
         host.complete("2")
-        connection.remove(host.state)
+        accounts.remove(host.state)
         host.drain()
         row = host.row()
 
@@ -928,7 +928,7 @@ class TestMappingsAndRemoval:
         host, credly, _ = connected
         host.complete()
         host.drain()
-        connection.remove(host.state)
+        accounts.remove(host.state)
         connect(host, credly)
         host.complete()
         host.drain()
@@ -1106,7 +1106,14 @@ def test_the_host_is_told_though_the_gate_could_not_be_closed(
     with host.app.app_context(), badge_issued.connected_to(note, host.app):
         connect(host, credly)
         host.complete("1")
-        gates.pause(host.state.engine, the_gate(host).generation, "unavailable", 0, "")
+        gates.pause(
+            host.state.engine,
+            "default",
+            the_gate(host).generation,
+            "unavailable",
+            0,
+            "",
+        )
 
         with pytest.raises(sa.exc.OperationalError):
             host.drain()
@@ -1156,15 +1163,15 @@ def test_all_workers_share_one_pace(
 ) -> None:
     connect(host, credly)
     engine = host.state.engine
-    first = gates.reserve(engine, 10, 0.1, at_most=1000)
-    second = gates.reserve(engine, 5, 0.1, at_most=1000)
-    third = gates.reserve(engine, 1, 0.1, at_most=1000)
+    first = gates.reserve(engine, "default", 10, 0.1, at_most=1000)
+    second = gates.reserve(engine, "default", 5, 0.1, at_most=1000)
+    third = gates.reserve(engine, "default", 1, 0.1, at_most=1000)
 
     assert first == 0
     assert second == pytest.approx(100, abs=20)
     assert third is not None and second is not None
     assert third - second == pytest.approx(50, abs=20)
-    assert gates.reserve(engine, 1, 0.1, at_most=100) is None
+    assert gates.reserve(engine, "default", 1, 0.1, at_most=100) is None
 
 
 def test_a_pace_is_not_exceeded(make_host: MakeHost, credly: CredlySimulator) -> None:
@@ -1210,21 +1217,21 @@ def test_a_worker_told_to_stop_does_not_wait_for_its_turn(
 
         states = collections.Counter(row.state for row in host.rows())
         assert states["issued"] == len(credly.badges) < 10
-        assert states["issued"] + states["pending"] == 30
-        assert {row.attempts for row in host.rows() if row.state == "pending"} == {0}
+        assert states["issued"] + states["none"] == 30
+        assert {row.attempts for row in host.rows() if row.state == "none"} == {0}
 
 
 def test_a_drain_is_bounded_also_where_pauses_are_short(
     connected: Connected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     host, credly, _ = connected
-    monkeypatch.setattr("flask_credly.issuing.drain.BUDGET", 0.5)
+    monkeypatch.setattr("flask_credly.issuing.dispatcher.BUDGET", 0.5)
     headers = {"Retry-After": "1"}
     credly.fail("issue", times=50, status=429, headers=headers)
     host.complete()
 
     assert drain(host.state)
-    assert host.row().state == "pending"
+    assert host.row().state == "none"
     assert credly.count("issue") < 5
 
 
@@ -1235,11 +1242,11 @@ def test_a_worker_whose_turn_is_far_off_gives_its_rows_back(
 
     with host.app.app_context():
         connect(host, credly)
-        gates.reserve(host.state.engine, 1, 0.01, at_most=0)
+        gates.reserve(host.state.engine, "default", 1, 0.01, at_most=0)
         host.complete()
         host.drain()
 
-        assert host.row().state == "pending"
+        assert host.row().state == "none"
         assert host.row().attempts == 0
         assert credly.badges == []
 

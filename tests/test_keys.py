@@ -17,7 +17,7 @@ from conftest import Host
 from conftest import MakeHost
 from cryptography.fernet import Fernet
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import keys
 from flask_credly.ledger import gates
 from flask_credly.models import Account
@@ -45,7 +45,7 @@ def stored(host: Host) -> dict[str, str | None]:
 def opened_by(host: Host, *given: str) -> set[str]:
     """What these keys alone open."""
     config = {"CREDLY_ENCRYPTION_KEYS": list(given)}
-    organization_id = connection.get(host.db.session).organization_id  # type: ignore[union-attr]
+    organization_id = accounts.get(host.db.session, "default").organization_id  # type: ignore[union-attr]
     host.db.session.rollback()
     return {
         field
@@ -211,7 +211,7 @@ def test_keys_are_rotated_while_old_and_new_processes_run(
 
     with old.app.app_context():
         assert opened_by(old, OLD) == set()
-        assert gates.read(old.state.engine).is_open  # type: ignore[union-attr]
+        assert gates.read(old.state.engine, "default").is_open  # type: ignore[union-attr]
         assert old.log() == []
 
 
@@ -327,7 +327,7 @@ def follow(
         if step != "rotate" or not readable:
             assert stored(host) == before, steps
 
-        assert connection.rotate_keys(host.state, dry_run=True).unreadable == (
+        assert accounts.rotate_keys(host.state, dry_run=True).unreadable == (
             () if readable else ("Client Secret", "access token")
         ), steps
 
@@ -356,7 +356,7 @@ class TestALostKey:
         host.drain(times=3)
 
         assert len(credly.received) == asked
-        assert [row.state for row in host.rows()] == ["pending", "pending"]
+        assert [row.state for row in host.rows()] == ["none", "none"]
         assert {row.attempts for row in host.rows()} == {0}
         assert host.log() == [
             (
@@ -367,7 +367,7 @@ class TestALostKey:
             )
         ]
 
-        connection.connect(
+        accounts.connect(
             host.state,
             organization_id=credly.organization_id,
             client_id=credly.client_id,
@@ -376,7 +376,7 @@ class TestALostKey:
         host.drain()
 
         assert [row.state for row in host.rows()] == ["issued", "issued"]
-        assert len(connection.list_mappings(host.db.session)) == 1
+        assert len(accounts.list_mappings(host.db.session, "default")) == 1
 
     def test_the_entry_is_solved_by_a_reconnect(self, lost: Connected) -> None:
         host, credly, _ = lost
@@ -385,7 +385,7 @@ class TestALostKey:
 
         assert "Solved since" not in client.get("/integrations/credly").text
 
-        connection.connect(
+        accounts.connect(
             host.state,
             organization_id=credly.organization_id,
             client_id=credly.client_id,
@@ -472,7 +472,7 @@ class TestALostKey:
             host.drain()
 
             assert len(credly.received) == asked
-            assert host.rows()[-1].state == "pending"
+            assert host.rows()[-1].state == "none"
 
     def test_a_key_that_comes_back_needs_no_secret(self, lost: Connected) -> None:
         host, credly, _ = lost
@@ -489,5 +489,5 @@ class TestALostKey:
         host.drain()
 
         assert len(credly.received) == asked
-        assert host.row().state == "pending"
+        assert host.row().state == "none"
         assert '"expired"' in run(host, "status", "--json").output

@@ -23,7 +23,7 @@ from conftest import MakeHost
 from hypothesis import stateful
 from hypothesis import strategies as st
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import jobs
 from flask_credly.credly import Client
 from flask_credly.errors import CredlyError
@@ -139,7 +139,7 @@ class Ledger(stateful.RuleBasedStateMachine):
 
     @property
     def connected(self) -> bool:
-        return connection.get(self.host.db.session) is not None
+        return accounts.get(self.host.db.session, "default") is not None
 
     # The admin.
 
@@ -153,7 +153,7 @@ class Ledger(stateful.RuleBasedStateMachine):
     def connect(self) -> None:
         self.credly.restore_client()
         self.credly.clear_faults()
-        connection.connect(
+        accounts.connect(
             self.host.state,
             organization_id=self.credly.organization_id,
             client_id=self.credly.client_id,
@@ -165,8 +165,8 @@ class Ledger(stateful.RuleBasedStateMachine):
         if not self.connected:
             return
 
-        with pytest.raises(connection.OtherOrganization):
-            connection.connect(
+        with pytest.raises(accounts.OtherOrganization):
+            accounts.connect(
                 self.host.state,
                 organization_id="11111111-2222-4333-8444-555555555555",
                 client_id=self.credly.client_id,
@@ -174,34 +174,40 @@ class Ledger(stateful.RuleBasedStateMachine):
             )
 
     def remove(self) -> None:
-        connection.remove(self.host.state)
+        accounts.remove(self.host.state)
         # As the request ends: SQLite gives the numbers of the rows once more.
         self.host.db.session.remove()
 
     def map(self, course: t.Any, number: int) -> None:
         try:
-            connection.add_mapping(self.host.state, course, self.templates[number])
+            accounts.add_mapping(self.host.state, course, self.templates[number])
         except (
-            connection.AlreadyMapped,
-            connection.NotConnected,
-            connection.UnknownTemplate,
+            accounts.AlreadyMapped,
+            accounts.NotConnected,
+            accounts.UnknownTemplate,
         ):
             self.host.db.session.rollback()
 
     def change(self, number: int, template: int) -> None:
-        for mapping in connection.list_mappings(self.host.db.session)[number:][:1]:
+        for mapping in accounts.list_mappings(self.host.db.session, "default")[number:][
+            :1
+        ]:
             course = next(each for each in COURSES if each.id == mapping.course_id)
-            connection.change_mapping(
+            accounts.change_mapping(
                 self.host.state, mapping.id, course, self.templates[template]
             )
 
     def unmap(self, number: int) -> None:
-        for mapping in connection.list_mappings(self.host.db.session)[number:][:1]:
-            connection.remove_mapping(self.host.state, mapping.id)
+        for mapping in accounts.list_mappings(self.host.db.session, "default")[number:][
+            :1
+        ]:
+            accounts.remove_mapping(self.host.state, mapping.id)
 
     def retry(self) -> None:
         for row_id in [row.id for row in self.host.rows()]:
-            self.retries[row_id] += issuances.retry(self.host.state.engine, row_id)
+            self.retries[row_id] += issuances.retry(
+                self.host.state.engine, "default", row_id
+            )
 
     def erase(self, member: str) -> None:
         """The same id comes back later, as that of a new member."""
@@ -211,8 +217,10 @@ class Ledger(stateful.RuleBasedStateMachine):
         self.erased |= dict.fromkeys(mine, member)
 
     def backfill(self, number: int) -> None:
-        for mapping in connection.list_mappings(self.host.db.session)[number:][:1]:
-            backfills.start(self.host.state.engine, mapping.id)
+        for mapping in accounts.list_mappings(self.host.db.session, "default")[number:][
+            :1
+        ]:
+            backfills.start(self.host.state.engine, "default", mapping.id)
 
         jobs.backfill()
 
@@ -220,12 +228,12 @@ class Ledger(stateful.RuleBasedStateMachine):
         runs = sa.select(Batch.id).order_by(Batch.id.desc())
 
         if run_id := self.host.db.session.scalar(runs):
-            backfills.stop(self.host.state.engine, run_id)
+            backfills.stop(self.host.state.engine, "default", run_id)
 
     def sync(self) -> None:
         if self.connected and not self.lost_key:
             try:
-                connection.sync_templates(self.host.state)
+                accounts.sync_templates(self.host.state)
             except CredlyError:
                 pass
 
@@ -259,7 +267,7 @@ class Ledger(stateful.RuleBasedStateMachine):
             self.sync()
         elif what == "switch":
             self.on = not self.on
-            gates.switch(self.host.state.engine, on=self.on)
+            gates.switch(self.host.state.engine, "default", on=self.on)
         elif what == "retry":
             self.retry()
         elif what == "erase":
@@ -275,7 +283,7 @@ class Ledger(stateful.RuleBasedStateMachine):
 
     @stateful.rule(member=members, course=courses, times=st.integers(1, 2))
     def complete(self, member: str, course: t.Any, times: int) -> None:
-        mappings = connection.list_mappings(self.host.db.session)
+        mappings = accounts.list_mappings(self.host.db.session, "default")
         mapped = {each.course_id: each.template_id for each in mappings}
         self.host.db.session.remove()
 
@@ -412,7 +420,7 @@ class Ledger(stateful.RuleBasedStateMachine):
         """Everything is well again: then all that waits comes to an end."""
         if self.connected:
             self.connect()
-            gates.switch(self.host.state.engine, on=True)
+            gates.switch(self.host.state.engine, "default", on=True)
 
             for _ in range(60):
                 self.world.advance(4000)

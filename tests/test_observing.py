@@ -36,9 +36,9 @@ from test_worker import wait_for
 from test_worker import WORKER
 
 from example_app.redis_server import free_port
+from flask_credly import accounts
 from flask_credly import badge_failed
 from flask_credly import badge_issued
-from flask_credly import connection
 from flask_credly import issuance_paused
 from flask_credly import jobs
 from flask_credly import signals
@@ -367,8 +367,8 @@ def receiver_failed(on: Connected, patch: pytest.MonkeyPatch) -> None:
 
 @provokes
 def backfill_failed(on: Connected, patch: pytest.MonkeyPatch) -> None:
-    (mapping,) = connection.list_mappings(on.host.state.session)
-    backfills.start(on.host.state.engine, mapping.id)
+    (mapping,) = accounts.list_mappings(on.host.state.session, "default")
+    backfills.start(on.host.state.engine, "default", mapping.id)
     jobs.backfill()
 
 

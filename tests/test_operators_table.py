@@ -22,10 +22,11 @@ from conftest import every_database
 from conftest import MakeHost
 from cryptography.fernet import Fernet
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import doctor
 from flask_credly.errors import CredlyError
 from flask_credly.issuing import notifier
+from flask_credly.issuing import periodic
 from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.ledger import gates
 from flask_credly.models import Account
@@ -84,7 +85,7 @@ class Site:
 
     def work(self) -> None:
         """Run a drain, as a worker that lives on."""
-        notifier.enqueue(self.queue, notifier.DRAIN, insist=True)
+        notifier.enqueue(self.queue, periodic.DRAIN, insist=True)
         self.rq.work(burst=True, logging_level="CRITICAL")
 
     def change(self, statement: t.Any) -> None:
@@ -95,7 +96,7 @@ class Site:
             connected.execute(statement)
 
     def connect(self) -> None:
-        connection.connect(
+        accounts.connect(
             self.host.state,
             organization_id=self.credly.organization_id,
             client_id=self.credly.client_id,
@@ -189,7 +190,7 @@ def changed_secret_key(site: Site) -> Mend:
 
     def mend() -> None:
         site.app.config["SECRET_KEY_FALLBACKS"] = [before]
-        connection.rotate_keys(site.host.state)
+        accounts.rotate_keys(site.host.state)
 
     return mend
 
@@ -200,7 +201,7 @@ def lost_key(site: Site) -> Mend:
 
     def mend() -> None:
         site.app.config["CREDLY_ENCRYPTION_KEYS"] += before
-        connection.rotate_keys(site.host.state)
+        accounts.rotate_keys(site.host.state)
 
     return mend
 
@@ -227,7 +228,7 @@ def guessed_secret_key(site: Site) -> Mend:
 
     def mend() -> None:
         site.app.config["CREDLY_ENCRYPTION_KEYS"] = good
-        connection.rotate_keys(site.host.state)
+        accounts.rotate_keys(site.host.state)
 
     return mend
 
@@ -270,8 +271,8 @@ def revoked_credentials(site: Site) -> Mend:
 
 
 def paused_by_an_admin(site: Site) -> Mend:
-    gates.switch(site.host.state.engine, on=False)
-    return lambda: gates.switch(site.host.state.engine, on=True)
+    gates.switch(site.host.state.engine, "default", on=False)
+    return lambda: gates.switch(site.host.state.engine, "default", on=True)
 
 
 def rate_limit(site: Site) -> Mend:
@@ -283,11 +284,11 @@ def rate_limit(site: Site) -> Mend:
 
 def archived_template(site: Site) -> Mend:
     site.credly.change_template(site.template_id, state="archived")
-    connection.sync_templates(site.host.state)
+    accounts.sync_templates(site.host.state)
 
     def mend() -> None:
         site.credly.change_template(site.template_id, state="active")
-        connection.sync_templates(site.host.state)
+        accounts.sync_templates(site.host.state)
 
     return mend
 
@@ -296,9 +297,9 @@ def list_not_loaded(site: Site) -> Mend:
     site.credly.fail("templates", status=500)
 
     with pytest.raises(CredlyError):
-        connection.sync_templates(site.host.state)
+        accounts.sync_templates(site.host.state)
 
-    return lambda: connection.sync_templates(site.host.state)
+    return lambda: accounts.sync_templates(site.host.state)
 
 
 def no_worker(site: Site) -> Mend:
@@ -368,7 +369,7 @@ def test_it_is_said_as_the_table_says_and_gone_after_the_mend(
     monkeypatch.setenv("CREDLY_SANDBOX", "false")
     monkeypatch.delenv("CREDLY_SANDBOX")
     # A drain would wait for the end of the first pauses.
-    monkeypatch.setattr("flask_credly.issuing.drain.SHORT_PAUSE", 1.0)
+    monkeypatch.setattr("flask_credly.issuing.dispatcher.SHORT_PAUSE", 1.0)
     site = make_site(**({"CREDLY_ENCRYPTION_KEYS": None} if "encrypts" in name else {}))
     usual = site.troubles()
     said, shown, remedy = TABLE[name]
@@ -378,7 +379,7 @@ def test_it_is_said_as_the_table_says_and_gone_after_the_mend(
     found = site.troubles()[check]
 
     assert words in found.detail
-    assert remedy.lower() in str(found.mend).lower()
+    assert remedy.lower() in str(found.hint).lower()
 
     if shown != "–":
         assert shown in site.page()
@@ -415,7 +416,7 @@ def test_a_right_that_is_lacking_on_one_table_is_named(
     found = site.troubles()["database"]
 
     assert "lacks a right on credly_attempt" in found.detail
-    assert "Grant it SELECT, INSERT, UPDATE and DELETE" in str(found.mend)
+    assert "Grant it SELECT, INSERT, UPDATE and DELETE" in str(found.hint)
 
     mend()
     assert site.troubles() == {}

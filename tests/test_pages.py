@@ -29,7 +29,7 @@ from flask_wtf import CSRFProtect
 from werkzeug.test import Client
 from werkzeug.test import TestResponse
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import Course
 from flask_credly import issuance_paused
 from flask_credly.ledger import log
@@ -87,7 +87,7 @@ def browser(host: Host) -> Browser:
 
 @pytest.fixture
 def mapped(browser: Browser, connected: Connected) -> tuple[Browser, Connected, int]:
-    (mapping,) = connection.list_mappings(connected.host.db.session)
+    (mapping,) = accounts.list_mappings(connected.host.db.session, "default")
     mapping_id = mapping.id
     connected.host.db.session.remove()
     return browser, connected, mapping_id
@@ -144,7 +144,7 @@ class TestConnect:
         assert ("<html" in response.text) == (headers is None)
 
         with host.app.app_context():
-            assert connection.get(host.db.session) is None
+            assert accounts.get(host.db.session, "default") is None
 
     def test_an_unreachable_credly_is_not_the_admins_fault(
         self, browser: Browser, credly: CredlySimulator
@@ -360,7 +360,7 @@ class TestMappings:
 
         assert response.status_code == (200 if headers else 303)
         assert "Mapping saved: Data path to Python Badge." in page.text
-        assert len(connection.list_mappings(connected.host.db.session)) == 2
+        assert len(accounts.list_mappings(connected.host.db.session, "default")) == 2
 
     @pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
     @pytest.mark.parametrize(
@@ -434,7 +434,7 @@ class TestMappings:
 
         # Whatever else is sent with it
         self.add(browser, "course:sql", "x", undo=str(mapping_id))
-        assert connected.host.row().state == "pending"
+        assert connected.host.row().state == "none"
 
     def test_a_removed_one_is_gone_everywhere(
         self, mapped: tuple[Browser, Connected, int]
@@ -505,7 +505,7 @@ class TestMappings:
             template_id = connect(host, credly).template_id
             courses.pop(0)
             credly.change_template(template_id, state="archived")
-            connection.sync_templates(host.state)
+            accounts.sync_templates(host.state)
             host.db.session.remove()
             page = browser.get(WINDOW).text
 
@@ -524,7 +524,7 @@ class TestMappings:
         assert "not there any more" not in browser.get(path, headers=HX).text
 
         credly.change_template(template_id, state="archived")
-        connection.sync_templates(host.state)
+        accounts.sync_templates(host.state)
         session.execute(sa.update(Mapping).values(course_id="deleted"))
         session.commit()
 
@@ -598,7 +598,7 @@ class TestMappings:
 
         with host.app.app_context():
             connect(host, credly)
-            (mapping,) = connection.list_mappings(host.db.session)
+            (mapping,) = accounts.list_mappings(host.db.session, "default")
             path = path.replace("1", str(mapping.id))
             host.db.session.remove()
 
@@ -624,7 +624,7 @@ class TestMappings:
     ) -> None:
         browser, connected, _ = mapped
         token = browser.token(WINDOW)
-        connection.remove(connected.host.state)
+        accounts.remove(connected.host.state)
         connected.host.db.session.remove()
         response = browser.client.post(
             f"{WINDOW}/mappings",
@@ -857,7 +857,7 @@ class TestManyChoices:
         assert '<option value="course:c05000" selected>' in answer.text
         assert 'id="credly-edit-abc"' in answer.text
         assert re.search(r'id="credly-edit-abc-template"\s+autofocus', answer.text)
-        assert len(connection.list_mappings(many.host.db.session)) == 200
+        assert len(accounts.list_mappings(many.host.db.session, "default")) == 200
 
     def test_nothing_found_is_said(self, many: Connected) -> None:
         browser = Browser(many.host.app)
@@ -876,7 +876,7 @@ class TestManyChoices:
         session = many.host.db.session
 
         assert answer.status_code == 303
-        assert ("course", "c09999") in connection.mapped_courses(session)
+        assert ("course", "c09999") in accounts.mapped_courses(session, "default")
 
     def test_an_error_keeps_what_was_searched_and_chosen(self, many: Connected) -> None:
         browser = Browser(many.host.app)
@@ -958,7 +958,7 @@ class TestState:
 
         host.complete()
         host.drain()
-        assert host.row().state == "pending"
+        assert host.row().state == "none"
         assert "1 badge is waiting." in text_of(browser.get(WINDOW))
 
         browser.post(f"{WINDOW}/resume")
@@ -1029,7 +1029,7 @@ class TestState:
         status: int,
     ) -> None:
         browser, connected, _ = mapped
-        monkeypatch.setattr("flask_credly.issuing.drain.SHORT_PAUSE", 1.0)
+        monkeypatch.setattr("flask_credly.issuing.dispatcher.SHORT_PAUSE", 1.0)
         host, credly, _ = connected
         credly.fail("token", status=status)
         credly.revoke_tokens()
@@ -1070,7 +1070,7 @@ class TestState:
         browser, connected, _ = mapped
         connected.host.complete("1")
         connected.host.drain()
-        connection.remove(connected.host.state)
+        accounts.remove(connected.host.state)
         browser.connect(connected.credly)
         shown = text_of(browser.get(f"{WINDOW}/badges"))
 
@@ -1197,7 +1197,7 @@ class TestState:
         def fail(*_: object) -> t.NoReturn:
             raise sa.exc.OperationalError("", {}, Exception("gone away"))
 
-        monkeypatch.setattr(connection, "get", fail)
+        monkeypatch.setattr(accounts, "get", fail)
 
         with pytest.raises(sa.exc.OperationalError):
             browser.get(WINDOW)
@@ -1407,7 +1407,7 @@ class TestTokens:
 
         with guarded.app.app_context():
             template_id = connect(guarded, credly).template_id
-            (mapping,) = connection.list_mappings(guarded.db.session)
+            (mapping,) = accounts.list_mappings(guarded.db.session, "default")
             before, asked = digest(guarded), len(credly.received)
             guarded.db.session.remove()
             data = {
@@ -1588,13 +1588,13 @@ def test_foreign_text_is_only_text(
         with host.app.app_context():
             host.db.drop_all()
             host.db.create_all()
-            connection.connect(
+            accounts.connect(
                 host.state,
                 organization_id=credly.organization_id,
                 client_id=credly.client_id,
                 client_secret=credly.client_secret,
             )
-            connection.add_mapping(host.state, Course(id=name, title=name), template_id)
+            accounts.add_mapping(host.state, Course(id=name, title=name), template_id)
 
             with host.state.engine.begin() as connected:
                 import datetime as dt
@@ -1700,10 +1700,10 @@ def test_a_badge_that_waits_is_shown_as_what_its_course_is_mapped_to_now(
 ) -> None:
     host, credly, _ = connected
     other = credly.add_template("The Badge Of Now")
-    connection.sync_templates(host.state)
+    accounts.sync_templates(host.state)
     host.complete()
-    (mapping,) = connection.list_mappings(host.db.session)
-    connection.change_mapping(host.state, mapping.id, COURSES[0], other)
+    (mapping,) = accounts.list_mappings(host.db.session, "default")
+    accounts.change_mapping(host.state, mapping.id, COURSES[0], other)
     text = host.app.test_client().get("/integrations/credly/badges").text
 
     assert "<bdi>The Badge Of Now</bdi>" in text

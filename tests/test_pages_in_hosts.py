@@ -45,7 +45,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.test import Client
 from werkzeug.test import TestResponse
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import Course
 from flask_credly.admin.blueprint import ROUTES
 from flask_credly.admin.query import read_key
@@ -708,7 +708,7 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
 
     with visit.host.app.app_context():
         count = unrecorded.Count(3, dt.datetime.now(dt.UTC))
-        unrecorded.add(visit.host.state.engine, count)
+        unrecorded.add(visit.host.state.engine, "default", count)
 
     assert "could not be recorded since" in visit.get("/credly").text
     visit.post("/credly/unrecorded/3/dismiss")
@@ -838,13 +838,13 @@ def test_every_command_works(
     template_id = credly.add_template("One Badge")
 
     with host.app.app_context():
-        connection.connect(
+        accounts.connect(
             host.state,
             organization_id=credly.organization_id,
             client_id=credly.client_id,
             client_secret=credly.client_secret,
         )
-        connection.add_mapping(host.state, COURSES[0], template_id)
+        accounts.add_mapping(host.state, COURSES[0], template_id)
 
     run = host.app.test_cli_runner().invoke
 
@@ -874,15 +874,15 @@ def test_a_renamed_course_has_its_new_title_on_every_page(
     template_id = credly.add_template("One Badge")
 
     with host.app.app_context():
-        connection.connect(
+        accounts.connect(
             host.state,
             organization_id=credly.organization_id,
             client_id=credly.client_id,
             client_secret=credly.client_secret,
         )
-        mapping = connection.add_mapping(host.state, courses[0], template_id)
+        mapping = accounts.add_mapping(host.state, courses[0], template_id)
         host.complete()
-        run_id = backfills.start(host.state.engine, mapping.id)
+        run_id = backfills.start(host.state.engine, "default", mapping.id)
 
     courses[:] = [Course("py-101", "New title")]
     client = host.app.test_client()
@@ -962,7 +962,7 @@ def test_a_course_is_found_again_whatever_its_id_is_made_of(
     template_id = credly.add_template("One Badge")
 
     with host.app.app_context():
-        connection.connect(
+        accounts.connect(
             host.state,
             organization_id=credly.organization_id,
             client_id=credly.client_id,

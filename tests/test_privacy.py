@@ -28,8 +28,8 @@ from test_worker import farm as farm
 from test_worker import wait_for
 from test_worker import WORKER
 
+from flask_credly import accounts
 from flask_credly import badge_issued
-from flask_credly import connection
 from flask_credly import jobs
 from flask_credly import Member
 from flask_credly.credly import Client
@@ -64,8 +64,8 @@ def add(host: Host, credly: CredlySimulator, course_id: str) -> None:
     """Map one more course, to a badge of its own."""
     course = next(each for each in COURSES if each.id == course_id)
     template_id = credly.add_template(f"{course.title} Badge")
-    connection.sync_templates(host.state)
-    connection.add_mapping(host.state, course, template_id)
+    accounts.sync_templates(host.state)
+    accounts.add_mapping(host.state, course, template_id)
 
 
 def everything(host: Host) -> str:
@@ -100,6 +100,7 @@ def live_a_life(host: Host, credly: CredlySimulator) -> None:
     mapping_id = host.db.session.scalar(sa.select(sa.func.min(Mapping.id)))
     issuances.add_test(
         host.state.engine,
+        "default",
         mapping_id or 0,
         email=ADA.email.upper(),
         first_name=ADA.first_name,
@@ -328,7 +329,7 @@ class TestErase:
         host, _, _ = connected
         host.complete(member=ADA)
         host.drain()
-        connection.remove(host.state)
+        accounts.remove(host.state)
         assert named_in(everything(host)) == [ADA.id]
 
         host.credly.erase_member(ADA.id)
@@ -340,14 +341,14 @@ class TestErase:
         host.complete(member=ADA)
         host.drain()
         host.credly.erase_member(ADA.id)
-        connection.remove(host.state)
-        connection.connect(
+        accounts.remove(host.state)
+        accounts.connect(
             host.state,
             organization_id=credly.organization_id,
             client_id=credly.client_id,
             client_secret=credly.client_secret,
         )
-        connection.add_mapping(host.state, COURSES[0], template_id)
+        accounts.add_mapping(host.state, COURSES[0], template_id)
         host.drain()
 
         assert (host.row().state, len(credly.badges)) == ("issued", 1)
@@ -451,7 +452,7 @@ class TestEraseInFlight:
     ) -> None:
         host, credly, _ = connected
         # An outage is not waited for.
-        monkeypatch.setattr("flask_credly.issuing.drain.SHORT_PAUSE", 0.0)
+        monkeypatch.setattr("flask_credly.issuing.dispatcher.SHORT_PAUSE", 0.0)
         body = {
             "data": {"message": f"No {ADA.email}, {ADA.first_name} {ADA.last_name}"}
         }
@@ -475,7 +476,7 @@ class TestEraseInFlight:
             connect(host, credly)
             host.complete(member=ADA)
             engine = host.state.engine
-            gate = gates.read(engine)
+            gate = gates.read(engine, "default")
             assert gate is not None
             (row,) = claim.claim(engine, gate, limit=1, lease_seconds=60)
             said: list[privacy.Erased] = []
@@ -483,7 +484,7 @@ class TestEraseInFlight:
             with engine.connect() as worker:
                 settle.fail.__wrapped__(worker, row, f"{ADA.email} is refused")  # type: ignore[attr-defined]
                 eraser = threading.Thread(
-                    target=lambda: said.append(privacy.erase(engine, ADA.id))
+                    target=lambda: said.append(privacy.erase(engine, "default", ADA.id))
                 )
                 eraser.start()
                 eraser.join(0.5)
@@ -518,16 +519,16 @@ class TestEraseInFlight:
     ) -> None:
         host, credly, _ = connected
         host.complete(member=ADA)
-        from flask_credly.issuing import drain
+        from flask_credly.issuing import token
 
-        get_token = drain.get_token
+        get_token = token.get_token
 
         def erase_first(*args: t.Any, **given: t.Any) -> t.Any:
             host.credly.erase_member(ADA.id)
             return get_token(*args, **given)
 
         with monkeypatch.context() as patched:
-            patched.setattr(drain, "get_token", erase_first)
+            patched.setattr(token, "get_token", erase_first)
             host.drain()
 
         assert (host.row().state, credly.count("issue")) == ("cancelled", 0)
@@ -630,7 +631,7 @@ class TestErasePages:
         host.credly.erase_member(ADA.id)
         row = host.row()
 
-        assert issuances.retry(host.state.engine, row.id) == 0
+        assert issuances.retry(host.state.engine, "default", row.id) == 0
         assert host.row().state == "cancelled"
 
 
@@ -692,7 +693,7 @@ class TestExport:
                 "issued",
                 "failed",
                 "held",
-                "pending",
+                "none",
             ]
             issued, failed, test, _ = found["badges"]
             assert [issued["email"], issued["first_name"]] == [
@@ -781,7 +782,7 @@ class TestPrune:
             said = run(host, "prune")
 
             named = [row for row in host.rows() if row.email + row.first_name]
-            assert [row.state for row in named] == ["pending"]
+            assert [row.state for row in named] == ["none"]
             # The entries name members, so that they go as well.
             assert host.log() == []
             assert len(host.attempts()) == 7
@@ -897,7 +898,7 @@ class TestPrune:
             forget = retention._forget
 
             def retry_first(*args: t.Any) -> int:
-                issuances.retry(host.state.engine, host.row().id)
+                issuances.retry(host.state.engine, "default", host.row().id)
                 return forget(*args)
 
             monkeypatch.setattr(retention, "_forget", retry_first)
@@ -930,7 +931,7 @@ class TestPrune:
         host, _, _ = connected
         session = host.db.session()
         host.complete(member=ADA, session=session)
-        connection.remove(host.state)
+        accounts.remove(host.state)
         session.commit()
         assert [row.email for row in host.rows()] == [ADA.email]
 
@@ -955,7 +956,7 @@ def test_remove_leaves_no_name_without_an_address(
         host.drain(2)
         assert (host.row().email, host.row().first_name) == ("", ADA.first_name)
 
-        connection.remove(host.state)
+        accounts.remove(host.state)
 
         assert named_in(everything(host)) == [ADA.id]
 

@@ -22,7 +22,7 @@ from test_pages import HX
 from test_pages import LIST
 from test_pages import WINDOW
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import Member
 from flask_credly.models import Account
 from flask_credly.models import Issuance
@@ -131,7 +131,9 @@ def test_a07_active_templates_are_synced_to_the_last_page(
     browser.connect(credly)
 
     with host.app.app_context():
-        names = {each.name for each in connection.list_templates(host.db.session)}
+        names = {
+            each.name for each in accounts.list_templates(host.db.session, "default")
+        }
 
     assert names == {f"Badge {number}" for number in range(120)}
 
@@ -169,7 +171,7 @@ def test_a10_the_remove_icon_deletes_the_mapping(
     assert 'aria-label="Remove mapping for Python 101"' in page
 
     browser.post(action)
-    assert connection.list_mappings(connected.host.db.session) == []
+    assert accounts.list_mappings(connected.host.db.session, "default") == []
 
 
 def test_a11_each_course_has_one_template_and_a_template_many_courses(
@@ -192,7 +194,7 @@ def test_a12_a_completed_course_or_learning_path_is_the_trigger(
     host, credly, template_id = connected
 
     if course != COURSES[0]:
-        connection.add_mapping(host.state, course, template_id)
+        accounts.add_mapping(host.state, course, template_id)
 
     host.complete(course_id=course.id, kind=course.kind)
     host.complete(course_id="unmapped")
@@ -226,9 +228,9 @@ def test_a14_a_member_gets_one_badge_for_each_course(connected: Connected) -> No
         host.drain()
 
     other = credly.add_template("Another Badge")
-    connection.sync_templates(host.state)
-    (mapping,) = connection.list_mappings(host.db.session)
-    connection.change_mapping(host.state, mapping.id, COURSES[0], other)
+    accounts.sync_templates(host.state)
+    (mapping,) = accounts.list_mappings(host.db.session, "default")
+    accounts.change_mapping(host.state, mapping.id, COURSES[0], other)
     host.complete()
     host.drain()
 

@@ -27,7 +27,7 @@ from flask_credly import doctor
 from flask_credly import keys
 from flask_credly.models import Issuance
 from flask_credly.models import UTCDateTime
-from flask_credly.settings import get_state
+from flask_credly.state import get_state
 from flask_credly.testing import CredlySimulator
 
 
@@ -439,7 +439,7 @@ def test_every_constraint_has_its_fixed_name(host: Host) -> None:
 
     assert sorted(str(constraint["name"]) for constraint in unique) == [
         "uq_credly_issuance_badge_id",
-        "uq_credly_issuance_member_id_kind_course_id_organization_id",
+        "uq_credly_issuance_completion",
     ]
 
 
@@ -691,7 +691,7 @@ def test_an_environment_variable_that_no_setting_took_up_is_warned_of(
 
     assert (found.status == "warning") is bool(warned)
     assert all(name in found.detail for name in warned)
-    assert "pass-word" not in found.detail + str(found.mend)
+    assert "pass-word" not in found.detail + str(found.hint)
 
 
 def test_what_is_set_after_init_app_is_named(make_host: MakeHost) -> None:
@@ -703,4 +703,4 @@ def test_what_is_set_after_init_app_is_named(make_host: MakeHost) -> None:
 
     assert found.status == "warning"
     assert "CREDLY_API_URL, CREDLY_TOKEN_URL" in found.detail
-    assert found.mend == "Read the configuration before credly.init_app(app)."
+    assert found.hint == "Read the configuration before credly.init_app(app)."

@@ -25,7 +25,7 @@ import responses
 from conftest import MakeHost
 from werkzeug.test import Client
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import testing
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing import Organization
@@ -2001,7 +2001,7 @@ def test_it_is_served_by_a_command_that_says_what_to_do(make_host: MakeHost) -> 
         )
 
         with host.app.app_context():
-            found = connection.connect(
+            found = accounts.connect(
                 host.state,
                 organization_id=account[0],
                 client_id=account[1],

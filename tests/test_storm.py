@@ -146,7 +146,7 @@ def log_of(*entries: LogEntry, rows: cabc.Sequence[Issuance] = ()) -> list[str]:
         (invariants.half_kept({}, ["a"]), invariants.half_kept({}, [])),
         (invariants.host_lost([], ["42"]), invariants.host_lost(["42"], ["42"])),
         (
-            invariants.unsettled([a_row(state="sending")]),
+            invariants.unsettled([a_row(state="none")]),
             invariants.unsettled([a_row()], [an_attempt()]),
         ),
         (invariants.unsettled([a_row()], [an_attempt(finished_at=None)]), []),

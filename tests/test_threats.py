@@ -69,7 +69,7 @@ from test_worker import Farm
 from test_worker import farm as farm
 
 import flask_credly
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import Course
 from flask_credly import course_completed
 from flask_credly import Member
@@ -82,6 +82,7 @@ from flask_credly.errors import OutcomeUnknown
 from flask_credly.errors import SecretUnreadable
 from flask_credly.errors import Unavailable
 from flask_credly.issuing import notifier
+from flask_credly.issuing import periodic
 from flask_credly.issuing.token import get_token
 from flask_credly.ledger import backfills
 from flask_credly.ledger import unrecorded
@@ -179,10 +180,12 @@ def fill(host: Host, credly: CredlySimulator) -> str:
         credly.fail("issue", status=429)
         host.complete("3")
         host.drain()
-        backfills.start(host.state.engine, 1)
-        unrecorded.add(host.state.engine, unrecorded.Count(9, dt.datetime.now(dt.UTC)))
+        backfills.start(host.state.engine, "default", 1)
+        unrecorded.add(
+            host.state.engine, "default", unrecorded.Count(9, dt.datetime.now(dt.UTC))
+        )
         states = {row.state for row in host.rows()}
-        assert states == {"failed", "issued", "pending"}
+        assert states == {"failed", "issued", "none"}
         host.db.session.remove()
 
     return template_id
@@ -864,7 +867,7 @@ def test_one_record_is_one_line(
     with host.app.app_context():
         template_id = connect(host, credly).template_id
         course = Course(id=f"id {text}".replace("\0", ""), title=text)
-        connection.add_mapping(host.state, course, template_id)
+        accounts.add_mapping(host.state, course, template_id)
         member = Member(id=text, email=text, first_name=text, last_name=text)
 
         # What is recorded, refused, and taken back
@@ -902,7 +905,7 @@ def test_one_record_is_one_line(
                 host.db.session.commit()
 
                 with contextlib.suppress(CredlyError):
-                    connection.sync_templates(host.state)
+                    accounts.sync_templates(host.state)
 
                 credly.clear_faults()
 
@@ -1032,7 +1035,7 @@ def test_a_form_takes_only_its_fields(filled: Filled) -> None:
         connected = host.db.session.scalars(sa.select(Account)).one()
         assert connected.organization_id == credly.organization_id
         row = host.rows()[-1]
-        assert (row.state, row.test, row.attempts) == ("pending", True, 0)
+        assert (row.state, row.test, row.attempts) == ("none", True, 0)
         assert row.member_id.startswith("test-")
         assert row.badge_id is None
         assert row.organization_id == credly.organization_id
@@ -1052,9 +1055,9 @@ def test_a_mapping_takes_only_what_is_offered(
     foreign = CredlySimulator().add_template("Badge of another organization")
 
     with host.app.app_context():
-        connection.sync_templates(host.state)
+        accounts.sync_templates(host.state)
         credly.change_template(archived, state="archived")
-        connection.sync_templates(host.state)
+        accounts.sync_templates(host.state)
         host.db.session.remove()
 
     browser = Browser(host.app)
@@ -1093,7 +1096,7 @@ def test_a_foreign_id_is_an_unknown_one(
         host.db.session.execute(sa.update(Mapping).values(id=4321))
         host.db.session.execute(sa.update(Batch).values(id=4321))
         host.db.session.commit()
-        connection.remove(host.state)
+        accounts.remove(host.state)
         connect(host, credly)
         host.db.session.remove()
 
@@ -1433,7 +1436,7 @@ def test_a_traceback_with_variables_shows_no_secret(
         )
 
     def reconnect() -> object:
-        return connection.connect(
+        return accounts.connect(
             host.state,
             organization_id=credly.organization_id,
             client_id=credly.client_id,
@@ -1451,8 +1454,8 @@ def test_a_traceback_with_variables_shows_no_secret(
 
         for ask in (
             *first,
-            lambda: connection.check(host.state),
-            lambda: connection.sync_templates(host.state),
+            lambda: accounts.check(host.state),
+            lambda: accounts.sync_templates(host.state),
         ):
             if kind == "token":
                 credly.revoke_tokens()
@@ -1489,7 +1492,7 @@ def test_a_sealed_value_that_does_not_open_shows_nothing(
         host.db.session.commit()
 
         with pytest.raises(SecretUnreadable) as caught:
-            connection.sync_templates(host.state)
+            accounts.sync_templates(host.state)
 
         shown = frames_of(caught.value)
         assert SECRET not in shown
@@ -1576,7 +1579,7 @@ def test_a_forged_job_that_runs_when_it_is_read_is_refused(
     queue = notifier.web_queue(farm.host.state)
     assert queue is not None
     forged = rq.Queue(queue.name, connection=farm.redis, serializer=pickle)
-    forged.enqueue_call(notifier.DRAIN, args=(Evil(marker),))
+    forged.enqueue_call(periodic.DRAIN.function, args=(Evil(marker),))
     farm.run("flask", "credly", "worker", "--burst")
 
     assert not marker.exists()

@@ -24,14 +24,16 @@ from conftest import Host
 from conftest import MakeHost
 from hypothesis import strategies as st
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import jobs
 from flask_credly.credly import Client
 from flask_credly.credly import Deadline
 from flask_credly.credly import leaving_before
 from flask_credly.credly import transport
 from flask_credly.errors import TooLate
-from flask_credly.issuing import drain
+from flask_credly.issuing import dispatcher
+from flask_credly.issuing import throttle
+from flask_credly.issuing import verdict
 from flask_credly.issuing.stopping import stopping
 from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
@@ -117,16 +119,16 @@ def erase(host: Host) -> None:
 
 
 def remove(host: Host) -> None:
-    connection.remove(host.state)
+    accounts.remove(host.state)
 
 
 def pause(host: Host) -> None:
-    gates.switch(host.state.engine, on=False)
+    gates.switch(host.state.engine, "default", on=False)
 
 
 def unmap(host: Host) -> None:
-    for mapping in connection.list_mappings(host.db.session):
-        connection.remove_mapping(host.state, mapping.id)
+    for mapping in accounts.list_mappings(host.db.session, "default"):
+        accounts.remove_mapping(host.state, mapping.id)
 
 
 stops = pytest.mark.parametrize("stop", [erase, remove, pause, unmap])
@@ -181,7 +183,7 @@ def test_what_waits_for_a_thread_can_be_stopped(
         stopped = time.monotonic()
 
     # A tenth for a busy machine.
-    assert max(sent) < stopped + drain.GLANCE + 0.1
+    assert max(sent) < stopped + throttle.LOOKAHEAD + 0.1
 
 
 def test_what_is_stopped_while_the_connection_is_made_is_not_sent(
@@ -216,7 +218,7 @@ def test_a_slow_connection_sends_nothing_late_and_everything_in_the_end(
     real = socket.getaddrinfo
 
     def resolve(*given: t.Any) -> t.Any:
-        time.sleep(drain.GLANCE + 0.1)
+        time.sleep(throttle.LOOKAHEAD + 0.1)
         return real(*given)
 
     # As where the connection that was opened ahead was closed again.
@@ -237,7 +239,7 @@ def test_a_resolver_that_hangs_is_an_outage_and_no_attempt(
 ) -> None:
     host, credly, _ = served()
     monkeypatch.setattr(transport, "CONNECT_TIMEOUT", 0.2)
-    monkeypatch.setattr(drain, "SHORT_PAUSE", 0.0)
+    monkeypatch.setattr(dispatcher, "SHORT_PAUSE", 0.0)
     hangs = threading.Event()
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: hangs.wait(30))
     host.complete()
@@ -246,7 +248,7 @@ def test_a_resolver_that_hangs_is_an_outage_and_no_attempt(
     hangs.set()
 
     assert time.monotonic() - began < 5
-    assert (host.row().state, host.row().attempts) == ("pending", 0)
+    assert (host.row().state, host.row().attempts) == ("none", 0)
     assert host.attempts() == []
     assert [error for error, _ in host.log()] == ["Credly unreachable"]
 
@@ -376,13 +378,13 @@ def test_a_deadline_believes_the_clock_that_went_furthest(
 
 def another_template(connected: Connected, name: str = "Other Badge") -> str:
     other = connected.credly.add_template(name)
-    connection.sync_templates(connected.host.state)
+    accounts.sync_templates(connected.host.state)
     return other
 
 
 def map_to(host: Host, template_id: str) -> None:
     unmap(host)
-    connection.add_mapping(host.state, COURSES[0], template_id)
+    accounts.add_mapping(host.state, COURSES[0], template_id)
 
 
 @pytest.fixture
@@ -413,7 +415,7 @@ class TestTheMappingOfNow:
         host, credly, _ = on_database
         host.complete()
         engine = host.state.engine
-        gate = gates.read(engine)
+        gate = gates.read(engine, "default")
         assert gate is not None
         rows = claim.claim(engine, gate, limit=1, lease_seconds=60)
         map_to(host, other := another_template(on_database))
@@ -454,7 +456,7 @@ class TestTheMappingOfNow:
         host.app.config["CREDLY_RETRY_DELAY"] = 0
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(drain._Drain, "_wait", lambda *_: 60)
+            patch.setattr(verdict.Judge, "_wait", lambda *_: 60)
             host.complete()
             host.drain()
 
@@ -478,7 +480,7 @@ class TestTheMappingOfNow:
         credly.fail("look-up", times=None, status=403)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(drain._Drain, "_wait", lambda *_: 60)
+            patch.setattr(verdict.Judge, "_wait", lambda *_: 60)
             host.complete()
             host.drain()
 
@@ -519,7 +521,7 @@ class TestMappedAgain:
             long_ago = dt.datetime.now(dt.UTC) - dt.timedelta(hours=2)
             host.db.session.execute(sa.update(Issuance).values(settled_at=long_ago))
             host.db.session.commit()
-            connection.add_mapping(host.state, COURSES[0], template_id)
+            accounts.add_mapping(host.state, COURSES[0], template_id)
             assert host.row().state == "cancelled"
             yield Connected(host, credly, template_id)
             host.drain()
@@ -528,9 +530,9 @@ class TestMappedAgain:
 
     @every_database
     def test_a_retry_of_all_takes_it_up(self, again: Connected) -> None:
-        assert issuances.retriable(again.host.db.session) == 1
+        assert issuances.retriable(again.host.db.session, "default") == 1
         again.host.db.session.remove()
-        assert issuances.retry(again.host.state.engine) == 1
+        assert issuances.retry(again.host.state.engine, "default") == 1
 
     @every_database
     def test_a_backfill_takes_it_up(self, again: Connected) -> None:
@@ -539,8 +541,8 @@ class TestMappedAgain:
         host = again.host
         found = backfill.preview(host.state, COURSES[0])
         assert (found.to_issue, found.there, found.failed) == (1, 0, 0)
-        (mapping,) = connection.list_mappings(host.db.session)
-        backfills.start(host.state.engine, mapping.id)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        backfills.start(host.state.engine, "default", mapping.id)
         jobs.backfill()
 
     @every_database
@@ -559,7 +561,7 @@ class TestMappedAgain:
         host.db.session.commit()
         row = host.row()
 
-        assert (row.state, row.email, row.error) == ("pending", "new@example.org", None)
+        assert (row.state, row.email, row.error) == ("none", "new@example.org", None)
         assert (row.settled_at, row.attempts) == (None, 0)
 
     @every_database
@@ -576,7 +578,7 @@ def test_a_completion_joins_and_goes_with_the_hosts_rollback_also_where_it_comes
     host.complete()
     unmap(host)
     host.drain()
-    connection.add_mapping(host.state, COURSES[0], template_id)
+    accounts.add_mapping(host.state, COURSES[0], template_id)
     host.db.session.execute(sa.update(Account).values(client_id="other"))
     host.complete()
     host.db.session.rollback()
@@ -605,12 +607,12 @@ def test_an_erased_row_never_comes_back(on_database: Connected) -> None:
     unmap(host)
     host.drain()
     host.credly.erase_member("42")
-    connection.add_mapping(host.state, COURSES[0], template_id)
+    accounts.add_mapping(host.state, COURSES[0], template_id)
     host.complete()
     erased, fresh = host.rows()
 
-    assert (erased.state, erased.email, fresh.state) == ("cancelled", "", "pending")
-    assert issuances.retry(host.state.engine) == 0
+    assert (erased.state, erased.email, fresh.state) == ("cancelled", "", "none")
+    assert issuances.retry(host.state.engine, "default") == 0
 
 
 @every_database
@@ -692,7 +694,7 @@ class TestOutages:
         self, connected: Connected, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         host, credly, _ = connected
-        monkeypatch.setattr(drain, "SHORT_PAUSE", 0.0)
+        monkeypatch.setattr(dispatcher, "SHORT_PAUSE", 0.0)
         credly.revoke_tokens()
         credly.fail("token", times=None, status=503)
         host.complete()
@@ -726,19 +728,21 @@ class TestOutages:
         self, on_database: Connected, world: World
     ) -> None:
         host, _, _ = on_database
-        gate = gates.read(host.state.engine)
+        gate = gates.read(host.state.engine, "default")
         assert gate is not None
         engine, generation = host.state.engine, gate.generation
-        assert gates.pause(engine, generation, "unavailable", 0, "down")
+        assert gates.pause(engine, "default", generation, "unavailable", 0, "down")
         # Another, whose request was on its way.
-        assert gates.pause(engine, generation, "unavailable", 0, "down") is None
+        assert (
+            gates.pause(engine, "default", generation, "unavailable", 0, "down") is None
+        )
         assert 2 <= paused_for(host, world) <= 2.5
         world.advance(3)
-        assert gates.pause(engine, generation, "unavailable", 0, "down")
+        assert gates.pause(engine, "default", generation, "unavailable", 0, "down")
         assert 4 <= paused_for(host, world) <= 5
         world.advance(6)
-        gates.resume(engine, generation)
-        assert gates.pause(engine, generation, "unavailable", 0, "down")
+        gates.resume(engine, "default", generation)
+        assert gates.pause(engine, "default", generation, "unavailable", 0, "down")
         assert 2 <= paused_for(host, world) <= 2.5
 
     @pytest.mark.parametrize("kind", ["token", "issue", "look-up"])
@@ -757,7 +761,7 @@ class TestOutages:
         most: float,
     ) -> None:
         host, credly, _ = connected
-        monkeypatch.setattr(drain, "SHORT_PAUSE", 0.0)
+        monkeypatch.setattr(dispatcher, "SHORT_PAUSE", 0.0)
         host.complete()
 
         if kind == "token":
@@ -808,7 +812,7 @@ class TestOutages:
             host.drain()
             world.advance(5)
 
-        assert {row.state for row in host.rows()} == {"pending"} or booked
+        assert {row.state for row in host.rows()} == {"none"} or booked
         credly.clear_faults()
 
         for _ in range(9):
@@ -852,7 +856,7 @@ class TestTheWaitCountsFromTheRequest:
         self, host: Host, credly: CredlySimulator, in_context: None, world: World
     ) -> None:
         connect(host, credly, allow_duplicate_badges=True)
-        credly.look_up_lag = drain.DUPLICATES_WAIT - 1
+        credly.look_up_lag = verdict.DUPLICATES_WAIT - 1
         host.complete()
         real = Client.issue
 
@@ -897,15 +901,15 @@ class TestTheWaitCountsFromTheRequest:
 
         with Elsewhere(host):
             assert under_way.wait(30)
-            connection.remove(host.state)
-            connection.connect(
+            accounts.remove(host.state)
+            accounts.connect(
                 host.state,
                 organization_id=credly.organization_id,
                 client_id=credly.client_id,
                 client_secret=credly.client_secret,
             )
-            connection.add_mapping(host.state, COURSES[0], template_id)
-            assert issuances.retry(host.state.engine, host.row().id) == 1
+            accounts.add_mapping(host.state, COURSES[0], template_id)
+            assert issuances.retry(host.state.engine, "default", host.row().id) == 1
             host.drain()
             assert credly.count("look-up") == credly.count("issue") == 0
             go_on.set()
@@ -920,19 +924,19 @@ class TestTheWaitCountsFromTheRequest:
         self, host: Host, credly: CredlySimulator, in_context: None, world: World
     ) -> None:
         template_id = connect(host, credly, allow_duplicate_badges=True).template_id
-        credly.look_up_lag = drain.DUPLICATES_WAIT - 1
+        credly.look_up_lag = verdict.DUPLICATES_WAIT - 1
         credly.fail("issue", how="reset", after=True)
         host.complete()
         host.drain()
-        connection.remove(host.state)
-        connection.connect(
+        accounts.remove(host.state)
+        accounts.connect(
             host.state,
             organization_id=credly.organization_id,
             client_id=credly.client_id,
             client_secret=credly.client_secret,
         )
-        connection.add_mapping(host.state, COURSES[0], template_id)
-        issuances.retry(host.state.engine)
+        accounts.add_mapping(host.state, COURSES[0], template_id)
+        issuances.retry(host.state.engine, "default")
 
         for _ in range(30):
             host.drain()
@@ -949,7 +953,7 @@ class TestTheWaitCountsFromTheRequest:
         host.complete()
         host.drain()
         assert host.row().state == "failed"
-        issuances.retry(host.state.engine)
+        issuances.retry(host.state.engine, "default")
         host.drain()
 
         assert host.row().state == "issued"
@@ -1063,7 +1067,7 @@ stop = st.tuples(st.sampled_from([0.2, 0.3, 4.0, 6.0, 70.0, 500.0]), st.booleans
     dies_at=st.sampled_from(["", "begun", "headers", "body", "answer"]),
     lost=st.booleans(),
     removed=st.booleans(),
-    lag=st.sampled_from([0.0, 30.0, drain.DUPLICATES_WAIT - 1]),
+    lag=st.sampled_from([0.0, 30.0, verdict.DUPLICATES_WAIT - 1]),
 )
 @hypothesis.settings(
     max_examples=60,
@@ -1110,20 +1114,20 @@ def test_between_the_last_byte_and_the_next_worker_lies_the_settle_time(
     worker.stops, worker.dies_at = {}, ""
 
     if removed:
-        connection.remove(host.state)
-        connection.connect(
+        accounts.remove(host.state)
+        accounts.connect(
             host.state,
             organization_id=credly.organization_id,
             client_id=credly.client_id,
             client_secret=credly.client_secret,
         )
-        connection.add_mapping(host.state, COURSES[0], template_id)
-        issuances.retry(host.state.engine)
+        accounts.add_mapping(host.state, COURSES[0], template_id)
+        issuances.retry(host.state.engine, "default")
 
     for row in host.rows():
         if row.due_at is not None and worker.left_at:
             free = (row.due_at - world.began).total_seconds()
-            assert free - worker.left_at[-1] >= drain.DUPLICATES_WAIT
+            assert free - worker.left_at[-1] >= verdict.DUPLICATES_WAIT
 
     for _ in range(30):
         host.drain()

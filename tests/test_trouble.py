@@ -39,6 +39,7 @@ from test_worker import WORKER
 from example_app.redis_server import free_port
 from example_app.redis_server import own_redis
 from flask_credly.issuing import notifier
+from flask_credly.issuing import periodic
 from flask_credly.issuing import workers
 from flask_credly.issuing.trouble import _KNOWN
 from flask_credly.issuing.trouble import explain
@@ -501,7 +502,7 @@ def test_the_user_of_the_documentation_may_do_what_is_needed(
     ] * 3
     wait_for(
         lambda: any(
-            server.admin.hexists(key, f"credly_success:{notifier.DRAIN}")
+            server.admin.hexists(key, f"credly_success:{periodic.DRAIN.function}")
             for key in server.admin.smembers("rq:workers")
         )
     )

@@ -34,13 +34,14 @@ from test_worker import farm as farm
 from test_worker import wait_for
 from test_worker import WORKER
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import Course
 from flask_credly import course_completed
 from flask_credly import jobs
 from flask_credly import Member
 from flask_credly.issuing import meanwhile
 from flask_credly.issuing import notifier
+from flask_credly.issuing import periodic
 from flask_credly.issuing import unrecorded
 from flask_credly.ledger import backfills
 from flask_credly.ledger import privacy
@@ -260,7 +261,7 @@ def test_what_could_not_be_recorded_is_shown_healed_and_said(
     found = school.doctor()
     assert found["status"] == "error"
     assert found["detail"].startswith("3 completions could not be recorded since ")
-    assert f"flask credly backfill --since {(since - HOUR).date()}" in found["mend"]
+    assert f"flask credly backfill --since {(since - HOUR).date()}" in found["hint"]
     assert "3 completions could not be recorded since " in school.window()
     assert school.states() == {}
 
@@ -340,7 +341,7 @@ def test_a_wrong_call_outside_of_a_context_is_counted(
     host.wait_for_count()
 
     with host.app.app_context():
-        assert unrecorded.read(host.state).number == 1
+        assert unrecorded.read(host.state, "default").number == 1
 
 
 READ_ONLY = {
@@ -469,7 +470,7 @@ def test_a_full_disk_is_known(school: School) -> None:
     """SQLite's own limit: the row that has no room is the member's, not the count."""
     engine = school.host.state.engine
     school.host.db.session.remove()
-    counted.add(engine, counted.Count(1, now()))
+    counted.add(engine, "default", counted.Count(1, now()))
 
     def limit(raw: t.Any, _: object) -> None:
         (pages,) = raw.execute("PRAGMA page_count").fetchone()
@@ -549,7 +550,7 @@ def test_a_host_with_one_connection_for_all_threads_keeps_its_transaction(
         session.rollback()
 
         assert session.scalar(sa.text("SELECT count(*) FROM enrolment")) == 0
-        assert unrecorded.read(host.state).number == 1
+        assert unrecorded.read(host.state, "default").number == 1
 
 
 def test_a_process_that_ends_at_once_has_counted(farm: Farm) -> None:
@@ -607,17 +608,17 @@ def test_counts_of_many_processes_at_once_are_all_there(school: School) -> None:
 @every_database
 def test_the_earliest_time_stays_and_what_comes_meanwhile_too(school: School) -> None:
     engine = school.host.state.engine
-    counted.add(engine, counted.Count(2, now() - DAY))
-    counted.add(engine, counted.Count(1, now() - 2 * DAY))
-    counted.add(engine, counted.Count(3, now()))
+    counted.add(engine, "default", counted.Count(2, now() - DAY))
+    counted.add(engine, "default", counted.Count(1, now() - 2 * DAY))
+    counted.add(engine, "default", counted.Count(3, now()))
 
     number, since = school.status()
     assert number == 6
     assert since is not None and since < now() - DAY - HOUR
 
-    counted.settle(engine, 4)
+    counted.settle(engine, "default", 4)
     assert school.status()[0] == 2
-    counted.settle(engine, 4)
+    counted.settle(engine, "default", 4)
     assert school.status() == (0, None)
 
 
@@ -632,13 +633,13 @@ def test_without_the_hook_it_is_dismissed_on_the_page(make_school: MakeSchool) -
 
     found = school.doctor()
     assert found["status"] == "error"
-    assert "Send them again, then flask credly dismiss" in found["mend"]
+    assert "Send them again, then flask credly dismiss" in found["hint"]
     page = school.window()
     assert "1 completion could not be recorded since " in page
     assert "can send them again" in page
 
     # One more since the page was loaded stays.
-    counted.add(school.host.state.engine, counted.Count(1, now()))
+    counted.add(school.host.state.engine, "default", counted.Count(1, now()))
     path = f"{WINDOW}/unrecorded/1/dismiss"
     browser = school.browser
     browser.client.post(path)  # without a token
@@ -701,8 +702,8 @@ def test_a_backfill_that_fails_settles_nothing(
 
 def test_a_course_and_a_path_with_one_id_are_told_apart(school: School) -> None:
     path = Course("py-101", "Python path", "learning_path")
-    (mapping,) = connection.list_mappings(school.host.db.session)
-    connection.add_mapping(school.host.state, path, mapping.template_id)
+    (mapping,) = accounts.list_mappings(school.host.db.session, "default")
+    accounts.add_mapping(school.host.state, path, mapping.template_id)
     found = school.flask("backfill", "--course", "py-101", "--dry-run")
 
     assert found.exit_code == 2
@@ -728,7 +729,7 @@ def test_nothing_is_issued_unasked_from_before_the_mapping(school: School) -> No
     school.graduate("after", now() - DAY)
     jobs.heal()
 
-    assert school.states() == {"after": "pending"}
+    assert school.states() == {"after": "none"}
     assert school.host.row().bulk
     assert school.asked[0][1] is not None
     assert abs(school.asked[0][1] - (now() - 2 * DAY)) < HOUR
@@ -741,9 +742,9 @@ def test_it_looks_at_the_last_days_and_further_where_something_is_missing(
     school.graduate("long ago", now() - 30 * DAY)
     school.graduate("of late", now() - 6 * DAY)
     jobs.heal()
-    assert school.states() == {"of late": "pending"}
+    assert school.states() == {"of late": "none"}
 
-    counted.add(school.host.state.engine, counted.Count(1, now() - 28 * DAY))
+    counted.add(school.host.state.engine, "default", counted.Count(1, now() - 28 * DAY))
     jobs.heal()
     assert set(school.states()) == {"of late", "long ago"}
     assert school.status() == (0, None)
@@ -757,20 +758,20 @@ def test_a_mapping_of_unknown_age_begins_now(school: School) -> None:
 
     school.graduate("2", now() + dt.timedelta(seconds=1))
     jobs.heal()
-    assert school.states() == {"2": "pending"}
+    assert school.states() == {"2": "none"}
 
 
 def test_a_mapping_keeps_its_age_with_its_course(school: School) -> None:
     school.map_since(now() - DAY)
     other = school.credly.add_template("Other")
-    connection.sync_templates(school.host.state)
-    (mapping,) = connection.list_mappings(school.host.db.session)
+    accounts.sync_templates(school.host.state)
+    (mapping,) = accounts.list_mappings(school.host.db.session, "default")
     state, mapping_id = school.host.state, mapping.id
-    changed = connection.change_mapping(state, mapping_id, COURSES[0], other)
+    changed = accounts.change_mapping(state, mapping_id, COURSES[0], other)
     assert changed.created_at is not None and changed.created_at < now() - HOUR
 
     # Another course is mapped from now on.
-    changed = connection.change_mapping(state, mapping_id, COURSES[1], other)
+    changed = accounts.change_mapping(state, mapping_id, COURSES[1], other)
     assert changed.created_at is not None and changed.created_at > now() - HOUR
 
 
@@ -779,13 +780,13 @@ def test_a_course_that_was_mapped_anew_meanwhile_is_not_healed_from_before(
 ) -> None:
     school.map_since(now() - DAY)
     school.graduate("1", now() - HOUR)
-    (mapping,) = connection.list_mappings(school.host.db.session)
+    (mapping,) = accounts.list_mappings(school.host.db.session, "default")
     run_id = backfills.start(
-        school.host.state.engine, mapping.id, now() - DAY, healing=True
+        school.host.state.engine, "default", mapping.id, now() - DAY, healing=True
     )
     template_id = mapping.template_id
-    connection.remove_mapping(school.host.state, mapping.id)
-    connection.add_mapping(school.host.state, COURSES[0], template_id)
+    accounts.remove_mapping(school.host.state, mapping.id)
+    accounts.add_mapping(school.host.state, COURSES[0], template_id)
     jobs.backfill()
 
     assert run_id is not None
@@ -801,13 +802,13 @@ def test_what_has_a_row_is_left_alone(school: School, state: str) -> None:
     school.graduate("2")
     jobs.heal()
 
-    assert school.states() == {"1": state, "2": "pending"}
+    assert school.states() == {"1": state, "2": "none"}
 
 
 def test_an_erased_member_does_not_come_back(school: School) -> None:
     school.map_since(now() - DAY)
     school.complete("1")
-    privacy.erase(school.host.state.engine, "1")
+    privacy.erase(school.host.state.engine, "default", "1")
     jobs.heal()
 
     assert len(school.host.rows()) == 1
@@ -821,7 +822,7 @@ def test_what_an_admin_stopped_stays_stopped(school: School) -> None:
     session = school.host.db.session
     run = session.scalars(sa.select(Batch)).one()
     assert run.healing
-    backfills.stop(school.host.state.engine, run.id)
+    backfills.stop(school.host.state.engine, "default", run.id)
     jobs.heal()
 
     assert school.states() == {"1": "cancelled"}
@@ -843,14 +844,14 @@ def test_the_switch(make_school: MakeSchool) -> None:
     with school.broken("no table yet"):
         school.complete("2")
 
-    assert "once a day" not in school.doctor()["mend"]
+    assert "once a day" not in school.doctor()["hint"]
     assert "flask credly backfill" in school.window()
     jobs.heal()
     assert school.flask("sweep").exit_code == 0
     jobs_there = notifier.web_queue(school.host.state).jobs
 
     assert school.states() == {}
-    assert notifier.HEAL not in {job.func_name for job in jobs_there}
+    assert periodic.HEAL.function not in {job.func_name for job in jobs_there}
 
 
 def test_a_wrong_switch_is_refused(make_host: MakeHost) -> None:
@@ -871,12 +872,12 @@ def test_a_hook_that_fails_settles_nothing_and_takes_no_other_along(
 
     with host.app.app_context():
         _, _, template_id = connect(host, credly)
-        connection.add_mapping(host.state, COURSES[1], template_id)
-        counted.add(host.state.engine, counted.Count(1, now()))
+        accounts.add_mapping(host.state, COURSES[1], template_id)
+        counted.add(host.state.engine, "default", counted.Count(1, now()))
         jobs.heal()
 
         assert [row.course_id for row in host.rows()] == ["sql"]
-        assert unrecorded.read(host.state).number == 1
+        assert unrecorded.read(host.state, "default").number == 1
         assert "Missed completions of course 'py-101' could not be" in caplog.text
 
 
@@ -886,12 +887,12 @@ def test_a_worker_heals_by_itself(
     school = make_school()
     assert school.flask("sweep").exit_code == 0
     there = [job.func_name for job in notifier.web_queue(school.host.state).jobs]
-    assert there.count(notifier.HEAL) == 1
+    assert there.count(periodic.HEAL.function) == 1
 
     # Once a day.
     assert school.flask("sweep").exit_code == 0
     there = [job.func_name for job in notifier.web_queue(school.host.state).jobs]
-    assert there.count(notifier.HEAL) == 1
+    assert there.count(periodic.HEAL.function) == 1
 
 
 # Giving way
@@ -915,7 +916,7 @@ def test_a_slow_hook_does_not_keep_a_live_badge_waiting(
     with host.app.app_context():
         connect(host, credly)
         mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
-        backfills.start(host.state.engine, mapping_id)
+        backfills.start(host.state.engine, "default", mapping_id)
         host.complete("live")
         host.db.session.remove()
 
@@ -973,7 +974,7 @@ def test_one_worker_issues_while_a_host_is_slow(farm: Farm) -> None:
     mapping_id = farm.host.db.session.scalars(sa.select(Mapping.id)).one()
     farm.host.db.session.remove()
     wait_for(lambda: farm.redis.smembers("rq:workers"))
-    backfills.start(farm.host.state.engine, mapping_id)
+    backfills.start(farm.host.state.engine, "default", mapping_id)
     notifier.ask_for_backfill(farm.host.state)
     wait_for(lambda: started(farm))
     begun = time.monotonic()

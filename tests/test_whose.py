@@ -30,8 +30,8 @@ from test_machine import World
 from test_machine import world as world
 from test_time import map_to
 
+from flask_credly import accounts
 from flask_credly import badge_issued
-from flask_credly import connection
 from flask_credly import Course
 from flask_credly import doctor
 from flask_credly import jobs
@@ -40,7 +40,7 @@ from flask_credly.credly import Client
 from flask_credly.credly import Shown
 from flask_credly.issuing import backfill as past
 from flask_credly.issuing import whose
-from flask_credly.issuing.ask import earner_id
+from flask_credly.issuing.sender import earner_id
 from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
@@ -80,7 +80,7 @@ def settle(host: Host, credly: CredlySimulator) -> None:
 
 
 def second_course(connected: Connected) -> None:
-    connection.add_mapping(connected.host.state, COURSES[1], connected.template_id)
+    accounts.add_mapping(connected.host.state, COURSES[1], connected.template_id)
 
 
 def heard(host: Host) -> list[dict[str, t.Any]]:
@@ -144,7 +144,7 @@ class TestABadgeBelongsToOneRow:
 
         with monkeypatch.context() as patched:
             patched.setattr(Client, "find", find_together)
-            patched.setattr("flask_credly.issuing.drain.GLANCE", 0)
+            patched.setattr("flask_credly.issuing.lane.LOOKAHEAD", 0)
             host.drain()
 
         barrier.abort()
@@ -313,7 +313,7 @@ class TestTheTimeThatWasSent:
         host.drain()
         row = host.row()
 
-        if row.state == "pending":
+        if row.state == "none":
             credly.revoke_badge(credly.badges[0]["id"])
 
         settle(host, credly)
@@ -368,7 +368,7 @@ class TestTheListLags:
             host.make_due()
             host.drain()
 
-        assert (host.row().state, host.row().badge_id) == ("pending", None)
+        assert (host.row().state, host.row().badge_id) == ("none", None)
         credly.advance(600)
         host.make_due()
         host.drain()
@@ -390,9 +390,9 @@ class TestTheListLags:
             host.drain()
             host.make_due()
 
-        issuances.retry(host.state.engine, host.row().id)
+        issuances.retry(host.state.engine, "default", host.row().id)
         host.drain()
-        assert host.row().state == "pending"
+        assert host.row().state == "none"
         credly.advance(600)
         host.make_due()
         host.drain()
@@ -427,20 +427,20 @@ SANDBOX = "11111111-2222-4333-8444-555555555555"
 @contextlib.contextmanager
 def another_organization(host: Host) -> cabc.Iterator[CredlySimulator]:
     """Remove, and connect another one, with the first course mapped."""
-    connection.remove(host.state)
+    accounts.remove(host.state)
     host.db.session.remove()
     other = CredlySimulator(organization_id=SANDBOX)
     template_id = other.add_template("Real Badge")
 
     with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
         other.register(mock)
-        connection.connect(
+        accounts.connect(
             host.state,
             organization_id=other.organization_id,
             client_id=other.client_id,
             client_secret=other.client_secret,
         )
-        connection.add_mapping(host.state, COURSES[0], template_id)
+        accounts.add_mapping(host.state, COURSES[0], template_id)
         yield other
 
     assert other.problems == []
@@ -492,8 +492,8 @@ class TestAnotherOrganization:
             found = past.preview(tried.state, COURSES[0], None)
             assert (found.there, found.failed, found.to_issue) == (0, 0, 3)
 
-            (mapping,) = connection.list_mappings(tried.db.session)
-            backfills.start(tried.state.engine, mapping.id)
+            (mapping,) = accounts.list_mappings(tried.db.session, "default")
+            backfills.start(tried.state.engine, "default", mapping.id)
             jobs.backfill()
             tried.drain()
 
@@ -503,13 +503,13 @@ class TestAnotherOrganization:
     @every_database
     def test_a_retry_takes_this_organizations_row_only(self, tried: Host) -> None:
         with another_organization(tried) as real:
-            assert issuances.retry(tried.state.engine) == 0
+            assert issuances.retry(tried.state.engine, "default") == 0
 
             real.fail("issue", status=422, times=2)
             tried.complete("43")
             settle(tried, real)
-            assert issuances.retriable(tried.db.session) == 1
-            assert issuances.retry(tried.state.engine) == 1
+            assert issuances.retriable(tried.db.session, "default") == 1
+            assert issuances.retry(tried.state.engine, "default") == 1
             real.posts_allowed = 3
             tried.drain()
 
@@ -530,16 +530,16 @@ class TestAnotherOrganization:
             tried.complete("42")
             tried.drain()
 
-        connection.remove(tried.state)
+        accounts.remove(tried.state)
         tried.db.session.remove()
-        connection.connect(
+        accounts.connect(
             tried.state,
             organization_id=credly.organization_id,
             client_id=credly.client_id,
             client_secret=credly.client_secret,
         )
         template_id = credly.badges[0]["badge_template"]["id"]
-        connection.add_mapping(tried.state, COURSES[0], template_id)
+        accounts.add_mapping(tried.state, COURSES[0], template_id)
         tried.complete("42")
         tried.drain()
 
@@ -620,7 +620,7 @@ class TestARestoredDatabase:
         restore()
         run(host, "restored")
         other = credly.add_template("Another")
-        connection.sync_templates(host.state)
+        accounts.sync_templates(host.state)
         map_to(host, other)
         host.drain(3)
 
@@ -660,15 +660,15 @@ class TestARestoredDatabase:
         host.drain()
         restore()
         run(host, "restored")
-        connection.remove(host.state)
+        accounts.remove(host.state)
         host.db.session.remove()
-        connection.connect(
+        accounts.connect(
             host.state,
             organization_id=credly.organization_id,
             client_id=credly.client_id,
             client_secret=credly.client_secret,
         )
-        connection.add_mapping(host.state, COURSES[0], template_id)
+        accounts.add_mapping(host.state, COURSES[0], template_id)
         host.complete("1")
         host.drain()
 
@@ -681,7 +681,7 @@ class TestARestoredDatabase:
     ) -> None:
         host, _, _ = lax
         host.complete("1")
-        gate = gates.read(host.state.engine)
+        gate = gates.read(host.state.engine, "default")
         assert gate is not None
         (row,) = claim.claim(host.state.engine, gate, limit=1, lease_seconds=60)
         run(host, "restored")
@@ -697,9 +697,9 @@ class TestARestoredDatabase:
         host.drain()
 
         assert "flask credly restored" in said
-        assert (host.row().state, credly.count("issue")) == ("pending", 0)
-        assert overview.read(host.db.session).connection == "paused"
-        gates.switch(host.state.engine, on=True)
+        assert (host.row().state, credly.count("issue")) == ("none", 0)
+        assert overview.read(host.db.session, "default").connection == "paused"
+        gates.switch(host.state.engine, "default", on=True)
         host.drain()
         assert credly.count("issue") == 0
 
@@ -708,7 +708,7 @@ class TestARestoredDatabase:
         assert "flask credly restored" in page
         found = doctor.examine(host.state)["connection"]
         assert found.status == "warning"
-        assert "flask credly restored" in (found.mend or "")
+        assert "flask credly restored" in (found.hint or "")
         assert json.loads(run(host, "status", "--json"))["copy"] is True
 
         run(host, "restored")
@@ -726,7 +726,7 @@ class TestARestoredDatabase:
         host.complete()
         host.drain()
 
-        assert (host.row().state, credly.count("issue")) == ("pending", 0)
+        assert (host.row().state, credly.count("issue")) == ("none", 0)
 
 
 class Badges(stateful.RuleBasedStateMachine):
@@ -744,7 +744,7 @@ class Badges(stateful.RuleBasedStateMachine):
         self.credly.posts_allowed = 999
         self.once = self.credly.add_template("Once")
         self.often = self.credly.add_template("Often", allow_duplicate_badges=True)
-        connection.connect(
+        accounts.connect(
             self.host.state,
             organization_id=self.credly.organization_id,
             client_id=self.credly.client_id,
@@ -753,7 +753,7 @@ class Badges(stateful.RuleBasedStateMachine):
 
         for course in MANY:
             template_id = self.once if course.id.startswith("once") else self.often
-            connection.add_mapping(self.host.state, course, template_id)
+            accounts.add_mapping(self.host.state, course, template_id)
 
         self.completed: set[tuple[str, str]] = set()
         self.given: set[str] = set()
@@ -813,7 +813,7 @@ class Badges(stateful.RuleBasedStateMachine):
 
     @stateful.rule()
     def retry(self) -> None:
-        issuances.retry(self.host.state.engine)
+        issuances.retry(self.host.state.engine, "default")
 
     @stateful.rule()
     def back_up(self) -> None:
@@ -824,7 +824,7 @@ class Badges(stateful.RuleBasedStateMachine):
         # It takes its time, and no worker runs meanwhile.
         self.world.advance(600)
         self.restore_backup()
-        connection.note_restored(self.host.state.engine)
+        accounts.note_restored(self.host.state.engine)
         self.restored = True
 
     @stateful.invariant()
@@ -868,7 +868,7 @@ class Badges(stateful.RuleBasedStateMachine):
         self.credly.look_up_lag = 0
 
         for _ in range(20):
-            issuances.retry(self.host.state.engine)
+            issuances.retry(self.host.state.engine, "default")
             self.world.advance(4000)
             self.host.drain()
 

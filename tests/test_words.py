@@ -39,7 +39,7 @@ from test_pages import mapped as mapped
 from test_pages import text_of
 from test_pages import WINDOW
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import Course
 from flask_credly import i18n
 from flask_credly import jobs
@@ -577,11 +577,11 @@ class TestNothingIsForgotten:
         browser, connected, mapping_id = mapped
         host, credly, template_id = connected
         old = credly.add_template("Old Badge", allow_duplicate_badges=True)
-        connection.sync_templates(host.state)
-        connection.add_mapping(host.state, COURSES[2], old)
-        connection.add_mapping(host.state, Course("gone", "Gone"), template_id)
+        accounts.sync_templates(host.state)
+        accounts.add_mapping(host.state, COURSES[2], old)
+        accounts.add_mapping(host.state, Course("gone", "Gone"), template_id)
         credly.change_template(old, state="archived")
-        connection.sync_templates(host.state)
+        accounts.sync_templates(host.state)
         host.complete("1")
         host.drain()
         fail_one(connected, "42")
@@ -603,10 +603,12 @@ class TestNothingIsForgotten:
         session.commit()
 
         for action in audit.ACTIONS:
-            audit.note_alone(host.state.engine, audit.COMMAND_LINE, action, "Gone")
+            audit.note_alone(
+                host.state.engine, "default", audit.COMMAND_LINE, action, "Gone"
+            )
 
         for outcome in audit.OUTCOMES:
-            audit.note_alone(host.state.engine, "", "pause", outcome=outcome)
+            audit.note_alone(host.state.engine, "default", "", "pause", outcome=outcome)
 
         return browser, connected, mapping_id
 
@@ -711,13 +713,13 @@ class TestNothingIsForgotten:
     def test_empty_pages(self, browser: Browser, connected: Connected) -> None:
         browser = Browser(connected.host.app)
         self.check(browser, connected, LIST, WINDOW, BADGES, f"{BADGES}/retry")
-        connection.remove_mapping(
+        accounts.remove_mapping(
             connected.host.state,
-            connection.list_mappings(connected.host.db.session)[0].id,
+            accounts.list_mappings(connected.host.db.session, "default")[0].id,
         )
         self.check(browser, connected, WINDOW, f"{WINDOW}/errors")
         self.check(browser, connected, f"{WINDOW}/activity")
-        connection.remove(connected.host.state)
+        accounts.remove(connected.host.state)
         self.check(browser, connected, LIST, WINDOW)
 
     def test_long_lists(self, filled: tuple[Browser, Connected, int]) -> None:
@@ -739,7 +741,7 @@ class TestNothingIsForgotten:
 
         for number in range(30):
             course = Course(f"c{number}", "Python 101")
-            connection.add_mapping(connected.host.state, course, connected.template_id)
+            accounts.add_mapping(connected.host.state, course, connected.template_id)
 
         for number in range(60):
             connected.host.complete(f"m{number}")

@@ -38,11 +38,12 @@ from rq.exceptions import StopRequested
 
 from example_app.redis_server import free_port
 from example_app.redis_server import own_redis
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly import course_completed
 from flask_credly import jobs
 from flask_credly.errors import CredlyError
 from flask_credly.issuing import notifier
+from flask_credly.issuing import periodic
 from flask_credly.issuing import workers
 from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.issuing.worker import OwnJob
@@ -352,7 +353,7 @@ def test_a_worker_with_another_key_leaves_the_badges_to_the_others(farm: Farm) -
     farm.host.complete("1")
     said = farm.run(*WORKER, "--burst")
 
-    assert farm.states() == {"pending": 1}
+    assert farm.states() == {"none": 1}
     assert "This process cannot decrypt the stored Client Secret" in said
 
     farm.environment = right
@@ -407,7 +408,7 @@ def test_a_killed_worker_loses_nothing(farm: Farm) -> None:
     kill_family(worker.pid)
     worker.wait()
     row = farm.host.row()
-    assert (row.state, row.attempts, row.outcome_unknown) == ("sending", 1, True)
+    assert (row.state, row.attempts, row.outcome_unknown) == ("none", 1, True)
 
     farm.host.make_due()
     farm.run(*WORKER, "--burst")
@@ -479,7 +480,7 @@ def test_a_worker_told_to_stop_finishes_what_is_on_its_way(farm: Farm) -> None:
     worker.wait(timeout=30)
     states = farm.states()
 
-    assert set(states) <= {"issued", "pending"}
+    assert set(states) <= {"issued", "none"}
     assert states["issued"] == len(farm.credly.badges)
     # What waited for a free thread is given back.
     assert {each.answer for each in farm.host.attempts()} <= {"issued", "not sent"}
@@ -638,7 +639,7 @@ def test_json_job_on_pickle_worker_is_visible(farm: Farm) -> None:
     settings = farm.host.state.settings
     command = ("rq.cli", "worker", "--burst", "--url", settings.redis_url)
     farm.run(*command, str(settings.queue))
-    assert farm.host.row().state == "pending"
+    assert farm.host.row().state == "none"
 
     early = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=10)
     farm.host.db.session.execute(sa.update(Issuance).values(due_at=early))
@@ -660,7 +661,7 @@ def test_redis_readonly_is_caught(farm: Farm, redis_url: str) -> None:
         finally:
             admin.replicaof("NO", "ONE")
 
-    assert farm.host.row().state == "pending"
+    assert farm.host.row().state == "none"
 
 
 def test_rqs_own_worker_can_run_the_job(farm: Farm) -> None:
@@ -716,14 +717,14 @@ def test_a_job_of_an_older_version_is_understood(farm: Farm, function: str) -> N
     if function == "drain":
         assert farm.host.row().state == "issued"
     else:
-        assert connection.list_templates(farm.host.db.session)
+        assert accounts.list_templates(farm.host.db.session, "default")
 
 
 def test_a_long_list_of_templates_is_synced_by_the_worker(farm: Farm) -> None:
     for number in range(320):
         farm.credly.add_template(f"Badge {number:03}")
 
-    found = connection.connect(
+    found = accounts.connect(
         farm.host.state,
         organization_id=farm.credly.organization_id,
         client_id=farm.credly.client_id,
@@ -734,7 +735,7 @@ def test_a_long_list_of_templates_is_synced_by_the_worker(farm: Farm) -> None:
     farm.run(*WORKER, "--burst")
     farm.host.db.session.rollback()
 
-    assert len(connection.list_templates(farm.host.db.session)) == 321
+    assert len(accounts.list_templates(farm.host.db.session, "default")) == 321
 
 
 def test_a_list_of_templates_that_is_old_is_loaded_by_the_worker(farm: Farm) -> None:
@@ -752,7 +753,7 @@ def test_a_list_of_templates_that_is_old_is_loaded_by_the_worker(farm: Farm) -> 
     farm.start(*WORKER)
     wait_for(is_synced)
 
-    names = [each.name for each in connection.list_templates(session)]
+    names = [each.name for each in accounts.list_templates(session, "default")]
     assert "Added since" in names
     assert farm.credly.count("templates") == asked + 1
 
@@ -765,15 +766,15 @@ def test_a_list_that_could_not_be_loaded_is_left_for_an_hour(farm: Farm) -> None
     farm.credly.fail("templates", status=503)
 
     with pytest.raises(CredlyError):
-        connection.sync_templates(farm.host.state)
+        accounts.sync_templates(farm.host.state)
 
-    gate = gates.read(farm.host.state.engine)
+    gate = gates.read(farm.host.state.engine, "default")
     assert gate is not None and not gate.sync_due
 
     before = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=61)
     session.execute(sa.update(Account).values(templates_failed_at=before))
     session.commit()
-    gate = gates.read(farm.host.state.engine)
+    gate = gates.read(farm.host.state.engine, "default")
     assert gate is not None and gate.sync_due
 
 
@@ -783,7 +784,7 @@ def test_a_backlog_makes_no_queue_of_jobs(
     for number in range(60):
         farm.host.complete(str(number))
 
-    monkeypatch.setattr("flask_credly.issuing.drain.BUDGET", 0.05)
+    monkeypatch.setattr("flask_credly.issuing.dispatcher.BUDGET", 0.05)
     farm.redis.flushdb()
 
     queue = notifier.web_queue(farm.host.state)
@@ -800,19 +801,22 @@ def test_sweep_rings(farm: Farm) -> None:
     farm.redis.flushdb()
 
     assert "No badge is due." in farm.run("flask", "credly", "sweep")
-    assert [job.func_name for job in queue.jobs] == [notifier.PRUNE]
+    assert [job.func_name for job in queue.jobs] == [periodic.PRUNE.function]
 
     farm.host.complete()
     farm.redis.flushdb()
 
     assert "A worker was rung." in farm.run("flask", "credly", "sweep")
-    assert [job.func_name for job in queue.jobs] == [notifier.DRAIN, notifier.PRUNE]
+    assert [job.func_name for job in queue.jobs] == [
+        periodic.DRAIN.function,
+        periodic.PRUNE.function,
+    ]
 
 
 def test_sweep_sees_to_all_that_a_worker_of_ours_does_by_itself(farm: Farm) -> None:
     host = farm.host
-    mapping = connection.list_mappings(host.state.session)[0]
-    backfills.start(host.state.engine, mapping.id, None)
+    mapping = accounts.list_mappings(host.state.session, "default")[0]
+    backfills.start(host.state.engine, "default", mapping.id, None)
     host.db.session.execute(sa.update(Account).values(templates_synced_at=None))
     host.db.session.commit()
     farm.redis.flushdb()
@@ -820,9 +824,9 @@ def test_sweep_sees_to_all_that_a_worker_of_ours_does_by_itself(farm: Farm) -> N
     queue = notifier.web_queue(host.state)
 
     assert [job.func_name for job in queue.jobs] == [
-        notifier.SYNC,
-        notifier.BACKFILL,
-        notifier.PRUNE,
+        periodic.SYNC.function,
+        periodic.BACKFILL.function,
+        periodic.PRUNE.function,
     ]
 
 
@@ -904,7 +908,7 @@ class Forger:
             ]
         )
 
-    def job(self, *, described: str = notifier.PRUNE, **fields: t.Any) -> str:
+    def job(self, *, described: str = periodic.PRUNE.function, **fields: t.Any) -> str:
         """Write a job that names code wherever RQ lets one, and get its id."""
         job_id = uuid.uuid4().hex
         evil = pickle.dumps(Evil(self.marker))
@@ -976,7 +980,7 @@ def test_what_a_forged_job_names_is_neither_called_nor_asked(
     for the memory.
     """
     evil = zlib.compress(
-        pickle.dumps((notifier.DRAIN, None, (Evil(forger.marker),), {}))
+        pickle.dumps((periodic.DRAIN.function, None, (Evil(forger.marker),), {}))
     )
     forger.push(
         forger.job(),
@@ -1117,7 +1121,7 @@ def test_no_other_part_of_rq_makes_code_or_a_request_of_what_is_in_redis() -> No
 def test_a_job_takes_nothing_from_redis_but_which_of_ours_it_is() -> None:
     fields = re.findall(r"obj(?:\.get\(|\[)'(\w+)'", inspect.getsource(rq.job))
     assert {"webhooks", "failure_callback_name", "meta", "data"} <= set(fields)
-    description = {b"description": notifier.DRAIN.encode()}
+    description = {b"description": periodic.DRAIN.function.encode()}
     client = redis.Redis()
     full, bare = (OwnJob("x", connection=client, serializer="json") for _ in range(2))
     full.restore({name.encode(): b"1" for name in fields} | description)
@@ -1130,7 +1134,7 @@ def test_a_job_takes_nothing_from_redis_but_which_of_ours_it_is() -> None:
 def test_a_forged_callback_is_refused(farm: Farm) -> None:
     marker = pathlib.Path(farm.folder / "marker")
     queue = notifier.web_queue(farm.host.state)
-    queue.enqueue(notifier.DRAIN, on_success=rq.Callback("os.mkdir"))
+    queue.enqueue(periodic.DRAIN.function, on_success=rq.Callback("os.mkdir"))
     farm.run(*WORKER, "--burst")
 
     assert not marker.exists()
@@ -1172,7 +1176,7 @@ def test_suspended_workers_are_said_and_go_on(farm: Farm) -> None:
 
     farm.start(*WORKER)
     wait_for(lambda: workers.listening(notifier.web_queue(farm.host.state)))
-    assert farm.states() == {"pending": 1}
+    assert farm.states() == {"none": 1}
     rq.suspension.resume(farm.redis)
     farm.wait_for_badges(1)
 
@@ -1185,7 +1189,7 @@ def test_a_drain_that_always_fails_does_not_spin(farm: Farm) -> None:
 
     farm.run(*WORKER, "--burst", timeout=30)
 
-    assert farm.host.row().state == "pending"
+    assert farm.host.row().state == "none"
 
 
 @pytest.mark.parametrize("inside", [False, True])
@@ -1241,7 +1245,7 @@ def test_redis_oom_is_caught(farm: Farm, redis_url: str) -> None:
             admin.config_set("maxmemory", before)
             admin.config_set("maxmemory-policy", policy)
 
-    assert farm.host.row().state == "pending"
+    assert farm.host.row().state == "none"
 
 
 def test_a_queue_of_the_hosts_own_is_used(

@@ -7,13 +7,13 @@ import typing as t
 from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 
-from .. import connection
+from .. import accounts
 from ..i18n import gettext
 from ..i18n import html_gettext
 from ..ledger import audit
 from ..models import AuditEntry
-from ..settings import get_state
 from .answer import page
+from .community import here
 from .export import csv_file
 from .export import note
 from .query import number
@@ -25,7 +25,7 @@ def activity() -> ResponseReturnValue:
     return page(
         "credly/activity.html",
         activity=read(audit.page, before=number("before"), after=number("after")),
-        connection=read(connection.get),
+        connection=read(accounts.get),
         who=_who,
         what=_what_in_html,
         outcomes=audit.OUTCOMES,
@@ -34,10 +34,13 @@ def activity() -> ResponseReturnValue:
 
 def export_activity() -> ResponseReturnValue:
     """Send all of it as a file."""
-    engine = get_state().engine
+    community = here()
     note("export activity")
     header = [gettext("Timestamp"), gettext("Who"), gettext("What"), gettext("Outcome")]
-    cells = ([each.at.isoformat(), *_words(each)] for each in audit.every(engine))
+    cells = (
+        [each.at.isoformat(), *_words(each)]
+        for each in audit.every(community.engine, community.tenant)
+    )
     return csv_file("credly-activity", header, cells)
 
 

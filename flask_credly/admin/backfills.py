@@ -7,19 +7,19 @@ import typing as t
 
 from flask.typing import ResponseReturnValue
 
-from .. import connection
+from .. import accounts
 from ..i18n import gettext
 from ..i18n import gettext_noop
 from ..issuing import backfill
 from ..issuing import notifier
 from ..ledger import backfills
 from ..ledger.backfills import Progress
-from ..settings import get_state
 from .answer import fragment
 from .answer import go_to
 from .answer import page
 from .answer import say
 from .answer import wants_fragment
+from .community import here
 from .guard import actor
 from .mappings import gone
 from .mappings import list_courses
@@ -38,8 +38,8 @@ SECONDS = 5.0
 
 def ask_backfill(mapping_id: int) -> ResponseReturnValue:
     """Show what a backfill would do."""
-    state = get_state()
-    mapping = read(connection.get_mapping, mapping_id)
+    state = here()
+    mapping = read(accounts.get_mapping, mapping_id)
 
     if mapping is None or state.past_completions is None:
         return gone()
@@ -48,7 +48,7 @@ def ask_backfill(mapping_id: int) -> ResponseReturnValue:
     name_anew([mapping], list_courses())
 
     try:
-        course = connection.course_of(mapping)
+        course = accounts.course_of(mapping)
         found = backfill.preview(state, course, seconds=SECONDS)
     except backfill.HookFailed:
         pass  # and is in the log
@@ -63,12 +63,12 @@ def ask_backfill(mapping_id: int) -> ResponseReturnValue:
 
 def start_backfill(mapping_id: int) -> ResponseReturnValue:
     """Begin."""
-    state = get_state()
+    state = here()
 
     if state.past_completions is None:
         return gone()
 
-    run_id = backfills.start(state.engine, mapping_id, by=actor())
+    run_id = backfills.start(state.engine, state.tenant, mapping_id, by=actor())
 
     if run_id is None:
         return gone()
@@ -79,7 +79,7 @@ def start_backfill(mapping_id: int) -> ResponseReturnValue:
 
 def show_backfill(run_id: int) -> ResponseReturnValue:
     """Show how far a backfill is."""
-    connected = read(connection.get)
+    connected = read(accounts.get)
     found = read(backfills.progress, run_id)
 
     if connected is None or found is None:
@@ -104,8 +104,8 @@ def show_backfill(run_id: int) -> ResponseReturnValue:
 
 def stop_backfill(run_id: int) -> ResponseReturnValue:
     """Stop, and finish what is on its way."""
-    state = get_state()
-    backfills.stop(state.engine, run_id, by=actor())
+    state = here()
+    backfills.stop(state.engine, state.tenant, run_id, by=actor())
     found = read(backfills.progress, run_id)
 
     if found is None:

@@ -10,22 +10,23 @@ import urllib.parse
 from flask import request
 from flask.typing import ResponseReturnValue
 
-from .. import connection
+from .. import accounts
 from ..i18n import gettext
 from ..i18n import gettext_noop
 from ..i18n import ngettext
 from ..issuing import notifier
 from ..ledger import gates
 from ..ledger import issuances
+from ..ledger import reasons
 from ..ledger.issuances import Filter
 from ..models import Issuance
-from ..settings import get_state
 from .answer import EXPIRED
 from .answer import fragment
 from .answer import go_to
 from .answer import page
 from .answer import say
 from .answer import wants_fragment
+from .community import here
 from .export import csv_file
 from .export import note
 from .guard import actor
@@ -49,7 +50,7 @@ STATUSES: dict[str, str] = {
 
 def badges() -> ResponseReturnValue:
     """Show one page."""
-    if read(connection.get) is None:
+    if read(accounts.get) is None:
         return go_to("credly.show")
 
     wanted = _filter()
@@ -85,9 +86,9 @@ def show_badge(issuance_id: int) -> ResponseReturnValue:
 
 def retry(issuance_id: int) -> ResponseReturnValue:
     """Try one once more that was not issued."""
-    state = get_state()
+    state = here()
 
-    if issuances.retry(state.engine, issuance_id, by=actor()):
+    if issuances.retry(state.engine, state.tenant, issuance_id, by=actor()):
         notifier.notify(state)
         wrong, said = False, gettext("The badge is tried once more.")
     else:
@@ -120,7 +121,7 @@ def retry_expired() -> ResponseReturnValue:
 
 def ask_retry() -> ResponseReturnValue:
     """Ask whether all that failed shall be tried again."""
-    if read(connection.get) is None:
+    if read(accounts.get) is None:
         return go_to("credly.show")
 
     number = read(issuances.retriable)
@@ -129,8 +130,8 @@ def ask_retry() -> ResponseReturnValue:
 
 def retry_all() -> ResponseReturnValue:
     """Try all that failed once more."""
-    state = get_state()
-    tried = issuances.retry(state.engine, by=actor())
+    state = here()
+    tried = issuances.retry(state.engine, state.tenant, by=actor())
 
     if tried:
         notifier.notify(state)
@@ -147,9 +148,9 @@ def retry_all() -> ResponseReturnValue:
 
 def export_badges() -> ResponseReturnValue:
     """Send what the filters show as a file."""
-    engine = get_state().engine
+    community = here()
     note("export badges")
-    rows = issuances.every(engine, _filter())
+    rows = issuances.every(community.engine, community.tenant, _filter())
     header = [
         gettext("Number"),
         gettext("Member"),
@@ -180,7 +181,7 @@ def _cells(row: Issuance) -> list[str]:
         row.course_id,
         row.badge_name,
         status_of(row),
-        row.error or "",
+        reasons.explain(row) or "",
         row.completed_at.isoformat(),
         row.settled_at.isoformat() if row.settled_at else "",
         row.badge_id or "",
@@ -193,7 +194,7 @@ def status_of(row: Issuance, *, paused: bool = False) -> str:
 
     :param paused: Whether nothing is issued at present.
     """
-    if row.state == "pending" and paused:
+    if row.action and not row.lease and paused:
         return gettext("Paused")
 
     if row.state in issuances.STATES["waiting"]:
@@ -225,15 +226,16 @@ def _address() -> dict[str, str]:
 
 
 def _names(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
-    state = get_state()
+    state = here()
     courses = {(each.kind, each.id): each.title for each in list_courses() or []}
-    mapped = read(connection.titles, {(row.kind, row.course_id) for row in rows})
-    gate = gates.read(state.engine)
+    mapped = read(accounts.titles, {(row.kind, row.course_id) for row in rows})
+    gate = gates.read(state.engine, state.tenant)
     paused = gate is not None and not gate.is_open
     can_be_retried = read(issuances.can_be_retried, [row.id for row in rows])
     return {
         "address": _address(),
         "statuses": STATUSES,
+        "explain": reasons.explain,
         "status_of": functools.partial(status_of, paused=paused),
         "paused": paused,
         "becoming": read(issuances.becoming, [row.id for row in rows]),
@@ -250,7 +252,7 @@ def _choices(wanted: Filter, titles: dict[tuple[str, str], str]) -> dict[str, st
     """Get the courses to filter by. Of too many to choose from it is the chosen one:
     each mapping's row leads to its badges.
     """
-    mappings = read(connection.list_mappings, limit=MANY + 1)
+    mappings = read(accounts.list_mappings, limit=MANY + 1)
     found = {(each.kind, each.course_id): each.course_title for each in mappings}
 
     if len(found) > MANY:

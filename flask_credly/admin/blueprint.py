@@ -29,11 +29,12 @@ from ..i18n import gettext_noop
 from ..ledger import audit
 from ..ledger import tables
 from ..ledger.transaction import end_hosts_transaction
-from ..settings import get_state
 from ..settings import Settings
+from ..state import get_state
 from . import activity
 from . import backfills
 from . import badges
+from . import communities
 from . import forms
 from . import guard
 from . import index
@@ -90,6 +91,7 @@ IN_PLACE = {
 
 ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("GET", "/", index.index),
+    ("GET", "/credly/communities", communities.communities),
     ("GET", "/credly", window.show),
     ("POST", "/credly", window.connect),
     ("GET", "/credly/connection", window.edit),
@@ -124,6 +126,9 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("GET", "/credly/remove", remove.ask),
     ("POST", "/credly/remove", remove.remove_integration),
 ]
+
+OPERATORS = "credly.communities"
+"""The one page that is not of one community."""
 
 # Read, but noted in the admin's name, or a burden to the host: only by our own links.
 ON_PURPOSE = {
@@ -219,7 +224,14 @@ def _guard() -> ResponseReturnValue | None:
 
 def _refuse_visitor() -> ResponseReturnValue | None:
     """Refuse who is no admin, and what an admin's browser was made to send."""
-    allowed = guard.ask()
+    try:
+        if request.endpoint == OPERATORS:
+            allowed = guard.check_operator()
+        else:
+            allowed = guard.check_admin()
+    except HTTPException as e:
+        # The community or the page is not there.
+        return current_app.handle_http_exception(e)
 
     if allowed is not True:
         _log_refusal("access", f"Access to {request.endpoint} was denied.")

@@ -13,7 +13,7 @@ from flask import Response
 from flask import stream_with_context
 
 from ..ledger import audit
-from ..settings import get_state
+from .community import here
 from .guard import actor
 
 # Of cells and of rows. Which of them counts is for whoever opens the file to say.
@@ -25,7 +25,7 @@ _LEFT_OUT = ("Cc", "Cf", "Zs", "Zl", "Zp")
 def note(action: str) -> None:
     """Note who takes a table. Not for a HEAD, which takes nothing."""
     if request.method == "GET":
-        audit.note_alone(get_state().engine, actor(), action)
+        audit.note_alone(here().engine, here().tenant, actor(), action)
 
 
 def csv_file(name: str, header: list[str], rows: cabc.Iterable[list[str]]) -> Response:

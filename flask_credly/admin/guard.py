@@ -3,32 +3,53 @@
 from __future__ import annotations
 
 import logging
+import typing as t
 
 from flask import request
 from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response
 
 from ..catalog import clean
 from ..ledger.audit import COMMAND_LINE
 from ..ledger.audit import WORKER
 from ..ledger.transaction import end_hosts_transaction
-from ..settings import get_state
+from ..state import get_state
+from .community import here
 
 logger = logging.getLogger("flask_credly")
 
 
-def ask() -> bool | Response | HTTPException:
+def check_admin() -> bool | Response | HTTPException:
     """Ask the host. A response, or what the hook has called ``abort()`` with, is the
     refusal as the host wants it.
     """
+    return _check("is_admin", here().is_admin)
+
+
+def check_operator() -> bool | Response | HTTPException:
+    """Ask the host whether the visitor may see all communities, in the same way.
+
+    :raises werkzeug.exceptions.NotFound: The host has no such page.
+    """
+    state = get_state()
+
+    if state.is_operator is None or not state.has_tenants:
+        raise NotFound
+
+    return _check("is_operator", state.is_operator)
+
+
+def _check(name: str, hook: t.Callable[[], object]) -> bool | Response | HTTPException:
     try:
-        allowed = get_state().is_admin()
+        allowed = hook()
     except HTTPException as e:
         return e
     except Exception:
         logger.exception(
-            "The @credly.is_admin hook failed; nobody is let in.",
-            extra={"credly_event": "hook_failed", "credly_hook": "is_admin"},
+            "The @credly.%s hook failed; nobody is let in.",
+            name,
+            extra={"credly_event": "hook_failed", "credly_hook": name},
         )
         return False
 
@@ -41,10 +62,11 @@ def ask() -> bool | Response | HTTPException:
 
     if allowed is not None:
         logger.error(
-            "The @credly.is_admin hook must return True or False, or a response, not"
-            " %s; nobody is let in.",
+            "The @credly.%s hook must return True or False, or a response, not %s;"
+            " nobody is let in.",
+            name,
             type(allowed).__name__,
-            extra={"credly_event": "hook_failed", "credly_hook": "is_admin"},
+            extra={"credly_event": "hook_failed", "credly_hook": name},
         )
 
     return False
@@ -52,7 +74,7 @@ def ask() -> bool | Response | HTTPException:
 
 def is_admin() -> bool:
     """Whether the current visitor is let in."""
-    return ask() is True
+    return check_admin() is True
 
 
 def is_foreign() -> bool:
@@ -88,7 +110,7 @@ def actor() -> str:
     """Ask the host who is at work. Empty: unknown, also where the hook fails; what the
     admin does goes on.
     """
-    state = get_state()
+    state = here()
 
     if state.name_actor is None:
         return ""

@@ -13,12 +13,12 @@ from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 from sqlalchemy.exc import SQLAlchemyError
 
-from .. import connection
+from .. import accounts
 from ..ledger import audit
 from ..ledger import overview
 from ..ledger.transaction import beside_the_host
-from ..settings import get_state
 from .answer import page
+from .community import here
 from .guard import is_admin
 from .rendering import render
 
@@ -55,13 +55,16 @@ def _known() -> dict[str, t.Any]:
     known: dict[str, t.Any] = {"overview": None, "connection": None}
 
     try:
-        with beside_the_host(get_state().engine) as session:
+        state = here()
+
+        with beside_the_host(state.engine) as session:
             known = {
                 "overview": overview.read(
-                    session, config=current_app.config, at_most=AT_MOST
+                    session, state.tenant, config=current_app.config, at_most=AT_MOST
                 ),
-                "connection": (connected := connection.get(session)),
-                "any_activity": connected is None and audit.any_entry(session),
+                "connection": (connected := accounts.get(session, state.tenant)),
+                "any_activity": connected is None
+                and audit.any_entry(session, state.tenant),
             }
     except SQLAlchemyError:
         # The list is also there for other integrations.

@@ -8,18 +8,19 @@ import datetime as dt
 from flask import request
 from flask.typing import ResponseReturnValue
 
-from .. import connection
+from .. import accounts
 from ..i18n import gettext
 from ..ledger import clock
 from ..ledger import issuances
 from ..ledger import log
 from ..ledger.paging import Page
 from ..ledger.paging import Session
+from ..ledger.transaction import in_session
 from ..models import Account
 from ..models import LogEntry
-from ..settings import get_state
 from .answer import go_to
 from .answer import page
+from .community import here
 from .export import csv_file
 from .export import note
 from .query import number
@@ -51,7 +52,7 @@ def fold(found: Page[LogEntry], connected: Account) -> list[Fold]:
     for each in folds:
         if each.entry.error == log.WRONG_KEY:
             until = connected.keyless_until
-            each.solved = until is None or until <= read(_now)
+            each.solved = until is None or until <= in_session(here().engine, _now)
         elif each.entry.error == log.CONNECTION_EXPIRED:
             each.solved = not connected.expired
         elif each.entry.error in (log.RATE_LIMIT, log.UNREACHABLE):
@@ -86,7 +87,7 @@ def _fold(found: Page[LogEntry]) -> list[Fold]:
 
 def errors() -> ResponseReturnValue:
     """Show one page."""
-    if (connected := read(connection.get)) is None:
+    if (connected := read(accounts.get)) is None:
         return go_to("credly.show")
 
     error, text = _filter()
@@ -112,9 +113,9 @@ def errors() -> ResponseReturnValue:
 
 def export_errors() -> ResponseReturnValue:
     """Send what the filters show as a file."""
-    engine = get_state().engine
+    community = here()
     note("export errors")
-    rows = log.every(engine, *_filter())
+    rows = log.every(community.engine, community.tenant, *_filter())
     header = [gettext("Timestamp"), gettext("Error"), gettext("Details")]
     cells = ([row.at.isoformat(), gettext(row.error), row.details] for row in rows)
     return csv_file("credly-error-log", header, cells)

@@ -15,7 +15,7 @@ from flask import request
 from flask import Response
 from flask.typing import ResponseReturnValue
 
-from .. import connection
+from .. import accounts
 from ..catalog import clean
 from ..catalog import Course
 from ..catalog import read_courses
@@ -28,13 +28,13 @@ from ..ledger.transaction import end_hosts_transaction
 from ..models import Batch
 from ..models import Mapping
 from ..models import RemovedMapping
-from ..settings import get_state
 from .answer import EXPIRED
 from .answer import fragment
 from .answer import go_to
 from .answer import page
 from .answer import say
 from .answer import wants_fragment
+from .community import here
 from .forms import MappingForm
 from .forms import TestForm
 from .guard import actor
@@ -92,7 +92,7 @@ class EditRow:
         if not wanted.isdecimal():
             return cls(secrets.token_hex(4))
 
-        mapping = read(connection.get_mapping, int(wanted[:9]))
+        mapping = read(accounts.get_mapping, int(wanted[:9]))
         return cls.changing(mapping) if mapping else cls(secrets.token_hex(4))
 
     @classmethod
@@ -150,11 +150,11 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
 
     :param rows: The rows that stand open.
     """
-    mapped = read(connection.mapped_courses)
+    mapped = read(accounts.mapped_courses)
     courses = list_courses()
     number = _page()
     start = (number - 1) * A_PAGE
-    mappings = read(connection.list_mappings, start=start, limit=A_PAGE)
+    mappings = read(accounts.list_mappings, start=start, limit=A_PAGE)
     name_anew(mappings, courses)
 
     if not mapped and not rows:
@@ -164,9 +164,9 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
         "courses": courses,
         "deleted": _deleted(mappings, courses),
         "kind_names": KIND_NAMES,
-        "templates": read(connection.count_templates),
+        "templates": read(accounts.count_templates),
         "mappings": mappings,
-        "twins": read(connection.find_twins, [each.template for each in mappings]),
+        "twins": read(accounts.find_twins, [each.template for each in mappings]),
         "mapped": len(mapped),
         "mapping_page": number,
         "kept": _kept(),
@@ -185,7 +185,7 @@ def _removed(
     if (number := read_number(id_ or "")) is None:
         return None
 
-    found = read(connection.get_removed, number)
+    found = read(accounts.get_removed, number)
     return found if found and (found.kind, found.course_id) not in mapped else None
 
 
@@ -210,7 +210,7 @@ def _choices(
         if row.mapping_id is None:
             continue
 
-        mapping = read(connection.get_mapping, row.mapping_id)
+        mapping = read(accounts.get_mapping, row.mapping_id)
 
         if mapping and _deleted([mapping], courses):
             of_courses[row.key].lost = mapping.course_title
@@ -260,29 +260,29 @@ def _deleted(mappings: list[Mapping], courses: list[Course] | None) -> set[int]:
 
 
 def _template_choices(row: EditRow) -> Choices:
-    number = read(connection.count_templates)
+    number = read(accounts.count_templates)
 
     if number <= MANY:
-        every = read(connection.list_templates)
-        twins = read(connection.find_twins, every)
+        every = read(accounts.list_templates)
+        twins = read(accounts.find_twins, every)
         return Choices(every, number, searched=False, twins=twins)
 
     text = row.template_text
-    shown = read(connection.list_templates, text=text, limit=SHOWN)
-    chosen = read(connection.get_template, row.template) if row.template else None
+    shown = read(accounts.list_templates, text=text, limit=SHOWN)
+    chosen = read(accounts.get_template, row.template) if row.template else None
 
     if chosen and chosen.active and chosen.id not in {each.id for each in shown}:
         shown = [chosen, *shown]
 
-    found = read(connection.count_templates, text)
-    twins = read(connection.find_twins, shown)
+    found = read(accounts.count_templates, text)
+    twins = read(accounts.find_twins, shown)
     return Choices(shown, found, searched=True, twins=twins)
 
 
 def list_courses() -> list[Course] | None:
     """List what can be mapped. ``None``: the host could not say."""
     try:
-        return read_courses(get_state().list_courses())
+        return read_courses(here().list_courses())
     except Exception:
         logger.exception(
             "The @credly.courses hook failed.",
@@ -332,7 +332,7 @@ def edit_mapping(mapping_id: int) -> ResponseReturnValue:
     if not wants_fragment():
         return go_to("credly.show", mapping=mapping_id)
 
-    mapping = read(connection.get_mapping, mapping_id)
+    mapping = read(accounts.get_mapping, mapping_id)
     return _edit_row(EditRow.changing(mapping)) if mapping else gone()
 
 
@@ -341,7 +341,7 @@ def row(mapping_id: int) -> ResponseReturnValue:
     if not wants_fragment():
         return _to_list()
 
-    mapping = read(connection.get_mapping, mapping_id)
+    mapping = read(accounts.get_mapping, mapping_id)
     return _text_row(mapping) if mapping else gone()
 
 
@@ -379,7 +379,7 @@ def change_expired(mapping_id: int) -> ResponseReturnValue:
 
 def remove_mapping(mapping_id: int) -> ResponseReturnValue:
     """Remove a mapping, and offer to take that back."""
-    removed = connection.remove_mapping(get_state(), mapping_id, by=actor())
+    removed = accounts.remove_mapping(here(), mapping_id, by=actor())
 
     if removed is None:
         return gone()
@@ -413,9 +413,10 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
     if not form.validate():
         return _test_page(mapping_id, form, 422)
 
-    state = get_state()
+    state = here()
     added = issuances.add_test(
         state.engine,
+        state.tenant,
         mapping_id,
         email=form.email.data,
         first_name=form.first_name.data,
@@ -427,7 +428,7 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
         return gone()
 
     notifier.notify(state)
-    gate = gates.read(state.engine)
+    gate = gates.read(state.engine, state.tenant)
 
     if gate is not None and gate.is_open:
         say(gettext("The test badge is on its way. Its status stands below."))
@@ -445,7 +446,7 @@ def test_expired(mapping_id: int) -> ResponseReturnValue:
 def _test_page(
     mapping_id: int, form: TestForm, status: int = 200, problem: str | None = None
 ) -> Response:
-    mapping = read(connection.get_mapping, mapping_id)
+    mapping = read(accounts.get_mapping, mapping_id)
 
     if mapping is None:
         return gone()
@@ -468,11 +469,11 @@ def _save(form: MappingForm, mapping_id: int | None) -> Response:
         error = gettext("This course or learning path is gone.")
         return _again(form, mapping_id, [error])
 
-    state = get_state()
+    state = here()
 
     try:
         if mapping_id is None:
-            mapping = connection.add_mapping(
+            mapping = accounts.add_mapping(
                 state,
                 chosen,
                 form.template.data,
@@ -480,21 +481,21 @@ def _save(form: MappingForm, mapping_id: int | None) -> Response:
                 by=actor(),
             )
         else:
-            mapping = connection.change_mapping(
+            mapping = accounts.change_mapping(
                 state, mapping_id, chosen, form.template.data, by=actor()
             )
-    except connection.AlreadyMapped as e:
+    except accounts.AlreadyMapped as e:
         error = gettext(
             "This course or learning path is already mapped to %(badge)s.",
             badge=e.badge_name,
         )
         return _again(form, mapping_id, [error])
-    except connection.UnknownTemplate:
+    except accounts.UnknownTemplate:
         error = gettext(
             "This badge template is no longer active in Credly. Select another."
         )
         return _again(form, mapping_id, [error])
-    except (connection.NotConnected, connection.UnknownMapping):
+    except (accounts.NotConnected, accounts.UnknownMapping):
         return gone()
 
     said = gettext(
@@ -534,7 +535,7 @@ def _show_again(edited: EditRow, status: int) -> Response:
 
 
 def _edit_row(edited: EditRow, status: int = 200) -> Response:
-    mapped = read(connection.mapped_courses)
+    mapped = read(accounts.mapped_courses)
     return fragment(
         "credly/_mapping_edit.html",
         status,
@@ -553,14 +554,14 @@ def _text_row(mapping: Mapping, said: str = "") -> Response:
         said=said,
         focus=True,
         deleted=_deleted([mapping], courses),
-        twins=read(connection.find_twins, [mapping.template]),
+        twins=read(accounts.find_twins, [mapping.template]),
         kind_names=KIND_NAMES,
     )
 
 
 def gone(what: str = GONE) -> Response:
     """Answer for a mapping, or a whole integration, that was removed elsewhere."""
-    if read(connection.get) is None:
+    if read(accounts.get) is None:
         what = NOT_CONNECTED
 
     say(gettext(what), wrong=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from flask.typing import ResponseReturnValue
 
-from .. import connection
+from .. import accounts
 from ..i18n import gettext
 from ..ledger import overview
-from ..settings import get_state
 from .answer import go_to
 from .answer import page
 from .answer import say
+from .community import here
 from .guard import actor
 from .index import AT_MOST
 from .reading import read
@@ -18,7 +18,7 @@ from .reading import read
 
 def ask() -> ResponseReturnValue:
     """Ask whether it is meant: the dialog as a page, where it cannot open."""
-    if read(connection.get) is None:
+    if read(accounts.get) is None:
         return go_to("credly.index")
 
     found = read(overview.read, at_most=AT_MOST)
@@ -27,6 +27,6 @@ def ask() -> ResponseReturnValue:
 
 def remove_integration() -> ResponseReturnValue:
     """Remove it. A second time does no harm."""
-    connection.remove(get_state(), by=actor())
+    accounts.remove(here(), by=actor())
     say(gettext("Credly was removed."))
     return go_to("credly.index")

@@ -25,7 +25,7 @@ from markupsafe import Markup
 from .. import assets
 from .. import i18n
 from ..models import Template
-from ..settings import get_state
+from ..state import get_state
 from . import forms
 from .query import write_key
 

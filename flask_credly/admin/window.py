@@ -10,7 +10,7 @@ from flask import request
 from flask import Response
 from flask.typing import ResponseReturnValue
 
-from .. import connection
+from .. import accounts
 from ..errors import CredlyError
 from ..errors import SecretUnreadable
 from ..i18n import gettext
@@ -25,7 +25,6 @@ from ..ledger import gates
 from ..ledger import log
 from ..ledger import overview
 from ..models import Account
-from ..settings import get_state
 from . import mappings
 from .answer import EXPIRED
 from .answer import fragment
@@ -33,6 +32,7 @@ from .answer import go_to
 from .answer import page
 from .answer import say
 from .answer import wants_fragment
+from .community import here
 from .forms import ConnectForm
 from .guard import actor
 from .index import AT_MOST
@@ -72,7 +72,7 @@ def show() -> ResponseReturnValue:
 
 def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
     """Show the window with some mapping rows open."""
-    connected = read(connection.get)
+    connected = read(accounts.get)
 
     if connected is None:
         return page("credly/connect.html", form=ConnectForm(), connection=None)
@@ -95,11 +95,11 @@ def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
 
 def in_the_way(connected: Account) -> dict[str, t.Any]:
     """Gather what the banners show."""
-    state = get_state()
+    state = here()
     count = workers.count(state)
     return {
         "connection": connected,
-        "gone": read(connection.mapped_and_gone),
+        "gone": read(accounts.mapped_and_gone),
         "kept_for": state.settings.personal_data_days,
         "overview": read(overview.read, config=state.app.config, at_most=AT_MOST),
         "workers": count,
@@ -111,7 +111,7 @@ def in_the_way(connected: Account) -> dict[str, t.Any]:
 
 def banners() -> ResponseReturnValue:
     """Show once more what is in the way, on a page that stays open."""
-    connected = read(connection.get)
+    connected = read(accounts.get)
 
     if connected is None or not wants_fragment():
         return go_to("credly.show")
@@ -121,7 +121,7 @@ def banners() -> ResponseReturnValue:
 
 def edit() -> ResponseReturnValue:
     """Show the form once more, to enter other credentials."""
-    connected = read(connection.get)
+    connected = read(accounts.get)
     return page("credly/connect.html", form=_prefilled(connected), connection=connected)
 
 
@@ -133,24 +133,24 @@ def connect() -> ResponseReturnValue:
         return _again(form)
 
     try:
-        found = connection.connect(
-            get_state(),
+        found = accounts.connect(
+            here(),
             organization_id=form.organization_id.data,
             client_id=form.client_id.data,
             client_secret=form.client_secret.data,
             by=actor(),
         )
-    except connection.TooOften as e:
+    except accounts.TooOften as e:
         response = _again(form, _too_often(e.wait), 429)
         response.retry_after = math.ceil(e.wait.total_seconds())
         return response
-    except connection.NotVerified as e:
+    except accounts.NotVerified as e:
         return _again(form, gettext(REFUSED), step=_refused_step(e))
-    except connection.CouldNotVerify:
+    except accounts.CouldNotVerify:
         return _again(form, gettext(UNREACHABLE))
-    except connection.OtherOrganization:
+    except accounts.OtherOrganization:
         return _again(form, gettext(OTHER_ORGANIZATION))
-    except connection.NoKey:
+    except accounts.NoKey:
         return _again(form, gettext(NO_KEY))
 
     if found.complete:
@@ -186,17 +186,17 @@ def button_expired() -> ResponseReturnValue:
 def test() -> ResponseReturnValue:
     """Try the stored credentials."""
     try:
-        connection.check(get_state(), by=actor())
+        accounts.check(here(), by=actor())
     except SecretUnreadable:
         say(gettext(UNREADABLE), wrong=True)
-    except connection.TooOften as e:
+    except accounts.TooOften as e:
         say(_too_often(e.wait), wrong=True)
-    except connection.NotVerified:
+    except accounts.NotVerified:
         say(gettext(REFUSED), wrong=True)
-    except connection.CouldNotVerify:
+    except accounts.CouldNotVerify:
         said = gettext("Credly could not be reached. Try again in a few minutes.")
         say(said, wrong=True)
-    except connection.NotConnected:
+    except accounts.NotConnected:
         say(gettext("Credly is not connected any more."), wrong=True)
     else:
         say(gettext("Connection works."))
@@ -206,15 +206,16 @@ def test() -> ResponseReturnValue:
 
 def pause() -> ResponseReturnValue:
     """Stop issuing, until the admin lets it go on."""
-    gates.switch(get_state().engine, on=False, by=actor())
+    state = here()
+    gates.switch(state.engine, state.tenant, on=False, by=actor())
     say(gettext("Issuing is paused. Completions are kept, and their badges wait."))
     return go_to("credly.show")
 
 
 def resume() -> ResponseReturnValue:
     """Let issuing go on."""
-    state = get_state()
-    gates.switch(state.engine, on=True, by=actor())
+    state = here()
+    gates.switch(state.engine, state.tenant, on=True, by=actor())
     notifier.notify(state)
     say(gettext("Issuing goes on."))
     return go_to("credly.show")
@@ -225,7 +226,7 @@ def dismiss(number: int) -> ResponseReturnValue:
 
     :param number: How many the page showed. Later ones stay.
     """
-    unrecorded.dismiss(get_state(), number, by=actor())
+    unrecorded.dismiss(here(), number, by=actor())
     say(gettext("Dismissed."))
     return go_to("credly.show")
 
@@ -233,8 +234,8 @@ def dismiss(number: int) -> ResponseReturnValue:
 def refresh_templates() -> ResponseReturnValue:
     """Load the badge templates once more."""
     try:
-        number = connection.sync_templates(get_state(), by=actor())
-    except connection.TooOften as e:
+        number = accounts.sync_templates(here(), by=actor())
+    except accounts.TooOften as e:
         say(_too_often(e.wait), wrong=True)
     except CredlyError as e:
         say(
@@ -265,7 +266,7 @@ def _too_often(wait: dt.timedelta) -> str:
     )
 
 
-def _refused_step(error: connection.NotVerified) -> str:
+def _refused_step(error: accounts.NotVerified) -> str:
     """Say what Credly refused, and what may be behind it."""
     if error.let_in:
         return gettext(
@@ -289,7 +290,7 @@ def _refused_step(error: connection.NotVerified) -> str:
             " this site sets CREDLY_SANDBOX."
         ),
     }
-    return f"{refused} {other[get_state().settings.is_sandbox]}".rstrip()
+    return f"{refused} {other[here().settings.is_sandbox]}".rstrip()
 
 
 def _prefilled(connected: t.Any) -> ConnectForm:
@@ -314,7 +315,7 @@ def _again(
         "form": form,
         "problem": problem,
         "step": step,
-        "connection": read(connection.get),
+        "connection": read(accounts.get),
     }
 
     if wants_fragment():

@@ -14,17 +14,17 @@ from .. import signals
 from ..errors import CredlyError
 from ..ledger import gates
 from ..ledger.claim import Row
-from ..settings import AppState
+from ..state import Community
 
 logger = logging.getLogger("flask_credly")
 
 
-def issued(state: AppState, row: Row, badge_id: str | None) -> None:
+def issued(state: Community, row: Row, badge_id: str | None) -> None:
     """Say that a member has the badge."""
     _send(signals.badge_issued, state, **_names(row), badge_id=badge_id)
 
 
-def failed(state: AppState, row: Row, error: str) -> None:
+def failed(state: Community, row: Row, error: str) -> None:
     """Say that a badge was given up."""
     # The detail may hold the member's address, and the admin finds it by this number.
     logger.warning(
@@ -36,7 +36,7 @@ def failed(state: AppState, row: Row, error: str) -> None:
 
 
 def paused(
-    state: AppState, until: dt.datetime, reason: gates.Reason, error: CredlyError
+    state: Community, until: dt.datetime, reason: gates.Reason, error: CredlyError
 ) -> None:
     """Say that issuing stops for a while."""
     logger.warning(
@@ -52,9 +52,9 @@ def paused(
     _send(signals.issuance_paused, state, until=until, reason=reason)
 
 
-def expired(state: AppState, generation: str, error: CredlyError) -> None:
+def expired(state: Community, generation: str, error: CredlyError) -> None:
     """Close the gate until an admin reconnects, and say so, once an outage."""
-    if not gates.expire(state.engine, generation):
+    if not gates.expire(state.engine, state.tenant, generation):
         return
 
     logger.warning(
@@ -66,7 +66,7 @@ def expired(state: AppState, generation: str, error: CredlyError) -> None:
 
 
 def keyless(
-    state: AppState, generation: str, seconds: float, *, again: bool = False
+    state: Community, generation: str, seconds: float, *, again: bool = False
 ) -> None:
     """Say that this process cannot decrypt the Client Secret.
 
@@ -83,7 +83,7 @@ def keyless(
             extra={"credly_event": "key_missing"},
         )
 
-    if gates.note_keyless(state.engine, generation, seconds, remedy):
+    if gates.note_keyless(state.engine, state.tenant, generation, seconds, remedy):
         _send(signals.issuance_paused, state, until=None, reason="key missing")
 
 
@@ -96,7 +96,10 @@ def _names(row: Row) -> dict[str, str]:
     }
 
 
-def _send(signal: blinker.NamedSignal, state: AppState, **payload: t.Any) -> None:
+def _send(signal: blinker.NamedSignal, state: Community, **payload: t.Any) -> None:
+    if state.has_tenants:
+        payload["tenant"] = state.tenant
+
     try:
         signal.send(state.app, **payload)
     except Exception:

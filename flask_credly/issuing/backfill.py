@@ -20,7 +20,8 @@ from ..catalog import Kind
 from ..catalog import read_completion
 from ..catalog import read_time
 from ..ledger import backfills
-from ..settings import AppState
+from ..state import AppState
+from ..state import Community
 from . import notifier
 from .profile import missing
 from .stopping import stopping
@@ -61,7 +62,7 @@ class Preview:
 
 
 def read(
-    state: AppState, course: Course, since: dt.datetime | None
+    state: Community, course: Course, since: dt.datetime | None
 ) -> cabc.Generator[Completion, None, None]:
     """Ask the host, and check what it says.
 
@@ -89,6 +90,7 @@ def read(
             course_id=course.id,
             kind=course.kind,
             completed_at=completed_at,
+            tenant=state.tenant,
         )
         state.check_ids(member_id=completion.member.id, course_id=course.id)
 
@@ -97,7 +99,7 @@ def read(
 
 
 def _ask(
-    state: AppState, course: Course, since: dt.datetime | None
+    state: Community, course: Course, since: dt.datetime | None
 ) -> cabc.Iterator[t.Any]:
     if state.past_completions is None:
         raise RuntimeError(
@@ -120,7 +122,7 @@ def _ask(
 
 
 def preview(
-    state: AppState,
+    state: Community,
     course: Course,
     since: dt.datetime | None = None,
     *,
@@ -150,7 +152,9 @@ def preview(
         state.session.remove()
 
     for ids in _chunks(iter(incomplete)):
-        known = backfills.states(state.engine, course.kind, course.id, ids)
+        known = backfills.states(
+            state.engine, state.tenant, course.kind, course.id, ids
+        )
         found.completed += len(ids)
 
         for id_ in ids:
@@ -165,7 +169,7 @@ def preview(
     return found
 
 
-def misses_any(state: AppState, course: Course, since: dt.datetime) -> bool:
+def misses_any(state: Community, course: Course, since: dt.datetime) -> bool:
     """Whether the ledger has never had a completion that the host knows of.
 
     :raises TypeError: See :func:`read`; so are the others.
@@ -177,7 +181,7 @@ def misses_any(state: AppState, course: Course, since: dt.datetime) -> bool:
         state.session.remove()
 
     return any(
-        backfills.never_there(state.engine, course.kind, course.id, chunk)
+        backfills.never_there(state.engine, state.tenant, course.kind, course.id, chunk)
         for chunk in _chunks(iter(whole))
     )
 
@@ -185,11 +189,11 @@ def misses_any(state: AppState, course: Course, since: dt.datetime) -> bool:
 def run(state: AppState) -> None:
     """Record what the host says, for every run that is due."""
     while not stopping.is_set() and (taken := backfills.take(state.engine)) is not None:
-        record_or_fail(state, taken)
+        record_or_fail(state.of(taken.tenant), taken)
         notifier.notify(state)
 
 
-def record_or_fail(state: AppState, run: backfills.Run) -> None:
+def record_or_fail(state: Community, run: backfills.Run) -> None:
     """Record what the host says, for one run that was taken up. What goes wrong is
     logged, and shown on the run's page.
     """
@@ -210,7 +214,7 @@ def record_or_fail(state: AppState, run: backfills.Run) -> None:
         backfills.finish(state.engine, run, failed=True)
 
 
-def record(state: AppState, run: backfills.Run) -> None:
+def record(state: Community, run: backfills.Run) -> None:
     """Record what the host says, for one run that was taken up.
 
     :raises TypeError: See :func:`read`; so are the others.
@@ -222,7 +226,7 @@ def record(state: AppState, run: backfills.Run) -> None:
         state.session.remove()
 
 
-def _record(state: AppState, run: backfills.Run) -> None:
+def _record(state: Community, run: backfills.Run) -> None:
     course = Course(run.course_id, run.course_title, t.cast(Kind, run.kind))
     blocks = _reading_blocks_writing(state.engine)
     completions: cabc.Iterator[Completion] = read(state, course, run.since)
@@ -238,7 +242,9 @@ def _record(state: AppState, run: backfills.Run) -> None:
         incomplete = len(chunk) - len(whole)
 
         if run.healing:
-            whole = backfills.never_there(state.engine, run.kind, run.course_id, whole)
+            whole = backfills.never_there(
+                state.engine, run.tenant, run.kind, run.course_id, whole
+            )
 
         if not backfills.add(state.engine, run, whole, incomplete=incomplete):
             return

@@ -13,9 +13,11 @@ from ..catalog import Kind
 from ..ledger import audit
 from ..ledger import backfills
 from ..ledger import clock
+from ..ledger import turns
 from ..ledger import unrecorded as counted
 from ..ledger.transaction import connect
-from ..settings import AppState
+from ..state import AppState
+from ..state import Community
 from . import backfill
 from . import notifier
 from . import unrecorded
@@ -30,21 +32,30 @@ completions are looked at.
 
 
 def heal(state: AppState) -> None:
+    """Add what was missed, for every community that is connected."""
+    if not state.heals:
+        return
+
+    for tenant in turns.tenants(state.engine):
+        if stopping.is_set():
+            return
+
+        _heal(state.of(tenant))
+
+
+def _heal(state: Community) -> None:
     """Ask the host who completed a mapped course in the last days, and add those of
     whom the ledger knows nothing.
 
     What was completed before the course was mapped is never issued unasked, and what
     has a row is left alone: an admin or a member may have wanted it so.
     """
-    if not state.heals:
-        return
-
     count = unrecorded.gather_all(state)
-    backfills.date_mappings(state.engine)
+    backfills.date_mappings(state.engine, state.tenant)
 
     with connect(state.engine) as connection:
         now = clock.now(connection)
-        mappings = backfills.mapped(connection)
+        mappings = backfills.mapped(connection, state.tenant)
 
     since = min(now, count.since or now) - LOOK_BACK
     runs: list[int] = []
@@ -55,7 +66,7 @@ def heal(state: AppState) -> None:
             return
 
         try:
-            run_id = _heal(state, mapping, max(since, mapping.created_at or now))
+            run_id = _heal_course(state, mapping, max(since, mapping.created_at or now))
         except Exception:
             # The others are healed all the same; this one is looked at tomorrow.
             whole = False
@@ -72,14 +83,16 @@ def heal(state: AppState) -> None:
         else:
             runs += [] if run_id is None else [run_id]
 
-    if whole and backfills.are_recorded(state.engine, runs):
-        counted.settle(state.engine, count.number)
+    if whole and backfills.are_recorded(state.engine, state.tenant, runs):
+        counted.settle(state.engine, state.tenant, count.number)
 
     if runs:
         notifier.notify(state)
 
 
-def _heal(state: AppState, mapping: backfills.Mapped, since: dt.datetime) -> int | None:
+def _heal_course(
+    state: Community, mapping: backfills.Mapped, since: dt.datetime
+) -> int | None:
     """Add what was missed of one course.
 
     :return: The run that does so, if anything was.
@@ -90,7 +103,7 @@ def _heal(state: AppState, mapping: backfills.Mapped, since: dt.datetime) -> int
         return None
 
     run_id = backfills.start(
-        state.engine, mapping.id, since, by=audit.WORKER, healing=True
+        state.engine, state.tenant, mapping.id, since, by=audit.WORKER, healing=True
     )
 
     if run_id is not None and (taken := backfills.take(state.engine, run_id)):

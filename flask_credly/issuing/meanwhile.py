@@ -13,10 +13,9 @@ import threading
 
 import sqlalchemy as sa
 
-from ..ledger import claim
-from ..ledger import gates
-from ..settings import AppState
-from .drain import drain
+from ..ledger import turns
+from ..state import AppState
+from .dispatcher import drain
 from .stopping import stopping
 
 logger = logging.getLogger("flask_credly")
@@ -56,7 +55,9 @@ def _issue(state: AppState, over: threading.Event) -> None:
 
         try:
             with state.app.app_context():
-                if claim.any_due(state.engine, gates.read(state.engine), live=True):
+                due = turns.waiting(state.engine, live=True)
+
+                if any(not each.opens_in for each in due):
                     drain(state)
         except Exception:
             logger.exception(

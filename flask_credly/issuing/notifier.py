@@ -21,10 +21,14 @@ from flask import Flask
 from flask import has_app_context
 
 from .. import interruption
-from ..settings import AppState
 from ..settings import reads_json
 from ..settings import Settings
-from ..settings import WebQueue
+from ..state import AppState
+from ..state import WebQueue
+from .periodic import BACKFILL
+from .periodic import DRAIN
+from .periodic import SYNC
+from .periodic import Work
 from .trouble import explain
 from .trouble import WrongQueue
 
@@ -33,36 +37,6 @@ if t.TYPE_CHECKING:
     import rq
 
 logger = logging.getLogger("flask_credly")
-
-DRAIN = "flask_credly.jobs.drain"
-SYNC = "flask_credly.jobs.sync"
-BACKFILL = "flask_credly.jobs.backfill"
-PRUNE = "flask_credly.jobs.prune"
-HEAL = "flask_credly.jobs.heal"
-
-
-class _Job(t.NamedTuple):
-    """How a job is put into the queue.
-
-    :param key: Says in Redis that it was.
-    :param every: Seconds for which it says so.
-    :param timeout: Seconds after which RQ ends it.
-    """
-
-    key: str
-    every: int
-    timeout: int
-
-
-JOBS = {
-    # A drain ends by itself long before.
-    DRAIN: _Job("rung", every=60, timeout=600),
-    SYNC: _Job("sync", every=60, timeout=600),
-    # These go through all that the host or the ledger has.
-    BACKFILL: _Job("backfill", every=60, timeout=6 * 3600),
-    PRUNE: _Job("prune", every=86_400, timeout=6 * 3600),
-    HEAL: _Job("heal", every=86_400, timeout=6 * 3600),
-}
 
 FAILURE_TTL = 86_400
 """Seconds for which RQ keeps a job that failed. By default that is a year."""
@@ -173,39 +147,37 @@ def ask_for_sync(state: AppState) -> bool:
     return _try(state, lambda queue: enqueue(queue, SYNC))
 
 
-def enqueue(queue: rq.Queue, function: str, *, insist: bool = False) -> None:
-    """Put one of :data:`JOBS` into a queue, unless that was done a while ago. Only
-    Redis remembers when that was: one time more does no harm.
+def enqueue(queue: rq.Queue, work: Work, *, insist: bool = False) -> None:
+    """Ask for work, unless that was done a while ago. Only Redis remembers when that
+    was: one time more does no harm.
 
     :param insist: Whether to do so in any case.
     :raises redis.RedisError: If Redis does not take it.
     """
-    job = JOBS[function]
-
-    if _is_new(queue, job, insist=insist):
+    if _is_new(queue, work, insist=insist):
         # The worker reads nothing else of it. By default it is the call with its
         # arguments.
         queue.enqueue_call(
-            function,
-            description=function,
-            timeout=job.timeout,
+            work.function,
+            description=work.function,
+            timeout=work.timeout,
             result_ttl=0,
             failure_ttl=FAILURE_TTL,
         )
 
 
-def _is_new(queue: rq.Queue, job: _Job, *, insist: bool) -> bool:
+def _is_new(queue: rq.Queue, work: Work, *, insist: bool) -> bool:
     """Note that a job is put into a queue. Whether it was not a while ago."""
-    key = _key(queue, job)
+    key = _key(queue, work)
 
     with queue.connection.pipeline(transaction=False) as pipeline:
-        pipeline.set(key, 1, nx=not insist, ex=job.every)
+        pipeline.set(key, 1, nx=not insist, ex=work.every)
         pipeline.ttl(key)
         was_set, left = pipeline.execute()
 
     # A key that never ends, as after a PERSIST, would keep the job away for good.
-    if not was_set and not 0 <= left <= job.every:
-        was_set = queue.connection.set(key, 1, ex=job.every)
+    if not was_set and not 0 <= left <= work.every:
+        was_set = queue.connection.set(key, 1, ex=work.every)
 
     return bool(was_set)
 
@@ -217,7 +189,7 @@ def ask_for_backfill(state: AppState) -> bool:
 
 def acknowledge(state: AppState) -> None:
     """Note that a drain begins: a completion from now on rings anew."""
-    _try(state, lambda queue: queue.connection.delete(_key(queue, JOBS[DRAIN])))
+    _try(state, lambda queue: queue.connection.delete(_key(queue, DRAIN)))
 
 
 def make_queue(
@@ -286,8 +258,8 @@ def _web_redis(settings: Settings) -> redis.Redis:
     )
 
 
-def _key(queue: rq.Queue, job: _Job) -> str:
-    return f"flask-credly:{job.key}:{queue.name}"
+def _key(queue: rq.Queue, work: Work) -> str:
+    return f"flask-credly:{work.name}:{queue.name}"
 
 
 def is_silent(state: AppState) -> bool:

@@ -10,7 +10,7 @@ from ..catalog import clean_email
 from ..catalog import Member
 from ..ledger import claim
 from ..ledger.claim import Row
-from ..settings import AppState
+from ..state import Community
 
 logger = logging.getLogger("flask_credly")
 
@@ -26,7 +26,7 @@ def missing(row: Row | Member) -> str | None:
     return f"The member's profile has no {' and no '.join(empty)}." if empty else None
 
 
-def refresh(state: AppState, row: Row) -> Row:
+def refresh(state: Community, row: Row) -> Row:
     """Load the profile as it is now, where the host gives the hook, and save it."""
     if (member := _load(state, row)) is None:
         return row
@@ -44,7 +44,7 @@ def refresh(state: AppState, row: Row) -> Row:
     return fresh
 
 
-def _load(state: AppState, row: Row) -> Member | None:
+def _load(state: Community, row: Row) -> Member | None:
     if state.load_member is None:
         return None
 

@@ -17,11 +17,13 @@ from ..errors import SecretUnreadable
 from ..errors import Unauthorized
 from ..errors import Unavailable
 from ..ledger import clock
+from ..ledger import gates
+from ..ledger.decide import Answer
 from ..ledger.transaction import connect
 from ..ledger.transaction import in_transaction
 from ..models import Account
 from ..secret import Secret
-from ..settings import AppState
+from ..state import Community
 
 T = t.TypeVar("T")
 
@@ -42,7 +44,7 @@ class SharedToken:
     version: int
 
 
-def get_token(state: AppState, generation: str, *, rejected: int = 0) -> SharedToken:
+def get_token(state: Community, generation: str, *, rejected: int = 0) -> SharedToken:
     """Get the cached token, or fetch the next one if it is about to end.
 
     Of several workers one fetches and the others wait for it: a herd of fetches
@@ -82,7 +84,7 @@ def get_token(state: AppState, generation: str, *, rejected: int = 0) -> SharedT
         time.sleep(0.1)
 
 
-def with_token(state: AppState, generation: str, ask: t.Callable[[Secret], T]) -> T:
+def with_token(state: Community, generation: str, ask: t.Callable[[Secret], T]) -> T:
     """Ask the API with the token in force, and once more with the next one if that is
     not accepted.
 
@@ -106,11 +108,53 @@ def with_token(state: AppState, generation: str, ask: t.Callable[[Secret], T]) -
         raise
 
 
-def _read(state: AppState, generation: str) -> tuple[Account, dt.datetime]:
+class TokenHolder:
+    """The token that a drain uses, and what became of those before it.
+
+    :param generation: Of the account.
+    """
+
+    def __init__(self, state: Community, generation: str) -> None:
+        self._state = state
+        self._generation = generation
+        self._token: SharedToken | None = None
+        self._rejected: int | None = None
+
+    def get(self) -> SharedToken:
+        """Get the one to use next.
+
+        :raises CredlyError: See :func:`get_token`.
+        """
+        if self._token is None:
+            rejected = self._rejected or 0
+            self._token = get_token(self._state, self._generation, rejected=rejected)
+
+        return self._token
+
+    def judge(self, refused: SharedToken, error: Unauthorized) -> Answer:
+        """Take a refused token for what it is: an old one is replaced and the request
+        repeated; the credentials have expired if a fresh one is refused as well.
+        """
+        if self._token is not None and refused.version < self._token.version:
+            return "not sent"
+
+        if self._rejected is None:
+            self._rejected = refused.version
+            self._token = None
+            return "not sent"
+
+        if refused.version <= self._rejected:
+            return "not sent"
+
+        # A firewall's page says nothing about the credentials.
+        return "unavailable" if error.foreign else "unauthorized"
+
+
+def _read(state: Community, generation: str) -> tuple[Account, dt.datetime]:
     with connect(state.engine) as connection, orm.Session(connection) as session:
         now = clock.now(connection)
         row = session.scalars(
-            sa.select(Account).where(Account.generation == generation)
+            sa.select(Account).where(*gates.this(state.tenant, generation))
         ).one_or_none()
 
     if row is None:
@@ -121,7 +165,7 @@ def _read(state: AppState, generation: str) -> tuple[Account, dt.datetime]:
 
 def _this(row: Account) -> sa.Update:
     return sa.update(Account).where(
-        Account.generation == row.generation,
+        *gates.this(row.tenant, row.generation),
         Account.token_version == row.token_version,
     )
 
@@ -156,7 +200,7 @@ def _save(connection: sa.Connection, row: Account, sealed: str, seconds: int) ->
     )
 
 
-def _fetch(state: AppState, row: Account, secret: str) -> SharedToken:
+def _fetch(state: Community, row: Account, secret: str) -> SharedToken:
     # Loaded here: a web request asks for a new token only in a form's answer.
     from ..credly import fetch_token
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import datetime as dt
+import itertools
 import logging
 import os
 import re
@@ -27,8 +28,9 @@ from ..ledger import host_transaction
 from ..ledger import unrecorded
 from ..ledger.transaction import in_session
 from ..ledger.unrecorded import Count
-from ..settings import AppState
-from ..settings import Uncounted
+from ..state import AppState
+from ..state import Community
+from ..state import Uncounted
 from . import notifier
 
 if t.TYPE_CHECKING:
@@ -44,7 +46,7 @@ PATIENCE = 5.0
 """Seconds for which a process that ends waits for the last try."""
 
 
-def note(state: AppState, session: t.Any = None, *, ended: bool = False) -> None:
+def note(state: Community, session: t.Any = None, *, ended: bool = False) -> None:
     """Count one completion that could not be recorded. Raises nothing but what the host
     throws in, once it is counted.
 
@@ -73,7 +75,7 @@ def note(state: AppState, session: t.Any = None, *, ended: bool = False) -> None
         )
 
 
-def _waits(state: AppState, session: t.Any) -> bool:
+def _waits(state: Community, session: t.Any) -> bool:
     """Have it counted with the host's commit, if there will be one."""
     here = has_app_context() and current_app._get_current_object() is state.app  # type: ignore[attr-defined]
 
@@ -107,9 +109,9 @@ def _waits(state: AppState, session: t.Any) -> bool:
     return True
 
 
-def _note(state: AppState) -> None:
+def _note(state: Community) -> None:
     here = state.uncounted
-    here.counts.append((1, dt.datetime.now(dt.UTC)))
+    here.counts.append((state.tenant, 1, dt.datetime.now(dt.UTC)))
     _known.add(here)
 
     if notifier.in_a_job():  # whose process ends without waiting for a thread
@@ -126,26 +128,29 @@ def _note(state: AppState) -> None:
             _write(state, _to_redis)
 
 
-def read(state: AppState) -> Count:
-    """Get the whole count: of the database, of Redis where that answers, and of this
-    process.
+def read(state: Community) -> Count:
+    """Get a community's whole count: of the database, of Redis where that answers, and
+    of this process.
     """
-    return in_session(state.engine, unrecorded.read) + read_elsewhere(state)
+    counted = in_session(state.engine, unrecorded.read, state.tenant)
+    return counted + read_elsewhere(state)
 
 
-def read_elsewhere(state: AppState) -> Count:
-    """Get what the database does not count yet."""
+def read_elsewhere(state: Community) -> Count:
+    """Get what the database does not count yet of a community."""
     here = Count()
 
-    for number, since in list(state.uncounted.counts):
-        here += Count(number, since)
+    for tenant, number, since in list(state.uncounted.counts):
+        if tenant == state.tenant:
+            here += Count(number, since)
 
     if notifier.is_silent(state):
         return here
 
     try:
         queue = notifier.web_queue(state)
-        return here + _parse(queue.connection.hgetall(_key(queue)))
+        found = _parse(queue.connection.hgetall(_key(queue)))
+        return here + found.get(state.tenant, Count())
     except Exception as e:
         # That Redis is away is said where the workers are counted.
         logger.debug("The count in Redis is not known (%s).", type(e).__name__)
@@ -164,9 +169,9 @@ def gather(state: AppState, queue: rq.Queue | None = None) -> None:
         _write(state, _to_database)
 
     queue = queue or notifier.web_queue(state)
-    key, lock = _key(queue), f"{_key(queue)}:lock"
+    lock = f"{_key(queue)}:lock"
 
-    if not _look(queue).number:
+    if not _look(queue):
         return
 
     # Or two workers would each bring it.
@@ -177,25 +182,33 @@ def gather(state: AppState, queue: rq.Queue | None = None) -> None:
 
         return
 
-    def take_off(pipeline: redis.client.Pipeline) -> None:
-        number = _parse(pipeline.hgetall(key)).number
-        pipeline.multi()
-
-        if number > found.number:
-            pipeline.hincrby(key, "number", -found.number)
-        else:
-            pipeline.delete(key)
-
     try:
-        if (found := _look(queue)).number:
-            unrecorded.add(state.engine, found)
-            queue.connection.transaction(take_off, key)
+        for tenant, count in _look(queue).items():
+            unrecorded.add(state.engine, tenant, count)
+            _take_off(queue, tenant, count)
     finally:
         queue.connection.delete(lock)
 
 
-def gather_all(state: AppState) -> Count:
-    """Do the same as far as Redis can be asked, and get what the database counts."""
+def _take_off(queue: rq.Queue, tenant: str, count: Count) -> None:
+    key = _key(queue)
+
+    def take_off(pipeline: redis.client.Pipeline) -> None:
+        now = _parse(pipeline.hgetall(key)).get(tenant, Count())
+        pipeline.multi()
+
+        if now.number > count.number:
+            pipeline.hincrby(key, f"number/{tenant}", -count.number)
+        else:
+            pipeline.hdel(key, f"number/{tenant}", f"since/{tenant}")
+
+    queue.connection.transaction(take_off, key)
+
+
+def gather_all(state: Community) -> Count:
+    """Do the same as far as Redis can be asked, and get what the database counts of a
+    community.
+    """
     from redis.exceptions import RedisError
 
     try:
@@ -204,17 +217,17 @@ def gather_all(state: AppState) -> Count:
         # What is counted there stays counted.
         logger.debug("The count in Redis is not known (%s).", type(e).__name__)
 
-    return in_session(state.engine, unrecorded.read)
+    return in_session(state.engine, unrecorded.read, state.tenant)
 
 
-def dismiss(state: AppState, number: int, *, by: str) -> None:
+def dismiss(state: Community, number: int, *, by: str) -> None:
     """Take off completions that a person has dealt with.
 
     :param number: How many that person knew of.
     :param by: Who does it, for :func:`.audit.note`.
     """
     gather_all(state)
-    unrecorded.dismiss(state.engine, number, by=by)
+    unrecorded.dismiss(state.engine, state.tenant, number, by=by)
 
 
 _known: weakref.WeakSet[Uncounted] = weakref.WeakSet()
@@ -255,7 +268,7 @@ def _keep_writing(state: AppState) -> None:
         if here.over.is_set() and here.counts:
             logger.error(
                 "Completions that could not be recorded are counted nowhere: %d.",
-                sum(number for number, _ in here.counts),
+                sum(number for _, number, _ in here.counts),
                 extra={"credly_event": "completion_not_counted"},
             )
 
@@ -273,33 +286,42 @@ def _keep_writing(state: AppState) -> None:
         here.over.wait(PAUSE)
 
 
-def _write(state: AppState, *places: t.Callable[[AppState, Count], None]) -> None:
-    """Write this process's count to the first place that takes it."""
+_Place = t.Callable[[AppState, str, Count], None]
+
+
+def _write(state: AppState, *places: _Place) -> None:
+    """Write this process's counts to the first place that takes them."""
     here = state.uncounted
 
     if not here.writing.acquire(blocking=False):
         return  # another thread is at it
 
     try:
-        known = list(here.counts)
+        while here.counts:
+            tenant = here.counts[0][0]
+            known = list(here.counts)
+            of_tenant = list(itertools.takewhile(_is_of(tenant), known))
+            count = sum((Count(*each[1:]) for each in of_tenant), Count())
 
-        if known and _takes(
-            state, sum((Count(*each) for each in known), Count()), places
-        ):
-            for _ in known:
+            if not _takes(state, tenant, count, places):
+                return
+
+            for _ in of_tenant:
                 here.counts.popleft()
     finally:
         here.writing.release()
 
 
+def _is_of(tenant: str) -> t.Callable[[tuple[str, int, dt.datetime]], bool]:
+    return lambda each: each[0] == tenant
+
+
 def _takes(
-    state: AppState,
-    count: Count,
-    places: tuple[t.Callable[[AppState, Count], None], ...],
+    state: AppState, tenant: str, count: Count, places: tuple[_Place, ...]
 ) -> bool:
     for place in places:
         try:
-            place(state, count)
+            place(state, tenant, count)
         except Exception as e:
             # Its text may hold an address with a password.
             logger.debug("Not counted by %s (%s).", place.__name__, type(e).__name__)
@@ -309,23 +331,23 @@ def _takes(
     return False
 
 
-def _to_database(state: AppState, count: Count) -> None:
-    unrecorded.add(state.engine, count)
+def _to_database(state: AppState, tenant: str, count: Count) -> None:
+    unrecorded.add(state.engine, tenant, count)
 
 
-def _to_redis(state: AppState, count: Count) -> None:
-    _put(notifier.web_queue(state), count)
+def _to_redis(state: AppState, tenant: str, count: Count) -> None:
+    _put(notifier.web_queue(state), tenant, count)
 
 
-def _put(queue: rq.Queue, count: Count) -> None:
+def _put(queue: rq.Queue, tenant: str, count: Count) -> None:
     from redis.exceptions import ResponseError
 
     assert count.since is not None
 
     with queue.connection.pipeline() as pipeline:
         for last in (False, True):
-            pipeline.hincrby(_key(queue), "number", count.number)
-            pipeline.hsetnx(_key(queue), "since", count.since.isoformat())
+            pipeline.hincrby(_key(queue), f"number/{tenant}", count.number)
+            pipeline.hsetnx(_key(queue), f"since/{tenant}", count.since.isoformat())
 
             try:
                 pipeline.execute()
@@ -338,40 +360,57 @@ def _put(queue: rq.Queue, count: Count) -> None:
             _look(queue)
 
 
-def _look(queue: rq.Queue) -> Count:
-    """Read the count. What we would not write is deleted."""
+def _look(queue: rq.Queue) -> dict[str, Count]:
+    """Read the counts, by community. What we would not write is deleted."""
     from redis.exceptions import ResponseError
 
     try:
-        found = queue.connection.hgetall(_key(queue))
+        found: t.Any = queue.connection.hgetall(_key(queue))
     except ResponseError as e:
         # Another error is of the server's.
         if not str(e).startswith("WRONGTYPE"):
             raise
 
-        found = {b"": b""}
-
-    count = _parse(found)
-
-    if found and not count.number:
         queue.connection.delete(_key(queue))
+        return {}
 
-    return count
+    counts = _parse(found)
+    ours = {f"{what}/{name}".encode() for name in counts for what in _FIELDS}
+
+    if strange := set(found) - ours:
+        queue.connection.hdel(_key(queue), *strange)
+
+    return counts
 
 
-def _parse(found: t.Any) -> Count:
+_FIELDS = ("number", "since")
+
+
+def _parse(found: t.Any) -> dict[str, Count]:
     # Whoever can write to Redis can put anything there: what we would not write counts
     # nothing, and takes nothing off what the database counts.
-    number, since = (found.get(name, b"") for name in (b"number", b"since"))
+    counts: dict[str, Count] = {}
 
-    if not re.fullmatch(rb"[1-9][0-9]{0,8}", number):
-        return Count()
+    for name, number in found.items():
+        what, _, tenant = name.decode(errors="replace").partition("/")
 
-    try:
-        at = dt.datetime.fromisoformat(since.decode())
-        return Count(int(number), at.astimezone(dt.UTC)) if at.tzinfo else Count()
-    except (ValueError, OverflowError):
-        return Count()
+        if what != "number" or len(tenant) > 191 or "\x00" in tenant:
+            continue
+
+        since = found.get(f"since/{tenant}".encode(), b"")
+
+        if not re.fullmatch(rb"[1-9][0-9]{0,8}", number):
+            continue
+
+        try:
+            at = dt.datetime.fromisoformat(since.decode())
+
+            if at.tzinfo:
+                counts[tenant] = Count(int(number), at.astimezone(dt.UTC))
+        except (ValueError, OverflowError):
+            continue
+
+    return counts
 
 
 def _key(queue: rq.Queue) -> str:

@@ -24,18 +24,18 @@ from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
 from rq.worker import Worker
 from rq.worker import WorkerStatus
-from sqlalchemy import orm
 
 from .. import keys
 from ..ledger import overview
 from ..ledger import tables
-from ..models import Account
-from ..settings import AppState
-from ..settings import get_state
+from ..ledger import turns
+from ..state import AppState
+from ..state import get_state
 from . import announce
 from . import notifier
 from . import trouble
 from . import workers
+from .periodic import FUNCTIONS
 from .stopping import stopping
 from .sweep import sweep
 
@@ -56,7 +56,7 @@ class OwnJob(rq.job.Job):
     def restore(self, raw_data: t.Any) -> None:
         described = _text(raw_data.get(b"description")).removesuffix("()")
         status = _text(raw_data.get(b"status"))
-        job = notifier.JOBS.get(described)
+        job = FUNCTIONS.get(described)
         name = described if job else ascii(described[:100])
         call: tuple[t.Any, ...] = (name, None, (), {})
         constants: dict[str, t.Any] = {
@@ -77,7 +77,7 @@ class OwnJob(rq.job.Job):
 
     @property
     def func(self) -> t.Any:
-        if self.func_name not in notifier.JOBS:
+        if self.func_name not in FUNCTIONS:
             raise PermissionError(f"Not a job of Flask-Credly: {self.func_name}.")
 
         return super().func
@@ -121,7 +121,8 @@ class CredlyWorker(Worker):
         self._app = app
         self._failed = False
         self._signed = False
-        self._keyless = False
+        self._keyless: set[str] = set()
+        self._lacks_every_key = False
         self._tableless = False
         self.told_to_stop = False
 
@@ -176,7 +177,7 @@ class CredlyWorker(Worker):
             if not self._failed:
                 self._sweep()
 
-            if self._keyless:
+            if self._lacks_every_key:
                 if burst:
                     return None
 
@@ -348,18 +349,21 @@ class CredlyWorker(Worker):
         sweep(state, queue, insist=queue.is_empty())
 
     def _lacks_key(self, state: AppState) -> bool:
-        with orm.Session(state.engine) as session:
-            connection = session.scalars(sa.select(Account)).one_or_none()
+        """Whether this process can decrypt no account's Client Secret."""
+        some = turns.some(state.engine)
+        closed = [each for each in some if not overview.opens(each, state.app.config)]
 
-        before = self._keyless
-        self._keyless = not overview.opens(connection, state.app.config)
+        for account in closed:
+            announce.keyless(
+                state.of(account.tenant),
+                account.generation,
+                4 * SWEEP_INTERVAL,
+                again=account.tenant in self._keyless,
+            )
 
-        if self._keyless:
-            assert connection is not None
-            seconds = 4 * SWEEP_INTERVAL
-            announce.keyless(state, connection.generation, seconds, again=before)
-
-        return self._keyless
+        self._keyless = {account.tenant for account in closed}
+        self._lacks_every_key = bool(closed) and len(closed) == len(some)
+        return self._lacks_every_key
 
     def _sign(self, state: AppState) -> None:
         if (signature := workers.signature(state.engine)) is not None:
@@ -424,7 +428,7 @@ _LASTING = 60
 
 def _load_for_jobs() -> None:
     # Each job has a process that is forked from this one, and would load it anew.
-    functions = {name.rpartition(".")[0] for name in notifier.JOBS}
+    functions = {name.rpartition(".")[0] for name in FUNCTIONS}
     to_unseal = ("cryptography.fernet", "cryptography.hazmat.primitives.kdf.hkdf")
 
     for module in (*functions, *to_unseal):

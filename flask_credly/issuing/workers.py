@@ -15,9 +15,11 @@ import sqlalchemy as sa
 
 from ..ledger.transaction import connect
 from ..models import Installation
-from ..settings import AppState
+from ..state import AppState
 from . import notifier
 from . import trouble
+from .periodic import FUNCTIONS
+from .periodic import Work
 
 if t.TYPE_CHECKING:
     import rq
@@ -100,7 +102,7 @@ def sign_job(state: AppState) -> None:
         return  # the worker says by itself that Redis is away
 
 
-def note_success(state: AppState, function: str) -> None:
+def note_success(state: AppState, work: Work) -> None:
     """Note in RQ's own entry of the worker that runs this job that it went well, and
     when, on the clock by which Redis dates what failed.
     """
@@ -116,7 +118,7 @@ def note_success(state: AppState, function: str) -> None:
         at = seconds * 1000 + micros // 1000
 
         with connection.pipeline() as pipeline:
-            pipeline.hset(_key(job.worker_name), _SUCCESS + function, at)
+            pipeline.hset(_key(job.worker_name), _SUCCESS + work.function, at)
             # For the case that it has ended in this moment.
             pipeline.expire(_key(job.worker_name), 120)
             pipeline.execute()
@@ -206,7 +208,7 @@ def failures(queue: rq.Queue, *, limit: int = 20) -> cabc.Iterator[Failure]:
                 continue
 
             worker = _text(result.get(b"worker_name"))
-            ours = described in notifier.JOBS
+            ours = described in FUNCTIONS
             at = int(_text(result_id).partition("-")[0])
             mended = ours and at <= _succeeded_at(queue, worker, described)
             yield Failure(worker, _error_in(packed), ours, mended)

@@ -100,6 +100,7 @@ class TooOften(Exception):
 
 def note(
     connection: sa.Connection,
+    tenant: str,
     by: str | None,
     action: str,
     target: str = "",
@@ -121,6 +122,7 @@ def note(
         raise ValueError(f"Not a known action and outcome: {action!r}, {outcome!r}.")
 
     values = {
+        "tenant": tenant,
         "actor": clean(by, 255),
         "action": action,
         "target": clean(target, 800),
@@ -141,28 +143,31 @@ note_alone = in_transaction(note)
 """The same in a transaction of its own: takes the engine."""
 
 
-def settle(connection: sa.Connection, entry_id: int | None, outcome: str) -> None:
+def settle(
+    connection: sa.Connection, tenant: str, entry_id: int | None, outcome: str
+) -> None:
     """Write down what came of an action that was noted when it began. Only once: what
     is settled stays as it is.
     """
     if entry_id is None:
         return
 
-    this = AuditEntry.id == entry_id
+    this = (AuditEntry.id == entry_id, AuditEntry.tenant == tenant)
     settled = connection.execute(
         sa.update(AuditEntry)
-        .where(this, AuditEntry.outcome == "begun")
+        .where(*this, AuditEntry.outcome == "begun")
         .values(outcome=outcome)
     ).rowcount
 
     if settled:
         entry = connection.execute(
             sa.select(
+                AuditEntry.tenant,
                 AuditEntry.actor,
                 AuditEntry.action,
                 AuditEntry.target,
                 AuditEntry.outcome,
-            ).where(this)
+            ).where(*this)
         ).one()
         _tell(connection, entry._asdict())
 
@@ -173,6 +178,7 @@ _settle_alone = in_transaction(settle)
 @contextlib.contextmanager
 def asking(
     engine: sa.Engine,
+    tenant: str,
     by: str | None,
     action: str,
     target: str = "",
@@ -187,32 +193,34 @@ def asking(
         failure.
     :raises TooOften: It was tried too often. The command line may do so.
     """
-    entry_id = _begin(engine, by, action, target)
+    entry_id = _begin(engine, tenant, by, action, target)
 
     try:
         yield entry_id
     except refusals:
-        _settle_alone(engine, entry_id, "refused")
+        _settle_alone(engine, tenant, entry_id, "refused")
         raise
     except CredlyError:
-        _settle_alone(engine, entry_id, "failed")
+        _settle_alone(engine, tenant, entry_id, "failed")
         raise
 
-    _settle_alone(engine, entry_id, "ok")
+    _settle_alone(engine, tenant, entry_id, "ok")
 
 
-def _begin(engine: sa.Engine, by: str | None, action: str, target: str) -> int | None:
-    entry_id = note_alone(engine, by, action, target, "begun")
+def _begin(
+    engine: sa.Engine, tenant: str, by: str | None, action: str, target: str
+) -> int | None:
+    entry_id = note_alone(engine, tenant, by, action, target, "begun")
 
     if entry_id is None or by == COMMAND_LINE:
         return entry_id
 
     # Counted after it was committed: of those that try at the same moment none can be
     # overlooked, and at worst too many are refused.
-    wait = _wait(engine, action, entry_id)
+    wait = _wait(engine, tenant, action, entry_id)
 
     if wait > dt.timedelta():
-        _take_back(engine, entry_id)
+        _take_back(engine, tenant, entry_id)
         logger.warning("%s was tried too often.", ACTIONS[action].split(" %(")[0])
         raise TooOften(wait)
 
@@ -220,7 +228,9 @@ def _begin(engine: sa.Engine, by: str | None, action: str, target: str) -> int |
 
 
 @in_transaction
-def _wait(connection: sa.Connection, action: str, entry_id: int) -> dt.timedelta:
+def _wait(
+    connection: sa.Connection, tenant: str, action: str, entry_id: int
+) -> dt.timedelta:
     now = clock.now(connection)
     most, longest = LIMITS[-1]
     # Those of the command line do not take the admins' turns, and those of a clock that
@@ -228,6 +238,7 @@ def _wait(connection: sa.Connection, action: str, entry_id: int) -> dt.timedelta
     times = connection.scalars(
         sa.select(AuditEntry.at)
         .where(
+            AuditEntry.tenant == tenant,
             AuditEntry.action.in_(_CONNECTS if action in _CONNECTS else (action,)),
             AuditEntry.actor != COMMAND_LINE,
             AuditEntry.at.between(now - longest, now + LIMITS[0][1]),
@@ -245,8 +256,9 @@ def _wait(connection: sa.Connection, action: str, entry_id: int) -> dt.timedelta
 
 
 @in_transaction
-def _take_back(connection: sa.Connection, entry_id: int) -> None:
-    connection.execute(sa.delete(AuditEntry).where(AuditEntry.id == entry_id))
+def _take_back(connection: sa.Connection, tenant: str, entry_id: int) -> None:
+    this = (AuditEntry.id == entry_id, AuditEntry.tenant == tenant)
+    connection.execute(sa.delete(AuditEntry).where(*this))
 
 
 def _tell(connection: sa.Connection, values: cabc.Mapping[str, t.Any]) -> None:
@@ -270,18 +282,26 @@ def _tell(connection: sa.Connection, values: cabc.Mapping[str, t.Any]) -> None:
 
 
 def page(
-    session: Session, *, before: int | None = None, after: int | None = None
+    session: Session,
+    tenant: str,
+    *,
+    before: int | None = None,
+    after: int | None = None,
 ) -> Page[AuditEntry]:
     """Get one page."""
-    query = sa.select(AuditEntry)
-    return fetch(session, query, AuditEntry.id, before=before, after=after)
+    return fetch(session, _of(tenant), AuditEntry.id, before=before, after=after)
 
 
-def any_entry(session: Session) -> bool:
+def _of(tenant: str) -> sa.Select[AuditEntry]:
+    return sa.select(AuditEntry).where(AuditEntry.tenant == tenant)
+
+
+def any_entry(session: Session, tenant: str) -> bool:
     """Whether anything was done yet."""
-    return session.scalar(sa.select(AuditEntry.id).limit(1)) is not None
+    query = sa.select(AuditEntry.id).where(AuditEntry.tenant == tenant).limit(1)
+    return session.scalar(query) is not None
 
 
-def every(engine: sa.Engine) -> cabc.Iterator[AuditEntry]:
+def every(engine: sa.Engine, tenant: str) -> cabc.Iterator[AuditEntry]:
     """Get all entries, for an export."""
-    return fetch_all(engine, sa.select(AuditEntry), AuditEntry.id)
+    return fetch_all(engine, _of(tenant), AuditEntry.id)

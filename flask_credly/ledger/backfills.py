@@ -18,15 +18,16 @@ import sqlalchemy as sa
 from ..catalog import Completion
 from ..models import Account
 from ..models import Batch
-from ..models import CONNECTION_ID
 from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
 from . import audit
 from . import clock
-from . import settle
+from . import gates
+from . import transitions
+from .issuances import is_ours
 from .paging import Session
-from .record import insert_all
+from .reasons import TAKEN_UP_AGAIN
 from .record import of_mapping
 from .transaction import connect
 from .transaction import in_transaction
@@ -42,6 +43,7 @@ class Run:
     """A run that this worker has taken up."""
 
     id: int
+    tenant: str
     kind: str
     course_id: str
     course_title: str
@@ -53,11 +55,6 @@ class Run:
 ERASED_NEAR = dt.timedelta(minutes=5)
 """How far the host's time of a completion may be from that of an erased row for both to
 be the same: each may come from another clock.
-"""
-
-STOPPED = "The backfill was stopped."
-"""The error of a row that was taken back. A later run takes it up again. Stored, and
-found by these words: they never change.
 """
 
 
@@ -89,6 +86,7 @@ class Progress:
 @in_transaction
 def start(
     connection: sa.Connection,
+    tenant: str,
     mapping_id: int,
     since: dt.datetime | None = None,
     *,
@@ -103,14 +101,14 @@ def start(
     :return: The run's number, or ``None`` if the mapping is gone.
     """
     # The lock keeps two clicks from beginning two.
-    connection.execute(sa.update(Account).values(id=CONNECTION_ID))
+    gates.lock(connection, tenant)
     mapping = connection.execute(
         sa.select(
-            Mapping.connection_id,
+            Mapping.tenant,
             Mapping.kind,
             Mapping.course_id,
             Mapping.course_title,
-        ).where(Mapping.id == mapping_id)
+        ).where(Mapping.tenant == tenant, Mapping.id == mapping_id)
     ).one_or_none()
 
     if mapping is None:
@@ -118,6 +116,7 @@ def start(
 
     recording = connection.scalar(
         sa.select(Batch.id).where(
+            Batch.tenant == tenant,
             Batch.state == "recording",
             Batch.kind == mapping.kind,
             Batch.course_id == mapping.course_id,
@@ -139,25 +138,26 @@ def start(
         )
     )
     action = "heal" if healing else "start backfill"
-    audit.note(connection, by, action, mapping.course_title)
+    audit.note(connection, tenant, by, action, mapping.course_title)
     assert added.inserted_primary_key is not None
     return t.cast(int, added.inserted_primary_key[0])
 
 
-def any_due(engine: sa.Engine) -> bool:
-    """Whether a run waits for a worker."""
+def due_for(engine: sa.Engine) -> list[str]:
+    """Get the communities of which a run waits for a worker."""
     with connect(engine) as connection:
-        due = _due(clock.now(connection)).limit(1)
-        return connection.scalar(due) is not None
+        due = _due(clock.now(connection))
+        return [tenant for _, tenant in connection.execute(due)]
 
 
-def _due(now: dt.datetime) -> sa.Select[int]:
-    return sa.select(Batch.id).where(Batch.due_at <= now).order_by(Batch.id)
+def _due(now: dt.datetime) -> sa.Select[int, str]:
+    due = sa.select(Batch.id, Batch.tenant).where(Batch.due_at <= now)
+    return due.order_by(Batch.id)
 
 
 @in_transaction
 def take(connection: sa.Connection, run_id: int | None = None) -> Run | None:
-    """Take up a run that is due, from its beginning.
+    """Take up a run that is due, from its beginning, of whichever community.
 
     :param run_id: Only this one.
     """
@@ -165,10 +165,11 @@ def take(connection: sa.Connection, run_id: int | None = None) -> Run | None:
     lease = secrets.token_hex(16)
     due = _due(now) if run_id is None else _due(now).where(Batch.id == run_id)
 
-    for id_ in connection.scalars(due).all():
+    for id_, tenant in connection.execute(due).all():
+        this = (Batch.id == id_, Batch.tenant == tenant)
         taken = connection.execute(
             sa.update(Batch)
-            .where(Batch.id == id_, Batch.due_at <= now)
+            .where(*this, Batch.due_at <= now)
             .values(due_at=now + LEASE, lease=lease, completed=0, incomplete=0)
         ).rowcount
 
@@ -176,13 +177,14 @@ def take(connection: sa.Connection, run_id: int | None = None) -> Run | None:
             found = connection.execute(
                 sa.select(
                     Batch.id,
+                    Batch.tenant,
                     Batch.kind,
                     Batch.course_id,
                     Batch.course_title,
                     Batch.since,
                     Batch.healing,
                     Batch.lease,
-                ).where(Batch.id == id_)
+                ).where(*this)
             ).one()
             return Run(**found._mapping)
 
@@ -216,7 +218,11 @@ def add(
     if not goes_on:
         return False
 
-    this = (Mapping.kind == run.kind, Mapping.course_id == run.course_id)
+    this = (
+        Mapping.tenant == run.tenant,
+        Mapping.kind == run.kind,
+        Mapping.course_id == run.course_id,
+    )
     # A change of the mapping waits, or is seen.
     connection.execute(sa.select(Mapping.id).where(*this).with_for_update(read=True))
     mapped = connection.execute(
@@ -235,6 +241,7 @@ def add(
     common = dict(mapped._mapping)
     mapped_at = common.pop("created_at")
     common |= {
+        "tenant": run.tenant,
         "kind": run.kind,
         "course_id": run.course_id,
         "recorded_at": now,
@@ -260,7 +267,7 @@ def add(
         if not run.healing:
             _revive(connection, rows)
 
-        insert_all(connection, rows)
+        transitions.insert_new(connection, rows)
 
     return True
 
@@ -268,6 +275,7 @@ def add(
 def _held(run: Run) -> tuple[sa.ColumnElement[bool], ...]:
     return (
         Batch.id == run.id,
+        Batch.tenant == run.tenant,
         Batch.lease == run.lease,
         Batch.state == "recording",
     )
@@ -280,6 +288,7 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
     given = {row["member_id"]: row for row in rows}
     taken_back = connection.execute(
         sa.select(Issuance.id, Issuance.member_id).where(
+            Issuance.tenant == rows[0]["tenant"],
             Issuance.kind == rows[0]["kind"],
             Issuance.course_id == rows[0]["course_id"],
             Issuance.member_id.in_(given),
@@ -288,38 +297,25 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
         )
     ).all()
 
-    if not taken_back:
-        return
-
-    names = [
-        *("template_id", "badge_name", "due_at", "batch_id"),
-        *("email", "first_name", "last_name"),
-    ]
-    table = t.cast(sa.Table, Issuance.__table__)
-    connection.execute(
-        sa.update(table)
-        .where(table.c.id == sa.bindparam("row"), *_TAKEN_BACK)
-        .values(
-            state="pending",
-            settled_at=None,
-            error=None,
-            attempts=0,
-            look_ups=0,
-            crashes=0,
+    if taken_back:
+        names = (
+            *("template_id", "badge_name", "due_at", "batch_id"),
+            *("email", "first_name", "last_name"),
         )
-        .values({name: sa.bindparam(f"new_{name}") for name in names}),
-        [
-            {"row": id_, **{f"new_{name}": given[member_id][name] for name in names}}
-            for id_, member_id in taken_back
-        ],
-    )
+        transitions.reopen_for_batch(
+            connection,
+            [
+                {"id": id_, **{name: given[member_id][name] for name in names}}
+                for id_, member_id in taken_back
+            ],
+            Issuance.tenant == rows[0]["tenant"],
+            *_TAKEN_BACK,
+        )
 
-
-_OUR_ORGANIZATION = sa.select(Account.organization_id).scalar_subquery()
 
 _TAKEN_BACK = (
     Issuance.state == "cancelled",
-    sa.or_(Issuance.error == STOPPED, Issuance.error == settle.UNMAPPED),
+    Issuance.reason.in_(TAKEN_UP_AGAIN),
     Issuance.erased_at.is_(None),
 )
 
@@ -339,37 +335,31 @@ def finish(connection: sa.Connection, run: Run, *, failed: bool = False) -> None
 
 
 @in_transaction
-def stop(connection: sa.Connection, run_id: int, *, by: str | None = None) -> int:
+def stop(
+    connection: sa.Connection, tenant: str, run_id: int, *, by: str | None = None
+) -> int:
     """Take back what was not begun. What is on its way is finished.
 
     :param by: Who does it, for :func:`.audit.note`.
     :return: How many badges were taken back.
     """
-    this = (Batch.id == run_id, Batch.state.in_(("recording", "recorded")))
+    this = (Batch.id == run_id, Batch.tenant == tenant)
+    goes_on = Batch.state.in_(("recording", "recorded"))
 
-    if _end(connection, *this, state="stopped"):
-        title = connection.scalar(
-            sa.select(Batch.course_title).where(Batch.id == run_id)
-        )
-        audit.note(connection, by, "stop backfill", title or "")
+    if _end(connection, *this, goes_on, state="stopped"):
+        title = connection.scalar(sa.select(Batch.course_title).where(*this))
+        audit.note(connection, tenant, by, "stop backfill", title or "")
 
     # Kept, and shown: the same completion may have been signalled since.
-    return connection.execute(
-        sa.update(Issuance)
-        .where(
-            Issuance.batch_id == run_id,
-            Issuance.state.in_(("pending", "sending")),
-            Issuance.attempts == 0,
-            Issuance.outcome_unknown.is_(False),
-        )
-        .values(
-            state="cancelled",
-            lease=None,
-            due_at=None,
-            settled_at=clock.now(connection),
-            error=STOPPED,
-        )
-    ).rowcount
+    return transitions.end(
+        connection,
+        "cancelled",
+        clock.now(connection),
+        Issuance.tenant == tenant,
+        Issuance.batch_id == run_id,
+        transitions.NEVER_SENT,
+        reason="stopped",
+    )
 
 
 def _end(connection: sa.Connection, *these: sa.ColumnElement[bool], state: str) -> bool:
@@ -380,15 +370,18 @@ def _end(connection: sa.Connection, *these: sa.ColumnElement[bool], state: str) 
     )
 
 
-def progress(session: Session, run_id: int) -> Progress | None:
+def progress(session: Session, tenant: str, run_id: int) -> Progress | None:
     """Count how far a run is."""
-    run = session.get(Batch, run_id, populate_existing=True)
+    this = (Batch.id == run_id, Batch.tenant == tenant)
+    query = sa.select(Batch).where(*this).execution_options(populate_existing=True)
+    run = session.scalars(query).one_or_none()
     return _progress(session, run) if run else None
 
 
-def under_way(session: Session) -> list[Progress]:
+def under_way(session: Session, tenant: str) -> list[Progress]:
     """Get the latest runs that are not over yet, latest first."""
-    latest = session.scalars(sa.select(Batch).order_by(Batch.id.desc()).limit(5))
+    runs = sa.select(Batch).where(Batch.tenant == tenant)
+    latest = session.scalars(runs.order_by(Batch.id.desc()).limit(5))
     found = [_progress(session, run) for run in latest]
     return [each for each in found if not each.is_over]
 
@@ -396,7 +389,7 @@ def under_way(session: Session) -> list[Progress]:
 def _progress(session: Session, run: Batch) -> Progress:
     counted = session.execute(
         sa.select(Issuance.state, sa.func.count())
-        .where(Issuance.batch_id == run.id)
+        .where(Issuance.tenant == run.tenant, Issuance.batch_id == run.id)
         .group_by(Issuance.state)
     )
     count: collections.Counter[str] = collections.Counter(
@@ -411,16 +404,20 @@ def _progress(session: Session, run: Batch) -> Progress:
 
 
 def states(
-    engine: sa.Engine, kind: str, course_id: str, member_ids: cabc.Collection[str]
+    engine: sa.Engine,
+    tenant: str,
+    kind: str,
+    course_id: str,
+    member_ids: cabc.Collection[str],
 ) -> dict[str, str]:
     """Get what the ledger has for some members and a course: state by member."""
     with connect(engine) as connection:
         found = connection.execute(
             sa.select(Issuance.member_id, Issuance.state).where(
+                is_ours(tenant),
                 Issuance.kind == kind,
                 Issuance.course_id == course_id,
                 Issuance.member_id.in_(member_ids),
-                Issuance.organization_id == _OUR_ORGANIZATION,
                 sa.not_(sa.and_(*_TAKEN_BACK)),
             )
         )
@@ -428,7 +425,11 @@ def states(
 
 
 def never_there(
-    engine: sa.Engine, kind: str, course_id: str, completions: cabc.Sequence[Completion]
+    engine: sa.Engine,
+    tenant: str,
+    kind: str,
+    course_id: str,
+    completions: cabc.Sequence[Completion],
 ) -> list[Completion]:
     """Choose the completions that the ledger has never had, whatever became of those
     that it had.
@@ -441,9 +442,7 @@ def never_there(
         given = {each.member.id: each for each in reversed(completions)}
         known = connection.scalars(
             sa.select(Issuance.member_id).where(
-                *this,
-                Issuance.member_id.in_(given),
-                Issuance.organization_id == _OUR_ORGANIZATION,
+                is_ours(tenant), *this, Issuance.member_id.in_(given)
             )
         )
 
@@ -459,7 +458,10 @@ def never_there(
         )
         erased = connection.scalars(
             sa.select(Issuance.completed_at).where(
-                *this, Issuance.erased_at.is_not(None), near
+                Issuance.tenant == tenant,
+                *this,
+                Issuance.erased_at.is_not(None),
+                near,
             )
         ).all()
 
@@ -471,22 +473,26 @@ def never_there(
 
 
 @in_transaction
-def date_mappings(connection: sa.Connection) -> None:
+def date_mappings(connection: sa.Connection, tenant: str) -> None:
     """Let mappings whose age is not known begin now."""
     connection.execute(
         sa.update(Mapping)
-        .where(Mapping.created_at.is_(None))
+        .where(Mapping.tenant == tenant, Mapping.created_at.is_(None))
         .values(created_at=clock.now(connection))
     )
 
 
-def are_recorded(engine: sa.Engine, run_ids: cabc.Collection[int]) -> bool:
+def are_recorded(engine: sa.Engine, tenant: str, run_ids: cabc.Collection[int]) -> bool:
     """Whether runs have come to their end and left nothing out."""
     with connect(engine) as connection:
         recorded = connection.scalar(
             sa.select(sa.func.count())
             .select_from(Batch)
-            .where(Batch.id.in_(run_ids), Batch.state == "recorded")
+            .where(
+                Batch.tenant == tenant,
+                Batch.id.in_(run_ids),
+                Batch.state == "recorded",
+            )
         )
         return recorded == len(run_ids)
 
@@ -502,7 +508,7 @@ class Mapped:
     created_at: dt.datetime | None
 
 
-def mapped(connection: sa.Connection) -> list[Mapped]:
+def mapped(connection: sa.Connection, tenant: str) -> list[Mapped]:
     """Get all courses that are mapped."""
     found = connection.execute(
         sa.select(
@@ -511,7 +517,9 @@ def mapped(connection: sa.Connection) -> list[Mapped]:
             Mapping.course_id,
             Mapping.course_title,
             Mapping.created_at,
-        ).order_by(Mapping.id)
+        )
+        .where(Mapping.tenant == tenant)
+        .order_by(Mapping.id)
     )
     return [Mapped(**row._mapping) for row in found]
 
@@ -527,11 +535,11 @@ class Healed:
     at: dt.datetime
 
 
-def healed(session: Session, since: dt.datetime) -> Healed | None:
+def healed(session: Session, tenant: str, since: dt.datetime) -> Healed | None:
     """Get what was added lately. ``None``: nothing was missed."""
     number, at = session.execute(
         sa.select(sa.func.count(Issuance.id), sa.func.max(Batch.started_at))
         .join(Issuance, Issuance.batch_id == Batch.id)
-        .where(Batch.healing, Batch.started_at > since)
+        .where(Batch.tenant == tenant, Batch.healing, Batch.started_at > since)
     ).one()
     return Healed(number, at) if number else None

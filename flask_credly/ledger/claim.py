@@ -10,7 +10,6 @@ import collections.abc as cabc
 import dataclasses
 import datetime as dt
 import secrets
-import typing as t
 
 import sqlalchemy as sa
 
@@ -20,9 +19,12 @@ from ..models import Mapping
 from ..models import Template
 from . import clock
 from . import gates
-from .record import of_mapping
+from . import transitions
+from .decide import Action
 from .transaction import hide_parameters
 from .transaction import in_transaction
+from .transitions import IS_MAPPED
+from .transitions import owns
 
 DIED = "died"
 """What an attempt is said to have come to whose worker did not come back."""
@@ -47,12 +49,14 @@ class Row:
     :param look_ups: Questions whether the badge is there that had no clear answer.
     :param unsettled: Whether its last request may be on its way, or its badge may not
         be listed yet.
-    :param told: Whether it was called failed, and is looked up a last time.
+    :param action: What is to be done: ``"check"`` is a last look at a badge that was
+        called failed.
     :param mapped_to: The template that its course is mapped to. ``None``: to none.
     :param allows_duplicates: Whether Credly would issue the template twice.
     """
 
     id: int
+    tenant: str
     lease: str
     member_id: str
     kind: str
@@ -72,15 +76,14 @@ class Row:
     error: str | None
     test: bool
     unsettled: bool
-    told: bool
+    action: Action
     mapped_to: str | None
     allows_duplicates: bool
 
 
-_TIME = Issuance.issued_at.type
-
 _COLUMNS = (
     Issuance.id,
+    Issuance.tenant,
     Issuance.lease,
     Issuance.member_id,
     Issuance.kind,
@@ -102,25 +105,32 @@ _COLUMNS = (
 )
 
 
-def _due(organization_id: str, now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
-    return (Issuance.due_at <= now, Issuance.organization_id == organization_id)
+ACTIONS: tuple[Action, ...] = ("issue", "check")
+"""What a worker can do about a row."""
 
 
-def _due_ids(
-    organization_id: str, now: dt.datetime, *, bulk: bool
-) -> sa.Select[int, int]:
-    """Ask for what a worker may take. Final states have no due time, so that this
+def _due(gate: gates.Gate, now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        Issuance.action.in_(ACTIONS),
+        Issuance.tenant == gate.tenant,
+        Issuance.due_at <= now,
+        Issuance.organization_id == gate.organization_id,
+    )
+
+
+def _due_ids(gate: gates.Gate, now: dt.datetime, *, bulk: bool) -> sa.Select[int, int]:
+    """Ask for what a worker may take. What is at rest has no due time, so that this
     reads an index and not the ledger.
     """
     return (
         sa.select(Issuance.id, Issuance.crashes)
-        .where(Issuance.bulk == bulk, *_due(organization_id, now))
+        .where(Issuance.bulk == bulk, *_due(gate, now))
         .order_by(Issuance.due_at, Issuance.id)
     )
 
 
 def any_due(engine: sa.Engine, gate: gates.Gate | None, *, live: bool = False) -> bool:
-    """Whether a worker could issue something now.
+    """Whether a worker could issue something now for one community.
 
     :param live: Look only at what came in, and not at the rows of backfills.
     """
@@ -130,9 +140,7 @@ def any_due(engine: sa.Engine, gate: gates.Gate | None, *, live: bool = False) -
     with engine.connect() as connection:
         now = clock.now(connection)
         return any(
-            connection.execute(
-                _due_ids(gate.organization_id, now, bulk=bulk).limit(1)
-            ).first()
+            connection.execute(_due_ids(gate, now, bulk=bulk).limit(1)).first()
             for bulk in ((False,) if live else (False, True))
         )
 
@@ -165,7 +173,7 @@ def _find(engine: sa.Engine, gate: gates.Gate, limit: int, alone: bool) -> list[
         # What comes in does not wait for the thousands of a backfill.
         for bulk in (False, True):
             if len(found) < limit:
-                due = _due_ids(gate.organization_id, now, bulk=bulk)
+                due = _due_ids(gate, now, bulk=bulk)
                 found += connection.execute(due.limit(limit - len(found)))
 
     if alone and found and found[0].crashes >= POISON_THRESHOLD:
@@ -180,66 +188,60 @@ def _take(
 ) -> list[Row]:
     lease = secrets.token_hex(16)
     now = clock.now(connection)
-    taken = connection.execute(
-        sa.update(Issuance)
-        .where(
-            Issuance.id.in_(ids),
-            *_due(gate.organization_id, now),
-            gates.is_open(gate.generation, now),
-        )
-        # In this order: MariaDB would look at the new state.
-        .ordered_values(
-            (
-                Issuance.crashes,
-                Issuance.crashes + sa.case((Issuance.state == "sending", 1), else_=0),
-            ),
-            (Issuance.state, "sending"),
-            (Issuance.lease, lease),
-            (Issuance.due_at, now + dt.timedelta(seconds=lease_seconds)),
-        )
-    ).rowcount
+    taken = transitions.lease_due(
+        connection,
+        lease,
+        now + dt.timedelta(seconds=lease_seconds),
+        Issuance.id.in_(ids),
+        *_due(gate, now),
+        gates.is_open(gate.tenant, gate.generation, now),
+    )
 
     if not taken:
         return []
 
-    _write_down_deaths(connection, lease, now)
-    rows = _read(connection, lease, now)
+    _write_down_crashes(connection, gate.tenant, lease, now)
+    rows = _read(connection, gate.tenant, lease, now)
 
     # After a restore each may have been issued as what it was: that is looked up first.
     if not gate.restored and any(_is_of_another(row) for row in rows):
-        _follow_mapping(connection, [row.id for row in rows if _is_of_another(row)])
-        rows = _read(connection, lease, now)
+        transitions.follow_mapping(
+            connection,
+            *owns(gate.tenant, lease),
+            Issuance.id.in_([row.id for row in rows if _is_of_another(row)]),
+        )
+        rows = _read(connection, gate.tenant, lease, now)
 
     return rows
 
 
-def _read(connection: sa.Connection, lease: str, now: dt.datetime) -> list[Row]:
+def _read(
+    connection: sa.Connection, tenant: str, lease: str, now: dt.datetime
+) -> list[Row]:
     found = connection.execute(
         sa.select(
             *_COLUMNS,
-            _is_unsettled(now).label("unsettled"),
-            Issuance.settled_at.is_not(None).label("told"),
+            sa.func.coalesce(Issuance.unsettled_until > now, sa.false()).label(
+                "unsettled"
+            ),
+            Issuance.action,
             Mapping.template_id.label("mapped_to"),
             # A template that we do not know may allow them.
             sa.func.coalesce(Template.allows_duplicates, sa.true()).label(
                 "allows_duplicates"
             ),
         )
-        .outerjoin(Mapping, _IS_MAPPED)
-        .outerjoin(Template, Template.id == Issuance.template_id)
-        .where(Issuance.lease == lease)
+        .outerjoin(Mapping, IS_MAPPED)
+        .outerjoin(
+            Template,
+            sa.and_(
+                Template.tenant == Issuance.tenant, Template.id == Issuance.template_id
+            ),
+        )
+        .where(Issuance.tenant == tenant, Issuance.lease == lease)
         .order_by(Issuance.bulk, Issuance.id)
     )
     return [Row(**row._mapping) for row in found]
-
-
-def _is_unsettled(now: dt.datetime) -> sa.ColumnElement[bool]:
-    return sa.func.coalesce(Issuance.unsettled_until > now, sa.false())
-
-
-_IS_MAPPED = sa.and_(
-    Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id
-)
 
 
 def _is_of_another(row: Row) -> bool:
@@ -249,41 +251,22 @@ def _is_of_another(row: Row) -> bool:
     return row.mapped_to not in (None, row.template_id) and not row.outcome_unknown
 
 
-def _follow_mapping(connection: sa.Connection, ids: cabc.Collection[int]) -> None:
-    """Let rows become what their course is mapped to now."""
-
-    def mapped(column: sa.ColumnElement[t.Any]) -> sa.ScalarSelect[t.Any]:
-        return of_mapping(column).where(_IS_MAPPED).scalar_subquery()
-
-    connection.execute(
-        sa.update(Issuance)
-        .where(Issuance.id.in_(ids), sa.exists().where(_IS_MAPPED))
-        .values(
-            template_id=mapped(Template.id.expression),
-            badge_name=mapped(Template.name.expression),
-            duplicate=False,
-        )
-    )
-
-
 @in_transaction
 def follow_mapping(connection: sa.Connection, row: Row) -> None:
     """Give back a row that was not issued as what it was, as what its course is mapped
     to now: it is due at once.
     """
-    given_back = connection.execute(
-        sa.update(Issuance)
-        .where(Issuance.id == row.id, *_held(row.lease))
-        .values(
-            state="pending",
-            lease=None,
-            due_at=clock.now(connection),
-            outcome_unknown=False,
-        )
-    ).rowcount
+    this = (Issuance.id == row.id, Issuance.tenant == row.tenant)
+    given_back = transitions.requeue(
+        connection,
+        clock.now(connection),
+        *this,
+        Issuance.lease == row.lease,
+        outcome_unknown=False,
+    )
 
     if given_back:
-        _follow_mapping(connection, [row.id])
+        transitions.follow_mapping(connection, *this)
 
 
 @in_transaction
@@ -291,18 +274,18 @@ def put_off(connection: sa.Connection, row: Row) -> None:
     """Give back a row that cannot be sent as it is, and that may have been issued
     unseen: it is looked up again when Credly's lists have had their time.
     """
-    connection.execute(
-        sa.update(Issuance)
-        .where(Issuance.id == row.id, *_held(row.lease))
-        .values(
-            state="pending",
-            lease=None,
-            due_at=sa.func.coalesce(Issuance.unsettled_until, clock.now(connection)),
-        )
+    transitions.requeue(
+        connection,
+        sa.func.coalesce(Issuance.unsettled_until, clock.now(connection)),
+        Issuance.id == row.id,
+        *owns(row.tenant, row.lease),
+        outcome_unknown=row.outcome_unknown,
     )
 
 
-def _write_down_deaths(connection: sa.Connection, lease: str, now: dt.datetime) -> None:
+def _write_down_crashes(
+    connection: sa.Connection, tenant: str, lease: str, now: dt.datetime
+) -> None:
     """End the attempts of workers that died over rows that were now taken over.
 
     They do not use up the retry: the badge is looked up first, and where it is not
@@ -311,22 +294,21 @@ def _write_down_deaths(connection: sa.Connection, lease: str, now: dt.datetime) 
     dead = connection.scalars(
         sa.select(Attempt.issuance_id)
         .join(Issuance, Issuance.id == Attempt.issuance_id)
-        .where(Issuance.lease == lease, Attempt.finished_at.is_(None))
+        .where(
+            Issuance.tenant == tenant,
+            Issuance.lease == lease,
+            Attempt.finished_at.is_(None),
+        )
     ).all()
 
-    if not dead:
-        return
-
-    end_attempts(connection, dead, now, DIED)
-    connection.execute(
-        sa.update(Issuance)
-        .where(Issuance.id.in_(dead))
-        .values(attempts=Issuance.attempts - 1)
-    )
+    if dead:
+        end_attempts(connection, tenant, dead, now, DIED)
+        transitions.uncount_attempts(connection, tenant, dead)
 
 
 def end_attempts(
     connection: sa.Connection,
+    tenant: str,
     ids: cabc.Collection[int] | sa.Select[int],
     now: dt.datetime,
     answer: str,
@@ -337,7 +319,11 @@ def end_attempts(
     """
     connection.execute(
         sa.update(Attempt)
-        .where(Attempt.issuance_id.in_(ids), Attempt.finished_at.is_(None))
+        .where(
+            Attempt.tenant == tenant,
+            Attempt.issuance_id.in_(ids),
+            Attempt.finished_at.is_(None),
+        )
         .values(finished_at=now, answer=answer)
     )
 
@@ -346,7 +332,7 @@ def end_attempts(
 def begin(
     connection: sa.Connection,
     rows: cabc.Sequence[Row],
-    generation: str,
+    gate: gates.Gate,
     *,
     lease_seconds: float,
 ) -> list[Row]:
@@ -359,9 +345,9 @@ def begin(
         gate open, the course mapped to just this template.
     """
     now = clock.now(connection)
-    until = now + dt.timedelta(seconds=lease_seconds)
     # Credly takes no time that is far in its future: the earlier clock.
     at_most = min(now, dt.datetime.now(dt.UTC))
+    until = now + dt.timedelta(seconds=lease_seconds)
     begun: list[Row] = []
 
     # As it was read: where the answer to this commit is lost and it is done once more,
@@ -372,23 +358,21 @@ def begin(
             [row for row in rows if row.attempts == attempts],
             until,
             Issuance.attempts == attempts,
-            gates.is_open(generation, now),
-            sa.exists().where(_IS_MAPPED, Mapping.template_id == Issuance.template_id),
-            attempts=attempts + 1,
-            outcome_unknown=True,
-            unsettled_until=until,
-            issued_at=sa.case(
-                (Issuance.issued_at.is_not(None), Issuance.issued_at),
-                (Issuance.completed_at > at_most, sa.literal(at_most, _TIME)),
-                else_=Issuance.completed_at,
-            ),
+            gates.is_open(gate.tenant, gate.generation, now),
+            sa.exists().where(IS_MAPPED, Mapping.template_id == Issuance.template_id),
+            begin=at_most,
         )
 
     if begun:
         connection.execute(
             sa.insert(Attempt),
             [
-                {"issuance_id": row.id, "lease": row.lease, "started_at": now}
+                {
+                    "tenant": row.tenant,
+                    "issuance_id": row.id,
+                    "lease": row.lease,
+                    "started_at": now,
+                }
                 for row in begun
             ],
         )
@@ -408,7 +392,7 @@ def begin(
 def hold(
     connection: sa.Connection,
     rows: cabc.Sequence[Row],
-    generation: str,
+    gate: gates.Gate,
     *,
     lease_seconds: float,
 ) -> list[Row]:
@@ -418,7 +402,9 @@ def hold(
     """
     now = clock.now(connection)
     until = now + dt.timedelta(seconds=lease_seconds)
-    return _renew(connection, rows, until, gates.is_open(generation, now))
+    return _renew(
+        connection, rows, until, gates.is_open(gate.tenant, gate.generation, now)
+    )
 
 
 def _renew(
@@ -426,22 +412,25 @@ def _renew(
     rows: cabc.Sequence[Row],
     until: dt.datetime,
     *where: sa.ColumnElement[bool],
-    **values: t.Any,
+    begin: dt.datetime | None = None,
 ) -> list[Row]:
     renewed: list[Row] = []
 
-    for lease, alike in _by_lease(rows).items():
-        changed = connection.execute(
-            sa.update(Issuance)
-            .where(Issuance.id.in_([row.id for row in alike]), *_held(lease), *where)
-            .values(due_at=until, **values)
-        ).rowcount
+    for (tenant, lease), alike in _by_lease(rows).items():
+        changed = transitions.renew(
+            connection,
+            until,
+            Issuance.id.in_([row.id for row in alike]),
+            *owns(tenant, lease),
+            *where,
+            begin=begin,
+        )
 
         if changed == len(alike):
             renewed += alike
         elif changed:
             these = sa.select(Issuance.id).where(
-                Issuance.lease == lease, Issuance.due_at == until
+                *owns(tenant, lease), Issuance.due_at == until
             )
             ids = set(connection.scalars(these))
             renewed += [row for row in alike if row.id in ids]
@@ -449,28 +438,25 @@ def _renew(
     return renewed
 
 
-def _by_lease(rows: cabc.Iterable[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+def _by_lease(rows: cabc.Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
+    found: dict[tuple[str, str], list[Row]] = {}
 
     for row in rows:
-        found.setdefault(row.lease, []).append(row)
+        found.setdefault((row.tenant, row.lease), []).append(row)
 
     return found
-
-
-def _held(lease: str) -> tuple[sa.ColumnElement[bool], ...]:
-    # After Remove a row keeps its lease, so that its worker can still write down that
-    # the badge was issued, but is no longer sent.
-    return (Issuance.lease == lease, Issuance.state == "sending")
 
 
 @in_transaction
 def update_member(connection: sa.Connection, row: Row) -> None:
     """Save the member's address and names as they are now."""
-    connection.execute(
-        sa.update(Issuance)
-        .where(Issuance.id == row.id, *_held(row.lease))
-        .values(email=row.email, first_name=row.first_name, last_name=row.last_name)
+    transitions.name_member(
+        connection,
+        Issuance.id == row.id,
+        *owns(row.tenant, row.lease),
+        email=row.email,
+        first_name=row.first_name,
+        last_name=row.last_name,
     )
 
 
@@ -479,34 +465,35 @@ def release(connection: sa.Connection, rows: cabc.Sequence[Row]) -> None:
     """Give back rows for which nothing was sent, with what is known of them: they are
     due at once.
     """
-    now = clock.now(connection) if rows else None
+    if not rows:
+        return
 
-    for maybe in (False, True):
-        these = [row for row in rows if row.outcome_unknown == maybe]
+    now = clock.now(connection)
 
-        for lease, alike in _by_lease(these).items():
-            connection.execute(
-                sa.update(Issuance)
-                .where(Issuance.id.in_([row.id for row in alike]), *_held(lease))
-                .values(state=waiting(), lease=None, due_at=now, outcome_unknown=maybe)
+    for unknown in (False, True):
+        these = [row for row in rows if row.outcome_unknown == unknown]
+
+        for (tenant, lease), alike in _by_lease(these).items():
+            transitions.requeue(
+                connection,
+                now,
+                Issuance.id.in_([row.id for row in alike]),
+                *owns(tenant, lease),
+                outcome_unknown=unknown,
             )
-
-
-def waiting() -> sa.ColumnElement[str]:
-    """Say what a row is that waits: one that was called failed stays so, until the last
-    look finds its badge.
-    """
-    return sa.case((Issuance.settled_at.is_not(None), "failed"), else_="pending")
 
 
 def badges_of_others(
     engine: sa.Engine, row: Row, ids: cabc.Collection[str]
 ) -> frozenset[str]:
-    """Get those of some badges, by Credly's ids, that another row has."""
+    """Get those of some badges, by Credly's ids, that another row has: also one of
+    another community, which may have the same organization.
+    """
     with hide_parameters(), engine.connect() as connection:
         found = connection.scalars(
             sa.select(Issuance.badge_id).where(
-                Issuance.badge_id.in_(ids), Issuance.id != row.id
+                Issuance.badge_id.in_(ids),
+                sa.not_(sa.and_(Issuance.id == row.id, Issuance.tenant == row.tenant)),
             )
         )
         return frozenset(id_ for id_ in found if id_)

@@ -1,8 +1,8 @@
 """The gates that stop all issuing: a pause, expired credentials, the admin's switch.
 
-They stand on the connection, not in the rows: closing and opening them rewrites
-nothing. Every function takes the connection's generation: a verdict on credentials
-that were replaced in the meantime changes nothing.
+They stand on the account, not in the rows: closing and opening them rewrites nothing.
+A verdict names the account's generation: one on credentials that were replaced in the
+meantime changes nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import typing as t
 import sqlalchemy as sa
 
 from ..models import Account
-from ..models import CONNECTION_ID
 from ..models import Installation
 from . import audit
 from . import clock
@@ -47,27 +46,28 @@ SYNC_AGAIN = dt.timedelta(hours=1)
 class Gate:
     """What a worker needs to know before it sends anything.
 
+    :param installation: The installation's name towards Credly.
     :param is_open: Whether anything may be sent now.
     :param probing: A pause is over and nothing has succeeded since: begin gently.
     :param careful: Credly has asked for a pause not long ago: keep few in flight, as
         all of them are refused at the next limit.
     :param opens_in: Seconds until a pause ends, where that alone is in the way.
-    :param sync_due: The list of badge templates is old.
     :param restored: The ledger may lack badges that were issued.
     """
 
+    tenant: str
     generation: str
     organization_id: str
+    installation: str
     is_open: bool
     probing: bool
     careful: bool
     opens_in: float | None
-    sync_due: bool
     restored: bool
 
 
-def read(engine: sa.Engine) -> Gate | None:
-    """Read the gate. ``None``: there is no connection."""
+def read(engine: sa.Engine, tenant: str) -> Gate | None:
+    """Read the gate of a community. ``None``: it has no account."""
     with connect(engine) as connection:
         now = clock.now(connection)
         row = connection.execute(
@@ -78,11 +78,12 @@ def read(engine: sa.Engine) -> Gate | None:
                 Account.switched_off,
                 Account.paused_until,
                 Account.limited_at,
-                Account.templates_synced_at,
-                Account.templates_failed_at,
+                Installation.key,
                 Installation.is_copy,
                 Installation.restored_at,
-            ).join(Installation, sa.true())
+            )
+            .join(Installation, sa.true())
+            .where(Account.tenant == tenant)
         ).one_or_none()
 
     if row is None:
@@ -91,30 +92,40 @@ def read(engine: sa.Engine) -> Gate | None:
     until = row.paused_until
     paused = until is not None and until > now
     off = row.expired or row.switched_off or row.is_copy
-    synced_at, failed_at = row.templates_synced_at, row.templates_failed_at
     return Gate(
+        tenant,
         row.generation,
         row.organization_id,
+        row.key,
         is_open=not (off or paused),
         probing=until is not None,
         careful=row.limited_at is not None and row.limited_at > now - CAREFUL,
         opens_in=(until - now).total_seconds() if paused and not off else None,
-        sync_due=(
-            (synced_at is None or synced_at < now - SYNC_INTERVAL)
-            and (failed_at is None or failed_at < now - SYNC_AGAIN)
-            and not (row.expired or paused)
-        ),
         restored=row.restored_at is not None,
     )
 
 
-def is_open(generation: str, now: dt.datetime) -> sa.ColumnElement[bool]:
+def sync_is_due(now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    """Whether an account's list of badge templates is old, and Credly can be asked."""
+
+    def is_before(column: t.Any, time: dt.datetime) -> sa.ColumnElement[bool]:
+        return sa.or_(column.is_(None), column < time)
+
+    return (
+        Account.expired.is_(False),
+        sa.or_(Account.paused_until.is_(None), Account.paused_until <= now),
+        is_before(Account.templates_synced_at, now - SYNC_INTERVAL),
+        is_before(Account.templates_failed_at, now - SYNC_AGAIN),
+    )
+
+
+def is_open(tenant: str, generation: str, now: dt.datetime) -> sa.ColumnElement[bool]:
     """The same as a condition, to be checked by the statement that depends on it."""
     return (
-        sa.select(Account.id)
+        sa.select(Account.tenant)
         .join(Installation, sa.true())
         .where(
-            Account.generation == generation,
+            *this(tenant, generation),
             Installation.is_copy.is_(False),
             Account.expired.is_(False),
             Account.switched_off.is_(False),
@@ -124,9 +135,34 @@ def is_open(generation: str, now: dt.datetime) -> sa.ColumnElement[bool]:
     )
 
 
+def this(tenant: str, generation: str) -> tuple[sa.ColumnElement[bool], ...]:
+    """Whether an account is still the one that Credly was asked for: another may be to
+    another organization.
+    """
+    return (Account.tenant == tenant, Account.generation == generation)
+
+
+def _update(tenant: str, generation: str) -> sa.Update:
+    return sa.update(Account).where(*this(tenant, generation))
+
+
+def lock(
+    connection: sa.Connection, tenant: str, *where: sa.ColumnElement[bool]
+) -> bool:
+    """Take an account's lock until the end of the transaction. First of all: what is
+    read after it stays so.
+
+    :param where: What must hold of the account.
+    :return: Whether there is such an account.
+    """
+    account = sa.update(Account).where(Account.tenant == tenant, *where)
+    return bool(connection.execute(account.values(tenant=tenant)).rowcount)
+
+
 @in_transaction
 def pause(
     connection: sa.Connection,
+    tenant: str,
     generation: str,
     reason: Reason,
     seconds: float,
@@ -141,8 +177,8 @@ def pause(
     :return: Until when, or ``None`` if another worker had closed it already.
     """
     now = clock.now(connection)
-    this = sa.update(Account).where(Account.generation == generation)
-    is_open = this.where(
+    account = _update(tenant, generation)
+    is_open = account.where(
         sa.or_(Account.paused_until.is_(None), Account.paused_until <= now)
     )
     values: dict[str, t.Any] = {"pause_reason": reason}
@@ -151,7 +187,12 @@ def pause(
     if reason == "rate limit":
         values["limited_at"] = now
     else:
-        failures = connection.scalar(sa.select(Account.failures)) or 0
+        failures = (
+            connection.scalar(
+                sa.select(Account.failures).where(*this(tenant, generation))
+            )
+            or 0
+        )
         values["failures"] = failures + 1
         until = max(until, now + _back_off(failures))
         # The outage that is in the log already goes on.
@@ -162,17 +203,19 @@ def pause(
 
     if connection.execute(is_open.values(paused_until=until, **values)).rowcount:
         if reason == "rate limit":
-            log.write(connection, now, log.RATE_LIMIT, log.rate_limit_details(error))
+            what, details = log.RATE_LIMIT, log.rate_limit_details(error)
         else:
-            log.write(connection, now, log.UNREACHABLE, log.unreachable_details(error))
+            what, details = log.UNREACHABLE, log.unreachable_details(error)
+
+        log.write(connection, tenant, now, what, details)
 
         return until
 
     if reason == "rate limit":
-        connection.execute(this.values(limited_at=now))
+        connection.execute(account.values(limited_at=now))
 
     connection.execute(
-        this.where(Account.paused_until < asked_for).values(paused_until=asked_for)
+        account.where(Account.paused_until < asked_for).values(paused_until=asked_for)
     )
     return None
 
@@ -187,12 +230,12 @@ def _back_off(failures: int) -> dt.timedelta:
 
 
 @in_transaction
-def resume(connection: sa.Connection, generation: str) -> None:
+def resume(connection: sa.Connection, tenant: str, generation: str) -> None:
     """Note that a request succeeded after a pause."""
     connection.execute(
         sa.update(Account)
         .where(
-            Account.generation == generation,
+            *this(tenant, generation),
             Account.paused_until <= clock.now(connection),
         )
         .values(paused_until=None, pause_reason=None, failures=0)
@@ -201,49 +244,60 @@ def resume(connection: sa.Connection, generation: str) -> None:
 
 @in_transaction
 def reserve(
-    connection: sa.Connection, number: int, per_second: float, *, at_most: float
+    connection: sa.Connection,
+    tenant: str,
+    number: int,
+    per_second: float,
+    *,
+    at_most: float,
 ) -> float | None:
     """Reserve the time of some requests, evenly spaced, for one of all workers.
 
     :param at_most: Seconds that the first may lie ahead.
     :return: Seconds until the first. ``None``: others have reserved all that time.
     """
-    # First, for the lock.
-    connection.execute(sa.update(Account).values(id=CONNECTION_ID))
+    lock(connection, tenant)
     now = clock.now(connection)
-    next_at = connection.scalar(sa.select(Account.next_request_at))
+    account = Account.tenant == tenant
+    next_at = connection.scalar(sa.select(Account.next_request_at).where(account))
     first = max(next_at or now, now)
 
     if (wait := (first - now).total_seconds()) > at_most:
         return None
 
     following = first + dt.timedelta(seconds=number / per_second)
-    connection.execute(sa.update(Account).values(next_request_at=following))
+    connection.execute(
+        sa.update(Account).where(account).values(next_request_at=following)
+    )
     return wait
 
 
 @in_transaction
-def expire(connection: sa.Connection, generation: str) -> bool:
+def expire(connection: sa.Connection, tenant: str, generation: str) -> bool:
     """Close the gate until the admin reconnects. Writes one log entry an outage.
 
     :return: Whether this call closed it.
     """
     now = clock.now(connection)
     closed = connection.execute(
-        sa.update(Account)
-        .where(Account.generation == generation, Account.expired.is_(False))
+        _update(tenant, generation)
+        .where(Account.expired.is_(False))
         .values(checked_at=now, expired=True, token=None, token_fetch_until=None)
     ).rowcount
 
     if closed:
-        log.write(connection, now, log.CONNECTION_EXPIRED, log.EXPIRED_DETAILS)
+        log.write(connection, tenant, now, log.CONNECTION_EXPIRED, log.EXPIRED_DETAILS)
 
     return bool(closed)
 
 
 @in_transaction
 def note_keyless(
-    connection: sa.Connection, generation: str, seconds: float, remedy: str
+    connection: sa.Connection,
+    tenant: str,
+    generation: str,
+    seconds: float,
+    remedy: str,
 ) -> bool:
     """Note that a worker cannot decrypt the Client Secret. The gate stays open: others
     may have the key. Writes one log entry, as long as it is noted again in time.
@@ -253,28 +307,52 @@ def note_keyless(
     """
     now = clock.now(connection)
     until = now + dt.timedelta(seconds=seconds)
-    this = sa.update(Account).where(Account.generation == generation)
+    account = _update(tenant, generation)
     known = Account.keyless_until > now
 
     if connection.execute(
-        this.where(known, Account.keyless_until < until).values(keyless_until=until)
+        account.where(known, Account.keyless_until < until).values(keyless_until=until)
     ).rowcount:
         return False
 
     is_new = sa.or_(Account.keyless_until.is_(None), Account.keyless_until <= now)
 
-    if not connection.execute(this.where(is_new).values(keyless_until=until)).rowcount:
+    if not connection.execute(
+        account.where(is_new).values(keyless_until=until)
+    ).rowcount:
         return False
 
-    log.write(connection, now, log.WRONG_KEY, log.wrong_key_details(remedy))
+    log.write(connection, tenant, now, log.WRONG_KEY, log.wrong_key_details(remedy))
     return True
 
 
 @in_transaction
-def switch(connection: sa.Connection, *, on: bool, by: str | None = None) -> None:
+def switch(
+    connection: sa.Connection, tenant: str, *, on: bool, by: str | None = None
+) -> None:
     """Let the admin stop all issuing, or let it go on. What was begun is finished.
 
     :param by: Who does it, for :func:`.audit.note`.
     """
-    if connection.execute(sa.update(Account).values(switched_off=not on)).rowcount:
-        audit.note(connection, by, "resume" if on else "pause")
+    account = sa.update(Account).where(Account.tenant == tenant)
+
+    if connection.execute(account.values(switched_off=not on)).rowcount:
+        audit.note(connection, tenant, by, "resume" if on else "pause")
+
+
+@in_transaction
+def take_turn(connection: sa.Connection, gate: Gate, seen: dt.datetime | None) -> bool:
+    """Begin to serve an account, unless another worker has begun since it was looked
+    at.
+
+    :param seen: When it was served last, as it was looked at.
+    """
+    last = Account.served_at
+    unchanged = last.is_(None) if seen is None else last == seen
+    return bool(
+        connection.execute(
+            _update(gate.tenant, gate.generation)
+            .where(unchanged)
+            .values(served_at=clock.now(connection))
+        ).rowcount
+    )

@@ -15,7 +15,7 @@ from ..models import Mapping
 from ..models import Template
 from . import audit
 from . import clock
-from . import settle
+from . import transitions
 from .paging import fetch
 from .paging import fetch_all
 from .paging import Page
@@ -23,23 +23,17 @@ from .paging import Session
 from .paging import SIZE
 from .record import of_mapping
 from .transaction import in_transaction
+from .transitions import IS_MAPPED
 
 Status = t.Literal["waiting", "issued", "held", "failed", "skipped"]
 
 STATES: dict[Status, tuple[str, ...]] = {
-    "waiting": ("pending", "sending"),
+    "waiting": ("none",),
     "issued": ("issued",),
     "held": ("held",),
     "failed": ("failed",),
     "skipped": ("cancelled",),
 }
-
-NEVER_SENT = sa.and_(
-    Issuance.state.in_(("pending", "sending", "failed", "cancelled")),
-    Issuance.attempts == 0,
-    Issuance.outcome_unknown.is_(False),
-)
-"""Whether Credly cannot have seen a request for a row."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,9 +51,9 @@ class Filter:
     text: str = ""
     id: int | None = None
 
-    def select(self) -> sa.Select[Issuance]:
+    def select(self, tenant: str) -> sa.Select[Issuance]:
         """Put it into a query."""
-        query = sa.select(Issuance)
+        query = sa.select(Issuance).where(Issuance.tenant == tenant)
 
         if self.status is not None:
             query = query.where(Issuance.state.in_(STATES[self.status]))
@@ -99,6 +93,7 @@ def _names(text: str) -> list[sa.ColumnElement[bool]]:
 
 def page(
     session: Session,
+    tenant: str,
     wanted: Filter,
     *,
     before: int | None = None,
@@ -106,72 +101,80 @@ def page(
     size: int = SIZE,
 ) -> Page[Issuance]:
     """Get one page."""
-    query = wanted.select()
+    query = wanted.select(tenant)
     return fetch(session, query, Issuance.id, before=before, after=after, size=size)
 
 
-def get(session: Session, row_id: int) -> Issuance | None:
+def get(session: Session, tenant: str, row_id: int) -> Issuance | None:
     """Get one row."""
-    return session.get(Issuance, row_id)
+    this = (Issuance.id == row_id, Issuance.tenant == tenant)
+    return session.scalars(sa.select(Issuance).where(*this)).one_or_none()
 
 
-def solved(session: Session, ids: cabc.Collection[int]) -> set[int]:
+def solved(session: Session, tenant: str, ids: cabc.Collection[int]) -> set[int]:
     """Get those of some rows whose badge is there by now."""
     found = session.scalars(
         sa.select(Issuance.id).where(
-            Issuance.id.in_(ids), Issuance.state.in_(("issued", "held"))
+            Issuance.tenant == tenant,
+            Issuance.id.in_(ids),
+            Issuance.state.in_(("issued", "held")),
         )
     )
     return set(found)
 
 
-def every(engine: sa.Engine, wanted: Filter) -> cabc.Iterator[Issuance]:
+def every(engine: sa.Engine, tenant: str, wanted: Filter) -> cabc.Iterator[Issuance]:
     """Get all rows, for an export."""
-    return fetch_all(engine, wanted.select(), Issuance.id)
+    return fetch_all(engine, wanted.select(tenant), Issuance.id)
 
 
-_MAPPED = sa.exists().where(
-    Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id
-)
+def is_ours(tenant: str) -> sa.ColumnElement[bool]:
+    """Whether a row is of the organization that the community is connected to. Another
+    one's stay as they are: a new completion has a row of its own.
+    """
+    organization = (
+        sa.select(Account.organization_id)
+        .where(Account.tenant == tenant)
+        .scalar_subquery()
+    )
+    return sa.and_(Issuance.tenant == tenant, Issuance.organization_id == organization)
 
 
-_OUR_ORGANIZATION = sa.select(Account.organization_id).scalar_subquery()
-
-# Another organization's rows stay as they are: a new completion has a row of its own.
-_CAN_BE_RETRIED = sa.and_(_MAPPED, Issuance.organization_id == _OUR_ORGANIZATION)
+def _can_be_retried(tenant: str) -> sa.ColumnElement[bool]:
+    return sa.and_(is_ours(tenant), sa.exists().where(IS_MAPPED))
 
 
 _WAITS_FOR_RETRY = sa.and_(
     sa.or_(
         Issuance.state == "failed",
-        sa.and_(Issuance.state == "cancelled", Issuance.error == settle.UNMAPPED),
+        sa.and_(Issuance.state == "cancelled", Issuance.reason == "unmapped"),
     ),
     Issuance.erased_at.is_(None),
 )
 
 
-def can_be_retried(session: Session, ids: cabc.Collection[int]) -> set[int]:
+def can_be_retried(
+    session: Session, tenant: str, ids: cabc.Collection[int]
+) -> set[int]:
     """Get those of some rows that :func:`retry` would take, were they to be retried."""
     found = session.scalars(
-        sa.select(Issuance.id).where(Issuance.id.in_(ids), _CAN_BE_RETRIED)
+        sa.select(Issuance.id).where(Issuance.id.in_(ids), _can_be_retried(tenant))
     )
     return set(found)
 
 
-def becoming(session: Session, ids: cabc.Collection[int]) -> dict[int, str]:
+def becoming(
+    session: Session, tenant: str, ids: cabc.Collection[int]
+) -> dict[int, str]:
     """Get the badges that some rows become when their turn comes, by name: those whose
     course was mapped to another one since. See :func:`.claim.claim`.
     """
     found = session.execute(
         sa.select(Issuance.id, Template.name)
-        .join(
-            Mapping,
-            sa.and_(
-                Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id
-            ),
-        )
-        .join(Template, Template.id == Mapping.template_id)
+        .join(Mapping, IS_MAPPED)
+        .join(Mapping.template)
         .where(
+            Issuance.tenant == tenant,
             Issuance.id.in_(ids),
             Issuance.state.in_(STATES["waiting"]),
             Issuance.outcome_unknown.is_(False),
@@ -181,29 +184,27 @@ def becoming(session: Session, ids: cabc.Collection[int]) -> dict[int, str]:
     return {id_: name for id_, name in found}
 
 
-def retriable(session: Session, at_most: int | None = None) -> int:
+def retriable(session: Session, tenant: str, at_most: int | None = None) -> int:
     """Count what failed, or was not mapped when its turn came, and can be tried again.
 
     :param at_most: Where to stop counting. ``None``: at the end.
     """
     rows = (
-        sa.select(Issuance.id).where(_WAITS_FOR_RETRY, _CAN_BE_RETRIED).limit(at_most)
+        sa.select(Issuance.id)
+        .where(_WAITS_FOR_RETRY, _can_be_retried(tenant))
+        .limit(at_most)
     )
     query = sa.select(sa.func.count()).select_from(rows.subquery())
     return session.scalar(query) or 0
 
 
-def _of_mapping(column: sa.ColumnElement[t.Any]) -> sa.ScalarSelect[t.Any]:
-    return (
-        of_mapping(column)
-        .where(Mapping.kind == Issuance.kind, Mapping.course_id == Issuance.course_id)
-        .scalar_subquery()
-    )
-
-
 @in_transaction
 def retry(
-    connection: sa.Connection, row_id: int | None = None, *, by: str | None = None
+    connection: sa.Connection,
+    tenant: str,
+    row_id: int | None = None,
+    *,
+    by: str | None = None,
 ) -> int:
     """Make badges due once more that were not issued, each with its two attempts.
 
@@ -216,13 +217,13 @@ def retry(
     :return: How many are due. Those whose course is not mapped any more are left alone.
     """
     if row_id is None:
-        these = sa.and_(_WAITS_FOR_RETRY, _CAN_BE_RETRIED)
+        these = sa.and_(_WAITS_FOR_RETRY, _can_be_retried(tenant))
     else:
         these = sa.and_(
             Issuance.id == row_id,
             Issuance.state.in_(("failed", "cancelled")),
             Issuance.erased_at.is_(None),
-            _CAN_BE_RETRIED,
+            _can_be_retried(tenant),
         )
 
     now = clock.now(connection)
@@ -235,40 +236,13 @@ def retry(
     )
     due_at = sa.case((is_unsettled, Issuance.unsettled_until), else_=now)
     # What was perhaps issued keeps its name: it is looked up by that.
-    connection.execute(
-        sa.update(Issuance)
-        .where(these, Issuance.outcome_unknown.is_(False))
-        .values(
-            template_id=_of_mapping(Template.id.expression),
-            badge_name=_of_mapping(Template.name.expression),
-        )
-        .execution_options(synchronize_session=False)
-    )
-    due = connection.execute(
-        sa.update(Issuance)
-        .where(these)
-        .ordered_values(
-            # In this order: MariaDB would look at the new values.
-            (Issuance.due_at, due_at),
-            (
-                Issuance.outcome_unknown,
-                sa.or_(Issuance.outcome_unknown, Issuance.attempts > 0),
-            ),
-            (Issuance.state, "pending"),
-            (Issuance.attempts, 0),
-            (Issuance.duplicate, False),
-            (Issuance.crashes, 0),
-            (Issuance.look_ups, 0),
-            (Issuance.settled_at, None),
-            (Issuance.error, None),
-        )
-        .execution_options(synchronize_session=False)
-    ).rowcount
+    transitions.follow_mapping(connection, these, Issuance.outcome_unknown.is_(False))
+    due = transitions.reopen(connection, these, due_at=due_at)
 
     if due and row_id is None:
-        audit.note(connection, by, "retry all", str(due))
+        audit.note(connection, tenant, by, "retry all", str(due))
     elif due:
-        audit.note(connection, by, "retry", str(row_id))
+        audit.note(connection, tenant, by, "retry", str(row_id))
 
     return due
 
@@ -276,6 +250,7 @@ def retry(
 @in_transaction
 def add_test(
     connection: sa.Connection,
+    tenant: str,
     mapping_id: int,
     *,
     email: str,
@@ -296,29 +271,25 @@ def add_test(
             Template.id.label("template_id"),
             Template.name.label("badge_name"),
             Account.organization_id,
-        ).where(Mapping.id == mapping_id)
+        ).where(Mapping.tenant == tenant, Mapping.id == mapping_id)
     ).one_or_none()
 
     if found is None:
         return None
 
     now = clock.now(connection)
-    added = connection.execute(
-        sa.insert(Issuance).values(
-            **found._mapping,
-            # Of its own: neither a member's row nor an earlier test is in its way.
-            member_id=f"test-{secrets.token_hex(8)}",
-            email=email,
-            first_name=first_name,
-            last_name=last_name,
-            completed_at=now,
-            recorded_at=now,
-            due_at=now,
-            state="pending",
-            test=True,
-        )
+    row_id = transitions.insert_test(
+        connection,
+        **found._mapping,
+        tenant=tenant,
+        # Of its own: neither a member's row nor an earlier test is in its way.
+        member_id=f"test-{secrets.token_hex(8)}",
+        email=email,
+        first_name=first_name,
+        last_name=last_name,
+        completed_at=now,
+        recorded_at=now,
+        due_at=now,
     )
-    assert added.inserted_primary_key is not None
-    row_id = t.cast(int, added.inserted_primary_key[0])
-    audit.note(connection, by, "send test badge", str(row_id))
+    audit.note(connection, tenant, by, "send test badge", str(row_id))
     return row_id

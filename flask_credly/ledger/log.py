@@ -10,7 +10,6 @@ import sqlalchemy as sa
 
 from ..i18n import gettext_noop
 from ..models import Account
-from ..models import CONNECTION_ID
 from ..models import LogEntry
 from .paging import fetch
 from .paging import fetch_all
@@ -57,6 +56,7 @@ def wrong_key_details(remedy: str) -> str:
 
 def write(
     connection: sa.Connection,
+    tenant: str,
     at: dt.datetime,
     error: str,
     details: str,
@@ -64,7 +64,7 @@ def write(
     issuance_id: int | None = None,
 ) -> None:
     """Add an entry, unless the integration was removed in the meantime."""
-    columns = ["connection_id", "at", "error", "details", "issuance_id"]
+    columns = ["tenant", "at", "error", "details", "issuance_id"]
     table = t.cast(sa.Table, LogEntry.__table__)
     values = [
         sa.literal(value, table.c[name].type)
@@ -75,18 +75,18 @@ def write(
     connection.execute(
         sa.insert(LogEntry).from_select(
             columns,
-            sa.select(Account.id, *values).where(Account.id == CONNECTION_ID),
+            sa.select(Account.tenant, *values).where(Account.tenant == tenant),
         )
     )
 
 
-def select(error: str = "", text: str = "") -> sa.Select[LogEntry]:
+def select(tenant: str, error: str = "", text: str = "") -> sa.Select[LogEntry]:
     """Say which entries to show.
 
     :param error: Only these. Empty: all.
     :param text: What the details contain. Empty: anything.
     """
-    query = sa.select(LogEntry)
+    query = sa.select(LogEntry).where(LogEntry.tenant == tenant)
 
     if error:
         query = query.where(LogEntry.error == error)
@@ -99,6 +99,7 @@ def select(error: str = "", text: str = "") -> sa.Select[LogEntry]:
 
 def page(
     session: Session,
+    tenant: str,
     *,
     error: str = "",
     text: str = "",
@@ -107,12 +108,12 @@ def page(
     size: int = SIZE,
 ) -> Page[LogEntry]:
     """Get one page."""
-    query = select(error, text)
+    query = select(tenant, error, text)
     return fetch(session, query, LogEntry.id, before=before, after=after, size=size)
 
 
 def every(
-    engine: sa.Engine, error: str = "", text: str = ""
+    engine: sa.Engine, tenant: str, error: str = "", text: str = ""
 ) -> cabc.Iterator[LogEntry]:
     """Get all entries, for an export."""
-    return fetch_all(engine, select(error, text), LogEntry.id)
+    return fetch_all(engine, select(tenant, error, text), LogEntry.id)

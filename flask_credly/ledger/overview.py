@@ -17,7 +17,7 @@ from ..models import Mapping
 from . import clock
 from .paging import Session
 
-ConnectionState = t.Literal["none", "connected", "expired", "paused"]
+AccountState = t.Literal["none", "connected", "expired", "paused"]
 
 
 OVERDUE = dt.timedelta(minutes=1)
@@ -40,7 +40,7 @@ class Overview:
         nothing is in the way. ``None``: all is well.
     """
 
-    connection: ConnectionState
+    connection: AccountState
     paused_until: dt.datetime | None
     pause_reason: str | None
     unreadable: bool
@@ -59,6 +59,7 @@ class Overview:
 
 def read(
     session: Session,
+    tenant: str,
     *,
     config: keys.Config | None = None,
     at_most: int | None = None,
@@ -71,28 +72,32 @@ def read(
         with a million badges. ``None``: at the end.
     """
     now = clock.now(session.connection())
-    states = ("pending", "sending", "issued", "failed", "held")
+    states = ("none", "issued", "failed", "held")
     count = session.execute(
-        sa.select(*(_count(state, at_most).label(state) for state in states))
+        sa.select(*(_count(tenant, state, at_most).label(state) for state in states))
     ).one()
     # A backfill's rows wait for their turn.
     due = sa.case((Issuance.bulk.is_(False), Issuance.due_at))
     waits_since, due_at = session.execute(
         sa.select(sa.func.min(Issuance.recorded_at), sa.func.min(due)).where(
-            Issuance.state.in_(("pending", "sending")), Issuance.test.is_(False)
+            Issuance.tenant == tenant,
+            Issuance.state == "none",
+            Issuance.test.is_(False),
         )
     ).one()
     # As it is now, whatever this session has loaded before.
-    query = sa.select(Account).execution_options(populate_existing=True)
-    connection = session.scalars(query).one_or_none()
-    paused = _paused_until(connection, now)
+    query = sa.select(Account).where(Account.tenant == tenant)
+    connection = session.scalars(
+        query.execution_options(populate_existing=True)
+    ).one_or_none()
+    paused = paused_until(connection, now)
     unreadable = config is not None and not opens(connection, config)
     is_copy = session.scalar(sa.select(Installation.is_copy)) is True
-    state = _state(connection, paused, unreadable, is_copy)
+    state = state_of(connection, now, config=config, is_copy=is_copy)
     overdue = state == "connected" and due_at and due_at < now - OVERDUE
 
-    def seen(*states: str) -> int:
-        number = sum(getattr(count, name) for name in states)
+    def seen(state: str) -> int:
+        number: int = getattr(count, state)
         return number if at_most is None or number < at_most else AtLeast(at_most)
 
     return Overview(
@@ -105,7 +110,7 @@ def read(
         ),
         switched_off=connection is not None and connection.switched_off,
         is_copy=is_copy,
-        pending=seen("pending", "sending"),
+        pending=seen("none"),
         issued=seen("issued"),
         failed=seen("failed"),
         held=seen("held"),
@@ -113,28 +118,37 @@ def read(
             max(0, int((now - waits_since).total_seconds())) if waits_since else None
         ),
         overdue_since=due_at if overdue else None,
-        last_issued_at=_last_issued(session),
-        mappings=session.scalar(sa.select(sa.func.count()).select_from(Mapping)) or 0,
+        last_issued_at=_last_issued(session, tenant),
+        mappings=_count_mappings(session, tenant),
     )
 
 
-def _count(state: str, at_most: int | None) -> sa.ScalarSelect[int]:
+def _count_mappings(session: Session, tenant: str) -> int:
+    query = sa.select(sa.func.count()).select_from(Mapping)
+    return session.scalar(query.where(Mapping.tenant == tenant)) or 0
+
+
+def _count(tenant: str, state: str, at_most: int | None) -> sa.ScalarSelect[int]:
     rows = (
         sa.select(Issuance.id)
-        .where(Issuance.state == state, Issuance.test.is_(False))
+        .where(
+            Issuance.tenant == tenant, Issuance.state == state, Issuance.test.is_(False)
+        )
         .limit(at_most)
     )
     return sa.select(sa.func.count()).select_from(rows.subquery()).scalar_subquery()
 
 
-def _last_issued(
-    session: Session,
-) -> dt.datetime | None:
+def _last_issued(session: Session, tenant: str) -> dt.datetime | None:
     # Among the newest rows: one that came by a late retry is older than it looks, and
     # not worth an index.
     newest = (
         sa.select(Issuance.settled_at)
-        .where(Issuance.state == "issued", Issuance.test.is_(False))
+        .where(
+            Issuance.tenant == tenant,
+            Issuance.state == "issued",
+            Issuance.test.is_(False),
+        )
         .order_by(Issuance.id.desc())
         .limit(100)
         .subquery()
@@ -143,7 +157,8 @@ def _last_issued(
     return at
 
 
-def _paused_until(connection: Account | None, now: dt.datetime) -> dt.datetime | None:
+def paused_until(connection: Account | None, now: dt.datetime) -> dt.datetime | None:
+    """Get until when Credly has asked an account to wait."""
     until = connection.paused_until if connection else None
     return until if until and until > now else None
 
@@ -157,17 +172,23 @@ def opens(connection: Account | None, config: keys.Config) -> bool:
     return keys.opens(config, sealed, organization_id, "client_secret")
 
 
-def _state(
+def state_of(
     connection: Account | None,
-    paused_until: dt.datetime | None,
-    unreadable: bool,
+    now: dt.datetime,
+    *,
+    config: keys.Config | None,
     is_copy: bool,
-) -> ConnectionState:
+) -> AccountState:
+    """Say how an account is.
+
+    :param config: As for :func:`read`.
+    :param is_copy: Whether the database is a copy of one in use elsewhere.
+    """
     if connection is None:
         return "none"
 
-    if connection.expired or unreadable:
+    if connection.expired or config is not None and not opens(connection, config):
         return "expired"
 
-    paused = paused_until or connection.switched_off or is_copy
+    paused = paused_until(connection, now) or connection.switched_off or is_copy
     return "paused" if paused else "connected"

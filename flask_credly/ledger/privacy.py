@@ -13,16 +13,15 @@ import sqlalchemy as sa
 from ..models import Attempt
 from ..models import Issuance
 from ..models import LogEntry
+from ..models import Reason
 from . import audit
 from . import claim
 from . import clock
 from . import log
+from . import transitions
 from .issuances import STATES
 from .transaction import hide_parameters
 from .transaction import in_transaction
-
-CANCELLED = "The member was erased."
-PERHAPS_ISSUED = "The member was erased. Credly may have issued the badge."
 
 SENT_TO_CREDLY = (
     "recipient_email",
@@ -34,13 +33,6 @@ SENT_TO_CREDLY = (
 )
 """What a request to issue a badge holds, as Credly names it."""
 
-NOBODY = {"email": "", "first_name": "", "last_name": ""}
-"""Who a badge is for, once it is not said any more."""
-
-IS_NAMED = sa.or_(*(getattr(Issuance, name) != "" for name in NOBODY))
-"""Whether a row says who its badge is for."""
-
-_ROWS = t.cast(sa.Table, Issuance.__table__)
 _LOG = t.cast(sa.Table, LogEntry.__table__)
 
 _MADE = (*STATES["issued"], *STATES["held"])
@@ -69,7 +61,7 @@ class Erased:
 
 
 def erase_in(
-    connection: sa.Connection, member_id: str, *, by: str | None = None
+    connection: sa.Connection, tenant: str, member_id: str, *, by: str | None = None
 ) -> Erased:
     """Make all rows of a member name nobody, in the transaction that is open.
 
@@ -83,10 +75,12 @@ def erase_in(
     now = clock.now(connection)
     # First, and not read before: a worker that writes at this moment is waited for,
     # and what it wrote is seen.
-    these = [_close(connection, now, Issuance.member_id == member_id)]
+    these = [sa.and_(Issuance.tenant == tenant, Issuance.member_id == member_id)]
+    transitions.take_away(connection, now, *these)
 
     if emails := _emails(connection, these[0]):
-        these.append(_close(connection, now, _tests_for(emails)))
+        these.append(_tests_for(tenant, emails))
+        transitions.take_away(connection, now, these[-1])
 
     rows = connection.execute(
         sa.select(
@@ -103,14 +97,14 @@ def erase_in(
     if not rows:
         return Erased(0, 0, 0, 0, 0, ())
 
-    audit.note(connection, by, "erase member")
+    audit.note(connection, tenant, by, "erase member")
     _rewrite(connection, rows)
-    _end_attempts(connection, [row.id for row in rows], now)
+    _end_attempts(connection, tenant, [row.id for row in rows], now)
     return Erased(
         badges=len(rows),
         cancelled=sum(row.state in STATES["waiting"] for row in rows),
-        perhaps_issued=sum(_error(row) == PERHAPS_ISSUED for row in rows),
-        log_entries=sum(_redact(connection, row.id, row.badge_name) for row in rows),
+        perhaps_issued=sum(_reason(row) == "perhaps issued" for row in rows),
+        log_entries=sum(_redact(connection, tenant, row) for row in rows),
         sent_to_credly=sum(
             _was_sent(row.asked, row.state, row.attempts, row.outcome_unknown)
             for row in rows
@@ -123,23 +117,6 @@ def erase_in(
 erase = in_transaction(erase_in)
 
 
-def _close(
-    connection: sa.Connection, now: dt.datetime, these: sa.ColumnElement[bool]
-) -> sa.ColumnElement[bool]:
-    """Take rows away from whoever holds them."""
-    connection.execute(
-        sa.update(_ROWS)
-        .where(these)
-        .values(
-            erased_at=now,
-            lease=None,
-            due_at=None,
-            settled_at=sa.func.coalesce(_ROWS.c.settled_at, now),
-        )
-    )
-    return these
-
-
 def _emails(connection: sa.Connection, these: sa.ColumnElement[bool]) -> list[str]:
     found = connection.scalars(
         sa.select(sa.func.lower(Issuance.email))
@@ -149,66 +126,79 @@ def _emails(connection: sa.Connection, these: sa.ColumnElement[bool]) -> list[st
     return list(found)
 
 
-def _tests_for(emails: list[str]) -> sa.ColumnElement[bool]:
-    return sa.and_(Issuance.test, sa.func.lower(Issuance.email).in_(emails))
+def _tests_for(tenant: str, emails: list[str]) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        Issuance.tenant == tenant,
+        Issuance.test,
+        sa.func.lower(Issuance.email).in_(emails),
+    )
 
 
 def _rewrite(connection: sa.Connection, rows: cabc.Sequence[t.Any]) -> None:
-    connection.execute(
-        sa.update(_ROWS)
-        .where(_ROWS.c.id == sa.bindparam("row_id"))
-        .values(**NOBODY, badge_id=None),
+    transitions.erase(
+        connection,
         [
             {
                 "row_id": row.id,
                 # Each its own: they no longer say that they belong together.
                 "member_id": f"erased-{secrets.token_hex(8)}",
                 "state": row.state if row.state in _MADE else "cancelled",
-                "error": _error(row),
+                "reason": _reason(row),
             }
             for row in rows
         ],
     )
 
 
-def _error(row: t.Any) -> str | None:
+def _reason(row: t.Any) -> Reason | None:
     if row.state in _MADE:
         return None
 
-    return PERHAPS_ISSUED if row.outcome_unknown else CANCELLED
+    return "perhaps issued" if row.outcome_unknown else "erased"
 
 
-def _end_attempts(connection: sa.Connection, ids: list[int], now: dt.datetime) -> None:
+def _end_attempts(
+    connection: sa.Connection, tenant: str, ids: list[int], now: dt.datetime
+) -> None:
     # Credly's own words may name the member.
-    connection.execute(
-        sa.update(Attempt).where(Attempt.issuance_id.in_(ids)).values(detail=None)
-    )
-    claim.end_attempts(connection, ids, now, "unknown")
+    these = (Attempt.tenant == tenant, Attempt.issuance_id.in_(ids))
+    connection.execute(sa.update(Attempt).where(*these).values(detail=None))
+    claim.end_attempts(connection, tenant, ids, now, "unknown")
 
 
-def _redact(connection: sa.Connection, row_id: int, badge_name: str) -> int:
+def _redact(connection: sa.Connection, tenant: str, row: t.Any) -> int:
     return connection.execute(
         sa.update(_LOG)
-        .where(_LOG.c.issuance_id == row_id)
-        .values(details=log.erased_details(badge_name))
+        .where(_LOG.c.tenant == tenant, _LOG.c.issuance_id == row.id)
+        .values(details=log.erased_details(row.badge_name))
     ).rowcount
 
 
-def export(engine: sa.Engine, member_id: str) -> dict[str, t.Any]:
+def export(engine: sa.Engine, tenant: str, member_id: str) -> dict[str, t.Any]:
     """Get all that is stored about a member, fit for JSON. Times are ISO 8601.
 
     Test badges that were sent to the member's address count as the member's.
     """
     with hide_parameters(), engine.connect() as connection:
-        these = Issuance.member_id == member_id
+        these: sa.ColumnElement[bool] = sa.and_(
+            Issuance.tenant == tenant, Issuance.member_id == member_id
+        )
 
         if emails := _emails(connection, these):
-            these = sa.or_(these, _tests_for(emails))
+            these = sa.or_(these, _tests_for(tenant, emails))
 
         rows = _read(connection, Issuance, these)
         ids = [row["id"] for row in rows]
-        attempts = _read(connection, Attempt, Attempt.issuance_id.in_(ids))
-        entries = _read(connection, LogEntry, LogEntry.issuance_id.in_(ids))
+        attempts = _read(
+            connection,
+            Attempt,
+            sa.and_(Attempt.tenant == tenant, Attempt.issuance_id.in_(ids)),
+        )
+        entries = _read(
+            connection,
+            LogEntry,
+            sa.and_(LogEntry.tenant == tenant, LogEntry.issuance_id.in_(ids)),
+        )
 
     for row in rows:
         row["attempts_made"] = _of(row, attempts)

@@ -13,7 +13,6 @@ from sqlalchemy import orm
 from .. import interruption
 from ..catalog import Completion
 from ..models import Account
-from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
 from . import clock
@@ -22,6 +21,12 @@ from .transaction import begin
 from .transaction import hide_parameters
 from .transaction import in_our_schema
 from .transaction import in_transaction
+from .transitions import insert_from
+from .transitions import insert_or_return
+from .transitions import IS_IN_THE_WAY
+from .transitions import KEY
+from .transitions import NEW
+from .transitions import ROWS
 
 
 class Outcome(t.Protocol):
@@ -209,6 +214,7 @@ def _is_exhausted(pool: sa.Pool) -> bool:
 def _parameters(completion: Completion) -> dict[str, t.Any]:
     member = completion.member
     return {
+        "tenant": completion.tenant,
         "member_id": member.id,
         "kind": completion.kind,
         "course_id": completion.course_id,
@@ -218,19 +224,6 @@ def _parameters(completion: Completion) -> dict[str, t.Any]:
         "completed_at": completion.completed_at,
         "recorded_at": dt.datetime.now(dt.UTC),
     }
-
-
-_TABLE = t.cast(sa.Table, Issuance.__table__)
-
-_NEW: dict[str, str | int] = {
-    "state": "pending",
-    "attempts": 0,
-    "outcome_unknown": False,
-    "crashes": 0,
-    "look_ups": 0,
-    "test": False,
-    "bulk": False,
-}
 
 
 def _insert(connection: sa.Connection, parameters: dict[str, t.Any]) -> bool:
@@ -251,82 +244,15 @@ def _insert(connection: sa.Connection, parameters: dict[str, t.Any]) -> bool:
     if found is None:
         return False
 
-    row = parameters | _NEW | dict(found._mapping)
-    return connection.execute(_or_again(), row).rowcount != 0
+    row = parameters | NEW | dict(found._mapping)
+    return connection.execute(insert_or_return(), row).rowcount != 0
 
 
 _insert_alone = in_transaction(_insert)
 
-_KEY = ("member_id", "kind", "course_id")
-
-
-def insert_all(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
-    """Write many rows, but for those that are there already."""
-    statement = _unless_there(connection.dialect.name)
-    connection.execute(statement, [_NEW | row for row in rows])
-
-
-_IS_CANCELLED = sa.and_(_TABLE.c.state == "cancelled", _TABLE.c.erased_at.is_(None))
-"""A row that is taken up by the same member's next completion of the course."""
-
-
-def _again(given: t.Any) -> dict[str, t.Any]:
-    """Say what becomes of such a row, in an order that suits MariaDB: that looks at
-    the new values.
-
-    :param given: The columns of the row that is not inserted.
-    """
-    same = ("email", "first_name", "last_name", "recorded_at", "due_at", "bulk")
-    row = _TABLE.c
-    return {
-        **{name: given[name] for name in same},
-        # As after a retry. The time of the completion stays: a look-up may need it.
-        "outcome_unknown": sa.or_(row.outcome_unknown, row.attempts > 0),
-        "attempts": given.attempts,
-        "crashes": given.crashes,
-        "look_ups": given.look_ups,
-        "settled_at": sa.null(),
-        "error": sa.null(),
-        "state": given.state,
-    }
-
-
-@functools.cache
-def _or_again() -> sa.Insert:
-    from sqlalchemy.dialects import mysql
-
-    statement = mysql.insert(_TABLE)
-    changes = _again(statement.inserted)
-    statement = statement.on_duplicate_key_update(
-        [
-            (name, sa.func.if_(_IS_CANCELLED, value, _TABLE.c[name]))
-            for name, value in changes.items()
-        ]
-    )
-    return statement.execution_options(preserve_rowcount=True)
-
-
-@functools.cache
-def _unless_there(dialect: str) -> sa.Insert:
-    if dialect == "sqlite":
-        from sqlalchemy.dialects import sqlite
-
-        return sqlite.insert(_TABLE).on_conflict_do_nothing()
-
-    if dialect == "postgresql":
-        from sqlalchemy.dialects import postgresql
-
-        return postgresql.insert(_TABLE).on_conflict_do_nothing()
-
-    from sqlalchemy.dialects import mysql
-
-    # Not IGNORE: that would hide every other error too.
-    statement = mysql.insert(_TABLE).on_duplicate_key_update(id=_TABLE.c.id)
-    return statement.execution_options(preserve_rowcount=True)
-
 
 def _given(column: str) -> sa.BindParameter[t.Any]:
-    return sa.bindparam(f"p_{column}", type_=_TABLE.c[column].type)
+    return sa.bindparam(f"p_{column}", type_=ROWS.c[column].type)
 
 
 def _from_mapping(dialect: str) -> dict[str, sa.ColumnElement[t.Any]]:
@@ -346,19 +272,21 @@ def _from_mapping(dialect: str) -> dict[str, sa.ColumnElement[t.Any]]:
 
 
 def of_mapping(*columns: t.Any) -> sa.Select[t.Any]:
-    """Select from the mappings, with their template and the connection."""
+    """Select from the mappings, with their template and the account."""
     select: sa.Select[t.Any] = sa.select(*columns)
     return (
         select.select_from(Mapping)
-        .join(Template, Template.id == Mapping.template_id)
-        .join(Account, Account.id == Mapping.connection_id)
+        .join(Mapping.template)
+        .join(Account, Account.tenant == Mapping.tenant)
     )
 
 
 def _look_up(columns: dict[str, sa.ColumnElement[t.Any]]) -> sa.Select[t.Any]:
     labelled = [value.label(name) for name, value in columns.items()]
     return of_mapping(*labelled).where(
-        Mapping.kind == _given("kind"), Mapping.course_id == _given("course_id")
+        Mapping.tenant == _given("tenant"),
+        Mapping.kind == _given("kind"),
+        Mapping.course_id == _given("course_id"),
     )
 
 
@@ -370,9 +298,9 @@ def _new_row(dialect: str) -> sa.Select[t.Any]:
 
 def _is_there() -> sa.ColumnElement[bool]:
     return sa.exists().where(
-        *(_given(column) == _TABLE.c[column] for column in _KEY),
-        _TABLE.c.organization_id == Account.organization_id,
-        ~_IS_CANCELLED,
+        *(_given(column) == ROWS.c[column] for column in KEY),
+        ROWS.c.organization_id == Account.organization_id,
+        IS_IN_THE_WAY,
     )
 
 
@@ -391,31 +319,10 @@ def _statement(dialect: str) -> sa.Insert:
     columns: dict[str, sa.ColumnElement[t.Any]] = {
         **{
             name: _given(name)
-            for name in (*_KEY, "email", "first_name", "last_name", "completed_at")
+            for name in (*KEY, "email", "first_name", "last_name", "completed_at")
         },
         # Written into the statement: each parameter costs a host's request something.
-        **{name: _constant(value) for name, value in _NEW.items()},
+        **{name: _constant(value) for name, value in NEW.items()},
         **_from_mapping(dialect),
     }
-    select = _look_up(columns).where(~_is_there())
-    statement: t.Any
-
-    if dialect == "sqlite":
-        from sqlalchemy.dialects import sqlite
-
-        statement = sqlite.insert(_TABLE)
-    else:
-        from sqlalchemy.dialects import postgresql
-
-        # Of an INSERT it is not kept otherwise.
-        statement = postgresql.insert(_TABLE).execution_options(preserve_rowcount=True)
-
-    statement = statement.from_select(list(columns), select)
-    return t.cast(
-        sa.Insert,
-        statement.on_conflict_do_update(
-            index_elements=(*_KEY, "organization_id"),
-            set_=_again(statement.excluded),
-            where=_IS_CANCELLED,
-        ),
-    )
+    return insert_from(dialect, list(columns), _look_up(columns).where(~_is_there()))

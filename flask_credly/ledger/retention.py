@@ -17,10 +17,11 @@ from ..models import Issuance
 from ..models import LogEntry
 from ..settings import Settings
 from . import clock
-from . import privacy
-from .issuances import NEVER_SENT
-from .issuances import STATES
+from . import transitions
 from .transaction import in_transaction
+from .transitions import IS_NAMED
+from .transitions import IS_OPEN
+from .transitions import NEVER_SENT
 
 AUDIT_DAYS = 365
 """After how many days it is forgotten who did what."""
@@ -38,7 +39,8 @@ class Rule:
     :param model: The table. It is gone through by id.
     :param since: The time that counts.
     :param also: What must hold besides.
-    :param values: What is overwritten. ``None``: the rows are deleted.
+    :param forget: The transition that forgets rows of the ledger, and not of a table
+        that is written here.
     """
 
     what: str
@@ -46,7 +48,7 @@ class Rule:
     model: t.Any
     since: t.Any
     also: tuple[sa.ColumnElement[bool], ...] = ()
-    values: dict[str, str] | None = None
+    forget: cabc.Callable[..., int] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +65,6 @@ class Pruned:
 def _rules(settings: Settings) -> tuple[Rule, ...]:
     log_days, people_days = settings.log_days, settings.personal_data_days
     given = [days for days in (log_days, people_days) if days is not None]
-    waiting = Issuance.state.in_(STATES["waiting"])
     return (
         # It names members too.
         Rule(
@@ -83,8 +84,8 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
             people_days,
             Issuance,
             Issuance.settled_at,
-            (sa.not_(waiting), privacy.IS_NAMED),
-            privacy.NOBODY,
+            (sa.not_(IS_OPEN), IS_NAMED),
+            transitions.forget_names,
         ),
         # Their completions were committed in the very moment of Remove.
         Rule(
@@ -92,14 +93,18 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
             0,
             Issuance,
             Issuance.recorded_at,
-            (waiting, NEVER_SENT, sa.not_(_is_connected())),
+            (IS_OPEN, NEVER_SENT, sa.not_(_is_connected())),
+            transitions.drop,
         ),
         Rule("Entries of the activity deleted", AUDIT_DAYS, AuditEntry, AuditEntry.at),
     )
 
 
 def _is_connected() -> sa.ColumnElement[bool]:
-    return sa.exists().where(Account.organization_id == Issuance.organization_id)
+    return sa.exists().where(
+        Account.tenant == Issuance.tenant,
+        Account.organization_id == Issuance.organization_id,
+    )
 
 
 def prune(
@@ -169,9 +174,7 @@ def _forget(
     # Asked once more: a badge may have been retried.
     these = (rule.model.id.in_(ids), old)
 
-    if rule.values is None:
-        change: t.Any = sa.delete(rule.model).where(*these)
-    else:
-        change = sa.update(rule.model).where(*these).values(**rule.values)
+    if rule.forget is not None:
+        return rule.forget(connection, *these)
 
-    return connection.execute(change).rowcount
+    return connection.execute(sa.delete(rule.model).where(*these)).rowcount

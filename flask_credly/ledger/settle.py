@@ -11,16 +11,18 @@ import sqlalchemy as sa
 
 from ..models import Attempt
 from ..models import Issuance
-from ..models import State
+from ..models import Reason
 from . import clock
 from . import log
+from . import reasons
+from . import transitions
 from .claim import Row
 from .decide import Answer
 from .decide import Phase
 from .decide import Rule
 from .transaction import in_transaction
+from .transitions import owns
 
-_ROWS = t.cast(sa.Table, Issuance.__table__)
 _ATTEMPTS = t.cast(sa.Table, Attempt.__table__)
 
 
@@ -51,50 +53,44 @@ class LeaseLost(Exception):
     """One of the rows is another worker's by now. None was saved."""
 
 
-UNMAPPED = "The mapping was removed."
-"""Why a row was cancelled that is taken up once its course is mapped again: by the undo
-of the removal, by a retry of all, by a backfill and by the next completion. Stored, and
-found by these words: they never change.
-"""
-
-
 @in_transaction
 def cancel(connection: sa.Connection, row: Row) -> None:
     """End a row without a request, as its course is not mapped any more."""
-    _end(connection, row, "cancelled", UNMAPPED)
+    now = clock.now(connection)
+    transitions.end(connection, "cancelled", now, *_this(row), reason="unmapped")
 
 
 @in_transaction
-def fail(connection: sa.Connection, row: Row, detail: str) -> bool:
+def fail(
+    connection: sa.Connection,
+    row: Row,
+    detail: str | None = None,
+    *,
+    reason: Reason | None = None,
+) -> str | None:
     """End a row without a request, as it cannot be sent as it is.
 
-    :return: Whether it was saved: not if the lease was lost.
+    :param detail: Why, worded for the admin.
+    :param reason: The same as a code, where there is one.
+    :return: Why, in words. ``None``: nobody is to be told. It was not saved, as the
+        lease was lost, or it is known.
     """
-    saved = _end(connection, row, "failed", detail)
-
-    if saved:
-        _log_failure(connection, row, clock.now(connection), detail)
-
-    return saved
-
-
-def _end(connection: sa.Connection, row: Row, state: State, error: str) -> bool:
-    values = {"state": state, "lease": None, "due_at": None, "error": error[:500]}
     now = clock.now(connection)
-    return bool(
-        connection.execute(
-            _of(row).where(_IS_SENT).values(**values, settled_at=now)
-        ).rowcount
+    saved = transitions.end(
+        connection, "failed", now, *_this(row), reason=reason, error=detail
     )
 
+    # Of one that was called failed already nobody is told.
+    if not saved or row.action != "issue":
+        return None
 
-def _of(row: Row) -> sa.Update:
-    return sa.update(Issuance).where(Issuance.id == row.id, Issuance.lease == row.lease)
+    words = reasons.REASONS[reason] if reason else detail or ""
+    _log_failure(connection, row, now, words)
+    return words
 
 
-# Remove ends a row that is being sent, but leaves it its lease: that the badge was
-# issued all the same is written down, but nothing brings it back.
-_IS_SENT = Issuance.state == "sending"
+def _this(row: Row) -> tuple[sa.ColumnElement[bool], ...]:
+    return (Issuance.id == row.id, *owns(row.tenant, row.lease))
 
 
 @in_transaction
@@ -109,7 +105,7 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
     now = clock.now(connection)
     rows: dict[t.Any, list[Settlement]] = {}
     attempts: dict[t.Any, list[Settlement]] = {}
-    last_look = sa.case((_ROWS.c.unsettled_until > now, _ROWS.c.unsettled_until))
+    last_look = transitions.last_look(now)
 
     for each in settlements:
         values = _values(each, now, last_look)
@@ -117,14 +113,16 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
 
         if each.phase == "issue":
             said = (each.answer, each.status, each.said or each.detail)
-            attempts.setdefault((each.row.lease, *said), []).append(each)
+            key = (each.row.tenant, each.row.lease, *said)
+            attempts.setdefault(key, []).append(each)
 
     for (_, *items), alike in rows.items():
         _save_rows(connection, alike, dict(items))
 
-    for (lease, answer, status, detail), alike in attempts.items():
+    for (tenant, lease, answer, status, detail), alike in attempts.items():
         # Also those that Remove has ended meanwhile.
         these = (
+            Attempt.tenant == tenant,
             Attempt.issuance_id.in_([each.row.id for each in alike]),
             Attempt.lease == lease,
         )
@@ -145,7 +143,7 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
         )
 
     for each in settlements:
-        if each.rule.logged and not each.row.told:
+        if each.rule.logged:
             _log_failure(connection, each.row, now, each.detail or "")
 
 
@@ -153,46 +151,34 @@ def _save_rows(
     connection: sa.Connection, alike: list[Settlement], values: dict[str, object]
 ) -> None:
     """Save the same for several rows, but for the badge's id."""
-    this = sa.update(_ROWS).where(
-        _ROWS.c.id == sa.bindparam("row_id"), _ROWS.c.lease == sa.bindparam("held")
-    )
+    rows = [
+        {
+            "row_id": each.row.id,
+            "held_tenant": each.row.tenant,
+            "held_lease": each.row.lease,
+        }
+        | ({"badge_id": each.badge_id} if each.badge_id else {})
+        for each in alike
+    ]
 
-    # What Remove has ended stays so, and no later error of it comes into the log of a
-    # connection made since.
-    if values["state"] in ("pending", "failed"):
-        this = this.where(_IS_SENT)
-
-    changed = connection.execute(
-        this.values(values),
-        [
-            {"row_id": each.row.id, "held": each.row.lease}
-            | ({"badge_id": each.badge_id} if each.badge_id else {})
-            for each in alike
-        ],
-    )
-
-    if changed.rowcount != len(alike):
+    if transitions.save(connection, rows, values) != len(alike):
         raise LeaseLost
 
 
 def _values(
-    each: Settlement, now: dt.datetime, last_look: sa.ColumnElement[t.Any]
+    each: Settlement, now: dt.datetime, last_look: dict[str, object]
 ) -> dict[str, object]:
     row, rule = each.row, each.rule
-    waits = rule.then in ("wait", "at once")
-    stays_failed = row.told and (waits or rule.then == "failed")
-    values: dict[str, object] = {
-        "lease": None,
-        "error": row.error if stays_failed else (each.detail or "")[:500] or None,
-    }
 
-    if waits:
-        values["state"] = "failed" if row.told else "pending"
-        values["due_at"] = now + dt.timedelta(seconds=each.wait)
+    if rule.then in ("wait", "at once"):
+        due_at = now + dt.timedelta(seconds=each.wait)
+        values = transitions.waits(due_at, row.action)
     else:
-        values["state"] = rule.then
-        values["due_at"] = None
-        values["settled_at"] = now
+        values = transitions.settled(t.cast(t.Any, rule.then), now)
+
+    # What a badge was called failed for stays.
+    if row.action == "issue" or rule.then in ("issued", "held"):
+        values["error"] = (each.detail or "")[:500] or None
 
     if each.phase == "look-up" and rule.then == "wait":
         values["look_ups"] = row.look_ups + 1
@@ -212,9 +198,9 @@ def _values(
 
     # Credly may have issued it and not list it yet: nobody waits for that to be told
     # that it failed, but then it is looked for a last time.
-    if rule.then == "failed" and not row.told:
+    if rule.then == "failed" and row.action == "issue":
         if values.get("outcome_unknown", row.outcome_unknown):
-            values["due_at"] = last_look
+            values |= last_look
 
     return values
 
@@ -224,6 +210,7 @@ def _log_failure(
 ) -> None:
     log.write(
         connection,
+        row.tenant,
         now,
         log.ISSUANCE_FAILED,
         log.failed_details(row.badge_name, row.email, detail),

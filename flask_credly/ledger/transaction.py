@@ -20,7 +20,7 @@ from flask import request
 from sqlalchemy import orm
 
 from .. import interruption
-from ..settings import get_state
+from ..state import get_state
 
 TRIES = 4
 

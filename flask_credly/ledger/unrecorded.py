@@ -15,10 +15,6 @@ from ..models import Unrecorded
 from . import audit
 from .transaction import in_transaction
 
-_ID = 1
-
-_THIS = Unrecorded.id == _ID
-
 
 @dataclasses.dataclass(frozen=True)
 class Count:
@@ -35,29 +31,31 @@ class Count:
         return Count(self.number + other.number, min(times, default=None))
 
 
-def read(session: orm.Session) -> Count:
-    """Get what the database counts."""
+def read(session: orm.Session, tenant: str) -> Count:
+    """Get what the database counts of a community."""
     found = session.execute(
-        sa.select(Unrecorded.number, Unrecorded.since).where(_THIS)
+        sa.select(Unrecorded.number, Unrecorded.since).where(
+            Unrecorded.tenant == tenant
+        )
     ).one_or_none()
     return Count(*found) if found is not None and found.number else Count()
 
 
-def add(engine: sa.Engine, count: Count) -> None:
+def add(engine: sa.Engine, tenant: str, count: Count) -> None:
     """Add to what the database counts."""
     try:
-        _add(engine, count)
+        _add(engine, tenant, count)
     except sa.exc.IntegrityError:
         # Another process has made the row at this moment.
-        _add(engine, count)
+        _add(engine, tenant, count)
 
 
 @in_transaction
-def _add(connection: sa.Connection, count: Count) -> None:
+def _add(connection: sa.Connection, tenant: str, count: Count) -> None:
     since = sa.bindparam("new_since", count.since, type_=Unrecorded.since.type)
     changed = connection.execute(
         sa.update(Unrecorded)
-        .where(_THIS)
+        .where(Unrecorded.tenant == tenant)
         .values(
             number=Unrecorded.number + count.number,
             since=sa.case((Unrecorded.since < since, Unrecorded.since), else_=since),
@@ -66,27 +64,29 @@ def _add(connection: sa.Connection, count: Count) -> None:
 
     if not changed:
         connection.execute(
-            sa.insert(Unrecorded).values(id=_ID, number=count.number, since=count.since)
+            sa.insert(Unrecorded).values(
+                tenant=tenant, number=count.number, since=count.since
+            )
         )
 
 
 @in_transaction
-def settle(connection: sa.Connection, number: int) -> None:
+def settle(connection: sa.Connection, tenant: str, number: int) -> None:
     """Take off what was dealt with. What has come in meanwhile stays."""
-    _settle(connection, number)
+    _settle(connection, tenant, number)
 
 
 @in_transaction
-def dismiss(connection: sa.Connection, number: int, *, by: str) -> None:
+def dismiss(connection: sa.Connection, tenant: str, number: int, *, by: str) -> None:
     """Take off what a person has dealt with.
 
     :param by: Who does it, for :func:`.audit.note`.
     """
-    if _settle(connection, number):
-        audit.note(connection, by, "dismiss", str(number))
+    if _settle(connection, tenant, number):
+        audit.note(connection, tenant, by, "dismiss", str(number))
 
 
-def _settle(connection: sa.Connection, number: int) -> bool:
+def _settle(connection: sa.Connection, tenant: str, number: int) -> bool:
     if not number:
         return False
 
@@ -96,7 +96,7 @@ def _settle(connection: sa.Connection, number: int) -> bool:
     return bool(
         connection.execute(
             sa.update(Unrecorded)
-            .where(_THIS, Unrecorded.number > 0)
+            .where(Unrecorded.tenant == tenant, Unrecorded.number > 0)
             .ordered_values(
                 (Unrecorded.since, since),
                 (

@@ -16,28 +16,29 @@ import sys
 
 from flask import Flask
 
-from flask_credly.issuing import drain
+from flask_credly.issuing import lane
+from flask_credly.issuing import verdict
 
 from .host import make_host
 
 CONFIG = "STORM_CONFIG"
 
-SHORT = {
-    "SEND_WITHIN": 1.0,
-    "DUPLICATES_WAIT": 3.0,
-    "LOOK_UP_WAIT": 1.0,
-}
+SHORT = (
+    (lane, "SEND_WITHIN", 1.0),
+    (verdict, "DUPLICATES_WAIT", 3.0),
+    (verdict, "LOOK_UP_WAIT", 1.0),
+)
 
 
 def create_app() -> Flask:
     """Make the application of a worker. ``FLASK_APP`` names this."""
     log_everything()
 
-    for name, seconds in SHORT.items():
-        if not hasattr(drain, name):
-            raise RuntimeError(f"flask_credly.issuing.drain has no {name} any more.")
+    for module, name, seconds in SHORT:
+        if not hasattr(module, name):
+            raise RuntimeError(f"{module.__name__} has no {name} any more.")
 
-        setattr(drain, name, seconds)
+        setattr(module, name, seconds)
 
     return make_host(json.loads(os.environ[CONFIG])).app
 

@@ -16,7 +16,9 @@ from sqlalchemy import orm
 from flask_credly import Course
 from flask_credly import Credly
 from flask_credly import Member
-from flask_credly.settings import State
+from flask_credly.catalog import DEFAULT_TENANT
+from flask_credly.state import AppState
+from flask_credly.state import Community
 
 COURSE = Course(id="py-101", title="Python 101")
 GONE = Course(id="gone", title="A course whose mapping is removed")
@@ -54,7 +56,7 @@ class Half(Base):
     half: orm.Mapped[str] = orm.mapped_column(sa.String(10))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Host:
     """The application and what belongs to it."""
 
@@ -62,8 +64,9 @@ class Host:
     db: SQLAlchemy
 
     @property
-    def state(self) -> State:
-        return t.cast(State, self.app.extensions["credly"])
+    def state(self) -> Community:
+        state: AppState = self.app.extensions["credly"]
+        return state.of(DEFAULT_TENANT)
 
 
 def make_host(config: cabc.Mapping[str, t.Any]) -> Host:

@@ -26,9 +26,9 @@ import sqlalchemy as sa
 from rq.registry import FailedJobRegistry
 from rq.registry import StartedJobRegistry
 
-from flask_credly import connection
+from flask_credly import accounts
 from flask_credly.errors import CredlyError
-from flask_credly.issuing import drain
+from flask_credly.issuing import throttle
 from flask_credly.ledger import clock
 from flask_credly.models import Account
 from flask_credly.models import Attempt
@@ -226,8 +226,8 @@ class _Storm:
         if self._ours:
             self._connect()
             state = self._host.state
-            connection.add_mapping(state, COURSE, self._template_id)
-            self._gone = connection.add_mapping(state, GONE, self._gone_id).id
+            accounts.add_mapping(state, COURSE, self._template_id)
+            self._gone = accounts.add_mapping(state, GONE, self._gone_id).id
 
         self._host.db.session.remove()
 
@@ -460,7 +460,7 @@ class _Storm:
 
         self._done["long pauses"] += 1
         mine = [self._complete(GONE.id) for _ in range(4)]
-        self._persist(lambda: connection.remove_mapping(self._host.state, self._gone))
+        self._persist(lambda: accounts.remove_mapping(self._host.state, self._gone))
         self._removed_at[GONE.kind, GONE.id] = removed_at = self._now()
         until = self._read_connection().paused_until
 
@@ -484,7 +484,7 @@ class _Storm:
         """Seconds within which a request goes out that was begun, and a second for a
         busy machine.
         """
-        return drain.GLANCE + 1
+        return throttle.LOOKAHEAD + 1
 
     def _poke_until(self, seen: cabc.Callable[[Account], bool]) -> bool:
         """Complete courses, so that there is something to send, until it is seen."""
@@ -508,7 +508,7 @@ class _Storm:
     def _connect(self) -> None:
         def connect() -> None:
             self._done["connects"] += 1
-            connection.connect(
+            accounts.connect(
                 self._host.state,
                 organization_id=self._simulator.organization_id,
                 client_id=self._simulator.client_id,
@@ -576,9 +576,7 @@ class _Storm:
     def _count_waiting(self) -> int:
         with self._host.db.engine.connect() as connected:
             return connected.scalar(
-                sa.select(sa.func.count()).where(
-                    Issuance.state.in_(("pending", "sending"))
-                )
+                sa.select(sa.func.count()).where(Issuance.action.is_not(None))
             )
 
     def _look_at_naive(self) -> tuple[int, int]:

@@ -9,10 +9,10 @@ import sqlalchemy as sa
 from .. import keys
 from ..errors import SecretUnreadable
 from ..ledger import audit
+from ..ledger import gates
 from ..ledger.transaction import in_transaction
 from ..models import Account
-from ..models import CONNECTION_ID
-from ..settings import AppState
+from ..state import Community
 
 _SEALED = {"client_secret": "Client Secret", "token": "access token"}
 """The columns with encrypted values, and what they hold."""
@@ -33,7 +33,7 @@ class Rotation:
 
 
 def rotate_keys(
-    state: AppState, *, dry_run: bool = False, by: str | None = None
+    state: Community, *, dry_run: bool = False, by: str | None = None
 ) -> Rotation:
     """Encrypt what is stored with the newest key, in one transaction. A second time
     changes nothing.
@@ -43,16 +43,20 @@ def rotate_keys(
     :param dry_run: Change nothing in any case, only look.
     :param by: Who does it, for :func:`.audit.note`.
     """
-    return _rotate(state.engine, state.app.config, dry_run, by)
+    return _rotate(state.engine, state.tenant, state.app.config, dry_run, by)
 
 
 @in_transaction
 def _rotate(
-    connection: sa.Connection, config: keys.Config, dry_run: bool, by: str | None
+    connection: sa.Connection,
+    tenant: str,
+    config: keys.Config,
+    dry_run: bool,
+    by: str | None,
 ) -> Rotation:
     if not dry_run:
         # First, for the lock: a worker may save a new token at this moment.
-        connection.execute(sa.update(Account).values(id=CONNECTION_ID))
+        gates.lock(connection, tenant)
 
     columns = [getattr(Account, name) for name in _SEALED]
     row = connection.execute(sa.select(Account.organization_id, *columns)).one_or_none()
@@ -81,8 +85,10 @@ def _rotate(
             values[name] = keys.seal(config, value, *place)
 
     if values and not unreadable and not dry_run:
-        connection.execute(sa.update(Account).values(**values))
-        audit.note(connection, by, "rotate keys")
+        connection.execute(
+            sa.update(Account).where(Account.tenant == tenant).values(**values)
+        )
+        audit.note(connection, tenant, by, "rotate keys")
 
     rotated = tuple(_SEALED[name] for name in values)
     return Rotation(rotated, tuple(current), tuple(unreadable))

@@ -22,15 +22,13 @@ from ..ledger import audit
 from ..ledger import claim
 from ..ledger import clock
 from ..ledger import gates
-from ..ledger import privacy
+from ..ledger import transitions
 from ..ledger.audit import TooOften as TooOften
-from ..ledger.issuances import NEVER_SENT
 from ..ledger.paging import Session
 from ..ledger.transaction import in_transaction
 from ..models import Account
 from ..models import Attempt
 from ..models import Batch
-from ..models import CONNECTION_ID
 from ..models import Installation
 from ..models import Issuance
 from ..models import LogEntry
@@ -38,7 +36,7 @@ from ..models import Mapping
 from ..models import RemovedMapping
 from ..models import Template
 from ..secret import Secret
-from ..settings import AppState
+from ..state import Community
 from . import templates
 
 if t.TYPE_CHECKING:
@@ -95,13 +93,14 @@ class Connected:
     complete: bool
 
 
-def get(session: Session) -> Account | None:
-    """Get the connection."""
-    return session.scalars(sa.select(Account)).one_or_none()
+def get(session: Session, tenant: str) -> Account | None:
+    """Get a community's account."""
+    query = sa.select(Account).where(Account.tenant == tenant)
+    return session.scalars(query).one_or_none()
 
 
 def connect(
-    state: AppState,
+    state: Community,
     *,
     organization_id: str,
     client_id: str,
@@ -123,11 +122,12 @@ def connect(
     """
     organization_id = organization_id.lower()
     client_secret = Secret(client_secret)
-    gate = gates.read(state.engine)
+    gate = gates.read(state.engine, state.tenant)
     again = gate is not None and gate.organization_id == organization_id
 
     with audit.asking(
         state.engine,
+        state.tenant,
         by,
         "reconnect" if again else "connect",
         organization_id,
@@ -143,7 +143,7 @@ def connect(
 
 
 def _connect(
-    state: AppState,
+    state: Community,
     organization_id: str,
     client_id: str,
     client_secret: str,
@@ -153,6 +153,7 @@ def _connect(
         token, first = _verify(state, client, client_id, client_secret)
         config = state.app.config
         values = {
+            "tenant": state.tenant,
             "organization_id": organization_id,
             "client_id": client_id,
             "client_secret": keys.seal(
@@ -168,7 +169,7 @@ def _connect(
     return Connected(templates.count(state), complete)
 
 
-def check(state: AppState, *, by: str | None = None) -> None:
+def check(state: Community, *, by: str | None = None) -> None:
     """Verify the stored credentials. The connection is in force again if they are
     good, and has expired if Credly refuses them.
 
@@ -180,29 +181,29 @@ def check(state: AppState, *, by: str | None = None) -> None:
     :raises NotVerified: Credly refused them.
     :raises CouldNotVerify: Credly could not be asked.
     """
-    if (gate := gates.read(state.engine)) is None:
+    if (gate := gates.read(state.engine, state.tenant)) is None:
         raise NotConnected
 
-    with audit.asking(state.engine, by, "test", refusals=(NotVerified,)):
+    with audit.asking(state.engine, state.tenant, by, "test", refusals=(NotVerified,)):
         _check(state, gate)
 
 
-def _check(state: AppState, gate: gates.Gate) -> None:
+def _check(state: Community, gate: gates.Gate) -> None:
     try:
         ask(state, gate)
     except NotVerified as e:
-        _note_check(state.engine, gate.generation)
+        _note_check(state.engine, gate)
 
         if isinstance(e, NotAccepted):
             announce.expired(state, gate.generation, e)
 
         raise
 
-    _note_check(state.engine, gate.generation, expired=False)
+    _note_check(state.engine, gate, expired=False)
     notifier.notify(state)
 
 
-def ask(state: AppState, gate: gates.Gate) -> dt.datetime | None:
+def ask(state: Community, gate: gates.Gate) -> dt.datetime | None:
     """Ask Credly whether the stored credentials are good. Changes nothing but the
     cached token.
 
@@ -227,15 +228,17 @@ def ask(state: AppState, gate: gates.Gate) -> dt.datetime | None:
 
 
 @in_transaction
-def _note_check(connection: sa.Connection, /, generation: str, **changes: bool) -> None:
+def _note_check(
+    connection: sa.Connection, gate: gates.Gate, /, **changes: bool
+) -> None:
     connection.execute(
         sa.update(Account)
-        .where(Account.generation == generation)
+        .where(*gates.this(gate.tenant, gate.generation))
         .values(checked_at=clock.now(connection), **changes)
     )
 
 
-def remove(state: AppState, *, by: str | None = None) -> bool:
+def remove(state: Community, *, by: str | None = None) -> bool:
     """Delete the credentials, the templates, the mappings and the error log, in one
     transaction.
 
@@ -245,56 +248,48 @@ def remove(state: AppState, *, by: str | None = None) -> bool:
     :param by: Who does it, for :func:`.audit.note`.
     :return: Whether there was a connection.
     """
-    return _remove(state.engine, by)
+    return _remove(state.engine, state.tenant, by)
 
 
 @in_transaction
-def _remove(connection: sa.Connection, by: str | None) -> bool:
+def _remove(connection: sa.Connection, tenant: str, by: str | None) -> bool:
     # First: a backfill that writes at this moment is waited for, and its rows seen.
-    connection.execute(sa.delete(Batch))
-    _end_issuances(connection)
+    connection.execute(sa.delete(Batch).where(Batch.tenant == tenant))
+    _end_issuances(connection, tenant)
 
     # In bulk, and not left to cascades: SQLite has them switched off by default.
     for table in (LogEntry, RemovedMapping, Mapping, Template):
-        connection.execute(sa.delete(table))
+        connection.execute(sa.delete(table).where(table.tenant == tenant))
 
-    organization_id = connection.scalar(sa.select(Account.organization_id))
-    removed = bool(connection.execute(sa.delete(Account)).rowcount)
+    account = Account.tenant == tenant
+    organization_id = connection.scalar(
+        sa.select(Account.organization_id).where(account)
+    )
+    removed = bool(connection.execute(sa.delete(Account).where(account)).rowcount)
 
     if removed:
-        audit.note(connection, by, "remove", organization_id or "")
+        audit.note(connection, tenant, by, "remove", organization_id or "")
 
     return removed
 
 
-def _end_issuances(connection: sa.Connection) -> None:
-    ids = sa.select(Issuance.id).where(NEVER_SENT)
-    connection.execute(sa.delete(Attempt).where(Attempt.issuance_id.in_(ids)))
-    connection.execute(sa.delete(Issuance).where(NEVER_SENT))
+def _end_issuances(connection: sa.Connection, tenant: str) -> None:
+    of_tenant = Issuance.tenant == tenant
+    ids = sa.select(Issuance.id).where(of_tenant, transitions.NEVER_SENT)
+    connection.execute(
+        sa.delete(Attempt).where(Attempt.tenant == tenant, Attempt.issuance_id.in_(ids))
+    )
+    transitions.drop(connection, of_tenant)
     now = clock.now(connection)
-    # The others may have been issued. Those on their way keep their lease, so that
-    # the worker can write down what came of it.
-    connection.execute(
-        sa.update(Issuance)
-        .where(Issuance.state.in_(("pending", "sending")))
-        .values(
-            state="failed",
-            due_at=None,
-            settled_at=now,
-            error="The integration was removed.",
-        )
-    )
+    transitions.abandon(connection, tenant, now)
     held = sa.select(Issuance.id).where(
-        Issuance.state == "failed", Issuance.lease.is_not(None)
+        of_tenant, Issuance.state == "failed", Issuance.lease.is_not(None)
     )
-    claim.end_attempts(connection, held, now, "unknown")
-    connection.execute(
-        sa.update(Issuance).where(privacy.IS_NAMED).values(privacy.NOBODY)
-    )
+    claim.end_attempts(connection, tenant, held, now, "unknown")
 
 
 def _verify(
-    state: AppState, client: Client, client_id: str, client_secret: str
+    state: Community, client: Client, client_id: str, client_secret: str
 ) -> tuple[Token, TemplatePage]:
     from ..credly import fetch_token
 
@@ -346,7 +341,10 @@ def _save(
     }
     replaced = connection.execute(
         sa.update(Account)
-        .where(Account.organization_id == values["organization_id"])
+        .where(
+            Account.tenant == values["tenant"],
+            Account.organization_id == values["organization_id"],
+        )
         .values(**values)
     ).rowcount
 
@@ -358,18 +356,18 @@ def _save(
             sa.insert(Installation).values(id=1, key=secrets.token_hex(16))
         )
 
-    audit.settle(connection, entry_id, "ok")
+    audit.settle(connection, values["tenant"], entry_id, "ok")
 
 
 def _refuse_second(connection: sa.Connection, values: dict[str, t.Any]) -> None:
     try:
-        connection.execute(sa.insert(Account).values(id=CONNECTION_ID, **values))
+        connection.execute(sa.insert(Account).values(**values))
     except sa.exc.IntegrityError:
         raise OtherOrganization from None
 
 
 def _load_templates(
-    state: AppState, client: Client, token: Token, generation: str, first: TemplatePage
+    state: Community, client: Client, token: Token, generation: str, first: TemplatePage
 ) -> bool:
     try:
         complete = templates.load(

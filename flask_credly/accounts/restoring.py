@@ -17,8 +17,9 @@ from ..models import Installation
 def note_restored(
     connection: sa.Connection, *, copy: bool = False, by: str | None = None
 ) -> None:
-    """Note that the ledger may lack what was issued: from now on each badge is looked
-    up before its first request. A badge of the member that no row has is taken for it.
+    """Note that the ledger may lack what was issued, of all communities: from now on
+    each badge is looked up before its first request. A badge of the member that no row
+    has is taken for it.
 
     :param copy: Whether the original is in use elsewhere: nothing is issued until this
         is called without it.
@@ -32,6 +33,8 @@ def note_restored(
         )
 
     # A worker that runs already does not know it: it may begin nothing more.
-    generation = secrets.token_hex(16)
-    connection.execute(sa.update(Account).values(generation=generation))
-    audit.note(connection, by, "copy" if copy else "restored")
+    for tenant in connection.scalars(sa.select(Account.tenant)).all():
+        generation = secrets.token_hex(16)
+        account = sa.update(Account).where(Account.tenant == tenant)
+        connection.execute(account.values(generation=generation))
+        audit.note(connection, tenant, by, "copy" if copy else "restored")

@@ -21,10 +21,10 @@ from ..ledger.paging import Session
 from ..ledger.transaction import in_session
 from ..ledger.transaction import in_transaction
 from ..models import Account
-from ..models import CONNECTION_ID
 from ..models import Mapping
 from ..models import Template
-from ..settings import AppState
+from ..state import AppState
+from ..state import Community
 
 if t.TYPE_CHECKING:
     from ..credly import Client
@@ -46,8 +46,13 @@ def open_client(state: AppState, organization_id: str) -> Client:
     )
 
 
+def _is_active(tenant: str) -> sa.ColumnElement[bool]:
+    return sa.and_(Template.tenant == tenant, Template.active.is_(True))
+
+
 def list_templates(
     session: Session,
+    tenant: str,
     *,
     text: str = "",
     limit: int | None = None,
@@ -57,7 +62,7 @@ def list_templates(
     :param text: What the name contains.
     :param limit: How many to get. ``None``: all.
     """
-    query = sa.select(Template).where(Template.active.is_(True))
+    query = sa.select(Template).where(_is_active(tenant))
 
     if text:
         query = query.where(Template.name.icontains(text, autoescape=True))
@@ -66,7 +71,9 @@ def list_templates(
     return list(session.scalars(query))
 
 
-def find_twins(session: Session, templates: cabc.Collection[Template]) -> cabc.Set[str]:
+def find_twins(
+    session: Session, tenant: str, templates: cabc.Collection[Template]
+) -> cabc.Set[str]:
     """Get those names of some badge templates that another active one has too, in
     whatever case.
     """
@@ -76,33 +83,33 @@ def find_twins(session: Session, templates: cabc.Collection[Template]) -> cabc.S
         Template.name.in_(names),
         sa.func.lower(Template.name).in_({name.lower() for name in names}),
     )
-    found = session.scalars(sa.select(Template.name).where(Template.active, same))
+    found = session.scalars(sa.select(Template.name).where(_is_active(tenant), same))
     times = collections.Counter(name.casefold() for name in found)
     return {name for name in names if times[name.casefold()] > 1}
 
 
-def mapped_and_gone(session: Session) -> list[tuple[str, str, str]]:
+def mapped_and_gone(session: Session, tenant: str) -> list[tuple[str, str, str]]:
     """Get the name of each mapped badge template that is not active any more, with the
     id and the title of its course.
     """
     query = (
         sa.select(Template.name, Mapping.course_id, Mapping.course_title)
         .join(Mapping.template)
-        .where(Template.active.is_(False))
+        .where(Mapping.tenant == tenant, Template.active.is_(False))
         .order_by(Mapping.id)
     )
     return [(name, id_, title) for name, id_, title in session.execute(query)]
 
 
-def get_template(session: Session, template_id: str) -> Template | None:
+def get_template(session: Session, tenant: str, template_id: str) -> Template | None:
     """Get one badge template, active or not."""
-    return session.get(Template, template_id)
+    return session.get(Template, (tenant, template_id))
 
 
-def count_templates(session: Session, text: str = "") -> int:
+def count_templates(session: Session, tenant: str, text: str = "") -> int:
     """Count the active badge templates whose name contains a text."""
     query = sa.select(sa.func.count()).select_from(Template)
-    query = query.where(Template.active.is_(True))
+    query = query.where(_is_active(tenant))
 
     if text:
         query = query.where(Template.name.icontains(text, autoescape=True))
@@ -110,7 +117,7 @@ def count_templates(session: Session, text: str = "") -> int:
     return session.scalar(query) or 0
 
 
-def sync_templates(state: AppState, *, by: str | None = None) -> int:
+def sync_templates(state: Community, *, by: str | None = None) -> int:
     """Load all active badge templates from Credly. Those that are gone are marked as
     no longer active; no mapping is ever deleted.
 
@@ -120,22 +127,22 @@ def sync_templates(state: AppState, *, by: str | None = None) -> int:
     :raises TooOften: It was tried too often.
     :raises CredlyError: Credly did not give the whole list. What was loaded is kept.
     """
-    if (gate := gates.read(state.engine)) is None:
+    if (gate := gates.read(state.engine, state.tenant)) is None:
         return 0
 
-    with audit.asking(state.engine, by, "sync"):
+    with audit.asking(state.engine, state.tenant, by, "sync"):
         complete = False
 
         try:
             complete = _sync(state, gate)
         finally:
             if not complete:
-                _note_failure(state.engine, gate.generation)
+                _note_failure(state.engine, state.tenant, gate.generation)
 
     return count(state)
 
 
-def _sync(state: AppState, gate: gates.Gate) -> bool:
+def _sync(state: Community, gate: gates.Gate) -> bool:
     with open_client(state, gate.organization_id) as client:
         try:
             return with_token(
@@ -149,26 +156,26 @@ def _sync(state: AppState, gate: gates.Gate) -> bool:
 
 
 @in_transaction
-def _note_failure(connection: sa.Connection, /, generation: str) -> None:
+def _note_failure(connection: sa.Connection, /, tenant: str, generation: str) -> None:
     """Note that the list could not be loaded."""
     now = clock.now(connection)
-    connection.execute(_this(generation).values(templates_failed_at=now))
+    connection.execute(_update(tenant, generation).values(templates_failed_at=now))
 
 
-def _this(generation: str) -> sa.Update:
-    """Update the connection, if it is still the one that Credly was asked for: another
-    may be to another organization, whose badge templates these are not.
+def _update(tenant: str, generation: str) -> sa.Update:
+    """Update the account, if it is still the one that Credly was asked for: another may
+    be to another organization, whose badge templates these are not.
     """
-    return sa.update(Account).where(Account.generation == generation)
+    return sa.update(Account).where(*gates.this(tenant, generation))
 
 
-def count(state: AppState) -> int:
+def count(state: Community) -> int:
     """Count the active badge templates."""
-    return in_session(state.engine, count_templates)
+    return in_session(state.engine, count_templates, state.tenant)
 
 
 def load(
-    state: AppState,
+    state: Community,
     client: Client,
     token: str,
     generation: str,
@@ -188,11 +195,11 @@ def load(
     page = first or client.templates(token, 1)
 
     for number in range(2, pages + 2):
-        _save(state.engine, generation, page)
+        _save(state.engine, state.tenant, generation, page)
         seen.update(row.id for row in page.rows)
 
         if page.is_last:
-            _mark_missing(state.engine, generation, seen)
+            _mark_missing(state.engine, state.tenant, generation, seen)
             return True
 
         if number <= pages:
@@ -202,16 +209,21 @@ def load(
 
 
 @in_transaction
-def _save(connection: sa.Connection, generation: str, page: TemplatePage) -> None:
+def _save(
+    connection: sa.Connection, tenant: str, generation: str, page: TemplatePage
+) -> None:
     """Save one page. Writes only what changed."""
-    # Takes the row's lock: two syncs at once would insert the same templates.
-    if not connection.execute(_this(generation).values(id=CONNECTION_ID)).rowcount:
+    # Two syncs at once would insert the same templates.
+    if not gates.lock(connection, tenant, Account.generation == generation):
         raise Unavailable(CHANGED)
 
     known = {
         row.id: row
         for row in connection.execute(
-            sa.select(_TABLE).where(Template.id.in_([row.id for row in page.rows]))
+            sa.select(_TABLE).where(
+                Template.tenant == tenant,
+                Template.id.in_([row.id for row in page.rows]),
+            )
         )
     }
     new, changed = [], []
@@ -226,7 +238,7 @@ def _save(connection: sa.Connection, generation: str, page: TemplatePage) -> Non
         old = known.get(row.id)
 
         if old is None:
-            new.append({"id": row.id, "connection_id": CONNECTION_ID, **values})
+            new.append({"id": row.id, "tenant": tenant, **values})
         elif any(old._mapping[name] != value for name, value in values.items()):
             changed.append({"p_id": row.id, **values})
 
@@ -235,28 +247,33 @@ def _save(connection: sa.Connection, generation: str, page: TemplatePage) -> Non
 
     if changed:
         connection.execute(
-            sa.update(_TABLE).where(Template.id == sa.bindparam("p_id")), changed
+            sa.update(_TABLE).where(
+                Template.tenant == tenant, Template.id == sa.bindparam("p_id")
+            ),
+            changed,
         )
 
 
 @in_transaction
-def _mark_missing(connection: sa.Connection, generation: str, seen: set[str]) -> None:
+def _mark_missing(
+    connection: sa.Connection, tenant: str, generation: str, seen: set[str]
+) -> None:
     # First, for the lock.
     now = clock.now(connection)
-    synced = _this(generation).values(
+    synced = _update(tenant, generation).values(
         checked_at=now, templates_synced_at=now, templates_failed_at=None
     )
 
     if not connection.execute(synced).rowcount:
         raise Unavailable(CHANGED)
 
-    stored = connection.scalars(sa.select(Template.id).where(Template.active.is_(True)))
+    stored = connection.scalars(sa.select(Template.id).where(_is_active(tenant)))
     gone = [{"p_id": id_} for id_ in set(stored) - seen]
 
     if gone:
         connection.execute(
             sa.update(_TABLE)
-            .where(Template.id == sa.bindparam("p_id"))
+            .where(Template.tenant == tenant, Template.id == sa.bindparam("p_id"))
             .values(active=False),
             gone,
         )

@@ -1,4 +1,4 @@
-"""One question to Credly about one row, and its outcome. Runs in a thread that never
+"""One request to Credly about one row, and its outcome. Runs in a thread that never
 touches the database.
 """
 
@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 
+from ..catalog import DEFAULT_TENANT
 from ..credly import BadgeRequest
 from ..credly import Client
 from ..credly import Deadline
@@ -48,7 +49,7 @@ _ANSWERS: tuple[tuple[type[CredlyError], Answer], ...] = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class Request:
     """One request to make.
 
     :param was_uncertain: Whether the badge was maybe issued before it.
@@ -81,7 +82,7 @@ class Outcome:
     looked: bool = False
 
 
-CLOSING = ("rate limited", "unavailable", "in trouble", "foreign")
+CLOSING: tuple[Answer, ...] = ("rate limited", "unavailable", "in trouble", "foreign")
 """Answers that the next request would get too."""
 
 
@@ -93,15 +94,17 @@ def answer_to(error: CredlyError) -> Answer:
     return next(answer for kind, answer in _ANSWERS if isinstance(error, kind))
 
 
-def earner_id(installation: str, member_id: str) -> str:
+def earner_id(installation: str, member_id: str, tenant: str = DEFAULT_TENANT) -> str:
     """Name a member towards Credly: the same for life, opaque, and not to be confused
-    with the ids of another system of the same organization.
+    with the ids of another system, or of another community, of the same organization.
     """
-    return hashlib.sha256(f"{installation}:{member_id}".encode()).hexdigest()[:40]
+    # No id holds this character.
+    member = member_id if tenant == DEFAULT_TENANT else f"{tenant}\0{member_id}"
+    return hashlib.sha256(f"{installation}:{member}".encode()).hexdigest()[:40]
 
 
-class Asker:
-    """Asks Credly.
+class Sender:
+    """Sends requests to Credly.
 
     :param installation: The installation's key.
     :param stop: Once set, nothing more goes out.
@@ -121,22 +124,22 @@ class Asker:
         if by:
             self._slots.release(by)
 
-    def ask(self, step: Step) -> Outcome:
+    def send(self, request: Request) -> Outcome:
         """Make the request, if it may still go out."""
-        self._stop.wait(max(0, step.send_after - time.monotonic()))
+        self._stop.wait(max(0, request.send_after - time.monotonic()))
 
         with self._slots:
-            if self._stop.is_set() or step.send_before.has_passed:
+            if self._stop.is_set() or request.send_before.has_passed:
                 return Outcome("not sent")
 
-            return self._ask(step)
+            return self._send(request)
 
-    def _ask(self, step: Step) -> Outcome:
+    def _send(self, request: Request) -> Outcome:
         try:
-            if step.phase == "look-up":
-                return self._look_up(step)
+            if request.phase == "look-up":
+                return self._look_up(request)
 
-            return self._issue(step)
+            return self._issue(request)
         except CredlyError as e:
             if (answer := answer_to(e)) in CLOSING:
                 # At once: the others that wait for a thread would be refused as well.
@@ -151,45 +154,47 @@ class Asker:
                 type(e).__name__,
                 extra={
                     "credly_event": "request_failed",
-                    "credly_issuance": step.row.id,
+                    "credly_issuance": request.row.id,
                 },
             )
             unknown = OutcomeUnknown("Credly's answer could not be read.")
             return Outcome("unknown", error=unknown)
 
-    def _look_up(self, step: Step) -> Outcome:
-        row = step.row
+    def _look_up(self, request: Request) -> Outcome:
+        row = request.row
         # Where Credly asks for one badge only, the address may be in the way of it.
         explain = row.duplicate or (
             row.attempts >= MAX_ATTEMPTS and not row.allows_duplicates
         )
-        return Outcome("absent", shown=self._find(step, explain), looked=True)
+        return Outcome("absent", shown=self._find(request, explain), looked=True)
 
-    def _find(self, step: Step, explain: bool) -> tuple[Shown, ...]:
+    def _find(self, request: Request, explain: bool) -> tuple[Shown, ...]:
         """Get what carries our name of the member; else, to explain a refusal, what is
         at the address.
         """
-        token, request = step.token.value, self.request_of(step.row)
-        shown = self._client.find(token, request)
+        token, badge = request.token.value, self.request_of(request.row)
+        shown = self._client.find(token, badge)
 
         if explain and not shown:
-            shown = self._client.find(token, request, by_address=True)
+            shown = self._client.find(token, badge, by_address=True)
 
         return tuple(shown)
 
-    def _issue(self, step: Step) -> Outcome:
+    def _issue(self, request: Request) -> Outcome:
         try:
-            with leaving_before(step.send_before):
-                issued = self._client.issue(step.token.value, self.request_of(step.row))
+            with leaving_before(request.send_before):
+                issued = self._client.issue(
+                    request.token.value, self.request_of(request.row)
+                )
         except AlreadyHeld as e:
-            return self._explain(step, e)
+            return self._explain(request, e)
 
         return Outcome("issued", issued.id)
 
-    def _explain(self, step: Step, error: AlreadyHeld) -> Outcome:
+    def _explain(self, request: Request, error: AlreadyHeld) -> Outcome:
         # Which badge it is, is worth a question.
         try:
-            shown = self._find(step, explain=True)
+            shown = self._find(request, explain=True)
         except CredlyError as e:
             logger.info("The badge that is held could not be looked up: %s", e)
             return Outcome("held", error=error)
@@ -200,7 +205,7 @@ class Asker:
         """Word the request for a row."""
         return BadgeRequest(
             template_id=row.template_id,
-            earner_id=earner_id(self._installation, row.member_id),
+            earner_id=earner_id(self._installation, row.member_id, row.tenant),
             email=row.email,
             first_name=row.first_name,
             last_name=row.last_name,

@@ -16,16 +16,15 @@ from ..catalog import Kind
 from ..issuing import notifier
 from ..ledger import audit
 from ..ledger import clock
-from ..ledger import settle
+from ..ledger import transitions
 from ..ledger.paging import Session
 from ..ledger.transaction import in_session
 from ..ledger.transaction import in_transaction
-from ..models import CONNECTION_ID
 from ..models import Issuance
 from ..models import Mapping
 from ..models import RemovedMapping
 from ..models import Template
-from ..settings import AppState
+from ..state import Community
 from .connecting import get
 from .connecting import NotConnected
 
@@ -54,6 +53,7 @@ class UnknownMapping(Exception):
 
 def list_mappings(
     session: Session,
+    tenant: str,
     *,
     start: int = 0,
     limit: int | None = None,
@@ -63,25 +63,26 @@ def list_mappings(
     :param start: How many to leave out.
     :param limit: How many to get. ``None``: all.
     """
-    query = sa.select(Mapping).order_by(Mapping.course_title, Mapping.id)
+    query = sa.select(Mapping).where(Mapping.tenant == tenant)
+    query = query.order_by(Mapping.course_title, Mapping.id)
     return list(session.scalars(query.offset(start).limit(limit)))
 
 
-def mapped_courses(
-    session: Session,
-) -> set[tuple[str, str]]:
+def mapped_courses(session: Session, tenant: str) -> set[tuple[str, str]]:
     """Get the kinds and ids of the courses that are mapped."""
-    found = session.execute(sa.select(Mapping.kind, Mapping.course_id))
+    query = sa.select(Mapping.kind, Mapping.course_id)
+    found = session.execute(query.where(Mapping.tenant == tenant))
     return {(kind, course_id) for kind, course_id in found}
 
 
 def titles(
-    session: Session, courses: cabc.Collection[tuple[str, str]]
+    session: Session, tenant: str, courses: cabc.Collection[tuple[str, str]]
 ) -> dict[tuple[str, str], str]:
     """Get the stored titles of those of some courses that are mapped."""
     found = session.execute(
         sa.select(Mapping.kind, Mapping.course_id, Mapping.course_title).where(
-            Mapping.course_id.in_({course_id for _, course_id in courses})
+            Mapping.tenant == tenant,
+            Mapping.course_id.in_({course_id for _, course_id in courses}),
         )
     )
     return {
@@ -91,9 +92,10 @@ def titles(
     }
 
 
-def get_mapping(session: Session, mapping_id: int) -> Mapping | None:
+def get_mapping(session: Session, tenant: str, mapping_id: int) -> Mapping | None:
     """Get one mapping."""
-    return session.get(Mapping, mapping_id)
+    this = (Mapping.id == mapping_id, Mapping.tenant == tenant)
+    return session.scalars(sa.select(Mapping).where(*this)).one_or_none()
 
 
 def course_of(mapping: Mapping) -> Course:
@@ -103,7 +105,7 @@ def course_of(mapping: Mapping) -> Course:
 
 
 def add_mapping(
-    state: AppState,
+    state: Community,
     course: Course,
     template_id: str,
     *,
@@ -120,7 +122,7 @@ def add_mapping(
     :raises AlreadyMapped: The course has a badge.
     """
     with _unique(state, course):
-        mapping = _add(state.engine, course, template_id, undo, by)
+        mapping = _add(state.engine, state.tenant, course, template_id, undo, by)
 
     if undo:
         notifier.notify(state)
@@ -131,15 +133,16 @@ def add_mapping(
 @in_transaction
 def _add(
     connection: sa.Connection,
+    tenant: str,
     course: Course,
     template_id: str,
     undo: bool,
     by: str | None,
 ) -> Mapping:
     with orm.Session(connection) as session:
-        template = _active_template(session, template_id)
+        template = _active_template(session, tenant, template_id)
         mapping = Mapping(
-            connection_id=CONNECTION_ID,
+            tenant=tenant,
             kind=course.kind,
             course_id=course.id,
             course_title=clean(course.title, 500),
@@ -151,24 +154,24 @@ def _add(
 
     if undo:
         now = clock.now(connection)
-        connection.execute(
-            sa.update(Issuance)
-            .where(
-                Issuance.kind == course.kind,
-                Issuance.course_id == course.id,
-                Issuance.state == "cancelled",
-                Issuance.error == settle.UNMAPPED,
-                Issuance.settled_at > now - UNDO_TIME,
-            )
-            .values(state="pending", settled_at=None, error=None, due_at=now)
+        transitions.reopen(
+            connection,
+            Issuance.tenant == tenant,
+            Issuance.kind == course.kind,
+            Issuance.course_id == course.id,
+            Issuance.state == "cancelled",
+            Issuance.reason == "unmapped",
+            Issuance.settled_at > now - UNDO_TIME,
+            due_at=now,
+            keep=True,
         )
 
-    _note(connection, by, "undo" if undo else "map", course, template)
+    _note(connection, tenant, by, "undo" if undo else "map", course, template)
     return mapping
 
 
 def change_mapping(
-    state: AppState,
+    state: Community,
     mapping_id: int,
     course: Course,
     template_id: str,
@@ -185,38 +188,46 @@ def change_mapping(
     :raises AlreadyMapped: The course has another badge.
     """
     with _unique(state, course):
-        return _change(state.engine, mapping_id, course, template_id, by)
+        return _change(state.engine, state.tenant, mapping_id, course, template_id, by)
 
 
 @in_transaction
 def _change(
     connection: sa.Connection,
+    tenant: str,
     mapping_id: int,
     course: Course,
     template_id: str,
     by: str | None,
 ) -> Mapping:
     with orm.Session(connection) as session:
-        if (mapping := get_mapping(session, mapping_id)) is None:
+        if (mapping := get_mapping(session, tenant, mapping_id)) is None:
             raise UnknownMapping
 
-        template = _active_template(session, template_id)
+        template = _active_template(session, tenant, template_id)
+        values: dict[str, t.Any] = {
+            "kind": course.kind,
+            "course_id": course.id,
+            "course_title": clean(course.title, 500),
+            "template_id": template.id,
+        }
 
         if (mapping.kind, mapping.course_id) != (course.kind, course.id):
-            mapping.created_at = clock.now(connection)
+            values["created_at"] = clock.now(connection)
 
-        mapping.kind = course.kind
-        mapping.course_id = course.id
-        mapping.course_title = clean(course.title, 500)
-        mapping.template = template
-        session.flush()
+        connection.execute(
+            sa.update(Mapping)
+            .where(Mapping.id == mapping_id, Mapping.tenant == tenant)
+            .values(**values)
+        )
+        session.refresh(mapping)
 
-    _note(connection, by, "change mapping", course, template)
+    _note(connection, tenant, by, "change mapping", course, template)
     return mapping
 
 
 def remove_mapping(
-    state: AppState, mapping_id: int, *, by: str | None = None
+    state: Community, mapping_id: int, *, by: str | None = None
 ) -> Mapping | None:
     """Remove a mapping. Badges already issued are kept; those that wait are cancelled
     when their turn comes.
@@ -224,60 +235,68 @@ def remove_mapping(
     :param by: Who does it, for :func:`.audit.note`.
     :return: The removed mapping, or ``None`` if there was none.
     """
-    return _remove(state.engine, mapping_id, by)
+    return _remove(state.engine, state.tenant, mapping_id, by)
 
 
 @in_transaction
 def _remove(
-    connection: sa.Connection, mapping_id: int, by: str | None
+    connection: sa.Connection, tenant: str, mapping_id: int, by: str | None
 ) -> Mapping | None:
     with orm.Session(connection) as session:
-        if (mapping := get_mapping(session, mapping_id)) is None:
+        if (mapping := get_mapping(session, tenant, mapping_id)) is None:
             return None
 
-        session.delete(mapping)
-        session.flush()
-
+    connection.execute(
+        sa.delete(Mapping).where(Mapping.id == mapping_id, Mapping.tenant == tenant)
+    )
     now = clock.now(connection)
-    # SQLite gives the number of the last row once more.
     connection.execute(
         sa.delete(RemovedMapping).where(
             sa.or_(
+                # SQLite gives the number of the last row once more, to whomever.
                 RemovedMapping.id == mapping_id,
-                RemovedMapping.removed_at < now - UNDO_TIME,
+                sa.and_(
+                    RemovedMapping.tenant == tenant,
+                    RemovedMapping.removed_at < now - UNDO_TIME,
+                ),
             )
         )
     )
     connection.execute(
         sa.insert(RemovedMapping).values(
             id=mapping_id,
-            connection_id=CONNECTION_ID,
+            tenant=tenant,
             kind=mapping.kind,
             course_id=mapping.course_id,
             template_id=mapping.template_id,
             removed_at=now,
         )
     )
-    _note(connection, by, "remove mapping", course_of(mapping), mapping.template)
+    _note(
+        connection, tenant, by, "remove mapping", course_of(mapping), mapping.template
+    )
     return mapping
 
 
-def get_removed(session: Session, mapping_id: int) -> RemovedMapping | None:
+def get_removed(
+    session: Session, tenant: str, mapping_id: int
+) -> RemovedMapping | None:
     """Get a mapping that was removed, for as long as that can be undone."""
     now = clock.now(session.connection())
     return session.scalars(
         sa.select(RemovedMapping).where(
             RemovedMapping.id == mapping_id,
+            RemovedMapping.tenant == tenant,
             RemovedMapping.removed_at > now - UNDO_TIME,
         )
     ).one_or_none()
 
 
-def _active_template(session: orm.Session, template_id: str) -> Template:
-    if get(session) is None:
+def _active_template(session: orm.Session, tenant: str, template_id: str) -> Template:
+    if get(session, tenant) is None:
         raise NotConnected
 
-    template = session.get(Template, template_id)
+    template = session.get(Template, (tenant, template_id))
 
     if template is None or not template.active:
         raise UnknownTemplate
@@ -287,22 +306,23 @@ def _active_template(session: orm.Session, template_id: str) -> Template:
 
 def _note(
     connection: sa.Connection,
+    tenant: str,
     by: str | None,
     action: str,
     course: Course,
     template: Template,
 ) -> None:
     title = clean(course.title, 500) or course.id
-    audit.note(connection, by, action, f"{title} → {template.name}")
+    audit.note(connection, tenant, by, action, f"{title} → {template.name}")
 
 
 @contextlib.contextmanager
-def _unique(state: AppState, course: Course) -> cabc.Iterator[None]:
+def _unique(state: Community, course: Course) -> cabc.Iterator[None]:
     # The unique constraint decides, also between two admins at the same time.
     try:
         yield
     except sa.exc.IntegrityError:
-        badge_name = in_session(state.engine, _badge_of, course)
+        badge_name = in_session(state.engine, _badge_of, state.tenant, course)
 
         if badge_name is None:
             raise NotConnected from None
@@ -310,10 +330,14 @@ def _unique(state: AppState, course: Course) -> cabc.Iterator[None]:
         raise AlreadyMapped(badge_name) from None
 
 
-def _badge_of(session: orm.Session, course: Course) -> str | None:
+def _badge_of(session: orm.Session, tenant: str, course: Course) -> str | None:
     """Get the name of the badge that a course is mapped to."""
     return session.scalar(
         sa.select(Template.name)
-        .join(Mapping, Mapping.template_id == Template.id)
-        .where(Mapping.kind == course.kind, Mapping.course_id == course.id)
+        .join_from(Mapping, Mapping.template)
+        .where(
+            Mapping.tenant == tenant,
+            Mapping.kind == course.kind,
+            Mapping.course_id == course.id,
+        )
     )

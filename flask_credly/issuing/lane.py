@@ -1,0 +1,578 @@
+"""Issues what is due for one account.
+
+The thread that runs a lane reads and writes the ledger; a few others only talk to
+Credly. So there is no transaction open during a request, and what finishes together
+is saved together.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures as cf
+import dataclasses
+import functools
+import itertools
+import logging
+import queue
+import threading
+import time
+import typing as t
+
+import sqlalchemy as sa
+
+from ..credly import Client
+from ..credly import Deadline
+from ..errors import CredlyError
+from ..errors import InTrouble
+from ..errors import RateLimited
+from ..errors import SecretUnreadable
+from ..errors import Unavailable
+from ..ledger import claim
+from ..ledger import gates
+from ..ledger import settle
+from ..ledger.claim import Row
+from ..ledger.decide import Answer
+from ..ledger.decide import Phase
+from ..ledger.settle import Settlement
+from ..models import Reason
+from ..state import Community
+from . import announce
+from . import notifier
+from . import profile
+from . import verdict
+from .sender import answer_to
+from .sender import Outcome
+from .sender import Request
+from .sender import Sender
+from .throttle import LOOKAHEAD
+from .throttle import Throttle
+from .token import SharedToken
+from .token import TokenHolder
+from .verdict import Judge
+
+logger = logging.getLogger("flask_credly")
+
+SEND_WITHIN = 5.0
+"""Seconds after which nothing goes out any more, counted from before the intent was
+written: the database may need its time for that, and the process may stand still.
+"""
+
+KEYLESS_FOR = 120.0
+"""Seconds for which a worker without the key is taken to be there after one of its
+drains: RQ's own says so with each of them only.
+"""
+
+ROWS_A_TURN = 10
+"""Rows that one account gets at a time while others wait."""
+
+Ended = t.Literal["idle", "time", "turn"]
+"""How a lane ended. ``idle``: nothing is due, or the account's gate is closed.
+``time``: it was told to stop. ``turn``: others wait.
+"""
+
+
+def lease_seconds(timeout: float) -> float:
+    """Say how long a worker holds a row: until its request can have left, was answered
+    or given up, and shows in Credly's lists.
+    """
+    return SEND_WITHIN + 2 * timeout + verdict.DUPLICATES_WAIT
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """What a lane may use.
+
+    :param most: Requests in flight while it is alone.
+    :param crowded: Set while other accounts wait.
+    :param while_crowded: Requests in flight then.
+    :param over: Says whether time is up.
+    """
+
+    most: int
+    crowded: threading.Event
+    while_crowded: int
+    over: t.Callable[[], bool]
+
+
+def serve(state: Community, gate: gates.Gate, share: Share) -> Ended:
+    """Issue what is due for an account, until nothing is, its gate closes, or its turn
+    or the time is over.
+    """
+    with Client(
+        state.settings.api_url, gate.organization_id, timeout=state.settings.timeout
+    ) as client:
+        return _Lane(state, client, gate, share).run()
+
+
+class _Lane:
+    def __init__(
+        self, state: Community, client: Client, gate: gates.Gate, share: Share
+    ) -> None:
+        self._state = state
+        self._engine = state.engine
+        self._gate = gate
+        self._share = share
+        self._lease = lease_seconds(state.settings.timeout)
+        self._throttle = Throttle(
+            self._engine,
+            gate,
+            most=share.most,
+            per_second=state.settings.max_per_second,
+            lease=self._lease,
+        )
+        self._token = TokenHolder(state, gate.generation)
+        self._stop = threading.Event()
+        self._client = client
+        self._sender = Sender(
+            client, gate.installation, self._stop, self._throttle.limit
+        )
+        self._judge = Judge(
+            self._token,
+            restored=gate.restored,
+            retry_delay=state.settings.retry_delay,
+            request_of=self._sender.request_of,
+            badges_of_others=functools.partial(claim.badges_of_others, self._engine),
+        )
+        self._paused = gate.probing
+        self._called = False
+        self._gave_back = False
+        self._issued = 0
+        self._left: int | None = None
+        self._alone = False
+        self._to_look_up: collections.deque[Row] = collections.deque()
+        self._ready: collections.deque[Row] = collections.deque()
+        self._in_flight: dict[cf.Future[Outcome], Request] = {}
+        self._done: queue.SimpleQueue[cf.Future[Outcome]] = queue.SimpleQueue()
+
+    def run(self) -> Ended:
+        try:
+            with cf.ThreadPoolExecutor(self._share.most) as pool:
+                try:
+                    return self._loop(pool)
+                finally:
+                    self._stop.set()
+        finally:
+            # The pool has waited for every answer: also where something went wrong,
+            # what is known by now is written down.
+            self._settle(_answered(self._in_flight))
+            claim.release(self._engine, [*self._to_look_up, *self._ready])
+
+            if self._issued:
+                logger.info("Badges issued: %d.", self._issued)
+
+    def _loop(self, pool: cf.ThreadPoolExecutor) -> Ended:
+        while True:
+            out_of_time = self._share.over()
+            its_turn = not out_of_time and self._has_turn()
+
+            if its_turn and not self._stop.is_set():
+                self._fill(pool)
+
+            if not self._in_flight:
+                if out_of_time:
+                    return "time"
+
+                if self._stop.is_set():
+                    return "idle"
+
+                if not its_turn:
+                    return "turn"
+
+                if self._gave_back:
+                    self._gave_back = False
+                    continue
+
+                if self._throttle.next_at is None:
+                    return "idle"
+
+            done = self._answers()
+            self._throttle.count(len(done))
+            self._settle([(self._in_flight[each], each.result()) for each in done])
+
+            for each in done:
+                del self._in_flight[each]
+
+    def _has_turn(self) -> bool:
+        """Whether it may begin more: while others wait, a few rows and no more."""
+        if not self._share.crowded.is_set():
+            self._left = None
+            return True
+
+        if self._left is None:
+            self._left = ROWS_A_TURN
+
+        return self._left > 0 or bool(self._ready or self._to_look_up)
+
+    def _answers(self) -> list[cf.Future[Outcome]]:
+        """Wait for an answer, and take all that are there. Not for ever: the process
+        may be told to stop.
+        """
+        wait = 1.0
+
+        if (next_at := self._throttle.next_at) is not None:
+            wait = min(wait, max(0.001, next_at - time.monotonic()))
+
+        try:
+            done = [self._done.get(timeout=wait)]
+        except queue.Empty:
+            return []
+
+        # While there is work for the threads, more answers come in to be saved with it.
+        self._stop.wait(self._throttle.seconds_until_half(len(self._in_flight)))
+
+        while not self._done.empty():
+            done.append(self._done.get())
+
+        return done
+
+    # Filling: claim, look at each row, write the intent, send.
+
+    def _fill(self, pool: cf.ThreadPoolExecutor) -> None:
+        room = self._throttle.room(len(self._in_flight))
+
+        if self._share.crowded.is_set():
+            room = min(room, self._share.while_crowded - len(self._in_flight))
+
+        if room <= 0:
+            return
+
+        held = len(self._to_look_up) + len(self._ready)
+        nothing_else = not held and not self._in_flight
+
+        if nothing_else:
+            self._alone = False
+
+        if held < room and not self._alone:
+            self._claim(self._throttle.enough(), alone=nothing_else)
+
+        if not self._to_look_up and not self._ready:
+            self._throttle.forget_reserved()
+            return
+
+        if (token := self._get_token()) is None:
+            return
+
+        turns = self._throttle.take(min(room, len(self._to_look_up) + len(self._ready)))
+
+        if not turns or not self._connect(pool, min(len(turns), self._throttle.limit)):
+            return
+
+        # From before the leases are renewed: the process may stand still at any time.
+        latest = Deadline(SEND_WITHIN)
+        begun = self._begin(len(turns))
+        held_on = self._hold(len(turns) - len(begun))
+        send_before = latest.or_in(LOOKAHEAD)
+        requests: list[tuple[Row, Phase, Row]] = [
+            *((row, "issue", before) for row, before in begun),
+            *((row, "look-up", row) for row in held_on),
+        ]
+
+        for row, phase, before in requests:
+            request = Request(
+                row,
+                phase,
+                was_uncertain=before.outcome_unknown,
+                sent_before=before.issued_at is not None,
+                send_after=turns.popleft(),
+                send_before=send_before,
+                token=token,
+            )
+            sent = pool.submit(self._sender.send, request)
+            self._in_flight[sent] = request
+            sent.add_done_callback(self._done.put)
+
+    def _connect(self, pool: cf.ThreadPoolExecutor, number: int) -> bool:
+        """Open the connections before anything is begun that is to go out at once."""
+        if self._in_flight:
+            return True
+
+        try:
+            self._client.connect(number, pool.map)
+        except CredlyError as e:
+            self._stop.set()
+            self._close_gate("unavailable", e)
+            return False
+
+        return True
+
+    def _get_token(self) -> SharedToken | None:
+        try:
+            return self._token.get()
+        except CredlyError as e:
+            self._close_gate(answer_to(e), e)
+            return None
+
+    def _claim(self, limit: int, *, alone: bool) -> None:
+        if self._left is not None:
+            limit = min(limit, self._left)
+
+        if not limit:
+            return
+
+        rows = claim.claim(
+            self._engine,
+            self._gate,
+            limit=limit,
+            lease_seconds=self._lease,
+            alone=alone,
+        )
+
+        if self._left is not None:
+            # What is not there uses up the turn as well.
+            self._left = self._left - len(rows) if rows else 0
+
+        if len(rows) == limit and not self._called:
+            # There is work for another worker, which calls the next.
+            self._called = True
+            notifier.notify(self._state)
+
+        self._alone = any(row.crashes >= claim.POISON_THRESHOLD for row in rows)
+        # A host's hook may be slow. What is not looked at in time is given back.
+        until = time.monotonic() + self._lease / 4
+
+        for number, row in enumerate(rows):
+            if time.monotonic() > until:
+                claim.release(self._engine, rows[number:])
+                return
+
+            if row.crashes > claim.MAX_CRASHES:
+                self._fail(row, reason="crashed")
+            elif row.outcome_unknown or self._gate.restored:
+                self._to_look_up.append(row)
+            else:
+                self._make_ready(row)
+
+    def _make_ready(self, row: Row) -> None:
+        """Check that the request can be made, with the member's data as they are now
+        where it is a retry or something is missing.
+        """
+        # It may be there and not be listed yet. Only the very same request is refused.
+        too_early = row.outcome_unknown and row.unsettled
+
+        if too_early and row.mapped_to != row.template_id:
+            claim.put_off(self._engine, row)
+            return
+
+        if row.mapped_to is None:
+            settle.cancel(self._engine, row)
+            return
+
+        if row.mapped_to != row.template_id:
+            # It was looked up as what it was. Now it becomes the mapping's.
+            if row.outcome_unknown:
+                self._fail(row, verdict.NO_WORD)
+            else:
+                claim.follow_mapping(self._engine, row)
+
+            return
+
+        if not row.test and (row.attempts or profile.missing(row)):
+            row = profile.refresh(self._state, row)
+
+        if missing := profile.missing(row):
+            if too_early:
+                claim.put_off(self._engine, row)
+            else:
+                self._fail(row, missing)
+
+            return
+
+        self._ready.append(row)
+
+    def _fail(
+        self, row: Row, detail: str | None = None, *, reason: Reason | None = None
+    ) -> None:
+        words = settle.fail(self._engine, row, detail, reason=reason)
+
+        if words is not None and not row.test:
+            announce.failed(self._state, row, words)
+
+    def _begin(self, room: int) -> list[tuple[Row, Row]]:
+        """Write the intent. Get each row as it is now, and as it was before."""
+        rows = list(itertools.islice(self._ready, room))
+
+        if not rows:
+            return []
+
+        asked = {(row.id, row.lease): row for row in rows}
+        begun = [
+            (row, asked.pop((row.id, row.lease)))
+            for row in claim.begin(
+                self._engine, rows, self._gate, lease_seconds=self._lease
+            )
+        ]
+
+        # Not before: where that failed, they are given back.
+        for _ in rows:
+            self._ready.popleft()
+
+        if asked:
+            self._look_at_gate(list(asked.values()))
+
+        return begun
+
+    def _hold(self, room: int) -> list[Row]:
+        rows = list(itertools.islice(self._to_look_up, room))
+
+        if not rows:
+            return []
+
+        held = claim.hold(self._engine, rows, self._gate, lease_seconds=self._lease)
+
+        for _ in rows:
+            self._to_look_up.popleft()
+
+        kept = {row.id for row in held}
+
+        if lost := [row for row in rows if row.id not in kept]:
+            self._look_at_gate(lost)
+
+        return held
+
+    def _look_at_gate(self, rows: list[Row]) -> None:
+        """Find out why these were not begun. If it was not the gate, the lease is lost
+        or the mapping removed or changed: the next claim sees to that.
+        """
+        claim.release(self._engine, rows)
+        gate = gates.read(self._engine, self._gate.tenant)
+
+        if gate is None or not gate.is_open or gate.generation != self._gate.generation:
+            self._stop.set()
+        else:
+            self._gave_back = True
+
+    # Settling.
+
+    def _settle(self, done: list[tuple[Request, Outcome]]) -> None:
+        settlements = []
+        closing: list[tuple[Answer, CredlyError]] = []
+
+        for request, outcome in done:
+            each = self._judge.judge(request, outcome)
+
+            if each.rule.then == "issue":
+                unknown = (
+                    each.was_uncertain if each.rule.outcome_unknown is None else False
+                )
+                self._make_ready(dataclasses.replace(each.row, outcome_unknown=unknown))
+                continue
+
+            if each.rule.close:
+                assert outcome.error is not None
+                self._stop.set()
+                closing.append((each.answer, outcome.error))
+
+            settlements.append(each)
+
+        saved = self._save(settlements)
+
+        try:
+            for answer, error in closing:
+                self._close_gate(answer, error)
+
+            self._learn(done)
+        finally:
+            for each in saved:
+                self._announce(each)
+
+    def _save(self, settlements: list[Settlement]) -> list[Settlement]:
+        try:
+            settle.settle(self._engine, settlements)
+            return settlements
+        except (settle.LeaseLost, sa.exc.SQLAlchemyError):
+            pass
+
+        # One that cannot be saved shall not take the others along.
+        return [each for each in settlements if self._save_one(each)]
+
+    def _save_one(self, each: Settlement) -> bool:
+        try:
+            try:
+                settle.settle(self._engine, [each])
+                return True
+            except sa.exc.IntegrityError:
+                if each.badge_id is None:
+                    raise
+
+                # Another row has taken this badge meanwhile: look once more.
+                settle.settle(self._engine, [verdict.doubt(each)])
+        except settle.LeaseLost:
+            pass  # another worker sees to it
+        except sa.exc.SQLAlchemyError:
+            logger.exception(
+                "What became of badge %d was not saved.",
+                each.row.id,
+                extra={
+                    "credly_event": "badge_not_saved",
+                    "credly_issuance": each.row.id,
+                },
+            )
+
+        return False
+
+    def _close_gate(self, answer: Answer, error: CredlyError) -> None:
+        generation = self._gate.generation
+        self._stop.set()
+
+        if isinstance(error, SecretUnreadable):
+            announce.keyless(self._state, generation, KEYLESS_FOR)
+            return
+
+        if answer == "unauthorized":
+            announce.expired(self._state, generation, error)
+            return
+
+        reason: gates.Reason
+
+        if isinstance(error, RateLimited):
+            reason, seconds = "rate limit", error.retry_after
+        else:
+            reason, seconds = "unavailable", 0.0
+
+        if isinstance(error, (InTrouble, Unavailable)):
+            seconds = error.retry_after
+
+        until = gates.pause(
+            self._engine, self._gate.tenant, generation, reason, seconds, error.detail
+        )
+
+        if until is not None:
+            announce.paused(self._state, until, reason, error)
+
+    def _learn(self, done: list[tuple[Request, Outcome]]) -> None:
+        """Widen gently after a pause."""
+        phases = [
+            request.phase
+            for request, outcome in done
+            if outcome.answer in ("issued", "found", "held", "absent")
+        ]
+
+        if not phases:
+            return
+
+        # A look-up that succeeds says nothing about what is asked for next.
+        if self._paused and "issue" in phases:
+            gates.resume(self._engine, self._gate.tenant, self._gate.generation)
+            self._paused = False
+
+        self._sender.widen(self._throttle.widen(len(phases)))
+
+    def _announce(self, each: Settlement) -> None:
+        if each.row.test:
+            return
+
+        if each.rule.then == "failed" and each.row.action == "issue":
+            announce.failed(self._state, each.row, each.detail or "")
+        elif each.rule.then == "issued":
+            self._issued += 1
+            announce.issued(self._state, each.row, each.badge_id)
+
+
+def _answered(
+    in_flight: dict[cf.Future[Outcome], Request],
+) -> list[tuple[Request, Outcome]]:
+    return [
+        (request, each.result())
+        for each, request in in_flight.items()
+        if each.done() and not each.cancelled() and not each.exception()
+    ]

@@ -1,0 +1,66 @@
+"""What workers do, when, and for whom: one list, that the sweep, the worker, the queue
+and the doctor read.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+
+from ..ledger import backfills
+from ..ledger import turns
+from ..state import AppState
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """One kind of work.
+
+    :param name: Tells it apart in Redis.
+    :param function: What RQ calls. Stored in Redis: it never changes.
+    :param every: Seconds after which it is asked for once more.
+    :param timeout: Seconds after which RQ ends it.
+    :param due_for: Gets the communities that have some. ``None``: it is for all.
+    """
+
+    name: str
+    function: str
+    every: int
+    timeout: int
+    due_for: cabc.Callable[[AppState], cabc.Collection[str]] | None = None
+
+    def is_due(self, state: AppState) -> bool:
+        """Whether there is something to do."""
+        return self.due_for is None or bool(self.due_for(state))
+
+
+def _to_issue(state: AppState) -> list[str]:
+    waiting = turns.waiting(state.engine)
+    return [each.tenant for each in waiting if not each.opens_in]
+
+
+def _to_sync(state: AppState) -> list[str]:
+    return turns.to_sync(state.engine)
+
+
+def _to_record(state: AppState) -> list[str]:
+    return backfills.due_for(state.engine)
+
+
+def _to_heal(state: AppState) -> list[str]:
+    return turns.tenants(state.engine) if state.heals else []
+
+
+DAY = 86_400
+
+# A drain ends by itself long before its time is up.
+DRAIN = Work("rung", "flask_credly.jobs.drain", 60, 600, _to_issue)
+SYNC = Work("sync", "flask_credly.jobs.sync", 60, 600, _to_sync)
+# These go through all that the host or the ledger has.
+BACKFILL = Work("backfill", "flask_credly.jobs.backfill", 60, DAY // 4, _to_record)
+HEAL = Work("heal", "flask_credly.jobs.heal", DAY, DAY // 4, _to_heal)
+PRUNE = Work("prune", "flask_credly.jobs.prune", DAY, DAY // 4)
+
+WORK = (DRAIN, SYNC, BACKFILL, HEAL, PRUNE)
+
+FUNCTIONS = {work.function: work for work in WORK}

@@ -1,0 +1,188 @@
+"""What an outcome of a request comes to: its name in the decision table, and all else
+that is written down of it.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+
+from ..credly import BadgeRequest
+from ..errors import Unauthorized
+from ..ledger.claim import Row
+from ..ledger.decide import Answer
+from ..ledger.decide import decide
+from ..ledger.decide import MAX_ATTEMPTS
+from ..ledger.settle import Settlement
+from . import whose
+from .sender import Outcome
+from .sender import Request
+from .token import TokenHolder
+
+DUPLICATES_WAIT = 60.0
+"""Seconds to wait at least after a lost answer where Credly would issue twice: its
+lists may lag, and nothing but the look-up keeps a second badge out. Also after a
+worker's death: see :func:`.lane.lease_seconds`.
+"""
+
+LOOK_UP_WAIT = 30.0
+"""Seconds until Credly is asked again whether the badge is there, where it did not
+say. Doubled each time.
+"""
+
+MAX_LOOK_UPS = 8
+"""Look-ups without a clear answer, over an hour, after which a person has to look."""
+
+NO_WORD = (
+    "Credly did not say whether the badge was issued. Look there before you issue it by"
+    " hand."
+)
+
+
+class Judge:
+    """Judges outcomes.
+
+    :param token: The token that the requests were made with.
+    :param restored: Whether the ledger may lack badges that were issued.
+    :param retry_delay: As ``CREDLY_RETRY_DELAY``.
+    :param request_of: Words the request for a row.
+    :param badges_of_others: Gets those of some badges that another row has.
+    """
+
+    def __init__(
+        self,
+        token: TokenHolder,
+        *,
+        restored: bool,
+        retry_delay: float,
+        request_of: cabc.Callable[[Row], BadgeRequest],
+        badges_of_others: cabc.Callable[[Row, cabc.Collection[str]], cabc.Set[str]],
+    ) -> None:
+        self._token = token
+        self._restored = restored
+        self._retry_delay = retry_delay
+        self._request_of = request_of
+        self._badges_of_others = badges_of_others
+
+    def judge(self, request: Request, outcome: Outcome) -> Settlement:
+        """Decide what becomes of a row."""
+        result, badge_id, words = self._name(request, outcome)
+        rule = decide(request.row.action, request.phase, result, request.row.attempts)
+        error = outcome.error
+        return Settlement(
+            row=request.row,
+            phase=request.phase,
+            answer=result,
+            rule=rule,
+            was_uncertain=request.was_uncertain,
+            wait=self._wait(request, result) if rule.then == "wait" else 0,
+            badge_id=badge_id,
+            detail=words or _detail(request.row, result, outcome),
+            said=error.detail if error else None,
+            status=error.status if error else None,
+        )
+
+    def _name(
+        self, request: Request, outcome: Outcome
+    ) -> tuple[Answer, str | None, str | None]:
+        """Name what an outcome comes to, with the badge's id and words for an admin."""
+        if isinstance(outcome.error, Unauthorized):
+            return self._token.judge(request.token, outcome.error), None, None
+
+        if outcome.looked or outcome.answer == "held":
+            return self._read_list(request, outcome)
+
+        if request.phase == "look-up" and outcome.answer in (
+            *("refused", "unknown", "foreign"),
+        ):
+            return _read_silence(request.row, outcome.answer)
+
+        return outcome.answer, outcome.badge_id, None
+
+    def _read_list(
+        self, request: Request, outcome: Outcome
+    ) -> tuple[Answer, str | None, str | None]:
+        row, shown = request.row, outcome.shown
+        ids = [each.id for each in shown]
+        found = whose.look_through(
+            shown,
+            self._request_of(row),
+            known=self._badges_of_others(row, ids) if ids else (),
+            allows_duplicates=row.allows_duplicates,
+            restored=self._restored,
+        )
+
+        if found.badge_id:
+            return "found", found.badge_id, None
+
+        words = whose.explain(found.in_the_way, test=row.test)
+
+        if outcome.answer == "held":  # Credly has refused the request
+            if words or not (request.sent_before or not outcome.looked):
+                return "held", None, words or whose.NOT_LISTED
+
+            return "unlisted", None, None
+
+        if row.duplicate:
+            if words or row.look_ups + 1 >= MAX_LOOK_UPS:
+                return "held", None, words or whose.NOT_LISTED
+
+            return "unlisted", None, None
+
+        if words and not row.allows_duplicates and row.attempts >= MAX_ATTEMPTS:
+            return "held", None, words
+
+        # Where something may be in the way, Credly says so.
+        return "not yet" if row.unsettled else "absent", None, None
+
+    def _wait(self, request: Request, result: Answer) -> float:
+        if request.phase == "look-up":
+            return max(self._retry_delay, LOOK_UP_WAIT * 2.0**request.row.look_ups)
+
+        lost = result in ("unknown", "foreign", "in trouble")
+
+        if lost and request.row.allows_duplicates:
+            return max(self._retry_delay, DUPLICATES_WAIT)
+
+        return self._retry_delay
+
+
+def _read_silence(row: Row, answer: Answer) -> tuple[Answer, str | None, str | None]:
+    last = row.look_ups + 1 >= MAX_LOOK_UPS
+
+    if row.duplicate and last:
+        return "held", None, whose.NOT_LISTED
+
+    if row.duplicate and answer != "foreign":
+        return "unlisted", None, None
+
+    # Where Credly refuses duplicates itself, the request is safe.
+    if answer == "refused" and not row.allows_duplicates:
+        return answer, None, None
+
+    if last:
+        return "no word", None, None
+
+    return ("unknown" if answer == "refused" else answer), None, None
+
+
+def doubt(each: Settlement) -> Settlement:
+    """Get what is written where another row has taken the badge meanwhile: look once
+    more.
+    """
+    answer: Answer = "unknown" if each.phase == "issue" else "not sent"
+    rule = decide(each.row.action, each.phase, answer, each.row.attempts)
+    return dataclasses.replace(each, answer=answer, rule=rule, badge_id=None)
+
+
+def _detail(row: Row, answer: Answer, outcome: Outcome) -> str | None:
+    if answer == "no word" and outcome.error:
+        return f"{NO_WORD} {outcome.error.detail}"
+
+    if outcome.error:
+        return outcome.error.detail
+
+    if answer in ("absent", "not yet"):  # what is wrong is what went wrong before
+        return row.error or "No answer of Credly was received."
+
+    return None

@@ -1,0 +1,525 @@
+"""Every change of an issuance: nothing else writes to that table.
+
+What is true of a badge is its state; what is being done about it, its action. A row
+with an action is due at some time and may be leased; one without is at rest. Each
+function is one step of the way between, within the caller's transaction, for rows of
+one tenant: the caller says which, and the step says from where it may be taken.
+"""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import datetime as dt
+import functools
+import typing as t
+
+import sqlalchemy as sa
+
+from ..models import Action
+from ..models import Issuance
+from ..models import IssuanceState
+from ..models import Mapping
+from ..models import Reason
+from ..models import Template
+
+ROWS = t.cast(sa.Table, Issuance.__table__)
+
+Condition = sa.ColumnElement[bool]
+
+# Conditions.
+
+IS_OPEN = Issuance.action.is_not(None)
+"""Something is to be done about it."""
+
+IS_SENDING = sa.and_(IS_OPEN, Issuance.lease.is_not(None))
+"""A worker has it."""
+
+NEVER_SENT = sa.and_(
+    Issuance.state.in_(("none", "failed", "cancelled")),
+    Issuance.attempts == 0,
+    Issuance.outcome_unknown.is_(False),
+)
+"""Whether Credly cannot have seen a request for a row."""
+
+IS_MAPPED = sa.and_(
+    Mapping.tenant == Issuance.tenant,
+    Mapping.kind == Issuance.kind,
+    Mapping.course_id == Issuance.course_id,
+)
+"""Joins a row with the mapping of its course."""
+
+NOBODY = {"email": "", "first_name": "", "last_name": ""}
+"""Who a badge is for, once it is not said any more."""
+
+
+def owns(tenant: str, lease: str) -> tuple[Condition, ...]:
+    """Whether a worker still has a row. After Remove it keeps its lease, so that the
+    worker can still write down that the badge was issued, but is no longer sent.
+    """
+    return (Issuance.tenant == tenant, Issuance.lease == lease, IS_OPEN)
+
+
+# New rows, and those that are taken up again.
+
+NEW: dict[str, str | int] = {
+    "state": "none",
+    "action": "issue",
+    "attempts": 0,
+    "outcome_unknown": False,
+    "crashes": 0,
+    "look_ups": 0,
+    "test": False,
+    "bulk": False,
+    "cycle": 1,
+}
+"""How a row begins, besides what it is about."""
+
+KEY = ("tenant", "member_id", "kind", "course_id")
+"""With the organization and the cycle: what a row is about."""
+
+_MAY_RETURN = sa.and_(ROWS.c.state == "cancelled", ROWS.c.erased_at.is_(None))
+"""A row that is taken up by the same member's next completion of the course."""
+
+IS_IN_THE_WAY = sa.not_(_MAY_RETURN)
+"""A row that a completion adds nothing to."""
+
+
+def _returned(given: t.Any) -> dict[str, t.Any]:
+    """Say what becomes of such a row, in an order that suits MariaDB: that looks at
+    the new values.
+
+    :param given: The columns of the row that is not inserted.
+    """
+    same = ("email", "first_name", "last_name", "recorded_at", "due_at", "bulk")
+    row = ROWS.c
+    return {
+        **{name: given[name] for name in same},
+        # As after a retry. The time of the completion stays: a look-up may need it.
+        "outcome_unknown": sa.or_(row.outcome_unknown, row.attempts > 0),
+        "attempts": given.attempts,
+        "crashes": given.crashes,
+        "look_ups": given.look_ups,
+        "settled_at": sa.null(),
+        "error": sa.null(),
+        "reason": sa.null(),
+        "action": given.action,
+        "state": given.state,
+    }
+
+
+@functools.cache
+def insert_or_return() -> sa.Insert:
+    """Insert a row on MariaDB and MySQL, or take up what may return."""
+    from sqlalchemy.dialects import mysql
+
+    statement = mysql.insert(ROWS)
+    changes = _returned(statement.inserted)
+    statement = statement.on_duplicate_key_update(
+        [
+            (name, sa.func.if_(_MAY_RETURN, value, ROWS.c[name]))
+            for name, value in changes.items()
+        ]
+    )
+    return statement.execution_options(preserve_rowcount=True)
+
+
+def insert_from(
+    dialect: str, columns: cabc.Sequence[str], select: sa.Select[t.Any]
+) -> sa.Insert:
+    """Insert what is selected on SQLite and PostgreSQL, or take up what may return."""
+    statement: t.Any
+
+    if dialect == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        statement = sqlite.insert(ROWS)
+    else:
+        from sqlalchemy.dialects import postgresql
+
+        # Of an INSERT it is not kept otherwise.
+        statement = postgresql.insert(ROWS).execution_options(preserve_rowcount=True)
+
+    statement = statement.from_select(list(columns), select)
+    return t.cast(
+        sa.Insert,
+        statement.on_conflict_do_update(
+            index_elements=(*KEY, "organization_id", "cycle"),
+            set_=_returned(statement.excluded),
+            where=_MAY_RETURN,
+        ),
+    )
+
+
+def insert_new(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
+    """Write many rows, but for those that are there already."""
+    statement = _unless_there(connection.dialect.name)
+    connection.execute(statement, [NEW | row for row in rows])
+
+
+@functools.cache
+def _unless_there(dialect: str) -> sa.Insert:
+    if dialect == "sqlite":
+        from sqlalchemy.dialects import sqlite
+
+        return sqlite.insert(ROWS).on_conflict_do_nothing()
+
+    if dialect == "postgresql":
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql.insert(ROWS).on_conflict_do_nothing()
+
+    from sqlalchemy.dialects import mysql
+
+    # Not IGNORE: that would hide every other error too.
+    statement = mysql.insert(ROWS).on_duplicate_key_update(id=ROWS.c.id)
+    return statement.execution_options(preserve_rowcount=True)
+
+
+def insert_test(connection: sa.Connection, **values: t.Any) -> int:
+    """Write the row of an admin's own try.
+
+    :return: Its id.
+    """
+    row = NEW | values | {"test": True}
+    added = connection.execute(sa.insert(Issuance).values(**row))
+    assert added.inserted_primary_key is not None
+    return t.cast(int, added.inserted_primary_key[0])
+
+
+# What waits for its last look is nobody's.
+_IS_AT_REST = sa.or_(
+    Issuance.action.is_(None),
+    sa.and_(Issuance.action == "check", Issuance.lease.is_(None)),
+)
+
+
+def reopen(
+    connection: sa.Connection,
+    *these: Condition,
+    due_at: t.Any,
+    keep: bool = False,
+) -> int:
+    """Let rows that are at rest be issued, with two attempts from now on. Where a
+    request was made before, Credly is asked first whether the badge is there.
+
+    :param due_at: When.
+    :param keep: Whether to go on as before, and not from the beginning.
+    :return: How many.
+    """
+    # In this order: MariaDB would look at the new values.
+    values: list[tuple[t.Any, t.Any]] = [(Issuance.due_at, due_at)]
+
+    if not keep:
+        values += [
+            (
+                Issuance.outcome_unknown,
+                sa.or_(Issuance.outcome_unknown, Issuance.attempts > 0),
+            ),
+            (Issuance.attempts, 0),
+            (Issuance.duplicate, False),
+            (Issuance.crashes, 0),
+            (Issuance.look_ups, 0),
+        ]
+
+    values += [
+        (Issuance.state, "none"),
+        (Issuance.action, "issue"),
+        (Issuance.settled_at, None),
+        (Issuance.reason, None),
+        (Issuance.error, None),
+    ]
+    return connection.execute(
+        sa.update(Issuance)
+        .where(*these, _IS_AT_REST, Issuance.erased_at.is_(None))
+        .ordered_values(*values)
+        .execution_options(synchronize_session=False)
+    ).rowcount
+
+
+def reopen_for_batch(
+    connection: sa.Connection, rows: list[dict[str, t.Any]], *these: Condition
+) -> None:
+    """Let rows that were cancelled before anything was sent be issued, each with what
+    a batch says of it now.
+
+    :param rows: ``id`` and the columns to write.
+    """
+    names = [name for name in rows[0] if name != "id"]
+    connection.execute(
+        sa.update(ROWS)
+        .where(ROWS.c.id == sa.bindparam("row"), *these)
+        .values(
+            state="none",
+            action="issue",
+            settled_at=None,
+            reason=None,
+            error=None,
+            attempts=0,
+            look_ups=0,
+            crashes=0,
+        )
+        .values({name: sa.bindparam(f"new_{name}") for name in names}),
+        [
+            {"row": row["id"], **{f"new_{name}": row[name] for name in names}}
+            for row in rows
+        ],
+    )
+
+
+def follow_mapping(connection: sa.Connection, *these: Condition) -> None:
+    """Let rows become what their course is mapped to now."""
+
+    def mapped(column: t.Any) -> sa.ScalarSelect[t.Any]:
+        return (
+            sa.select(column)
+            .select_from(Mapping)
+            .join(
+                Template,
+                sa.and_(
+                    Template.tenant == Mapping.tenant,
+                    Template.id == Mapping.template_id,
+                ),
+            )
+            .where(IS_MAPPED)
+            .scalar_subquery()
+        )
+
+    connection.execute(
+        sa.update(Issuance)
+        .where(*these, sa.exists().where(IS_MAPPED))
+        .values(
+            template_id=mapped(Template.id.expression),
+            badge_name=mapped(Template.name.expression),
+            duplicate=False,
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+# In a worker's hands.
+
+
+def lease_due(
+    connection: sa.Connection,
+    lease: str,
+    until: dt.datetime,
+    *these: Condition,
+) -> int:
+    """Give rows that are due to a worker. Who had them has died over them."""
+    return connection.execute(
+        sa.update(Issuance)
+        .where(*these, IS_OPEN)
+        # In this order: MariaDB would look at the new lease.
+        .ordered_values(
+            (
+                Issuance.crashes,
+                Issuance.crashes + sa.case((IS_SENDING, 1), else_=0),
+            ),
+            (Issuance.lease, lease),
+            (Issuance.due_at, until),
+        )
+    ).rowcount
+
+
+def uncount_attempts(
+    connection: sa.Connection, tenant: str, ids: cabc.Collection[int]
+) -> None:
+    """Give rows an attempt back of which nothing is known."""
+    connection.execute(
+        sa.update(Issuance)
+        .where(Issuance.tenant == tenant, Issuance.id.in_(ids))
+        .values(attempts=Issuance.attempts - 1)
+    )
+
+
+def renew(
+    connection: sa.Connection,
+    until: dt.datetime,
+    *these: Condition,
+    begin: dt.datetime | None = None,
+) -> int:
+    """Prolong the lease of rows.
+
+    :param begin: Whether a request is about to be made, and by what time at most its
+        badge is issued.
+    """
+    values: dict[str, t.Any] = {"due_at": until}
+
+    if begin is not None:
+        values |= {
+            "attempts": Issuance.attempts + 1,
+            "outcome_unknown": True,
+            "unsettled_until": until,
+            "issued_at": sa.case(
+                (Issuance.issued_at.is_not(None), Issuance.issued_at),
+                (
+                    Issuance.completed_at > begin,
+                    sa.literal(begin, Issuance.issued_at.type),
+                ),
+                else_=Issuance.completed_at,
+            ),
+        }
+
+    this = sa.update(Issuance).where(*these)
+    return connection.execute(this.values(**values)).rowcount
+
+
+def requeue(
+    connection: sa.Connection,
+    due_at: t.Any,
+    *these: Condition,
+    outcome_unknown: bool,
+) -> int:
+    """Take rows back from a worker: it has sent nothing."""
+    return connection.execute(
+        sa.update(Issuance)
+        .where(*these, IS_OPEN)
+        .values(lease=None, due_at=due_at, outcome_unknown=outcome_unknown)
+    ).rowcount
+
+
+def name_member(
+    connection: sa.Connection,
+    *these: Condition,
+    email: str,
+    first_name: str,
+    last_name: str,
+) -> None:
+    """Write down who the badge is for by now."""
+    connection.execute(
+        sa.update(Issuance)
+        .where(*these)
+        .values(email=email, first_name=first_name, last_name=last_name)
+    )
+
+
+def settled(state: IssuanceState, now: dt.datetime, **more: t.Any) -> dict[str, object]:
+    """What is written where nothing more is to be done.
+
+    :param more: Other columns.
+    """
+    return {
+        "state": state,
+        "action": None,
+        "lease": None,
+        "due_at": None,
+        "settled_at": now,
+        "reason": None,
+        **more,
+    }
+
+
+def waits(due_at: dt.datetime, action: Action = "issue") -> dict[str, object]:
+    """What is written where a row waits for a further try."""
+    return {"action": action, "lease": None, "due_at": due_at}
+
+
+def last_look(now: dt.datetime) -> dict[str, object]:
+    """What is written besides where a badge is called failed that Credly may have
+    issued and not list yet: it is looked for once more when its lists have had their
+    time.
+    """
+    unsettled = ROWS.c.unsettled_until > now
+    return {
+        "action": sa.case((unsettled, "check")),
+        "due_at": sa.case((unsettled, ROWS.c.unsettled_until)),
+    }
+
+
+def save(
+    connection: sa.Connection,
+    rows: list[dict[str, t.Any]],
+    values: dict[str, object],
+) -> int:
+    """Write the same of several rows that a worker has, from :func:`settled` or
+    :func:`waits`.
+
+    :param rows: ``row_id``, ``held_tenant``, ``held_lease``; ``badge_id`` if there is
+        one.
+    :return: How many were written.
+    """
+    this = sa.update(ROWS).where(
+        ROWS.c.id == sa.bindparam("row_id"),
+        ROWS.c.tenant == sa.bindparam("held_tenant"),
+        ROWS.c.lease == sa.bindparam("held_lease"),
+    )
+
+    # What Remove has ended stays so, and no later error of it comes into the log of an
+    # account made since.
+    if values["action"] is not None or values["state"] == "failed":
+        this = this.where(IS_OPEN)
+
+    return connection.execute(this.values(values), rows).rowcount
+
+
+def end(
+    connection: sa.Connection,
+    state: IssuanceState,
+    now: dt.datetime,
+    *these: Condition,
+    reason: Reason | None = None,
+    error: str | None = None,
+) -> int:
+    """End what is open about rows, without a request."""
+    values = settled(state, now, reason=reason, error=error and error[:500])
+    return connection.execute(
+        sa.update(Issuance).where(*these, IS_OPEN).values(**values)
+    ).rowcount
+
+
+# Remove, erase, forget.
+
+
+def drop(connection: sa.Connection, *these: Condition) -> int:
+    """Delete rows that Credly has never seen."""
+    return connection.execute(sa.delete(Issuance).where(*these, NEVER_SENT)).rowcount
+
+
+def abandon(connection: sa.Connection, tenant: str, now: dt.datetime) -> None:
+    """End all that waits, as the integration is removed, and let no row name anybody.
+    Those on their way keep their lease, so that the worker can write down what came of
+    it.
+    """
+    of_tenant = Issuance.tenant == tenant
+    values = settled("failed", now, reason="removed", error=None)
+    del values["lease"]
+    connection.execute(sa.update(Issuance).where(of_tenant, IS_OPEN).values(**values))
+    forget_names(connection, of_tenant)
+
+
+IS_NAMED = sa.or_(*(getattr(Issuance, name) != "" for name in NOBODY))
+"""Whether a row says who its badge is for."""
+
+
+def forget_names(connection: sa.Connection, *these: Condition) -> int:
+    """Let rows no longer say who their badge is for."""
+    return connection.execute(
+        sa.update(Issuance).where(*these, IS_NAMED).values(**NOBODY)
+    ).rowcount
+
+
+def take_away(connection: sa.Connection, now: dt.datetime, *these: Condition) -> None:
+    """Take rows away from whoever holds them, as they are about to name nobody."""
+    connection.execute(
+        sa.update(ROWS)
+        .where(*these)
+        .values(
+            erased_at=now,
+            lease=None,
+            due_at=None,
+            settled_at=sa.func.coalesce(ROWS.c.settled_at, now),
+        )
+    )
+
+
+def erase(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
+    """Let rows name nobody any more.
+
+    :param rows: ``row_id``, the ``member_id`` from now on, ``state`` and ``reason``.
+    """
+    connection.execute(
+        sa.update(ROWS)
+        .where(ROWS.c.id == sa.bindparam("row_id"))
+        .values(**NOBODY, badge_id=None, action=None, error=None),
+        rows,
+    )
