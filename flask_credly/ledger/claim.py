@@ -111,22 +111,32 @@ ACTIONS: tuple[Action, ...] = ("issue", "check")
 
 def _due(gate: gates.Gate, now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
     return (
-        Issuance.action.in_(ACTIONS),
         Issuance.tenant == gate.tenant,
         Issuance.due_at <= now,
         Issuance.organization_id == gate.organization_id,
     )
 
 
-def _due_ids(gate: gates.Gate, now: dt.datetime, *, bulk: bool) -> sa.Select[int, int]:
-    """Ask for what a worker may take. What is at rest has no due time, so that this
-    reads an index and not the ledger.
+def _questions(
+    gate: gates.Gate, now: dt.datetime, *, live: bool = False
+) -> cabc.Iterator[sa.Select[int, int]]:
+    """Ask for what a worker may take, in the order in which it is taken: what comes in
+    does not wait for the thousands of a backfill.
+
+    One question for each, so that it reads the first rows of an index, which has
+    nothing that is at rest, and sorts none.
     """
-    return (
-        sa.select(Issuance.id, Issuance.crashes)
-        .where(Issuance.bulk == bulk, *_due(gate, now))
-        .order_by(Issuance.due_at, Issuance.id)
-    )
+    for bulk in (False,) if live else (False, True):
+        for action in ACTIONS:
+            yield (
+                sa.select(Issuance.id, Issuance.crashes)
+                .where(
+                    Issuance.action == action,
+                    Issuance.bulk == bulk,
+                    *_due(gate, now),
+                )
+                .order_by(Issuance.due_at, Issuance.id)
+            )
 
 
 def any_due(engine: sa.Engine, gate: gates.Gate | None, *, live: bool = False) -> bool:
@@ -140,8 +150,8 @@ def any_due(engine: sa.Engine, gate: gates.Gate | None, *, live: bool = False) -
     with engine.connect() as connection:
         now = clock.now(connection)
         return any(
-            connection.execute(_due_ids(gate, now, bulk=bulk).limit(1)).first()
-            for bulk in ((False,) if live else (False, True))
+            connection.execute(each.limit(1)).first()
+            for each in _questions(gate, now, live=live)
         )
 
 
@@ -170,11 +180,9 @@ def _find(engine: sa.Engine, gate: gates.Gate, limit: int, alone: bool) -> list[
         now = clock.now(connection)
         found: list[sa.Row[int, int]] = []
 
-        # What comes in does not wait for the thousands of a backfill.
-        for bulk in (False, True):
+        for each in _questions(gate, now):
             if len(found) < limit:
-                due = _due_ids(gate, now, bulk=bulk)
-                found += connection.execute(due.limit(limit - len(found)))
+                found += connection.execute(each.limit(limit - len(found)))
 
     if alone and found and found[0].crashes >= POISON_THRESHOLD:
         return [found[0].id]

@@ -17,6 +17,7 @@ from ..models import Issuance
 from . import clock
 from . import gates
 from .claim import ACTIONS
+from .decide import Action
 from .transaction import connect
 
 
@@ -55,26 +56,25 @@ def waiting(engine: sa.Engine, *, live: bool = False) -> list[Waiting]:
     """
     with connect(engine) as connection:
         now = clock.now(connection)
-        open_ = _with_open_rows()
-        bulk = (False,) if live else (False, True)
-        # One question each, or the whole index would be read for the second.
-        is_due = sa.or_(
-            *(
-                sa.exists().where(
-                    Issuance.action == action,
-                    Issuance.tenant == Account.tenant,
-                    Issuance.bulk.is_(each),
-                    Issuance.due_at <= now,
-                    Issuance.organization_id == Account.organization_id,
-                )
-                for action in ACTIONS
-                for each in bulk
-            )
+        # Asked apart: MariaDB would look for the due rows of all accounts.
+        open_ = set[str]().union(
+            *(connection.scalars(_with_open_rows(each)) for each in ACTIONS)
         )
+
+        if not open_:
+            return []
+
+        # One question each, which reads the first row of an index.
+        questions = [
+            (action, bulk)
+            for action in ACTIONS
+            for bulk in ((False,) if live else (False, True))
+        ]
+        is_due = sa.or_(*(_first_due(*each) <= now for each in questions))
         found = connection.execute(
             sa.select(Account.tenant, Account.served_at, Account.paused_until)
-            .join(open_, open_.c.tenant == Account.tenant)
             .where(
+                Account.tenant.in_(open_),
                 ~sa.exists().where(Installation.is_copy),
                 Account.expired.is_(False),
                 Account.switched_off.is_(False),
@@ -115,21 +115,35 @@ def some(engine: sa.Engine, number: int = 20) -> list[Account]:
         return list(session.scalars(query.limit(number)))
 
 
-def _with_open_rows() -> sa.CTE:
-    """Find the tenants that have open rows, by one look into the index for each: none
+def _first_due(action: Action, bulk: bool) -> sa.ScalarSelect[dt.datetime | None]:
+    # Not EXISTS, which PostgreSQL would answer by reading all that is due.
+    return (
+        sa.select(sa.func.min(Issuance.due_at))
+        .where(
+            Issuance.action == action,
+            Issuance.tenant == Account.tenant,
+            Issuance.bulk == bulk,
+            Issuance.organization_id == Account.organization_id,
+        )
+        .scalar_subquery()
+    )
+
+
+def _with_open_rows(action: Action) -> sa.Select[str]:
+    """Find the tenants that have such rows, by one look into the index for each: none
     that is at rest is looked at.
     """
 
     def next_after(tenant: sa.ColumnElement[str] | None) -> sa.ScalarSelect[str]:
-        query = sa.select(sa.func.min(Issuance.tenant)).where(
-            Issuance.action.in_(ACTIONS)
-        )
+        query = sa.select(Issuance.tenant).where(Issuance.action == action)
 
         if tenant is not None:
             query = query.where(Issuance.tenant > tenant)
 
-        return query.scalar_subquery()
+        # Not MIN, for which MariaDB would read all of them.
+        return query.order_by(Issuance.tenant).limit(1).scalar_subquery()
 
-    found = sa.select(next_after(None).label("tenant")).cte("open", recursive=True)
+    found = sa.select(next_after(None).label("tenant")).cte("found", recursive=True)
     following = sa.select(next_after(found.c.tenant)).where(found.c.tenant.is_not(None))
-    return found.union_all(following)
+    found = found.union_all(following)
+    return sa.select(found.c.tenant).where(found.c.tenant.is_not(None))
