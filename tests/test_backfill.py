@@ -257,7 +257,7 @@ def test_what_a_worker_holds_and_has_not_begun_is_stopped(school: School) -> Non
     (row,) = claim.claim(engine, gate, limit=1, lease_seconds=60)
     backfills.stop(engine, "default", run_id)
 
-    assert claim.begin(engine, [row], gate.generation, lease_seconds=60) == []
+    assert claim.begin(engine, [row], gate, lease_seconds=60) == []
     claim.release(engine, [row])
     assert school.states() == {"1": "cancelled"}
 

@@ -1073,7 +1073,7 @@ class TestRemoveInFlight:
         gate = gates.read(host.state.engine, "default")
         assert gate is not None
         rows = claim.claim(host.state.engine, gate, limit=8, lease_seconds=60)
-        claim.begin(host.state.engine, rows, gate.generation, lease_seconds=60)
+        claim.begin(host.state.engine, rows, gate, lease_seconds=60)
         accounts.remove(host.state)
         (attempt,) = host.attempts()
 

@@ -827,9 +827,9 @@ class TestLeases:
         )
         let_leases_end(host)
         claim.claim(host.state.engine, the_gate(host), limit=1, lease_seconds=60)
-        generation = host.db.session.scalars(sa.select(Account.generation)).one()
+        gate = the_gate(host)
 
-        begun = claim.begin(host.state.engine, [row], generation, lease_seconds=60)
+        begun = claim.begin(host.state.engine, [row], gate, lease_seconds=60)
 
         assert begun == []
         assert host.attempts() == []
@@ -883,7 +883,7 @@ class TestMappingsAndRemoval:
         accounts.change_mapping(host.state, mapping.id, COURSES[0], other)
 
         assert not claim.begin(
-            host.state.engine, held, the_gate(host).generation, lease_seconds=60
+            host.state.engine, held, the_gate(host), lease_seconds=60
         )
 
         claim.release(host.state.engine, held)

@@ -420,7 +420,7 @@ class TestTheMappingOfNow:
         rows = claim.claim(engine, gate, limit=1, lease_seconds=60)
         map_to(host, other := another_template(on_database))
 
-        assert not claim.begin(engine, rows, gate.generation, lease_seconds=60)
+        assert not claim.begin(engine, rows, gate, lease_seconds=60)
 
         claim.release(engine, rows)
         host.drain()

@@ -686,9 +686,7 @@ class TestARestoredDatabase:
         (row,) = claim.claim(host.state.engine, gate, limit=1, lease_seconds=60)
         run(host, "restored")
 
-        assert not claim.begin(
-            host.state.engine, [row], gate.generation, lease_seconds=60
-        )
+        assert not claim.begin(host.state.engine, [row], gate, lease_seconds=60)
 
     def test_a_copy_issues_nothing_until_told(self, connected: Connected) -> None:
         host, credly, _ = connected
