@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import logging
 import os
 import typing as t
 
-import sqlalchemy as sa
-from flask import current_app
 from flask import Flask
-from flask import has_app_context
-from flask import has_request_context
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import orm
 
 from . import accounts
-from . import interruption
 from . import keys
-from . import signals
 from .admin import make_blueprint
 from .admin.forms import FIELD_NAMES
-from .catalog import Completion
 from .catalog import DEFAULT_TENANT
-from .catalog import id_of_member
-from .catalog import read_completion
 from .catalog import read_id
-from .catalog import show
 from .cli import make_group
-from .issuing import notifier
-from .issuing import unrecorded
-from .ledger import host_transaction
+from .completions import host_transaction
+from .completions.receiver import listen
 from .ledger import privacy
-from .ledger import record
 from .ledger.audit import COMMAND_LINE
 from .ledger.transaction import hide_parameters
 from .ledger.transaction import in_our_schema
@@ -216,6 +202,7 @@ class Credly:
         app.extensions["credly"] = state
         app.register_blueprint(make_blueprint(state.settings))
         app.cli.add_command(make_group())
+        listen()
 
     def erase_member(
         self, member_id: str, *, tenant: str = DEFAULT_TENANT
@@ -345,209 +332,3 @@ def _find_database(app: Flask) -> SQLAlchemy:
         )
 
     return db
-
-
-# One receiver for all apps, found through the sender: blinker would forget a function
-# made in init_app, and a proxy of the app is not the sender it compares with.
-@signals.course_completed.connect
-def _on_course_completed(sender: t.Any, **given: t.Any) -> None:
-    """Record a completion. What goes wrong in that is logged and counted, and breaks no
-    request of the host's. Two things rise all the same:
-
-    - an error that has ended the host's transaction: what the host wrote before is
-      gone, and it has to know;
-    - what the host itself throws into our work, of whichever class (a time-out of
-      gevent, gunicorn, Celery or RQ, Ctrl-C): see :func:`.interruption.find`. Its
-      transaction is then committed no more if a statement of ours was cut short in it.
-    """
-    app: Flask | None = None
-    try:
-        if (app := _app_of(sender)) is not None:
-            _record(app, given)
-    except record.Settled as e:
-        raise t.cast(BaseException, e.__cause__) from None
-    except BaseException as e:
-        _note_lost(app, given)
-
-        if found := interruption.find(e):
-            raise found from None
-
-
-def _note_lost(
-    app: Flask | None, given: dict[str, t.Any], *, ended: bool = False
-) -> None:
-    """Say that a completion was not recorded, and count it: every one passes here.
-
-    :param app: ``None`` where it is not known: then it cannot be counted.
-    :param given: What was sent.
-    :param ended: Whether the host's transaction is over.
-    """
-    try:
-        # The host's request goes on. Here is all that is needed to do it again, but
-        # for the member's name and address.
-        member_id = show(id_of_member(given.get("member")))
-        course, kind = show(given.get("course_id")), show(given.get("kind", "course"))
-        when = show(given.get("completed_at", "now"))
-        logger.exception(
-            "A completion was not recorded: member %r, %s %r, completed at %s. Send it"
-            " again after fixing the cause.",
-            member_id,
-            kind,
-            course,
-            when,
-            extra={
-                "credly_event": "completion_lost",
-                "credly_member": member_id,
-                "credly_kind": kind,
-                "credly_course": course,
-                "credly_completed_at": when,
-            },
-        )
-    finally:
-        if app is not None:
-            state = app.extensions["credly"].of(_tenant_or_none(app, given))
-            unrecorded.note(state, given.get("session"), ended=ended)
-
-
-def _tenant_or_none(app: Flask, given: dict[str, t.Any]) -> str:
-    """Get whose completion it is. Empty: that is not known."""
-    try:
-        return _tenant_of(app.extensions["credly"], given.get("tenant"))
-    except Exception as e:
-        # What is wrong with it may be why the completion was not recorded.
-        logger.debug("The community is not known (%s).", type(e).__name__)
-        return ""
-
-
-def _tenant_of(state: AppState, given: t.Any) -> str:
-    """Get the community that a completion is of.
-
-    :raises ValueError: It is not known.
-    """
-    if state.name_tenant is None:
-        if given not in (None, DEFAULT_TENANT):
-            raise ValueError(
-                "This app has one community: leave 'tenant' out of course_completed, or"
-                " register a function with '@credly.tenant'."
-            )
-
-        return DEFAULT_TENANT
-
-    if given is None and has_request_context():
-        given = state.name_tenant()
-
-    if given is None:
-        raise ValueError(
-            "Of which community is it? Send it as course_completed.send(app, …,"
-            " tenant=…): outside of a request, or where '@credly.tenant' returns None,"
-            " it is not known."
-        )
-
-    return read_id(given, "tenant")
-
-
-def _app_of(sender: t.Any) -> Flask | None:
-    if hasattr(sender, "_get_current_object"):
-        sender = sender._get_current_object()
-
-    if not isinstance(sender, Flask) and has_app_context():
-        sender = current_app._get_current_object()  # type: ignore[attr-defined]
-
-    if isinstance(sender, Flask):
-        # Another app of this process may have no integration.
-        if "credly" in sender.extensions:
-            return sender
-
-        logger.debug("The app %s has no Flask-Credly: nothing is kept.", sender.name)
-        return None
-
-    raise TypeError("Send the signal with the app: course_completed.send(app, …).")
-
-
-def _record(app: Flask, given: dict[str, t.Any]) -> None:
-    state: AppState = app.extensions["credly"]
-    session = given.get("session")
-    ours = ("session", "tenant")
-    completion = read_completion(
-        **{name: value for name, value in given.items() if name not in ours},
-        tenant=_tenant_of(state, given.get("tenant")),
-    )
-
-    if has_app_context() and current_app._get_current_object() is app:  # type: ignore[attr-defined]
-        _record_in_context(state, completion, session)
-    else:
-        with app.app_context():
-            _record_in_context(state, completion, session)
-
-
-def _record_in_context(
-    state: AppState, completion: Completion, session: t.Any | None
-) -> None:
-    state.check_ids(member_id=completion.member.id, course_id=completion.course_id)
-    host = session if session is not None else state.session
-    host = host() if isinstance(host, orm.scoped_session) else host
-
-    if not isinstance(host, orm.Session):
-        raise TypeError(
-            "session must be a SQLAlchemy Session, such as db.session, not"
-            f" {type(host).__name__}."
-        )
-
-    engine: sa.Engine | sa.Connection = state.engine
-    record.record(
-        engine.engine,
-        host,
-        completion,
-        _Outcome(state, completion),
-        # In a suite of the host's, a connection may stand in the engine's place. What
-        # is written is to go with it.
-        join=session is not None or isinstance(engine, sa.Connection),
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Outcome:
-    """What is done about a completion, whatever becomes of it."""
-
-    state: AppState
-    completion: Completion
-
-    def recorded(self) -> None:
-        notifier.notify_soon(self.state)
-
-    def adds_nothing(self) -> None:
-        # No member's id: what stands in the ledger is named by no record.
-        logger.debug(
-            "A completion of %s %r adds nothing: that is not mapped, or the member's"
-            " badge is in the ledger.",
-            self.completion.kind,
-            self.completion.course_id,
-        )
-
-    def taken_back(self) -> None:
-        done = self.completion
-        logger.warning(
-            "A completion was taken back with the transaction that it was sent in:"
-            " member %r, %s %r.",
-            done.member.id,
-            done.kind,
-            done.course_id,
-            extra={
-                "credly_event": "completion_taken_back",
-                "credly_member": done.member.id,
-                "credly_kind": done.kind,
-                "credly_course": done.course_id,
-                "credly_completed_at": done.completed_at,
-            },
-        )
-
-    def lost(self) -> None:
-        done = self.completion
-        given = {
-            "member": done.member,
-            "course_id": done.course_id,
-            "kind": done.kind,
-            "completed_at": done.completed_at,
-            "tenant": done.tenant,
-        }
-        _note_lost(self.state.app, given, ended=True)

@@ -32,8 +32,8 @@ from flask_credly import accounts
 from flask_credly import Course
 from flask_credly import course_completed
 from flask_credly.admin.index import card
+from flask_credly.completions import host_transaction
 from flask_credly.issuing import unrecorded
-from flask_credly.ledger import host_transaction
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
 
@@ -1210,7 +1210,7 @@ def test_a_host_that_ends_its_work_in_a_transaction_of_ours_is_told_and_it_is_co
     host.wait_for_count()
 
     assert "A completion was not recorded: member '42'" in caplog.text
-    assert unrecorded.read(host.state, "default").number == 1
+    assert unrecorded.read(host.state).number == 1
     assert members(host) == []
 
     send(host, "43", "py-101")
@@ -1315,7 +1315,7 @@ def test_what_is_made_good_after_a_commit_and_is_cut_short_is_counted(
     host.wait_for_count()
     assert orders(host) == ["1"]
     assert members(host) == ["43"]
-    assert unrecorded.read(host.state, "default").number == 1
+    assert unrecorded.read(host.state).number == 1
 
 
 def test_a_pool_loses_no_connection_where_a_host_ends_its_work(host: Host) -> None:
@@ -1352,7 +1352,7 @@ def test_an_exception_that_is_thrown_into_the_thread_reaches_the_host(
         send(host, "42", "py-101")
 
     host.wait_for_count()
-    assert unrecorded.read(host.state, "default").number == 1
+    assert unrecorded.read(host.state).number == 1
 
 
 def test_an_error_of_ours_does_not_rise_where_the_host_handles_a_time_out(
@@ -1385,4 +1385,4 @@ def test_a_time_out_while_the_hosts_member_is_read_reaches_the_host(host: Host) 
         course_completed.send(host.app, member=Slow(), course_id="py-101")
 
     host.wait_for_count()
-    assert unrecorded.read(host.state, "default").number == 1
+    assert unrecorded.read(host.state).number == 1

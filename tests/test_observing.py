@@ -237,7 +237,7 @@ def completion_taken_back(on: Connected, patch: pytest.MonkeyPatch) -> None:
 
 @provokes
 def two_databases(on: Connected, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr("flask_credly.ledger.host_transaction._warned", False)
+    patch.setattr("flask_credly.completions.host_transaction._warned", False)
     other = sa.create_engine("sqlite://")
 
     with orm.Session() as session:

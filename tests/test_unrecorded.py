@@ -341,7 +341,7 @@ def test_a_wrong_call_outside_of_a_context_is_counted(
     host.wait_for_count()
 
     with host.app.app_context():
-        assert unrecorded.read(host.state, "default").number == 1
+        assert unrecorded.read(host.state).number == 1
 
 
 READ_ONLY = {
@@ -544,13 +544,13 @@ def test_a_host_with_one_connection_for_all_threads_keeps_its_transaction(
         write_enrolment(host)
 
         # Counts at once, in the midst of the host's transaction.
-        unrecorded.note(host.state, ended=True)
+        unrecorded.note(host.state)
         host.wait_for_ring()
         time.sleep(0.2)
         session.rollback()
 
         assert session.scalar(sa.text("SELECT count(*) FROM enrolment")) == 0
-        assert unrecorded.read(host.state, "default").number == 1
+        assert unrecorded.read(host.state).number == 1
 
 
 def test_a_process_that_ends_at_once_has_counted(farm: Farm) -> None:
@@ -877,7 +877,7 @@ def test_a_hook_that_fails_settles_nothing_and_takes_no_other_along(
         jobs.heal()
 
         assert [row.course_id for row in host.rows()] == ["sql"]
-        assert unrecorded.read(host.state, "default").number == 1
+        assert unrecorded.read(host.state).number == 1
         assert "Missed completions of course 'py-101' could not be" in caplog.text
 
 

@@ -19,12 +19,7 @@ import typing as t
 import weakref
 
 import sqlalchemy as sa
-from flask import current_app
-from flask import has_app_context
-from sqlalchemy import orm
 
-from .. import interruption
-from ..ledger import host_transaction
 from ..ledger import unrecorded
 from ..ledger.transaction import in_session
 from ..ledger.unrecorded import Count
@@ -46,70 +41,8 @@ PATIENCE = 5.0
 """Seconds for which a process that ends waits for the last try."""
 
 
-def note(state: Community, session: t.Any = None, *, ended: bool = False) -> None:
-    """Count one completion that could not be recorded. Raises nothing but what the host
-    throws in, once it is counted.
-
-    If the host has written in its open transaction, the completion counts once that is
-    committed: what the host takes back is not missing.
-
-    :param session: The host's, if it named one.
-    :param ended: Whether the host's transaction is over.
-    """
-    try:
-        try:
-            waits = not ended and _waits(state, session)
-        except BaseException:
-            _note(state)
-            raise
-
-        if not waits:
-            _note(state)
-    except BaseException as e:
-        if found := interruption.find(e):
-            raise found from None
-
-        logger.exception(
-            "A completion that could not be recorded was not counted.",
-            extra={"credly_event": "completion_not_counted"},
-        )
-
-
-def _waits(state: Community, session: t.Any) -> bool:
-    """Have it counted with the host's commit, if there will be one."""
-    here = has_app_context() and current_app._get_current_object() is state.app  # type: ignore[attr-defined]
-
-    if not here:
-        return False
-
-    host = state.session if session is None else session
-    try:
-        host = host() if isinstance(host, orm.scoped_session) else host
-
-        joined = host_transaction.to_join(host, state.engine)
-    except sa.exc.PendingRollbackError:
-        return True  # for a commit that cannot come
-    except Exception as e:
-        if interruption.find(e):
-            raise
-
-        # It is broken, or no session at all: then it counts.
-        logger.debug("The host's transaction cannot be watched.", exc_info=True)
-        return False
-
-    if joined is None:
-        return False
-
-    host_transaction.follow(
-        host,
-        joined.connection,
-        on_commit=lambda: note(state, ended=True),
-        on_rollback=lambda: None,
-    )
-    return True
-
-
-def _note(state: Community) -> None:
+def note(state: Community) -> None:
+    """Count one completion that could not be recorded, here first."""
     here = state.uncounted
     here.counts.append((state.tenant, 1, dt.datetime.now(dt.UTC)))
     _known.add(here)

@@ -25,10 +25,10 @@ from . import audit
 from . import clock
 from . import gates
 from . import transitions
+from .insert import of_mapping
 from .issuances import is_ours
 from .paging import Session
 from .reasons import TAKEN_UP_AGAIN
-from .record import of_mapping
 from .transaction import connect
 from .transaction import in_transaction
 

@@ -16,12 +16,12 @@ from ..models import Template
 from . import audit
 from . import clock
 from . import transitions
+from .insert import of_mapping
 from .paging import fetch
 from .paging import fetch_all
 from .paging import Page
 from .paging import Session
 from .paging import SIZE
-from .record import of_mapping
 from .transaction import in_transaction
 from .transitions import IS_MAPPED
 

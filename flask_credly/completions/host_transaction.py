@@ -19,8 +19,8 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import orm
 
+from ..ledger.transaction import number_of
 from ..models import Issuance
-from .transaction import number_of
 
 logger = logging.getLogger("flask_credly")
 

@@ -1,0 +1,156 @@
+"""Writes the row of a completion, or none where the course is not mapped."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import typing as t
+
+import sqlalchemy as sa
+
+from ..catalog import Completion
+from ..models import Account
+from ..models import Mapping
+from ..models import Template
+from . import clock
+from .transaction import begin
+from .transaction import in_transaction
+from .transitions import insert_from
+from .transitions import insert_or_return
+from .transitions import IS_IN_THE_WAY
+from .transitions import KEY
+from .transitions import NEW
+from .transitions import ROWS
+
+
+def insert(connection: sa.Connection, completion: Completion) -> bool:
+    """Write the row in a transaction of the caller's: look up the mapping, take the
+    snapshot and keep "one badge per member and course", by a constant number of
+    statements.
+
+    :return: Whether a row may have been written.
+    """
+    name, parameters = connection.dialect.name, _parameters(completion)
+    # Not named as the columns are: those would be set and not selected.
+    given = {f"p_{column}": value for column, value in parameters.items()}
+
+    if name not in ("mysql", "mariadb"):
+        return connection.execute(_statement(name), given).rowcount != 0
+
+    # INSERT … SELECT would lock what it reads until the host's commit, and so would a
+    # duplicate key: no worker could touch the row or close the gate meanwhile.
+    found = connection.execute(_new_row(name), given).one_or_none()
+
+    if found is None:
+        return False
+
+    row = parameters | NEW | dict(found._mapping)
+    return connection.execute(insert_or_return(), row).rowcount != 0
+
+
+_insert_with_patience = in_transaction(insert)
+
+
+def insert_alone(engine: sa.Engine, completion: Completion) -> bool:
+    """Write the row in a transaction of its own.
+
+    :return: Whether a row may have been written.
+    """
+    if engine.dialect.name != "sqlite":
+        return _insert_with_patience(engine, completion)
+
+    # SQLite has waited for the lock already: the host's request is not held up again.
+    with begin(engine) as connection:
+        return insert(connection, completion)
+
+
+def _parameters(completion: Completion) -> dict[str, t.Any]:
+    member = completion.member
+    return {
+        "tenant": completion.tenant,
+        "member_id": member.id,
+        "kind": completion.kind,
+        "course_id": completion.course_id,
+        "email": member.email,
+        "first_name": member.first_name,
+        "last_name": member.last_name,
+        "completed_at": completion.completed_at,
+        "recorded_at": dt.datetime.now(dt.UTC),
+    }
+
+
+def _given(column: str) -> sa.BindParameter[t.Any]:
+    return sa.bindparam(f"p_{column}", type_=ROWS.c[column].type)
+
+
+def _from_mapping(dialect: str) -> dict[str, sa.ColumnElement[t.Any]]:
+    """What is not given by the host, where the course is mapped."""
+    now = clock.server_now(dialect)
+
+    if now is None:
+        now = _given("recorded_at")
+
+    return {
+        "organization_id": Account.organization_id.expression,
+        "template_id": Template.id.expression,
+        "badge_name": Template.name.expression,
+        "recorded_at": now,
+        "due_at": now,
+    }
+
+
+def of_mapping(*columns: t.Any) -> sa.Select[t.Any]:
+    """Select from the mappings, with their template and the account."""
+    select: sa.Select[t.Any] = sa.select(*columns)
+    return (
+        select.select_from(Mapping)
+        .join(Mapping.template)
+        .join(Account, Account.tenant == Mapping.tenant)
+    )
+
+
+def _look_up(columns: dict[str, sa.ColumnElement[t.Any]]) -> sa.Select[t.Any]:
+    labelled = [value.label(name) for name, value in columns.items()]
+    return of_mapping(*labelled).where(
+        Mapping.tenant == _given("tenant"),
+        Mapping.kind == _given("kind"),
+        Mapping.course_id == _given("course_id"),
+    )
+
+
+@functools.cache
+def _new_row(dialect: str) -> sa.Select[t.Any]:
+    """What is looked up, unless the row is there already."""
+    return _look_up(_from_mapping(dialect)).where(~_is_there())
+
+
+def _is_there() -> sa.ColumnElement[bool]:
+    return sa.exists().where(
+        *(_given(column) == ROWS.c[column] for column in KEY),
+        ROWS.c.organization_id == Account.organization_id,
+        IS_IN_THE_WAY,
+    )
+
+
+def _constant(value: str | int) -> sa.ColumnElement[t.Any]:
+    if isinstance(value, bool):
+        return sa.true() if value else sa.false()
+
+    return sa.literal_column(repr(value))
+
+
+@functools.cache
+def _statement(dialect: str) -> sa.Insert:
+    """``INSERT … SELECT … FROM mapping … WHERE NOT EXISTS … ON CONFLICT DO UPDATE``. Of
+    a row that is there the conflict alone would keep a lock until the host's commit.
+    """
+    columns: dict[str, sa.ColumnElement[t.Any]] = {
+        **{
+            name: _given(name)
+            for name in (*KEY, "email", "first_name", "last_name", "completed_at")
+        },
+        # Written into the statement: each parameter costs a host's request something.
+        **{name: _constant(value) for name, value in NEW.items()},
+        **_from_mapping(dialect),
+    }
+    return insert_from(dialect, list(columns), _look_up(columns).where(~_is_there()))
