@@ -200,7 +200,9 @@ class Credly:
             keys.warn_of_derived(app.config)
 
         app.extensions["credly"] = state
-        app.register_blueprint(make_blueprint(state.settings))
+        for_operators = state.has_tenants and state.is_operator is not None
+        blueprint = make_blueprint(state.settings, for_operators=for_operators)
+        app.register_blueprint(blueprint)
         app.cli.add_command(make_group())
         listen()
 

@@ -240,7 +240,7 @@ def test_a_completion_signalled_since_is_shown_after_a_stop(school: School) -> N
     backfills.stop(school.host.state.engine, "default", run_id)
 
     assert school.states() == {"1": "cancelled"}
-    assert school.host.row().error == backfills.STOPPED
+    assert school.host.row().reason == "stopped"
     assert school.flask("retry", str(school.host.row().id)).exit_code == 0
     school.host.drain()
     assert school.states() == {"1": "issued"}
@@ -377,13 +377,13 @@ def test_a_run_goes_on_after_a_crash(school: School) -> None:
         backfill.record(state, taken)
 
     assert school.progress(run_id) == ("recording", 500, 0, 0)
-    assert not backfills.any_due(school.host.state.engine)
+    assert not backfills.due_for(school.host.state.engine)
 
     # Its lease runs out
     session = school.host.db.session
     session.execute(sa.update(Batch).values(due_at=DAY))
     session.commit()
-    assert backfills.any_due(school.host.state.engine)
+    assert backfills.due_for(school.host.state.engine)
     jobs.backfill()
 
     assert school.progress(run_id) == ("recorded", 700, 0, 0)
@@ -404,7 +404,7 @@ def test_a_worker_told_to_stop_leaves_a_run_to_the_next(school: School) -> None:
         stopping.clear()
 
     assert school.progress(run_id) == ("recording", 500, 0, 0)
-    assert backfills.any_due(school.host.state.engine)
+    assert backfills.due_for(school.host.state.engine)
 
 
 @pytest.mark.parametrize(

@@ -518,7 +518,7 @@ class TestTheErrorLogsPage:
         from datetime import UTC
 
         with host.state.engine.begin() as connected:
-            log.write(connected, datetime.now(UTC), error, details)
+            log.write(connected, "default", datetime.now(UTC), error, details)
 
     def test_a_failure_leads_to_its_badge(self, mapped: Mapped) -> None:
         browser, connected, _ = mapped

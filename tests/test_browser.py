@@ -270,7 +270,7 @@ class Site:
                 [
                     {
                         "id": f"{number:08}-0000-4000-8000-000000000000",
-                        "connection_id": 1,
+                        "tenant": "default",
                         "name": f"Badge {number:03}",
                         "active": True,
                     }

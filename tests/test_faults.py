@@ -33,12 +33,10 @@ from flask_credly import signals
 from flask_credly.credly import Client
 from flask_credly.issuing.token import EARLY
 from flask_credly.issuing.verdict import DUPLICATES_WAIT
-from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
 from flask_credly.ledger import overview
-from flask_credly.ledger import privacy
 from flask_credly.ledger import settle
 from flask_credly.models import Account
 from flask_credly.models import Attempt
@@ -225,7 +223,7 @@ class TestALockOfAnother:
     def an_entry(self) -> LogEntry:
         # A row that the host adds and has not flushed yet.
         return LogEntry(
-            connection_id=1, at=dt.datetime.now(dt.UTC), error="host", details=""
+            tenant="default", at=dt.datetime.now(dt.UTC), error="host", details=""
         )
 
     def test_a_completion_is_kept_with_the_hosts_commit(
@@ -1131,8 +1129,8 @@ class TestRemoveInFlight:
     "changed",
     [
         {"settled_at": dt.datetime.now(dt.UTC) - dt.timedelta(days=2)},
-        {"error": backfills.STOPPED},
-        {"error": privacy.CANCELLED},
+        {"reason": "stopped"},
+        {"reason": "erased"},
     ],
     ids=["long ago", "stopped", "erased"],
 )

@@ -47,6 +47,7 @@ from flask_credly.issuing import notifier
 from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.ledger import backfills
 from flask_credly.ledger import settle
+from flask_credly.models import Account
 from flask_credly.testing import CredlySimulator
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -139,6 +140,8 @@ def test_an_expired_connection_is_signalled_once(
     credly.fail("issue", times=9, status=401)
     credly.fail("templates", times=9, status=401)
     host.complete()
+    host.db.session.execute(sa.update(Account).values(templates_synced_at=None))
+    host.db.session.commit()
 
     for _ in range(3):
         host.drain() if finder == "drain" else jobs.sync()

@@ -506,7 +506,7 @@ def test_the_redis_in_use_is_named_without_a_password(
     host = make_host(CREDLY_REDIS_URL=url, CREDLY_QUEUE="badges")
 
     with host.app.app_context():
-        found = doctor._Examination(host.state).settings()
+        found = doctor.Checks(host.state).settings()
 
     assert f"The queue is 'badges' at {shown}." in found.detail
     assert "word" not in found.detail

@@ -645,7 +645,7 @@ class TestErrorLog:
         with host.state.engine.begin() as connected:
             for each in range(number):
                 at = dt.datetime(2026, 11, 1, tzinfo=dt.UTC)
-                log.write(connected, at, log.RATE_LIMIT, f"entry {each}.")
+                log.write(connected, "default", at, log.RATE_LIMIT, f"entry {each}.")
 
     def test_it_is_read_page_by_page(
         self, mapped: tuple[Browser, Connected, int]
@@ -736,7 +736,7 @@ def many(make_host: MakeHost, credly: CredlySimulator) -> cabc.Iterator[Connecte
             [
                 {
                     "id": f"{number:08}-0000-4000-8000-000000000000",
-                    "connection_id": 1,
+                    "tenant": "default",
                     "name": f"Badge {number:05}",
                     "active": True,
                 }
@@ -747,7 +747,7 @@ def many(make_host: MakeHost, credly: CredlySimulator) -> cabc.Iterator[Connecte
             sa.insert(Mapping),
             [
                 {
-                    "connection_id": 1,
+                    "tenant": "default",
                     "kind": "course",
                     "course_id": each.id,
                     "course_title": each.title,
@@ -1599,7 +1599,7 @@ def test_foreign_text_is_only_text(
             with host.state.engine.begin() as connected:
                 import datetime as dt
 
-                log.write(connected, dt.datetime.now(dt.UTC), name, name)
+                log.write(connected, "default", dt.datetime.now(dt.UTC), name, name)
 
             host.db.session.remove()
             client = host.app.test_client()

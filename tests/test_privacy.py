@@ -824,7 +824,7 @@ class TestPrune:
         session = host.db.session
         session.add_all(
             LogEntry(
-                connection_id=1,
+                tenant="default",
                 at=now - dt.timedelta(days=number % 2 * 100),
                 error="API Rate Limit",
                 details=str(number),
@@ -910,7 +910,7 @@ class TestPrune:
         session = farm.host.db.session
         session.add(
             LogEntry(
-                connection_id=1,
+                tenant="default",
                 at=dt.datetime.now(dt.UTC) - dt.timedelta(days=91),
                 error="API Rate Limit",
                 details="old",

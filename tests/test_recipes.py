@@ -352,7 +352,7 @@ def connect(engine: sa.Engine) -> None:
         session.add(Installation(id=1, key=uuid.uuid4().hex))
         session.add(
             Account(
-                id=1,
+                tenant="default",
                 organization_id=ORGANIZATION_ID,
                 client_id=CLIENT_ID,
                 client_secret=sealed,
@@ -361,11 +361,11 @@ def connect(engine: sa.Engine) -> None:
             )
         )
         session.flush()
-        session.add(Template(id=TEMPLATE_ID, connection_id=1, name="Python Badge"))
+        session.add(Template(id=TEMPLATE_ID, tenant="default", name="Python Badge"))
         session.flush()
         session.add(
             Mapping(
-                connection_id=1,
+                tenant="default",
                 kind="course",
                 course_id="py-101",
                 course_title="Python 101",

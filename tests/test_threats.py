@@ -752,7 +752,7 @@ def test_no_template_marks_text_as_safe() -> None:
     # A message is escaped before it is marked, see tests/test_words.py; the others are
     # templates of ours, rendered, and a form's token, which escapes its field.
     assert found <= {
-        "words.py",
+        "i18n.py",
         "admin/index.py",
         "admin/forms.py",
         "admin/rendering.py",
@@ -1006,7 +1006,7 @@ def test_a_form_takes_only_its_fields(filled: Filled) -> None:
     extra = {
         "id": "99",
         "mapping_id": "99",
-        "connection_id": "99",
+        "tenant": "other",
         "organization_id": other,
         "kind": "learning_path",
         "course_id": "other",

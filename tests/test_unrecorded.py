@@ -382,8 +382,8 @@ def test_a_read_only_database_leaves_the_count_to_redis_until_it_writes_again(
 
     # No personal data, and it stays.
     values = school.redis.hgetall(school.key)
-    assert set(values) == {b"number", b"since"}
-    assert values[b"number"] == b"2"
+    assert set(values) == {b"number/default", b"since/default"}
+    assert values[b"number/default"] == b"2"
     assert school.redis.ttl(school.key) == -1
     assert sweep(school) == 2  # which changes nothing while nothing can be written
 
@@ -402,13 +402,13 @@ SINCE = "2026-01-01T00:00:00+00:00"
 @pytest.mark.parametrize(
     "forged",
     [
-        {"number": "-2", "since": SINCE},
-        {"number": "9" * 30, "since": SINCE},
-        {"number": "9" * 4000, "since": SINCE},
-        {"number": b"\xff", "since": SINCE},
-        {"number": "3", "since": "2026-01-01T00:00:00"},
-        {"number": "3", "since": "0001-01-01T00:00:00+23:59"},
-        {"number": "3", "since": "9999-12-31T23:59:59-23:59"},
+        {"number/default": "-2", "since/default": SINCE},
+        {"number/default": "9" * 30, "since/default": SINCE},
+        {"number/default": "9" * 4000, "since/default": SINCE},
+        {"number/default": b"\xff", "since/default": SINCE},
+        {"number/default": "3", "since/default": "2026-01-01T00:00:00"},
+        {"number/default": "3", "since/default": "0001-01-01T00:00:00+23:59"},
+        {"number/default": "3", "since/default": "9999-12-31T23:59:59-23:59"},
     ],
 )
 def test_what_is_forged_in_redis_hides_no_count(
@@ -435,7 +435,9 @@ def test_what_is_forged_in_redis_hides_no_count(
         lambda redis, key: redis.rpush(key, "1"),
         lambda redis, key: redis.set(key, "1"),
         lambda redis, key: redis.zadd(key, {"1": 1}),
-        lambda redis, key: redis.hset(key, mapping={"number": "x", "since": SINCE}),
+        lambda redis, key: redis.hset(
+            key, mapping={"number/default": "x", "since/default": SINCE}
+        ),
     ],
     ids=["list", "string", "set", "hash"],
 )
@@ -447,15 +449,15 @@ def test_what_is_of_another_kind_in_redis_stops_neither_the_worker_nor_the_count
     assert not school.redis.exists(school.key)
 
     forge(school.redis, school.key)
-    unrecorded._to_redis(school.host.state, counted.Count(2, now()))
-    assert school.redis.hget(school.key, "number") == b"2"
+    unrecorded._to_redis(school.host.state, "default", counted.Count(2, now()))
+    assert school.redis.hget(school.key, "number/default") == b"2"
     assert sweep(school) == 2
 
 
 def test_a_lock_that_never_ends_holds_up_no_count(school: School) -> None:
     lock = f"{school.key}:lock"
     school.redis.rpush(lock, "1")
-    unrecorded._to_redis(school.host.state, counted.Count(2, now()))
+    unrecorded._to_redis(school.host.state, "default", counted.Count(2, now()))
     sweep(school)
 
     assert 0 < school.redis.ttl(lock) <= 60
@@ -502,7 +504,7 @@ def test_where_nothing_takes_the_count_the_process_keeps_it(
         school.host.complete("1")
         school.host.complete("2")
         time.sleep(0.2)
-        assert sum(number for number, _ in school.host.state.uncounted.counts) == 2
+        assert sum(each[1] for each in school.host.state.uncounted.counts) == 2
         assert school.doctor()["detail"].startswith("2 completions could not be")
 
     # By itself, without a restart or another completion.
@@ -592,7 +594,9 @@ def test_a_forked_process_does_not_count_what_its_parent_did(
 def test_counts_of_many_processes_at_once_are_all_there(school: School) -> None:
     engine = school.host.state.engine
     threads = [
-        threading.Thread(target=counted.add, args=[engine, counted.Count(1, now())])
+        threading.Thread(
+            target=counted.add, args=[engine, "default", counted.Count(1, now())]
+        )
         for _ in range(8)
     ]
 
@@ -797,8 +801,12 @@ def test_a_course_that_was_mapped_anew_meanwhile_is_not_healed_from_before(
 def test_what_has_a_row_is_left_alone(school: School, state: str) -> None:
     school.map_since(now() - DAY)
     school.complete("1")
-    stopped = backfills.STOPPED if state == "cancelled" else None
-    school.change(sa.update(Issuance).values(state=state, due_at=None, error=stopped))
+    stopped = "stopped" if state == "cancelled" else None
+    school.change(
+        sa.update(Issuance).values(
+            state=state, action=None, due_at=None, reason=stopped
+        )
+    )
     school.graduate("2")
     jobs.heal()
 
@@ -946,7 +954,7 @@ def test_a_job_goes_on_where_issuing_beside_it_fails(
         raise RuntimeError("cannot be looked at")
 
     monkeypatch.setattr(meanwhile, "LOOK_EVERY", 0.01)
-    monkeypatch.setattr(meanwhile.claim, "any_due", fail)
+    monkeypatch.setattr(meanwhile.turns, "waiting", fail)
 
     with meanwhile.issuing_meanwhile(school.host.state):
         time.sleep(0.3)

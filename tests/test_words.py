@@ -592,7 +592,7 @@ class TestNothingIsForgotten:
             sa.insert(LogEntry),
             [
                 {
-                    "connection_id": 1,
+                    "tenant": "default",
                     "at": dt.datetime.now(dt.UTC),
                     "error": error,
                     "details": "stored",
@@ -730,7 +730,7 @@ class TestNothingIsForgotten:
             [
                 {
                     "id": f"{number:08}-0000-4000-8000-000000000000",
-                    "connection_id": 1,
+                    "tenant": "default",
                     "name": f"Python Badge {number}",
                     "active": True,
                 }

@@ -241,7 +241,7 @@ def test_a_worker_issues_what_was_completed(farm: Farm) -> None:
     assert len(farm.credly.badges) == 5
     assert {row.state for row in farm.host.rows()} == {"issued"}
     # One line, and no word of anything else.
-    assert output.endswith("INFO in drain: Badges issued: 5.\n")
+    assert output.endswith("INFO in lane: Badges issued: 5.\n")
     assert output.count("\n") == 1
     assert farm.run(*WORKER, "--burst") == ""
 

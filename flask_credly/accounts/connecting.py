@@ -377,6 +377,7 @@ def _load_templates(
         complete = False
 
     if not complete:
+        templates.make_due(state.engine, state.tenant, generation)
         notifier.ask_for_sync(state)
 
     return complete

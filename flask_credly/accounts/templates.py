@@ -156,6 +156,16 @@ def _sync(state: Community, gate: gates.Gate) -> bool:
 
 
 @in_transaction
+def make_due(connection: sa.Connection, /, tenant: str, generation: str) -> None:
+    """Let the list be loaded by the next job."""
+    connection.execute(
+        _update(tenant, generation).values(
+            templates_synced_at=None, templates_failed_at=None
+        )
+    )
+
+
+@in_transaction
 def _note_failure(connection: sa.Connection, /, tenant: str, generation: str) -> None:
     """Note that the list could not be loaded."""
     now = clock.now(connection)

@@ -91,7 +91,6 @@ IN_PLACE = {
 
 ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("GET", "/", index.index),
-    ("GET", "/credly/communities", communities.communities),
     ("GET", "/credly", window.show),
     ("POST", "/credly", window.connect),
     ("GET", "/credly/connection", window.edit),
@@ -127,8 +126,8 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/remove", remove.remove_integration),
 ]
 
-OPERATORS = "credly.communities"
-"""The one page that is not of one community."""
+OPERATORS = ("GET", "/credly/communities", communities.communities)
+"""The one page that is not of one community, where the host says who may see it."""
 
 # Read, but noted in the admin's name, or a burden to the host: only by our own links.
 ON_PURPOSE = {
@@ -167,14 +166,22 @@ def static(filename: str) -> Response:
     return response
 
 
-def make_blueprint(settings: Settings) -> Blueprint:
-    """Make the blueprint for one application."""
+def make_blueprint(settings: Settings, *, for_operators: bool = False) -> Blueprint:
+    """Make the blueprint for one application.
+
+    :param for_operators: Whether to add the page of all communities.
+    """
     blueprint = Blueprint("credly", __name__, url_prefix=settings.url_prefix)
 
     # First: the rules are read after it.
     blueprint.record(lambda setup: setup.app.url_map.converters.update(CONVERTERS))
 
-    for method, path, view in (*ROUTES, ("GET", "/static/<path:filename>", static)):
+    routes = [*ROUTES, ("GET", "/static/<path:filename>", static)]
+
+    if for_operators:
+        routes.append(OPERATORS)
+
+    for method, path, view in routes:
         rule = re.sub("<(int|path):", r"<credly_\1:", path)
         blueprint.add_url_rule(
             rule, view_func=view, methods=[method], host=settings.host
@@ -225,7 +232,7 @@ def _guard() -> ResponseReturnValue | None:
 def _refuse_visitor() -> ResponseReturnValue | None:
     """Refuse who is no admin, and what an admin's browser was made to send."""
     try:
-        if request.endpoint == OPERATORS:
+        if request.endpoint == "credly.communities":
             allowed = guard.check_operator()
         else:
             allowed = guard.check_admin()

@@ -7,7 +7,6 @@ import typing as t
 
 from flask import request
 from werkzeug.exceptions import HTTPException
-from werkzeug.exceptions import NotFound
 from werkzeug.wrappers import Response
 
 from ..catalog import clean
@@ -28,16 +27,9 @@ def check_admin() -> bool | Response | HTTPException:
 
 
 def check_operator() -> bool | Response | HTTPException:
-    """Ask the host whether the visitor may see all communities, in the same way.
-
-    :raises werkzeug.exceptions.NotFound: The host has no such page.
-    """
-    state = get_state()
-
-    if state.is_operator is None or not state.has_tenants:
-        raise NotFound
-
-    return _check("is_operator", state.is_operator)
+    """Ask the host whether the visitor may see all communities, in the same way."""
+    hook = get_state().is_operator
+    return hook is not None and _check("is_operator", hook)
 
 
 def _check(name: str, hook: t.Callable[[], object]) -> bool | Response | HTTPException:

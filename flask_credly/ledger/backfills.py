@@ -315,7 +315,8 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
 
 _TAKEN_BACK = (
     Issuance.state == "cancelled",
-    Issuance.reason.in_(TAKEN_UP_AGAIN),
+    # Not IN, which cannot be executed for many rows at once.
+    sa.or_(*(Issuance.reason == each for each in TAKEN_UP_AGAIN)),
     Issuance.erased_at.is_(None),
 )
 

@@ -186,6 +186,29 @@ def insert_test(connection: sa.Connection, **values: t.Any) -> int:
     return t.cast(int, added.inserted_primary_key[0])
 
 
+def _from_the_beginning(due_at: t.Any) -> list[tuple[t.Any, t.Any]]:
+    # In this order: MariaDB would look at the new values.
+    return [
+        (Issuance.due_at, due_at),
+        (
+            Issuance.outcome_unknown,
+            sa.or_(Issuance.outcome_unknown, Issuance.attempts > 0),
+        ),
+        (Issuance.attempts, 0),
+        (Issuance.duplicate, False),
+        (Issuance.crashes, 0),
+        (Issuance.look_ups, 0),
+        (Issuance.state, "none"),
+        (Issuance.action, "issue"),
+        (Issuance.settled_at, None),
+        (Issuance.reason, None),
+        (Issuance.error, None),
+    ]
+
+
+_PROGRESS = {"outcome_unknown", "attempts", "duplicate", "crashes", "look_ups"}
+"""What says how far a row is."""
+
 # What waits for its last look is nobody's.
 _IS_AT_REST = sa.or_(
     Issuance.action.is_(None),
@@ -206,28 +229,11 @@ def reopen(
     :param keep: Whether to go on as before, and not from the beginning.
     :return: How many.
     """
-    # In this order: MariaDB would look at the new values.
-    values: list[tuple[t.Any, t.Any]] = [(Issuance.due_at, due_at)]
+    values = _from_the_beginning(due_at)
 
-    if not keep:
-        values += [
-            (
-                Issuance.outcome_unknown,
-                sa.or_(Issuance.outcome_unknown, Issuance.attempts > 0),
-            ),
-            (Issuance.attempts, 0),
-            (Issuance.duplicate, False),
-            (Issuance.crashes, 0),
-            (Issuance.look_ups, 0),
-        ]
+    if keep:
+        values = [each for each in values if each[0].key not in _PROGRESS]
 
-    values += [
-        (Issuance.state, "none"),
-        (Issuance.action, "issue"),
-        (Issuance.settled_at, None),
-        (Issuance.reason, None),
-        (Issuance.error, None),
-    ]
     return connection.execute(
         sa.update(Issuance)
         .where(*these, _IS_AT_REST, Issuance.erased_at.is_(None))
@@ -239,26 +245,20 @@ def reopen(
 def reopen_for_batch(
     connection: sa.Connection, rows: list[dict[str, t.Any]], *these: Condition
 ) -> None:
-    """Let rows that were cancelled before anything was sent be issued, each with what
-    a batch says of it now.
+    """Let rows be issued that were cancelled, each with what a batch says of it now.
 
-    :param rows: ``id`` and the columns to write.
+    :param rows: ``id``, ``due_at`` and the other columns to write.
     """
     names = [name for name in rows[0] if name != "id"]
+    given: dict[str, t.Any] = {name: sa.bindparam(f"new_{name}") for name in names}
+    beginning = _from_the_beginning(given.pop("due_at"))
     connection.execute(
         sa.update(ROWS)
         .where(ROWS.c.id == sa.bindparam("row"), *these)
-        .values(
-            state="none",
-            action="issue",
-            settled_at=None,
-            reason=None,
-            error=None,
-            attempts=0,
-            look_ups=0,
-            crashes=0,
-        )
-        .values({name: sa.bindparam(f"new_{name}") for name in names}),
+        .ordered_values(
+            *((column.expression, value) for column, value in beginning),
+            *((ROWS.c[name], value) for name, value in given.items()),
+        ),
         [
             {"row": row["id"], **{f"new_{name}": row[name] for name in names}}
             for row in rows
