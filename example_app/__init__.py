@@ -13,11 +13,12 @@ def create_app() -> Flask:
     """Make the application. Its configuration is the environment's, with the prefix
     ``EXAMPLE_``.
     """
-    from .badges import credly
+    from .badges import make_credly
     from .pages import pages
 
     app = Flask(__name__)
     app.config.update(
+        COMMUNITIES=1,
         CREDLY_LAYOUT="example/base.html",
         CREDLY_PLATFORM_NAME="Gradual",
         CREDLY_RETRY_DELAY=10,
@@ -26,6 +27,6 @@ def create_app() -> Flask:
     )
     app.config.from_prefixed_env("EXAMPLE")
     db.init_app(app)
-    credly.init_app(app)
+    make_credly(several=app.config["COMMUNITIES"] > 1).init_app(app)
     app.register_blueprint(pages)
     return app

@@ -34,6 +34,22 @@ Gradual, the example application, runs at  http://{host}:{port}
 
 Stop with Ctrl-C.
 """
+HELLO_TO_SEVERAL = """
+Gradual, the example application, runs at  http://{host}:{port}
+
+It has two communities, each with an account of its own at Credly.
+
+  1. At the bottom of the page, become the admin of one community.
+  2. Open Simulator and copy the three values that stand for its account at Credly.
+  3. Open Integrations, click Set Up, enter them and click Connect.
+  4. Map a course to a badge template. Do the same as the other community's admin.
+  5. Become Ada Example, who is in both, and complete a course in each.
+  6. Open Simulator: there is the badge, and only this community's. Let it misbehave,
+     and see that the other community's badges go on.
+  7. Become Ola Operator and open Communities.
+
+Stop with Ctrl-C.
+"""
 
 
 class Failed(Exception):
@@ -94,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         with contextlib.ExitStack() as stack:
-            _run(stack, options.port, options.data)
+            _run(stack, options.port, options.data, options.communities)
     except KeyboardInterrupt:
         print("\nStopped.", flush=True)
         return 0
@@ -109,6 +125,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m example_app")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")
     parser.add_argument("--data", type=pathlib.Path, help="keep the data here")
+    parser.add_argument(
+        "--communities", type=int, choices=(1, 2), default=1, help="default: 1"
+    )
     return parser.parse_args(arguments)
 
 
@@ -117,19 +136,24 @@ def _interrupt(*_: object) -> t.NoReturn:
 
 
 def _run(
-    stack: contextlib.ExitStack, port: int, data: pathlib.Path | None
+    stack: contextlib.ExitStack,
+    port: int,
+    data: pathlib.Path | None,
+    communities: int,
 ) -> t.NoReturn:
     _refuse_taken(port)
     logs = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
     folder = data or logs
     folder.mkdir(parents=True, exist_ok=True)
     simulator = free_port()
+    database = "example.db" if communities == 1 else "communities.db"
     environment = {
         **os.environ,
+        "EXAMPLE_COMMUNITIES": str(communities),
         "EXAMPLE_CREDLY_API_URL": f"http://{HOST}:{simulator}/v1",
         "EXAMPLE_CREDLY_TOKEN_URL": f"http://{HOST}:{simulator}/oauth/token",
         "EXAMPLE_CREDLY_REDIS_URL": stack.enter_context(running_redis()),
-        "EXAMPLE_DATABASE": f"sqlite:///{(folder / 'example.db').resolve()}",
+        "EXAMPLE_DATABASE": f"sqlite:///{(folder / database).resolve()}",
         "EXAMPLE_SECRET_KEY": _secret_key(folder),
         "FLASK_APP": "example_app",
         # The worker forks. macOS would end a fork that asks for proxies.
@@ -142,12 +166,17 @@ def _run(
         parts.append(part)
         stack.callback(part.stop)
 
-    start("simulator", "flask_credly.testing", "--port", str(simulator))
+    start(
+        "simulator",
+        *("flask_credly.testing", "--port", str(simulator)),
+        *("--organizations", str(communities)),
+    )
     _wait_for(f"http://{HOST}:{simulator}/_simulator/record", parts)
     start("web application", "example_app.web", str(port))
     _wait_for(f"http://{HOST}:{port}/", parts)
     start("worker", "flask", "credly", "worker")
-    print(HELLO.format(host=HOST, port=port), flush=True)
+    hello = HELLO if communities == 1 else HELLO_TO_SEVERAL
+    print(hello.format(host=HOST, port=port), flush=True)
 
     while True:
         time.sleep(0.3)

@@ -20,6 +20,7 @@ from flask_wtf import FlaskForm
 
 from . import models
 from .badges import complete
+from .badges import current_community
 from .badges import current_person
 from .models import db
 
@@ -65,7 +66,9 @@ class TokenForm(FlaskForm):  # type: ignore[misc]
 def add_person() -> dict[str, t.Any]:
     return {
         "person": current_person(),
-        "people": db.session.query(models.Person).all(),
+        "people": _people(),
+        "community": (community := current_community()),
+        "site_name": models.NAMES[community or models.DEFAULT],
         "token_form": TokenForm(),
     }
 
@@ -78,6 +81,9 @@ def check_form() -> None:
 
 @pages.get("/")
 def index() -> str:
+    if (community := current_community()) is None:
+        return render_template("example/welcome.html")
+
     person = current_person()
     done: set[str] = set()
 
@@ -85,7 +91,11 @@ def index() -> str:
         enrolments = db.session.query(models.Enrolment).filter_by(person_id=person.id)
         done = {each.course_id for each in enrolments if each.completed_at}
 
-    courses = db.session.query(models.Course).order_by(models.Course.kind, "title")
+    courses = (
+        db.session.query(models.Course)
+        .filter_by(community=community)
+        .order_by(models.Course.kind, "title")
+    )
     return render_template("example/index.html", courses=courses.all(), done=done)
 
 
@@ -97,10 +107,10 @@ def be(person_id: int) -> ResponseReturnValue:
 
 @pages.post("/complete/<course_id>")
 def complete_course(course_id: str) -> ResponseReturnValue:
-    if (person := current_person()) is None:
+    if (person := current_person()) is None or person.community is None:
         abort(403)
 
-    course = db.get_or_404(models.Course, course_id)
+    course = db.get_or_404(models.Course, (person.community, course_id))
     complete(person, course)
     flash(f"{person.first_name} completed {course.title}.")
     return redirect(url_for(".index"), 303)
@@ -108,9 +118,8 @@ def complete_course(course_id: str) -> ResponseReturnValue:
 
 @pages.get("/simulator")
 def simulator() -> str:
-    return render_template(
-        "example/simulator.html", record=_ask("GET", "record"), faults=FAULTS
-    )
+    record = _ask("GET", "record", params={"organization_id": _organization()})
+    return render_template("example/simulator.html", record=record, faults=FAULTS)
 
 
 @pages.post("/simulator/<fault>")
@@ -119,17 +128,38 @@ def switch(fault: str) -> ResponseReturnValue:
         abort(404)
 
     label, path, arguments = FAULTS[fault]
-    _ask("POST", path, arguments)
+    _ask("POST", path, json={"organization_id": _organization(), **arguments})
     flash(f"Done: {label}.")
     return redirect(url_for(".simulator"), 303)
 
 
-def _ask(method: str, path: str, arguments: dict[str, t.Any] | None = None) -> t.Any:
+def _people() -> dict[str, list[models.Person]]:
+    """Get all people, by what stands above them."""
+    found: dict[str, list[models.Person]] = {}
+
+    for person in db.session.query(models.Person):
+        name = models.NAMES[person.community] if person.community else "The platform"
+        found.setdefault(name, []).append(person)
+
+    return found
+
+
+def _organization() -> str:
+    """Get the id of the community's organization at the simulator."""
+    if (community := current_community()) is None:
+        abort(404)
+
+    organizations = _ask("GET", "record")["organizations"]
+    number = models.communities().index(community)
+    return str(organizations[number]["organization_id"])
+
+
+def _ask(method: str, path: str, **arguments: t.Any) -> t.Any:
     address = urllib.parse.urljoin(
         current_app.config["CREDLY_API_URL"], f"/_simulator/{path}"
     )
 
     try:
-        return requests.request(method, address, json=arguments, timeout=5).json()
+        return requests.request(method, address, timeout=5, **arguments).json()
     except (requests.RequestException, ValueError):
         abort(503, "The simulator does not answer.")

@@ -6,6 +6,7 @@ import collections.abc as cabc
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import urllib.request
 
 import psutil
 import pytest
+import requests
 import sqlalchemy as sa
 
 from example_app.redis_server import free_port
@@ -23,9 +25,11 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 @contextlib.contextmanager
-def demo(port: int, **environment: str) -> cabc.Iterator[subprocess.Popen[str]]:
+def demo(
+    port: int, *arguments: str, **environment: str
+) -> cabc.Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "example_app", "--port", str(port)],
+        [sys.executable, "-u", "-m", "example_app", "--port", str(port), *arguments],
         cwd=ROOT,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
@@ -65,6 +69,131 @@ def alive(parts: list[psutil.Process]) -> list[psutil.Process]:
         for part in parts
         if part.is_running() and part.status() != psutil.STATUS_ZOMBIE
     ]
+
+
+class Visitor:
+    """Somebody with a browser that runs no scripts."""
+
+    def __init__(self, port: int) -> None:
+        self.address = f"http://127.0.0.1:{port}"
+        self.session = requests.Session()
+        self.session.trust_env = False  # not by way of a proxy
+
+    def get(self, path: str, status: int = 200) -> str:
+        response = self.session.get(self.address + path, timeout=30)
+        assert response.status_code == status, response.text
+        return response.text
+
+    def post(self, path: str, seen_at: str, **fields: str) -> str:
+        """Send a form of a page."""
+        (token, *_) = re.findall(
+            r'name="csrf_token"[^>]+value="(.+?)"', self.get(seen_at)
+        )
+        response = self.session.post(
+            self.address + path, data={"csrf_token": token, **fields}, timeout=30
+        )
+        assert response.ok, response.text
+        return response.text
+
+    def become(self, name: str, community: str) -> None:
+        page = self.get("/")
+        _, _, group = page.partition(f'<h3 class="group">{community}</h3>')
+        found = re.findall(r'action="(/be/\d+)".*?<button.*?>\s*(.+?)\s*<', group, re.S)
+        path = next(path for path, text in found if text.startswith(name))
+        self.post(path, "/")
+
+    def connect_and_map(self, course: str) -> list[str]:
+        """Do what the demo says to an admin. Get the three values that stand for the
+        account at Credly.
+        """
+        account = re.findall(r"<dd><code>(.+?)</code></dd>", self.get("/simulator"))
+        names = ("organization_id", "client_id", "client_secret")
+        window = "/integrations/credly"
+        self.post(window, window, **dict(zip(names, account, strict=True)))
+        form = self.get(f"{window}?mapping=new")
+        (template,) = re.findall(r'<option value="([0-9a-f-]{36})">Python 101<', form)
+        mapping = {"course": f"course:{course}", "template": template}
+        self.post(f"{window}/mappings", window, **mapping)
+        return account
+
+    def wait_for_badge(self) -> str:
+        until = time.monotonic() + 30
+
+        while "ada@example.org" not in (page := self.get("/simulator")):
+            assert time.monotonic() < until, page
+            time.sleep(0.1)
+
+        return page
+
+
+def test_two_communities_have_nothing_in_common() -> None:
+    communities = {
+        "Gradual North": ("Alex Admin", "Python 101", "Python for data"),
+        "Gradual South": ("Toni Admin", "Python for data", "SQL basics"),
+    }
+    accounts: list[list[str]] = []
+
+    with demo(port := free_port(), "--communities", "2") as process:
+        said = wait_until_ready(process)
+        visitor = Visitor(port)
+        assert "Two communities" in visitor.get("/")
+        visitor.get("/integrations/", 404)
+
+        for name, (admin, own, others) in communities.items():
+            visitor.become(admin, name)
+            courses = visitor.get("/")
+            assert own in courses
+            assert others not in courses
+            accounts.append(visitor.connect_and_map("py-101"))
+            visitor.get("/integrations/credly/communities", 403)
+
+        for name in communities:
+            visitor.become("Ada", name)
+            visitor.post("/complete/py-101", "/")
+
+        for name in communities:
+            visitor.become("Ada", name)
+            assert visitor.wait_for_badge().count("ada@example.org") == 1
+
+        visitor.become("Ola Operator", "The platform")
+        assert "/integrations/credly/communities" in visitor.get("/")
+        found = visitor.get("/integrations/credly/communities")
+        visitor.get("/integrations/", 404)
+        visitor.get("/simulator", 404)
+
+    assert "Communities" in said
+    assert re.findall(r"<bdi>(\w+)</bdi>", found) == ["north", "south"]
+    assert found.count('data-state="connected"') == 2
+    assert "example.org" not in found
+    assert not set(accounts[0]) & set(accounts[1])
+
+
+def test_a_fault_is_one_communitys() -> None:
+    with demo(port := free_port(), "--communities", "2") as process:
+        wait_until_ready(process)
+        visitor = Visitor(port)
+        visitor.become("Alex Admin", "Gradual North")
+        visitor.post("/simulator/revoke", "/simulator")
+        visitor.become("Toni Admin", "Gradual South")
+        visitor.connect_and_map("py-101")
+        assert "Connected" in visitor.get("/integrations/")
+
+
+def test_without_the_switch_nothing_is_seen_of_communities() -> None:
+    with demo(port := free_port()) as process:
+        said = wait_until_ready(process)
+        visitor = Visitor(port)
+        page = visitor.get("/")
+        visitor.post("/be/1", "/")  # the admin
+        pages = [page, visitor.get("/"), visitor.get("/simulator"), said]
+        visitor.get("/integrations/credly/communities", 404)
+        visitor.connect_and_map("py-101")
+        pages.append(visitor.get("/integrations/credly"))
+
+    for each in pages:
+        assert "ommunit" not in each
+        assert "perator" not in each
+        assert 'class="group"' not in each
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

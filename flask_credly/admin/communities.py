@@ -19,6 +19,7 @@ def communities() -> ResponseReturnValue:
     after = request.args.get("after", "").replace("\0", "")[:191]
     return page(
         "credly/communities.html",
+        after=after,
         found=in_session(engine, ledger.page, after=after, config=current_app.config),
         unknown=in_session(engine, ledger.count_unknown),
     )
