@@ -292,11 +292,13 @@ def make_host(database: str, bytecode: jinja2.BytecodeCache) -> cabc.Iterator[Ma
 
     def make(
         *,
-        courses: cabc.Callable[[], cabc.Iterable[Course]] = lambda: COURSES,
-        is_admin: cabc.Callable[[], t.Any] = lambda: True,
-        member: cabc.Callable[[str], Member | None] | None = None,
+        courses: cabc.Callable[..., cabc.Iterable[Course]] = lambda: COURSES,
+        is_admin: cabc.Callable[..., t.Any] = lambda: True,
+        member: cabc.Callable[..., Member | None] | None = None,
         past_completions: cabc.Callable[..., t.Any] | None = None,
-        actor: cabc.Callable[[], t.Any] | None = None,
+        actor: cabc.Callable[..., t.Any] | None = None,
+        tenant: cabc.Callable[[], t.Any] | None = None,
+        is_operator: cabc.Callable[[], t.Any] | None = None,
         setup: cabc.Callable[[Flask, SQLAlchemy], None] | None = None,
         app: Flask | None = None,
         db: SQLAlchemy | None = None,
@@ -327,6 +329,12 @@ def make_host(database: str, bytecode: jinja2.BytecodeCache) -> cabc.Iterator[Ma
 
         if actor is not None:
             credly.actor(actor)
+
+        if tenant is not None:
+            credly.tenant(tenant)
+
+        if is_operator is not None:
+            credly.is_operator(is_operator)
 
         if setup is not None:
             setup(app, db)

@@ -1098,6 +1098,46 @@ def test_a_screen_is_accessible_in_every_look(
     if act is not None:
         act(page)
 
+    check_looks(site, page, screen, shoot)
+
+
+def test_the_operators_page_is_accessible_in_every_look(
+    make_site: MakeSite, open_page: OpenPage, shoot: Shoot
+) -> None:
+    site = make_site(tenant=lambda: "north", is_operator=lambda: True)
+    site.connect()
+    add_communities(site, ["Unbroken" * 23, (LONG * 2)[:191]])
+    page = open_page(site, f"{WINDOW}/communities")
+
+    check_looks(site, page, "communities", shoot)
+
+
+def test_the_operator_turns_pages_of_communities(
+    make_site: MakeSite, open_page: OpenPage
+) -> None:
+    site = make_site(tenant=lambda: "north", is_operator=lambda: True)
+    site.connect()
+    add_communities(site, [f"number-{each}" for each in range(52)])
+    page = open_page(site, f"{WINDOW}/communities")
+    lines = page.locator("tbody tr")
+
+    expect(lines).to_have_count(50)
+    click(page, "Next", role="link")
+    expect(lines).to_have_count(3)
+    click(page, "First page", role="link")
+    expect(lines).to_have_count(50)
+
+
+def add_communities(site: Site, names: list[str]) -> None:
+    """Give each the account of the first."""
+    with site.context(), site.host.state.engine.begin() as connection:
+        table = Account.__table__
+        (row,) = connection.execute(sa.select(table)).mappings()
+        rows = [{**row, "tenant": each} for each in names]
+        connection.execute(sa.insert(table), rows)
+
+
+def check_looks(site: Site, page: Page, screen: str, shoot: Shoot) -> None:
     compare_tree(site, page, screen)
     found: dict[str, list[str]] = {}
 
