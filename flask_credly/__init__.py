@@ -3,8 +3,11 @@
 from .catalog import Course as Course
 from .catalog import Member as Member
 from .extension import Credly as Credly
+from .signals import badge_accepted as badge_accepted
 from .signals import badge_failed as badge_failed
 from .signals import badge_issued as badge_issued
+from .signals import badge_rejected as badge_rejected
+from .signals import badge_revoked as badge_revoked
 from .signals import course_completed as course_completed
 from .signals import issuance_paused as issuance_paused
 
@@ -12,8 +15,11 @@ __all__ = [
     "Course",
     "Credly",
     "Member",
+    "badge_accepted",
     "badge_failed",
     "badge_issued",
+    "badge_rejected",
+    "badge_revoked",
     "course_completed",
     "issuance_paused",
 ]

@@ -75,6 +75,10 @@ class UTCDateTime(sa.types.TypeDecorator[dt.datetime]):
         return value.astimezone(dt.UTC)
 
 
+# An absent value is the database's null, and not the JSON that says so.
+_JSON = sa.JSON(none_as_null=True)
+
+
 def _id(length: int) -> sa.String:
     # MariaDB and MySQL compare without regard to case by default: two members
     # whose ids differ only in case would share one badge.
@@ -155,6 +159,23 @@ class Account(Base):
     next_request_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When the next badge may be asked for, where ``CREDLY_MAX_PER_SECOND`` is set."""
 
+    polled_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When it was last known what became of the badges, as far as Credly says."""
+    poll_due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When Credly is to be asked for that once more. Moved ahead while a worker does.
+    Null: at once.
+    """
+    poll_watermark: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """Up to which change, by Credly's clock, all is read."""
+    poll_page: orm.Mapped[int | None]
+    """Up to which page a list is read that is being read. Null: none is."""
+    poll_newest: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """What becomes the watermark at its end."""
+    poll_unsorted: orm.Mapped[bool] = orm.mapped_column(
+        default=False, server_default="0"
+    )
+    """The list did not have the latest change first: all of it is read, once a day."""
+
     token: orm.Mapped[str | None] = orm.mapped_column(sa.Text)
     """Sealed."""
     token_version: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
@@ -206,6 +227,8 @@ class Mapping(Base):
 
     created_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When this course was mapped. Null: not known."""
+    options: orm.Mapped[dict[str, t.Any] | None] = orm.mapped_column(_JSON)
+    """How its badges are issued, where that is not as Credly does by itself."""
 
     template: orm.Mapped[Template] = orm.relationship(lazy="joined", innerjoin=True)
 
@@ -232,6 +255,9 @@ IssuanceState = t.Literal[
 """What is true of a badge, as far as we know. ``none``: nothing was issued yet.
 ``held``: the member has the badge from elsewhere.
 """
+
+BadgeState = t.Literal["pending", "accepted", "rejected", "revoked"]
+"""What has become of a badge, as Credly calls it."""
 
 Action = t.Literal["issue", "revoke", "replace", "check"]
 """What is being done about a badge."""
@@ -267,6 +293,7 @@ class Issuance(Base):
         sa.UniqueConstraint("badge_id"),
         # For the pages, which go by id within a filter.
         sa.Index(None, "tenant", "state", "id"),
+        sa.Index(None, "tenant", "badge_state", "id"),
         sa.Index(None, "tenant", "kind", "course_id", "id"),
         # For claim and sweep. What has no action is not due.
         sa.Index(None, "action", "tenant", "bulk", "due_at", "id"),
@@ -333,12 +360,45 @@ class Issuance(Base):
     """When the state became what it is, where nothing is to be done."""
     badge_id: orm.Mapped[str | None] = orm.mapped_column(_id(36))
     """Credly's id of the issued badge. It belongs to one row."""
+    options: orm.Mapped[dict[str, t.Any] | None] = orm.mapped_column(_JSON)
+    """The mapping's, as they were when it was recorded."""
+
+    # What Credly says of the badge.
+    badge_state: orm.Mapped[str | None] = orm.mapped_column(_id(10))
+    """One of :data:`BadgeState`. Null: not known."""
+    badge_state_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """Since when, by Credly's clock. It does not say so of one that is pending."""
+    badge_told: orm.Mapped[str | None] = orm.mapped_column(_id(10))
+    """The state of which the host was told."""
+    checked_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When Credly last said so."""
+    accept_url: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
+    page_url: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
+    expires_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    public: orm.Mapped[bool | None]
+    replaced_by: orm.Mapped[str | None] = orm.mapped_column(_id(36))
+    """Credly's id of the badge that was issued in its place."""
     error: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
     """What went wrong with the last try, worded for the admin."""
     test: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
     """The admin's own try of a mapping: no member's badge."""
     erased_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When it was made to name nobody: it is never tried again."""
+
+
+class ToCheck(Base):
+    """A badge that an admin wants to know more of: a worker asks Credly for it."""
+
+    __tablename__ = "credly_to_check"
+
+    issuance_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(Issuance.id, ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    )
+    tenant: orm.Mapped[str] = orm.mapped_column(
+        sa.ForeignKey(Account.tenant, ondelete="CASCADE"), index=True
+    )
 
 
 class Batch(Base):

@@ -11,6 +11,13 @@ The sender is the application. What comes with each, as keywords:
     ``member_id``, ``course_id``, ``kind``, ``template_id``, ``badge_id``, Credly's id
     of the badge.
 
+:data:`badge_accepted`, :data:`badge_rejected`, :data:`badge_revoked`
+    The member has accepted the badge, or declined it, which may come after that; or it
+    was revoked at Credly. ``issuance_id``, ``member_id``, ``course_id``, ``kind``,
+    ``template_id``, ``badge_id``; ``at``: since when, by Credly's clock, or ``None``.
+    What happens between two looks is told as what came of it. Each may be sent more
+    than once, with the same ``issuance_id``: after a worker's death, for example.
+
 :data:`badge_failed`
     ``member_id``, ``course_id``, ``kind``, ``template_id``, ``error``: the reason, in
     words for the admin. What it quotes of Credly may hold the member's address.
@@ -33,5 +40,8 @@ _signals = blinker.Namespace()
 
 course_completed = _signals.signal("course-completed")
 badge_issued = _signals.signal("badge-issued")
+badge_accepted = _signals.signal("badge-accepted")
+badge_rejected = _signals.signal("badge-rejected")
+badge_revoked = _signals.signal("badge-revoked")
 badge_failed = _signals.signal("badge-failed")
 issuance_paused = _signals.signal("issuance-paused")

@@ -46,7 +46,6 @@ from test_threats import wire as wire
 from flask_credly.credly import Badge
 from flask_credly.credly import Client
 from flask_credly.credly import fetch_token
-from flask_credly.credly import Shown
 from flask_credly.errors import CredlyError
 from flask_credly.models import AuditEntry
 from flask_credly.models import Issuance
@@ -510,7 +509,7 @@ def test_no_answer_is_more_than_it_says(question: str) -> None:
             assert re.fullmatch(UUID, found.id) and found.id == data["id"]
             assert data.get("recipient_email", REQUEST.email) == REQUEST.email
         elif question == "look-up":
-            for shown in t.cast(list[Shown], found):
+            for shown in t.cast(list[Badge], found):
                 (row, *_) = [
                     each for each in json.loads(body)["data"] if each["id"] == shown.id
                 ]

@@ -36,8 +36,8 @@ from flask_credly import Course
 from flask_credly import doctor
 from flask_credly import jobs
 from flask_credly import Member
+from flask_credly.credly import Badge
 from flask_credly.credly import Client
-from flask_credly.credly import Shown
 from flask_credly.issuing import backfill as past
 from flask_credly.issuing import whose
 from flask_credly.issuing.sender import earner_id
@@ -132,7 +132,7 @@ class TestABadgeBelongsToOneRow:
         barrier = threading.Barrier(2, timeout=20)
         find = Client.find
 
-        def find_together(self: Client, *args: t.Any, **given: t.Any) -> list[Shown]:
+        def find_together(self: Client, *args: t.Any, **given: t.Any) -> list[Badge]:
             found = find(self, *args, **given)
 
             try:
@@ -650,7 +650,7 @@ class TestARestoredDatabase:
         run(host, "restored")
         settle(host, credly)
 
-        assert host.row().state == "issued"
+        assert host.row().state == "revoked"
         assert len(credly.badges) == 1
 
     def test_it_outlives_remove(self, lax: Connected) -> None:

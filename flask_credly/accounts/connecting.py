@@ -35,6 +35,7 @@ from ..models import LogEntry
 from ..models import Mapping
 from ..models import RemovedMapping
 from ..models import Template
+from ..models import ToCheck
 from ..secret import Secret
 from ..state import Community
 from . import templates
@@ -258,7 +259,7 @@ def _remove(connection: sa.Connection, tenant: str, by: str | None) -> bool:
     _end_issuances(connection, tenant)
 
     # In bulk, and not left to cascades: SQLite has them switched off by default.
-    for table in (LogEntry, RemovedMapping, Mapping, Template):
+    for table in (LogEntry, RemovedMapping, ToCheck, Mapping, Template):
         connection.execute(sa.delete(table).where(table.tenant == tenant))
 
     account = Account.tenant == tenant
@@ -335,6 +336,7 @@ def _save(
         "pause_reason": None,
         "keyless_until": None,
         "failures": 0,
+        "poll_due_at": now,
         "token_version": 1,
         "token_expires_at": now + dt.timedelta(seconds=lifetime),
         "token_fetch_until": None,

@@ -45,6 +45,7 @@ STATUSES: dict[str, str] = {
     "held": gettext_noop("Already issued"),
     "failed": gettext_noop("Failed"),
     "skipped": gettext_noop("Skipped"),
+    "revoked": gettext_noop("Revoked"),
 }
 
 

@@ -5,11 +5,11 @@ comes from its public documentation of the Web Service API, of OAuth and of issu
 badges; where that is silent, the cautious reading was taken.
 """
 
-from .client import Badge as Badge
+from .badge import Badge as Badge
+from .client import BadgePage as BadgePage
 from .client import BadgeRequest as BadgeRequest
 from .client import Client as Client
 from .client import same_text as same_text
-from .client import Shown as Shown
 from .client import TemplatePage as TemplatePage
 from .client import TemplateRow as TemplateRow
 from .token import fetch_token as fetch_token

@@ -16,12 +16,15 @@ import requests
 
 from ..errors import OutcomeUnknown
 from . import answers
+from . import badge as badges
 from . import transport
+from .badge import Badge
+from .badge import STATES
 
 MAX_PAGES = 200
 
-STATES = ("pending", "accepted", "rejected", "revoked")
-"""All states of a badge: one that was rejected or revoked since was issued, too."""
+NEWS = ("accepted", "rejected", "revoked")
+"""States that a badge comes to after it was issued."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,27 +66,19 @@ class BadgeRequest:
 
 
 @dataclasses.dataclass(frozen=True)
-class Badge:
-    """A badge that Credly has issued."""
+class BadgePage:
+    """One page of a list of badges.
 
-    id: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """A badge as Credly lists it.
-
-    :param state: "pending", "accepted", "rejected" or "revoked".
-    :param earner_id: The ``issuer_earner_id``. ``None``: it was given by hand, or by a
-        system that sends none.
-    :param issued_at: As Credly writes it.
+    :param rows: Those that can be read.
+    :param ids: All that were listed, whatever else was said of them.
+    :param newest_first: Whether the one that changed last comes first, and each says
+        when it did.
     """
 
-    id: str
-    state: str
-    earner_id: str | None
-    email: str | None
-    issued_at: str | None
+    rows: list[Badge]
+    ids: list[str]
+    newest_first: bool
+    is_last: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +117,7 @@ class Client:
             raise ValueError("An organization id is a UUID.")
 
         self._url = f"{api_url}/organizations/{organization_id}"
+        self._own_host = badges.own_host(api_url)
         self._timeout = timeout
         self._sessions: list[requests.Session] = []
         self._prepared: dict[tuple[str, str], requests.PreparedRequest] = {}
@@ -190,11 +186,44 @@ class Client:
         if not isinstance(data, dict) or not _echoes(data, badge):
             raise OutcomeUnknown("Credly's answer could not be read.")
 
-        return Badge(data["id"].lower())
+        # It is issued, whatever else is said of it.
+        said = badges.read(data, self._own_host)
+        return said or Badge(data["id"].lower())
+
+    def badge(self, token: str, badge_id: str) -> Badge:
+        """Get one badge.
+
+        :raises Refused: Among others with the status 404 or 410: there is none.
+        """
+        data = answers.data_of(self._ask(token, "GET", f"badges/{badge_id}"))
+        said = badges.read(data, self._own_host)
+
+        if said is None or said.id != badge_id.lower():
+            raise OutcomeUnknown("Credly's answer could not be read.")
+
+        return said
+
+    def news(self, token: str, page: int) -> BadgePage:
+        """Get one page of what became of badges, the latest first.
+
+        :param page: From 1.
+        """
+        query = {"filter": f"state::{','.join(NEWS)}", "sort": "-state_updated_at"}
+        rows, is_last = self._page(token, "badges", query, page)
+        found = [said for row in rows if (said := badges.read(row, self._own_host))]
+        times = [said.state_at for said in found]
+        known = [at for at in times if at is not None]
+        return BadgePage(
+            # Had the service ignored the filter, there were others among them.
+            [said for said in found if said.state in NEWS],
+            [said.id for said in found],
+            newest_first=len(known) == len(rows) and known == sorted(known)[::-1],
+            is_last=is_last,
+        )
 
     def find(
         self, token: str, badge: BadgeRequest, *, by_address: bool = False
-    ) -> list[Shown]:
+    ) -> list[Badge]:
         """Look for the member's badges of the template: those that carry our name of
         the member, or those at the address, whoever's they are.
         """
@@ -216,7 +245,7 @@ class Client:
             shown
             for page in self._pages(token, "badges", query, hide=hide)
             for row in page
-            if (shown := _read_badge(row, badge))
+            if (shown := _read_badge(row, badge, self._own_host))
         ]
 
     def templates(self, token: str, page: int) -> TemplatePage:
@@ -362,31 +391,17 @@ def _echoes(data: dict[str, t.Any], badge: BadgeRequest) -> bool:
     )
 
 
-def _read_badge(row: t.Any, badge: BadgeRequest) -> Shown | None:
+def _read_badge(row: t.Any, badge: BadgeRequest, own_host: str | None) -> Badge | None:
     """Read a badge, if it is one of the template and of the member or the address."""
-    if (
-        not isinstance(row, dict)
-        or not answers.is_uuid(row.get("id"))
-        or row.get("state") not in STATES
-        or _template_of(row, "").lower() != badge.template_id
-    ):
+    shown = badges.read(row, own_host)
+
+    if shown is None or shown.template_id != badge.template_id:
         return None
 
-    shown = Shown(
-        id=row["id"].lower(),
-        state=row["state"],
-        earner_id=_text(row.get("issuer_earner_id")),
-        email=_text(row.get("recipient_email")),
-        issued_at=_text(row.get("issued_at")) or _text(row.get("issued_at_date")),
-    )
     concerned = same_text(shown.earner_id, badge.earner_id) or (
         badge.email and same_text(shown.email, badge.email)
     )
     return shown if concerned else None
-
-
-def _text(value: t.Any) -> str | None:
-    return value if isinstance(value, str) and value.strip() else None
 
 
 def _read_template(row: t.Any) -> TemplateRow | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime as dt
 import logging
 import typing as t
@@ -16,12 +17,61 @@ from ..ledger import gates
 from ..ledger.claim import Row
 from ..state import Community
 
+if t.TYPE_CHECKING:
+    from ..credly import Badge
+
 logger = logging.getLogger("flask_credly")
 
 
-def issued(state: Community, row: Row, badge_id: str | None) -> None:
+def issued(state: Community, row: Row, badge: Badge | None) -> None:
     """Say that a member has the badge."""
+    badge_id = badge.id if badge else None
     _send(signals.badge_issued, state, **_names(row), badge_id=badge_id)
+
+    # It may have been issued long ago, and be found only now.
+    if badge and badge.state != "pending":
+        became(state, Became.of(row, badge))
+
+
+@dataclasses.dataclass(frozen=True)
+class Became:
+    """What has become of a badge.
+
+    :param at: Since when, by Credly's clock.
+    """
+
+    issuance_id: int
+    member_id: str
+    course_id: str
+    kind: str
+    template_id: str
+    badge_id: str
+    state: str
+    at: dt.datetime | None
+
+    @classmethod
+    def of(cls, row: Row, badge: Badge) -> t.Self:
+        """Get it of a badge that was found."""
+        return cls(
+            issuance_id=row.id,
+            **_names(row),
+            badge_id=badge.id,
+            state=badge.state,
+            at=badge.state_at,
+        )
+
+
+def became(state: Community, found: Became) -> None:
+    """Say what has become of a badge."""
+    payload = dataclasses.asdict(found)
+    _send(_BECAME[payload.pop("state")], state, **payload)
+
+
+_BECAME = {
+    "accepted": signals.badge_accepted,
+    "rejected": signals.badge_rejected,
+    "revoked": signals.badge_revoked,
+}
 
 
 def failed(state: Community, row: Row, error: str) -> None:

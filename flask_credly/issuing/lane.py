@@ -491,7 +491,7 @@ class _Lane:
                 settle.settle(self._engine, [each])
                 return True
             except sa.exc.IntegrityError:
-                if each.badge_id is None:
+                if each.badge is None:
                     raise
 
                 # Another row has taken this badge meanwhile: look once more.
@@ -565,7 +565,7 @@ class _Lane:
             announce.failed(self._state, each.row, each.detail or "")
         elif each.rule.then == "issued":
             self._issued += 1
-            announce.issued(self._state, each.row, each.badge_id)
+            announce.issued(self._state, each.row, each.badge)
 
 
 def _answered(

@@ -11,11 +11,11 @@ import threading
 import time
 
 from ..catalog import DEFAULT_TENANT
+from ..credly import Badge
 from ..credly import BadgeRequest
 from ..credly import Client
 from ..credly import Deadline
 from ..credly import leaving_before
-from ..credly import Shown
 from ..errors import AlreadyHeld
 from ..errors import ConnectionExpired
 from ..errors import CredlyError
@@ -76,9 +76,9 @@ class Outcome:
     """
 
     answer: Answer
-    badge_id: str | None = None
+    badge: Badge | None = None
     error: CredlyError | None = None
-    shown: tuple[Shown, ...] = ()
+    shown: tuple[Badge, ...] = ()
     looked: bool = False
 
 
@@ -168,7 +168,7 @@ class Sender:
         )
         return Outcome("absent", shown=self._find(request, explain), looked=True)
 
-    def _find(self, request: Request, explain: bool) -> tuple[Shown, ...]:
+    def _find(self, request: Request, explain: bool) -> tuple[Badge, ...]:
         """Get what carries our name of the member; else, to explain a refusal, what is
         at the address.
         """
@@ -189,7 +189,7 @@ class Sender:
         except AlreadyHeld as e:
             return self._explain(request, e)
 
-        return Outcome("issued", issued.id)
+        return Outcome("issued", issued)
 
     def _explain(self, request: Request, error: AlreadyHeld) -> Outcome:
         # Which badge it is, is worth a question.

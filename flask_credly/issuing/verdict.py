@@ -7,6 +7,7 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 
+from ..credly import Badge
 from ..credly import BadgeRequest
 from ..errors import Unauthorized
 from ..ledger.claim import Row
@@ -66,7 +67,7 @@ class Judge:
 
     def judge(self, request: Request, outcome: Outcome) -> Settlement:
         """Decide what becomes of a row."""
-        result, badge_id, words = self._name(request, outcome)
+        result, badge, words = self._name(request, outcome)
         rule = decide(request.row.action, request.phase, result, request.row.attempts)
         error = outcome.error
         return Settlement(
@@ -76,7 +77,7 @@ class Judge:
             rule=rule,
             was_uncertain=request.was_uncertain,
             wait=self._wait(request, result) if rule.then == "wait" else 0,
-            badge_id=badge_id,
+            badge=badge,
             detail=words or _detail(request.row, result, outcome),
             said=error.detail if error else None,
             status=error.status if error else None,
@@ -84,8 +85,8 @@ class Judge:
 
     def _name(
         self, request: Request, outcome: Outcome
-    ) -> tuple[Answer, str | None, str | None]:
-        """Name what an outcome comes to, with the badge's id and words for an admin."""
+    ) -> tuple[Answer, Badge | None, str | None]:
+        """Name what an outcome comes to, with the badge and words for an admin."""
         if isinstance(outcome.error, Unauthorized):
             return self._token.judge(request.token, outcome.error), None, None
 
@@ -97,11 +98,11 @@ class Judge:
         ):
             return _read_silence(request.row, outcome.answer)
 
-        return outcome.answer, outcome.badge_id, None
+        return outcome.answer, outcome.badge, None
 
     def _read_list(
         self, request: Request, outcome: Outcome
-    ) -> tuple[Answer, str | None, str | None]:
+    ) -> tuple[Answer, Badge | None, str | None]:
         row, shown = request.row, outcome.shown
         ids = [each.id for each in shown]
         found = whose.look_through(
@@ -112,8 +113,8 @@ class Judge:
             restored=self._restored,
         )
 
-        if found.badge_id:
-            return "found", found.badge_id, None
+        if found.badge:
+            return "found", found.badge, None
 
         words = whose.explain(found.in_the_way, test=row.test)
 
@@ -147,7 +148,7 @@ class Judge:
         return self._retry_delay
 
 
-def _read_silence(row: Row, answer: Answer) -> tuple[Answer, str | None, str | None]:
+def _read_silence(row: Row, answer: Answer) -> tuple[Answer, Badge | None, str | None]:
     last = row.look_ups + 1 >= MAX_LOOK_UPS
 
     if row.duplicate and last:
@@ -172,7 +173,7 @@ def doubt(each: Settlement) -> Settlement:
     """
     answer: Answer = "unknown" if each.phase == "issue" else "not sent"
     rule = decide(each.row.action, each.phase, answer, each.row.attempts)
-    return dataclasses.replace(each, answer=answer, rule=rule, badge_id=None)
+    return dataclasses.replace(each, answer=answer, rule=rule, badge=None)
 
 
 def _detail(row: Row, answer: Answer, outcome: Outcome) -> str | None:

@@ -10,9 +10,9 @@ import datetime as dt
 import re
 import typing as t
 
+from ..credly import Badge
 from ..credly import BadgeRequest
 from ..credly import same_text
-from ..credly import Shown
 
 Earner = t.Literal["ours", "another's", "none"]
 Time = t.Literal["same", "other", "not said"]
@@ -71,7 +71,7 @@ CASES: tuple[Case, ...] = (
 
 
 def owner_of(
-    shown: Shown,
+    shown: Badge,
     asked: BadgeRequest,
     *,
     known: bool,
@@ -108,17 +108,17 @@ def owner_of(
 class Found:
     """What Credly's list says about a row.
 
-    :param badge_id: The row's badge.
+    :param badge: The row's badge.
     :param in_the_way: Whose badge it is because of which Credly refuses the row's,
         where the template allows no duplicates.
     """
 
-    badge_id: str | None = None
+    badge: Badge | None = None
     in_the_way: Owner | None = None
 
 
 def look_through(
-    shown: cabc.Iterable[Shown],
+    shown: cabc.Iterable[Badge],
     asked: BadgeRequest,
     *,
     known: cabc.Container[str],
@@ -146,7 +146,7 @@ def look_through(
 
     if mine:
         best = min(mine, key=lambda each: _rank(each, asked))
-        return Found(badge_id=best.id)
+        return Found(badge=best)
 
     others = {owner for owner, _ in owners}
 
@@ -157,7 +157,7 @@ def look_through(
     return Found()
 
 
-def _rank(shown: Shown, asked: BadgeRequest) -> tuple[bool, bool]:
+def _rank(shown: Badge, asked: BadgeRequest) -> tuple[bool, bool]:
     return (
         compare_times(shown.issued_at, asked.issued_at) != "same",
         shown.state not in STANDING,

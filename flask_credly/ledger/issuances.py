@@ -25,7 +25,7 @@ from .paging import SIZE
 from .transaction import in_transaction
 from .transitions import IS_MAPPED
 
-Status = t.Literal["waiting", "issued", "held", "failed", "skipped"]
+Status = t.Literal["waiting", "issued", "held", "failed", "skipped", "revoked"]
 
 STATES: dict[Status, tuple[str, ...]] = {
     "waiting": ("none",),
@@ -33,6 +33,7 @@ STATES: dict[Status, tuple[str, ...]] = {
     "held": ("held",),
     "failed": ("failed",),
     "skipped": ("cancelled",),
+    "revoked": ("revoked",),
 }
 
 
@@ -117,7 +118,8 @@ def solved(session: Session, tenant: str, ids: cabc.Collection[int]) -> set[int]
         sa.select(Issuance.id).where(
             Issuance.tenant == tenant,
             Issuance.id.in_(ids),
-            Issuance.state.in_(("issued", "held")),
+            # One that was revoked since was there, too.
+            Issuance.state.in_(("issued", "held", "revoked")),
         )
     )
     return set(found)

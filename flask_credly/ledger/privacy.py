@@ -35,7 +35,7 @@ SENT_TO_CREDLY = (
 
 _LOG = t.cast(sa.Table, LogEntry.__table__)
 
-_MADE = (*STATES["issued"], *STATES["held"])
+_MADE = (*STATES["issued"], *STATES["held"], *STATES["revoked"])
 
 
 @dataclasses.dataclass(frozen=True)

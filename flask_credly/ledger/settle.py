@@ -23,6 +23,9 @@ from .decide import Rule
 from .transaction import in_transaction
 from .transitions import owns
 
+if t.TYPE_CHECKING:
+    from ..credly import Badge
+
 _ATTEMPTS = t.cast(sa.Table, Attempt.__table__)
 
 
@@ -32,6 +35,7 @@ class Settlement:
 
     :param row: The row as it was when the request went out.
     :param was_uncertain: Whether the badge was maybe issued before this request.
+    :param badge: The badge, as Credly shows it.
     :param wait: Seconds until the row is due again, where it waits.
     :param detail: The error, worded for the admin.
     :param said: The same in Credly's words, if those are others.
@@ -43,7 +47,7 @@ class Settlement:
     rule: Rule
     was_uncertain: bool
     wait: float = 0
-    badge_id: str | None = None
+    badge: Badge | None = None
     detail: str | None = None
     said: str | None = None
     status: int | None = None
@@ -109,7 +113,7 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
 
     for each in settlements:
         values = _values(each, now, last_look)
-        rows.setdefault((each.badge_id is None, *values.items()), []).append(each)
+        rows.setdefault((each.badge is None, *values.items()), []).append(each)
 
         if each.phase == "issue":
             said = (each.answer, each.status, each.said or each.detail)
@@ -117,7 +121,7 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
             attempts.setdefault(key, []).append(each)
 
     for (_, *items), alike in rows.items():
-        _save_rows(connection, alike, dict(items))
+        _save_rows(connection, alike, dict(items), now)
 
     for (tenant, lease, answer, status, detail), alike in attempts.items():
         # Also those that Remove has ended meanwhile.
@@ -148,16 +152,19 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
 
 
 def _save_rows(
-    connection: sa.Connection, alike: list[Settlement], values: dict[str, object]
+    connection: sa.Connection,
+    alike: list[Settlement],
+    values: dict[str, object],
+    now: dt.datetime,
 ) -> None:
-    """Save the same for several rows, but for the badge's id."""
+    """Save the same for several rows, but for the badge."""
     rows = [
         {
             "row_id": each.row.id,
             "held_tenant": each.row.tenant,
             "held_lease": each.row.lease,
         }
-        | ({"badge_id": each.badge_id} if each.badge_id else {})
+        | (transitions.said(each.badge, now) if each.badge else {})
         for each in alike
     ]
 
@@ -175,6 +182,10 @@ def _values(
         values = transitions.waits(due_at, row.action)
     else:
         values = transitions.settled(t.cast(t.Any, rule.then), now)
+
+        # It was issued, and is found as what it became since.
+        if each.badge and each.badge.state == "revoked":
+            values["state"] = "revoked"
 
     # What a badge was called failed for stays.
     if row.action == "issue" or rule.then in ("issued", "held"):

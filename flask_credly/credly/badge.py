@@ -1,0 +1,131 @@
+"""What Credly says of a badge: in the answer to a request for one, in a list, or asked
+for by its id. It is read here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import re
+import typing as t
+import urllib.parse
+
+from . import answers
+
+STATES = ("pending", "accepted", "rejected", "revoked")
+"""All states of a badge: one that was rejected or revoked since was issued, too."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Badge:
+    """A badge as Credly shows it. ``None``: it does not say.
+
+    :param state: "pending", "accepted", "rejected" or "revoked".
+    :param earner_id: The ``issuer_earner_id``. ``None``: it was given by hand, or by a
+        system that sends none.
+    :param issued_at: As Credly writes it.
+    :param state_at: When the state became what it is. Credly does not say so of a badge
+        that is pending.
+    :param accept_url: Where the earner accepts it: on a host of Credly's, by https.
+    :param page_url: Its page, likewise.
+    :param replaced_by: The badge that was issued in its place.
+    """
+
+    id: str
+    state: str = "pending"
+    earner_id: str | None = None
+    email: str | None = None
+    issued_at: str | None = None
+    template_id: str | None = None
+    state_at: dt.datetime | None = None
+    accept_url: str | None = None
+    page_url: str | None = None
+    expires_at: dt.datetime | None = None
+    public: bool | None = None
+    replaced_by: str | None = None
+
+
+def read(row: t.Any, own_host: str | None = None) -> Badge | None:
+    """Read a badge. ``None`` if it is none, or of a state that is not known.
+
+    :param own_host: The API's host, where that is not Credly's: what stands in its
+        place, such as a simulator.
+    """
+    if (
+        not isinstance(row, dict)
+        or not answers.is_uuid(row.get("id"))
+        or row.get("state") not in STATES
+    ):
+        return None
+
+    public = row.get("public")
+    return Badge(
+        id=row["id"].lower(),
+        state=row["state"],
+        earner_id=_text(row.get("issuer_earner_id")),
+        email=_text(row.get("recipient_email")),
+        issued_at=_text(row.get("issued_at")) or _text(row.get("issued_at_date")),
+        template_id=_id(row.get("badge_template")),
+        state_at=read_time(row.get("state_updated_at")),
+        accept_url=read_link(row.get("accept_badge_url"), own_host),
+        page_url=read_link(row.get("badge_url"), own_host),
+        expires_at=read_time(row.get("expires_at")),
+        public=public if isinstance(public, bool) else None,
+        replaced_by=_id({"id": row.get("replacement_badge_id")}),
+    )
+
+
+def own_host(api_url: str) -> str | None:
+    """Get the API's host, if that is not one of Credly's."""
+    host = urllib.parse.urlsplit(api_url).hostname
+    return None if host is None or _is_credlys(host) else host
+
+
+def _is_credlys(host: str) -> bool:
+    return host == "credly.com" or host.endswith(".credly.com")
+
+
+def read_link(value: t.Any, own_host: str | None = None) -> str | None:
+    """Get a link, if it leads to Credly: whoever answers in its place may not send a
+    member anywhere else.
+    """
+    # Not what one reader takes for the end of the host, and another does not.
+    if not isinstance(value, str) or not re.fullmatch(
+        r"https://[A-Za-z0-9.-]+(?::\d{1,5})?(?:[/?#][!-\[\]-~]*)?", value
+    ):
+        return None
+
+    try:
+        host = urllib.parse.urlsplit(value).hostname or ""
+    except ValueError:
+        return None
+
+    is_ours = _is_credlys(host) or (own_host is not None and host == own_host)
+    return value if is_ours and len(value) <= 500 else None
+
+
+def read_time(value: t.Any) -> dt.datetime | None:
+    """Read a time as Credly writes it: aware, in UTC."""
+    if not isinstance(value, str):
+        return None
+
+    # Credly's own sample has a blank before the offset.
+    text = re.sub(r" +(UTC$|(?=[+-]\d))", "", value.strip()[:50])
+
+    try:
+        at = dt.datetime.fromisoformat(text)
+        at = at.replace(tzinfo=dt.UTC) if at.tzinfo is None else at.astimezone(dt.UTC)
+    except (ValueError, OverflowError):
+        return None
+
+    # Of no use, and not every database takes it.
+    return at if 1970 <= at.year < 9000 else None
+
+
+def _text(value: t.Any) -> str | None:
+    return value if isinstance(value, str) and value.strip() else None
+
+
+def _id(row: t.Any) -> str | None:
+    found = row.get("id") if isinstance(row, dict) else None
+    return found.lower() if answers.is_uuid(found) else None
