@@ -16,11 +16,11 @@ from .measure import benchmark
 from .measure import in_turn
 from .measure import milliseconds
 from .measure import Options
-from .measure import Sample
 from .processes import call
 from .processes import start_redis
 from .report import compare
 from .report import Result
+from .report import Sample
 
 ROUNDS = 300
 MAPPINGS = 5_000

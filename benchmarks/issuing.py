@@ -25,7 +25,6 @@ from .host import make_host
 from .measure import benchmark
 from .measure import in_turn
 from .measure import Options
-from .measure import Sample
 from .processes import call
 from .processes import Fake
 from .processes import OURS
@@ -34,6 +33,7 @@ from .processes import wait_for
 from .processes import Workers
 from .report import compare
 from .report import Result
+from .report import Sample
 
 IN_FLIGHT = 8
 

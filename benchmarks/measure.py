@@ -8,39 +8,19 @@ import dataclasses
 import functools
 import pathlib
 import random
-import statistics
 import time
 import typing as t
 
 from tests.storm import servers
 
 from .report import Result
+from .report import Sample
 
 Way = cabc.Callable[[], float]
 
 
 class Skip(Exception):
     """What is needed is not on this machine."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """Several figures of the same thing."""
-
-    values: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.values)
-
-    @property
-    def spread(self) -> float | None:
-        """The middle half of the figures, as a share of their median."""
-        if len(self.values) < 2 or not self.median:
-            return None
-
-        low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
-        return (high - low) / self.median
 
 
 def in_turn(rounds: int, **ways: Way) -> dict[str, Sample]:

@@ -8,17 +8,35 @@ import importlib.metadata
 import os
 import platform
 import re
+import statistics
 import textwrap
 import typing as t
-
-if t.TYPE_CHECKING:
-    from .measure import Sample
 
 LEGEND = """\
 ours, peer   medians of figures that were taken in turn
 ratio        ours by peer: above 1 is more of the unit
 goal         of the ratio where it ends in x, else of ours
 spread       the middle half of ours, as a share of its median"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Several figures of the same thing."""
+
+    values: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.values)
+
+    @property
+    def spread(self) -> float | None:
+        """The middle half of the figures, as a share of their median."""
+        if len(self.values) < 2 or not self.median:
+            return None
+
+        low, _, high = statistics.quantiles(self.values, n=4, method="inclusive")
+        return (high - low) / self.median
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,10 +7,10 @@ import collections.abc as cabc
 from .fresh import HEAVY
 from .measure import benchmark
 from .measure import Options
-from .measure import Sample
 from .processes import call
 from .report import compare
 from .report import Result
+from .report import Sample
 
 
 @benchmark("start", "import and init_app in a web process")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import typing as t
 import venv
 import zipfile
 
@@ -22,17 +23,58 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "flask_credly"
 
 ROOMS = (
-    ("catalog", "errors", "interruption", "secret", "signals", "assets", "words"),
-    ("settings", "models", "keys"),
-    ("credly",),
-    ("ledger",),
-    ("issuing",),
-    ("connection",),
-    ("jobs", "admin", "doctor", "cli"),
-    ("extension",),
-    ("__init__",),
+    *("errors", "interruption", "secret", "assets", "signals", "i18n", "catalog"),
+    *("settings", "models", "keys", "state"),
+    *("credly", "ledger", "issuing", "completions", "accounts"),
+    *("admin", "jobs", "doctor", "cli"),
+    *("extension", "__init__"),
 )
 """From the bottom up: a room knows its own and those before it."""
+
+PARTS = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
+        ".__init__"
+    ): path
+    for folder in (PACKAGE, ROOT / "benchmarks", ROOT / "example_app")
+    for path in folder.rglob("*.py")
+}
+"""The modules, by name."""
+
+
+class Import(t.NamedTuple):
+    """A module that another one imports.
+
+    :param inside: The function that it is imported in. Empty: none.
+    """
+
+    module: str
+    inside: str
+
+
+def imports_of(name: str) -> list[Import]:
+    """Read what a module imports: ours by the whole name."""
+    path = PARTS[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    found: list[Import] = []
+
+    def visit(node: ast.AST, inside: str) -> None:
+        for each in ast.iter_child_nodes(node):
+            if isinstance(each, ast.Import):
+                found.extend(Import(alias.name, inside) for alias in each.names)
+            elif isinstance(each, ast.ImportFrom):
+                parts = package.split(".")
+                base = parts[: len(parts) - each.level + 1] if each.level else []
+                start = ".".join([*base, *([each.module] if each.module else [])])
+
+                for alias in each.names:
+                    whole = f"{start}.{alias.name}"
+                    found.append(Import(whole if whole in PARTS else start, inside))
+
+            is_function = isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))
+            visit(each, each.name if is_function and not inside else inside)
+
+    visit(ast.parse(path.read_text()), "")
+    return found
 
 
 def room_of(path: pathlib.Path) -> str:
@@ -42,23 +84,15 @@ def room_of(path: pathlib.Path) -> str:
 
 def imported_rooms(path: pathlib.Path) -> set[str]:
     """The rooms that a module imports from, in functions too."""
-    package = ["flask_credly", *path.relative_to(PACKAGE).parent.parts]
-    found: set[str] = set()
-
-    for node in ast.walk(ast.parse(path.read_text())):
-        if not isinstance(node, ast.ImportFrom) or not node.level:
-            continue
-
-        base = package[: len(package) - node.level + 1]
-        base += (node.module or "").split(".") if node.module else []
-        names = [alias.name for alias in node.names]
-        found |= {base[1]} if len(base) > 1 else set(names)
-
-    return found
+    name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    found = [
+        each.module.split(".") for each in imports_of(name.removesuffix(".__init__"))
+    ]
+    return {parts[1] for parts in found if parts[0] == "flask_credly" and parts[1:]}
 
 
 def test_modules_know_only_those_below_them() -> None:
-    rank = {room: number for number, rooms in enumerate(ROOMS) for room in rooms}
+    rank = {room: number for number, room in enumerate(ROOMS)}
     wrong = [
         f"{path.relative_to(ROOT)} imports {other}"
         for path in PACKAGE.rglob("*.py")
@@ -68,6 +102,176 @@ def test_modules_know_only_those_below_them() -> None:
     ]
 
     assert wrong == []
+
+
+def circles(edges: dict[str, set[str]]) -> list[list[str]]:
+    """Find the modules that are reached from themselves, each circle once."""
+    reached: dict[str, set[str]] = {}
+
+    for start in edges:
+        seen: set[str] = set()
+        ahead = [start]
+
+        while ahead:
+            new = edges.get(ahead.pop(), set()) - seen
+            seen |= new
+            ahead += new
+
+        reached[start] = seen
+
+    found = {
+        frozenset(other for other in seen if start in reached.get(other, ()))
+        for start, seen in reached.items()
+        if start in seen
+    }
+    return sorted(map(sorted, found))
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [["b", "c"]]
+
+    edges = {
+        name: {each.module for each in imports_of(name)} & set(PARTS) - {name}
+        for name in PARTS
+    }
+
+    assert circles(edges) == []
+
+
+LATE = {
+    # Heavy, and of no use to most processes of a host's.
+    "authlib": "for a new token only",
+    "cryptography": "for what is sealed only",
+    "redis": "a web process of a host without one, and any until it notifies",
+    "requests": "the simulator without a server",
+    "responses": "the simulator without a server",
+    "rq": "as redis",
+    "sqlalchemy.dialects": "the one that is in use",
+    "flask_credly.credly": "requests and what it needs: a page of ours seldom asks",
+    # What one command of many is about.
+    "flask_credly.doctor": "a command",
+    "flask_credly.issuing.sweep": "a command",
+    "flask_credly.issuing.worker": "a command",
+    "flask_credly.ledger.retention": "a command",
+}
+"""What is imported in a function, and why: nothing else is."""
+
+
+def test_what_is_imported_in_a_function_has_its_reason() -> None:
+    late = {
+        (name, each.module)
+        for name in PARTS
+        if name.startswith("flask_credly")
+        for each in imports_of(name)
+        if each.inside
+    }
+    wrong = [
+        f"{name} imports {module}"
+        for name, module in sorted(late)
+        if not any(f"{module}.".startswith(f"{known}.") for known in LATE)
+    ]
+
+    assert wrong == []
+
+
+WRITING = {"update", "insert", "delete"}
+
+
+def writes_to(tree: ast.AST, model: str, *tables: str) -> list[int]:
+    """Find the lines that make a statement which changes a model's rows.
+
+    :param tables: Names of its table that other modules give it.
+    """
+    names = {model, *tables}
+
+    def is_meant(node: ast.AST) -> bool:
+        """Whether it is the model, its table, or one of them by another name."""
+        match node:
+            case ast.Name():
+                return node.id in names
+            case ast.Attribute(attr="__table__"):
+                return is_meant(node.value)
+            case ast.Attribute():
+                return node.attr in {model, *tables}
+            case ast.Call(func=ast.Name(id="cast" | "aliased" | "inspect")):
+                return any(map(is_meant, node.args))
+            case ast.Call(func=ast.Attribute(attr="cast" | "aliased" | "alias")):
+                return any(map(is_meant, [node.func.value, *node.args]))
+
+        return False
+
+    known = 0
+
+    while known < len(names):
+        known = len(names)
+
+        for node in ast.walk(tree):
+            match node:
+                case ast.Assign(targets=targets, value=value) if is_meant(value):
+                    names |= {each.id for each in targets if isinstance(each, ast.Name)}
+                case ast.AnnAssign(target=ast.Name(id=name), value=value):
+                    names |= {name} if value and is_meant(value) else set()
+                case ast.ImportFrom(names=aliases):
+                    names |= {
+                        each.asname
+                        for each in aliases
+                        if each.asname and each.name in {model, *tables}
+                    }
+
+    found: list[int] = []
+
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(value=value, attr=attr), args=args):
+                if attr in WRITING and any(map(is_meant, [value, *args])):
+                    found.append(node.lineno)
+            case ast.Call(func=ast.Name(id=name), args=args):
+                if name in WRITING and any(map(is_meant, args)):
+                    found.append(node.lineno)
+
+    return found
+
+
+def writers(model: str, *tables: str) -> set[str]:
+    """Find the modules that change a model's rows."""
+    return {
+        str(path.relative_to(PACKAGE))
+        for path in PACKAGE.rglob("*.py")
+        if writes_to(ast.parse(path.read_text()), model, *tables)
+    }
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sa.update(Issuance)",
+        "delete(models.Issuance)",
+        "ROWS.insert()",
+        "_ROWS = t.cast(sa.Table, Issuance.__table__)\nsqlite.insert(_ROWS)",
+        "table = Issuance.__table__\nmine = table\nmine.delete()",
+        "from .transitions import ROWS as theirs\nsa.update(theirs)",
+        "session.delete(Issuance)",
+        "sa.update(orm.aliased(Issuance))",
+    ],
+)
+def test_a_writer_is_found(code: str) -> None:
+    assert writes_to(ast.parse(code), "Issuance", "ROWS")
+
+
+def test_only_the_transitions_write_an_issuance() -> None:
+    # The doctor tries whether it can be written, and takes that back.
+    assert writers("Issuance", "ROWS") == {"ledger/transitions.py", "doctor.py"}
+
+
+def test_an_account_is_written_by_its_room_its_gates_and_its_token() -> None:
+    others = {
+        name
+        for name in writers("Account")
+        if not name.startswith("accounts/")
+        and name not in ("ledger/gates.py", "issuing/token.py")
+    }
+
+    assert others == set()
 
 
 def test_the_simulator_knows_nothing_of_the_extension() -> None:

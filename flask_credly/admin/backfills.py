@@ -20,10 +20,10 @@ from .answer import page
 from .answer import say
 from .answer import wants_fragment
 from .community import here
+from .courses import list_courses
+from .courses import name_anew
 from .guard import actor
 from .mappings import gone
-from .mappings import list_courses
-from .mappings import name_anew
 from .query import number
 from .reading import read
 from .window import in_the_way

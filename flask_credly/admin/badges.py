@@ -27,17 +27,17 @@ from .answer import page
 from .answer import say
 from .answer import wants_fragment
 from .community import here
+from .courses import KIND_NAMES
+from .courses import list_courses
 from .export import csv_file
 from .export import note
 from .guard import actor
-from .mappings import KIND_NAMES
-from .mappings import list_courses
-from .mappings import MANY
 from .query import number
 from .query import read_key
 from .query import searched
 from .query import write_key
 from .reading import read
+from .rows import MANY
 
 STATUSES: dict[str, str] = {
     "waiting": gettext_noop("Waiting"),

@@ -41,6 +41,7 @@ from . import index
 from . import log
 from . import mappings
 from . import remove
+from . import test_badge
 from . import window
 from .answer import is_ours
 from .answer import respond
@@ -106,8 +107,8 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/mappings/<int:mapping_id>", mappings.change),
     ("GET", "/credly/mappings/<int:mapping_id>/row", mappings.row),
     ("POST", "/credly/mappings/<int:mapping_id>/remove", mappings.remove_mapping),
-    ("GET", "/credly/mappings/<int:mapping_id>/test", mappings.ask_test),
-    ("POST", "/credly/mappings/<int:mapping_id>/test", mappings.send_test),
+    ("GET", "/credly/mappings/<int:mapping_id>/test", test_badge.ask_test),
+    ("POST", "/credly/mappings/<int:mapping_id>/test", test_badge.send_test),
     ("GET", "/credly/badges", badges.badges),
     ("GET", "/credly/badges.csv", badges.export_badges),
     ("GET", "/credly/badges/<int:issuance_id>", badges.show_badge),
@@ -380,7 +381,7 @@ def _expired(error: CSRFError) -> ResponseReturnValue:
         return mappings.change_expired(**(request.view_args or {}))
 
     if request.endpoint == "credly.send_test":
-        return mappings.test_expired(**(request.view_args or {}))
+        return test_badge.test_expired(**(request.view_args or {}))
 
     if request.endpoint == "credly.retry":
         return badges.retry_expired()

@@ -25,7 +25,6 @@ from ..ledger import gates
 from ..ledger import log
 from ..ledger import overview
 from ..models import Account
-from . import mappings
 from .answer import EXPIRED
 from .answer import fragment
 from .answer import go_to
@@ -33,11 +32,14 @@ from .answer import page
 from .answer import say
 from .answer import wants_fragment
 from .community import here
+from .courses import name_anew
 from .forms import ConnectForm
 from .guard import actor
 from .index import AT_MOST
 from .log import fold
 from .reading import read
+from .rows import EditRow
+from .rows import section
 
 REFUSED = gettext_noop(
     "Unable to connect to Credly. Please check your Organization ID and OAuth"
@@ -64,13 +66,11 @@ NO_KEY = gettext_noop(
 def show() -> ResponseReturnValue:
     """Show the window."""
     wanted = request.args.get("mapping", "")
-    rows = (
-        [mappings.EditRow.of(wanted)] if wanted == "new" or wanted.isdecimal() else []
-    )
+    rows = [EditRow.of(wanted)] if wanted == "new" or wanted.isdecimal() else []
     return show_with(rows)
 
 
-def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
+def show_with(rows: list[EditRow], status: int = 200) -> Response:
     """Show the window with some mapping rows open."""
     connected = read(accounts.get)
 
@@ -79,8 +79,8 @@ def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
 
     latest = read(log.page, size=10)
     under_way = read(backfills.under_way)
-    section = mappings.section(rows)
-    mappings.name_anew([each.run for each in under_way], section["courses"])
+    listed = section(rows)
+    name_anew([each.run for each in under_way], listed["courses"])
     return page(
         "credly/window.html",
         status,
@@ -89,7 +89,7 @@ def show_with(rows: list[mappings.EditRow], status: int = 200) -> Response:
         backfills=under_way,
         healed=read(backfills.healed, since=dt.datetime.now(dt.UTC) - heal.LOOK_BACK),
         **in_the_way(connected),
-        **section,
+        **listed,
     )
 
 

@@ -20,7 +20,7 @@ from sqlalchemy import event
 from sqlalchemy import orm
 
 from ..ledger.transaction import number_of
-from ..models import Issuance
+from ..ledger.transitions import ANY_WRITE
 
 logger = logging.getLogger("flask_credly")
 
@@ -336,14 +336,11 @@ def _bind_of(
     try:
         # Where it will write to, should another engine lead there too, or a connection
         # that it was bound to.
-        bind = session.get_bind(clause=_PROBE)
+        bind = session.get_bind(clause=ANY_WRITE)
     except sa.exc.UnboundExecutionError:
         return engine
 
     return bind if _same_database(bind.engine, engine) else engine
-
-
-_PROBE = sa.insert(t.cast(sa.Table, Issuance.__table__))
 
 
 def _same_database(one: sa.Engine, other: sa.Engine) -> bool:

@@ -29,6 +29,9 @@ if t.TYPE_CHECKING:
 
 ROWS = t.cast(sa.Table, Issuance.__table__)
 
+ANY_WRITE = sa.insert(ROWS)
+"""Stands for any of them where it is asked which database it would go to."""
+
 Condition = sa.ColumnElement[bool]
 
 # Conditions.

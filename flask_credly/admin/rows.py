@@ -1,0 +1,256 @@
+"""The section of the mappings: those of one page, and the rows that stand open."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import heapq
+import operator
+import re
+import secrets
+import typing as t
+
+from flask import request
+
+from .. import accounts
+from ..catalog import clean
+from ..catalog import Course
+from ..models import Mapping
+from ..models import RemovedMapping
+from .courses import key_of
+from .courses import KIND_NAMES
+from .courses import list_courses
+from .courses import name_anew
+from .forms import MappingForm
+from .query import read_key
+from .query import read_number
+from .reading import read
+
+MANY = 200
+"""So many choices are searched, and not shown all at once."""
+
+SHOWN = 50
+"""So many of what was found are shown."""
+
+A_PAGE = 20
+"""So many mappings stand on a page."""
+
+_BY_TITLE = operator.attrgetter("title")
+
+
+@dataclasses.dataclass(frozen=True)
+class EditRow:
+    """A row that is being added or changed.
+
+    :param key: Makes the ids of several open rows different.
+    :param mapping_id: The mapping that is changed. ``None``: a new one.
+    :param course: The chosen course: see :func:`.write_key`.
+    :param course_text: What was searched for.
+    :param focus: Which of the two lists gets the focus.
+    """
+
+    key: str
+    mapping_id: int | None = None
+    course: str = ""
+    template: str = ""
+    errors: tuple[str, ...] = ()
+    course_text: str = ""
+    template_text: str = ""
+    focus: str = ""
+
+    @classmethod
+    def of(cls, wanted: str) -> EditRow:
+        """Open a new row, or the one of a mapping's id."""
+        if not wanted.isdecimal():
+            return cls(secrets.token_hex(4))
+
+        mapping = read(accounts.get_mapping, int(wanted[:9]))
+        return cls.changing(mapping) if mapping else cls(secrets.token_hex(4))
+
+    @classmethod
+    def changing(cls, mapping: Mapping) -> EditRow:
+        """Open the row of a mapping."""
+        return cls(
+            key=str(mapping.id),
+            mapping_id=mapping.id,
+            course=key_of(mapping),
+            template=mapping.template_id,
+        )
+
+    @classmethod
+    def sent(
+        cls,
+        form: MappingForm,
+        mapping_id: int | None,
+        *,
+        errors: cabc.Sequence[str] = (),
+    ) -> EditRow:
+        """Open the row again as it was sent."""
+        key = form.key.data or ""
+        return cls(
+            key=key if re.fullmatch("[0-9a-f]{1,16}", key) else secrets.token_hex(4),
+            mapping_id=mapping_id,
+            course=form.course.data or "",
+            template=form.template.data or "",
+            errors=tuple(errors),
+            course_text=form.course_text.data or "",
+            template_text=form.template_text.data or "",
+            focus=searched(form),
+        )
+
+
+@dataclasses.dataclass
+class Choices:
+    """What one of the two lists of a row offers.
+
+    :param shown: Some of what was found, and what is chosen.
+    :param found: How many were found.
+    :param searched: Whether there are so many that they can be searched.
+    :param twins: The names that more than one badge template has.
+    :param lost: The name of what the mapping has and the list does not offer any more.
+    """
+
+    shown: list[t.Any]
+    found: int
+    searched: bool
+    twins: cabc.Set[str] = frozenset()
+    lost: str = ""
+
+
+def section(rows: list[EditRow]) -> dict[str, t.Any]:
+    """Gather what the section shows.
+
+    :param rows: The rows that stand open.
+    """
+    mapped = read(accounts.mapped_courses)
+    courses = list_courses()
+    number = _page()
+    start = (number - 1) * A_PAGE
+    mappings = read(accounts.list_mappings, start=start, limit=A_PAGE)
+    name_anew(mappings, courses)
+
+    if not mapped and not rows:
+        rows = [EditRow(secrets.token_hex(4))]
+
+    return {
+        "courses": courses,
+        "deleted": find_deleted(mappings, courses),
+        "kind_names": KIND_NAMES,
+        "templates": read(accounts.count_templates),
+        "mappings": mappings,
+        "twins": read(accounts.find_twins, [each.template for each in mappings]),
+        "mapped": len(mapped),
+        "mapping_page": number,
+        "kept": kept(),
+        "mapping_pages": -(-len(mapped) // A_PAGE),
+        "changing": {row.mapping_id: row for row in rows if row.mapping_id},
+        "new_rows": [row for row in rows if row.mapping_id is None],
+        **find_choices(rows, courses, mapped),
+        "undo": find_removed(request.args.get("undo"), mapped),
+    }
+
+
+def find_removed(
+    id_: str | None, mapped: cabc.Collection[tuple[str, str]] = ()
+) -> RemovedMapping | None:
+    """Find what an undo brings back, if its course is not mapped again."""
+    if (number := read_number(id_ or "")) is None:
+        return None
+
+    found = read(accounts.get_removed, number)
+    return found if found and (found.kind, found.course_id) not in mapped else None
+
+
+def _page() -> int:
+    wanted = request.args.get("page", "")
+    return max(1, int(wanted)) if wanted.isdecimal() and len(wanted) < 7 else 1
+
+
+def kept() -> dict[str, t.Any]:
+    """Keep the page in an address."""
+    return {"page": number} if (number := _page()) > 1 else {}
+
+
+def find_choices(
+    rows: list[EditRow], courses: list[Course] | None, mapped: set[tuple[str, str]]
+) -> dict[str, dict[str, Choices]]:
+    """Gather what the lists of open rows offer."""
+    of_courses = {row.key: _course_choices(row, courses, mapped) for row in rows}
+    of_templates = {row.key: _template_choices(row) for row in rows}
+
+    for row in rows:
+        if row.mapping_id is None:
+            continue
+
+        mapping = read(accounts.get_mapping, row.mapping_id)
+
+        if mapping and find_deleted([mapping], courses):
+            of_courses[row.key].lost = mapping.course_title
+
+        if mapping and not mapping.template.active:
+            of_templates[row.key].lost = mapping.template.name
+
+    return {"course_choices": of_courses, "template_choices": of_templates}
+
+
+def _course_choices(
+    row: EditRow, courses: list[Course] | None, mapped: set[tuple[str, str]]
+) -> Choices:
+    # A host may have ten thousand.
+    wanted = read_key(row.course)
+    taken = mapped - {wanted}
+    free = [each for each in courses or [] if (each.kind, each.id) not in taken]
+
+    if len(free) <= MANY:
+        return Choices(sorted(free, key=_BY_TITLE), len(free), searched=False)
+
+    text = row.course_text.casefold()
+    hits = [each for each in free if text in each.title.casefold()] if text else free
+    shown = heapq.nsmallest(SHOWN, hits, key=_BY_TITLE)
+
+    if row.course:
+        found = (each for each in free if (each.kind, each.id) == wanted)
+        shown = [*(each for each in found if each not in shown), *shown]
+
+    return Choices(shown, len(hits), searched=True)
+
+
+def find_deleted(mappings: list[Mapping], courses: list[Course] | None) -> set[int]:
+    """Find the mappings whose course the host has no longer."""
+    if courses is None:
+        return set()
+
+    shown = {(each.kind, each.course_id): each.id for each in mappings}
+
+    for course in courses:
+        if not shown:
+            break
+
+        shown.pop((course.kind, course.id), None)
+
+    return set(shown.values())
+
+
+def _template_choices(row: EditRow) -> Choices:
+    number = read(accounts.count_templates)
+
+    if number <= MANY:
+        every = read(accounts.list_templates)
+        twins = read(accounts.find_twins, every)
+        return Choices(every, number, searched=False, twins=twins)
+
+    text = row.template_text
+    shown = read(accounts.list_templates, text=text, limit=SHOWN)
+    chosen = read(accounts.get_template, row.template) if row.template else None
+
+    if chosen and chosen.active and chosen.id not in {each.id for each in shown}:
+        shown = [chosen, *shown]
+
+    found = read(accounts.count_templates, text)
+    twins = read(accounts.find_twins, shown)
+    return Choices(shown, found, searched=True, twins=twins)
+
+
+def searched(form: MappingForm) -> str:
+    """Say which list is searched: by its button, or while somebody types."""
+    return form.search.data or clean(request.args.get("search"), 20)

@@ -1,0 +1,77 @@
+"""A badge that counts for no member: the admin's own try."""
+
+from __future__ import annotations
+
+from flask import Response
+from flask.typing import ResponseReturnValue
+
+from .. import accounts
+from ..i18n import gettext
+from ..issuing import notifier
+from ..ledger import gates
+from ..ledger import issuances
+from .answer import EXPIRED
+from .answer import go_to
+from .answer import page
+from .answer import say
+from .community import here
+from .courses import list_courses
+from .courses import name_anew
+from .forms import TestForm
+from .guard import actor
+from .mappings import gone
+from .reading import read
+
+
+def ask_test(mapping_id: int) -> ResponseReturnValue:
+    """Ask who shall get a test badge."""
+    return _test_page(mapping_id, TestForm())
+
+
+def send_test(mapping_id: int) -> ResponseReturnValue:
+    """Issue a badge of a mapping that counts for no member."""
+    form = TestForm.sent()
+
+    if not form.validate():
+        return _test_page(mapping_id, form, 422)
+
+    state = here()
+    added = issuances.add_test(
+        state.engine,
+        state.tenant,
+        mapping_id,
+        email=form.email.data,
+        first_name=form.first_name.data,
+        last_name=form.last_name.data,
+        by=actor(),
+    )
+
+    if added is None:
+        return gone()
+
+    notifier.notify(state)
+    gate = gates.read(state.engine, state.tenant)
+
+    if gate is not None and gate.is_open:
+        say(gettext("The test badge is on its way. Its status stands below."))
+    else:
+        say(gettext("Issuing is paused. The test badge waits until it goes on."))
+
+    return go_to("credly.badges", id=added)
+
+
+def test_expired(mapping_id: int) -> ResponseReturnValue:
+    """Show the form again with a fresh token and what was typed."""
+    return _test_page(mapping_id, TestForm.sent(), 422, gettext(EXPIRED))
+
+
+def _test_page(
+    mapping_id: int, form: TestForm, status: int = 200, problem: str | None = None
+) -> Response:
+    mapping = read(accounts.get_mapping, mapping_id)
+
+    if mapping is None:
+        return gone()
+
+    name_anew([mapping], list_courses())
+    return page("credly/test.html", status, mapping=mapping, form=form, problem=problem)
