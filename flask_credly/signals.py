@@ -4,8 +4,10 @@ The sender is the application. What comes with each, as keywords:
 
 :data:`course_completed`
     ``member`` (a :class:`.Member`), ``course_id``; as options ``kind``,
-    ``completed_at`` (an aware time) and ``session``. The only error that rises out of
-    ``send()`` is one by which the database has ended the host's transaction.
+    ``completed_at`` (an aware time), ``session``, and ``tenant``, the community, which
+    is required outside of a request where the host has ``@credly.tenant``. The only
+    error that rises out of ``send()`` is one by which the database has ended the host's
+    transaction.
 
 :data:`badge_issued`
     ``member_id``, ``course_id``, ``kind``, ``template_id``, ``badge_id``, Credly's id
@@ -25,6 +27,8 @@ The sender is the application. What comes with each, as keywords:
 :data:`issuance_paused`
     ``until``: an aware time, or ``None`` where an admin has to reconnect;
     ``reason``: "rate limit", "unavailable" or "expired".
+
+Where the host has ``@credly.tenant``, each of these also brings ``tenant``.
 
 They are sent after the ledger was saved, by the process that saved it: a worker's, but
 that an expired connection may also be found by one that loads the badge templates or

@@ -347,6 +347,9 @@ def tables_missing(on: Connected, patch: pytest.MonkeyPatch) -> None:
 @provokes
 def templates_not_loaded(on: Connected, patch: pytest.MonkeyPatch) -> None:
     on.credly.fail("templates", status=503)
+    session = on.host.db.session
+    session.execute(sa.update(Account).values(templates_synced_at=None))
+    session.commit()
     jobs.sync()
 
 
@@ -537,8 +540,11 @@ def test_status_has_what_is_documented(host: Host) -> None:
     assert list(json.loads(found.output)) == list(table("Is it healthy?"))
 
 
-def test_the_probe_finds_what_is_documented(farm: Farm, tmp_path: pathlib.Path) -> None:
-    (probe,) = re.findall(r"```sh\n(.*?)```", PAGE, re.S)
+@pytest.mark.parametrize("language", ["sh", "bash"], ids=["one", "several"])
+def test_the_probe_finds_what_is_documented(
+    farm: Farm, tmp_path: pathlib.Path, language: str
+) -> None:
+    (probe,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.S)
     programs = pathlib.Path(sys.executable).parent
     environment = {
         **farm.environment,
