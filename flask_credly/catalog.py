@@ -348,3 +348,17 @@ def read_id(value: t.Any, name: str) -> str:
         raise ValueError(f"{name} must be a string of 1 to 191 characters.")
 
     return value
+
+
+def read_tenant(value: t.Any) -> str:
+    """Check the name of a community.
+
+    :raises ValueError: If it cannot be one.
+    """
+    tenant = read_id(value, "tenant")
+
+    # MariaDB and MySQL would take it for the one without the blank.
+    if tenant.endswith(" "):
+        raise ValueError("tenant must not end in a blank.")
+
+    return tenant

@@ -16,6 +16,7 @@ from .admin import make_blueprint
 from .admin.forms import FIELD_NAMES
 from .catalog import DEFAULT_TENANT
 from .catalog import read_id
+from .catalog import read_tenant
 from .cli import make_group
 from .completions import host_transaction
 from .completions.receiver import listen
@@ -221,8 +222,8 @@ class Credly:
         :raises ValueError: If it cannot be a member's id.
         """
         state, member_id = get_state(), read_id(member_id, "member_id")
-        tenant = read_id(tenant, "tenant")
-        state.check_ids(member_id=member_id, tenant=tenant)
+        tenant = read_tenant(tenant)
+        state.check_ids(member_id=member_id)
         session = state.session()
 
         if joined := host_transaction.to_join(session, state.engine):
@@ -241,8 +242,8 @@ class Credly:
         :raises ValueError: If it cannot be a member's id.
         """
         state, member_id = get_state(), read_id(member_id, "member_id")
-        tenant = read_id(tenant, "tenant")
-        state.check_ids(member_id=member_id, tenant=tenant)
+        tenant = read_tenant(tenant)
+        state.check_ids(member_id=member_id)
         return privacy.export(state.engine, tenant, member_id)
 
     def forget_tenant(self, tenant: str) -> bool:
@@ -254,7 +255,7 @@ class Credly:
         :return: Whether it was connected.
         :raises ValueError: If it cannot be a name.
         """
-        state = get_state().of(read_id(tenant, "tenant"))
+        state = get_state().of(read_tenant(tenant))
         return accounts.remove(state, by=COMMAND_LINE)
 
 

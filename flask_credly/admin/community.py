@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 
 from flask import g
+from flask import has_request_context
+from flask import request
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import NotFound
 
 from ..catalog import DEFAULT_TENANT
-from ..catalog import read_id
+from ..catalog import read_tenant
 from ..ledger.transaction import end_hosts_transaction
 from ..state import Community
 from ..state import get_state
@@ -24,11 +26,15 @@ def here() -> Community:
 
     :raises werkzeug.exceptions.NotFound: The host names none.
     """
-    if _KEY not in g:
-        setattr(g, _KEY, get_state().of(_ask()))
+    # A context of the host's may be around several requests.
+    this = request._get_current_object() if has_request_context() else None  # type: ignore[attr-defined]
+    known: tuple[object, Community] | None = g.get(_KEY)
 
-    community: Community = g.get(_KEY)
-    return community
+    if this is None or known is None or known[0] is not this:
+        known = (this, get_state().of(_ask()))
+        setattr(g, _KEY, known)
+
+    return known[1]
 
 
 def _ask() -> str:
@@ -37,9 +43,13 @@ def _ask() -> str:
     if state.name_tenant is None:
         return DEFAULT_TENANT
 
+    # The hook is for requests: what it goes by is not there elsewhere.
+    if not has_request_context():
+        raise NotFound
+
     try:
         tenant = state.name_tenant()
-        found = None if tenant is None else read_id(tenant, "The tenant")
+        found = None if tenant is None else read_tenant(tenant)
     except HTTPException:
         raise
     except Exception:

@@ -66,7 +66,10 @@ def _check(name: str, hook: t.Callable[[], object]) -> bool | Response | HTTPExc
 
 def is_admin() -> bool:
     """Whether the current visitor is let in."""
-    return check_admin() is True
+    try:
+        return check_admin() is True
+    except HTTPException:
+        return False  # there is no community here
 
 
 def is_foreign() -> bool:

@@ -12,9 +12,11 @@ from flask import has_app_context
 from sqlalchemy import orm
 
 from .. import interruption
+from ..catalog import DEFAULT_TENANT
 from ..catalog import id_of_member
 from ..catalog import show
 from ..issuing import unrecorded
+from ..state import AppState
 from ..state import Community
 from . import host_transaction
 from .reading import tenant_of
@@ -60,8 +62,14 @@ def note_lost(
 
 def _tenant_or_empty(app: Flask, given: dict[str, t.Any]) -> str:
     """Get whose completion it is. Empty: that is not known."""
+    state: AppState = app.extensions["credly"]
+
+    # There is but one, that has to know.
+    if not state.has_tenants:
+        return DEFAULT_TENANT
+
     try:
-        return tenant_of(app.extensions["credly"], given.get("tenant"))
+        return tenant_of(state, given.get("tenant"))
     except Exception as e:
         # What is wrong with it may be why the completion was not recorded.
         logger.debug("The community is not known (%s).", type(e).__name__)

@@ -13,7 +13,7 @@ from flask import has_request_context
 from ..catalog import Completion
 from ..catalog import DEFAULT_TENANT
 from ..catalog import read_completion
-from ..catalog import read_id
+from ..catalog import read_tenant
 from ..state import AppState
 
 logger = logging.getLogger("flask_credly")
@@ -65,7 +65,7 @@ def tenant_of(state: AppState, given: t.Any) -> str:
             " it is not known."
         )
 
-    return read_id(given, "tenant")
+    return read_tenant(given)
 
 
 def read(state: AppState, given: dict[str, t.Any]) -> Completion:

@@ -7,11 +7,16 @@ holds nobody up. Whose turn is longest ago comes first.
 from __future__ import annotations
 
 import concurrent.futures as cf
+import functools
+import logging
+import math
 import threading
 import time
+import typing as t
 
 import sqlalchemy as sa
 
+from .. import interruption
 from ..ledger import gates
 from ..ledger import turns
 from ..ledger.turns import Waiting
@@ -21,6 +26,8 @@ from .lane import serve
 from .lane import Share
 from .stopping import stopping
 
+logger = logging.getLogger("flask_credly")
+
 BUDGET = 60.0
 """Seconds after which a drain takes no more rows and leaves them to the next."""
 
@@ -29,6 +36,9 @@ SHORT_PAUSE = 5.0
 
 LOOK_EVERY = 0.25
 """Seconds between two looks for accounts that have something due by now."""
+
+REST = 1.0
+"""Seconds for which an account is left alone of which nothing could be taken."""
 
 MOST_LANES = 8
 
@@ -47,14 +57,12 @@ class _Dispatcher:
         self._state = state
         self._until = until
         self._end = threading.Event()
-        self._crowded = threading.Event()
-        self._at_rest: set[str] = set()
-        most = state.settings.concurrency
-        self._lanes = _lanes(state, most)
+        self._rests: dict[str, float] = {}
+        self._error: Exception | None = None
+        self._lanes = _lanes(state)
         self._share = Share(
-            most=most,
-            crowded=self._crowded,
-            while_crowded=max(1, most // max(2, self._lanes)),
+            most=state.settings.concurrency,
+            lanes=max(2, self._lanes),
             over=self._is_over,
         )
 
@@ -62,6 +70,14 @@ class _Dispatcher:
         return time.monotonic() > self._until or stopping.is_set() or self._end.is_set()
 
     def run(self) -> bool:
+        is_left = self._run()
+
+        if self._error is not None:
+            raise self._error
+
+        return is_left
+
+    def _run(self) -> bool:
         while True:
             waiting = self._look()
             ready = [each for each in waiting if not each.opens_in]
@@ -83,18 +99,19 @@ class _Dispatcher:
                 return True
 
     def _look(self) -> list[Waiting]:
+        now = time.monotonic()
         return [
             each
             for each in turns.waiting(self._state.engine)
-            if each.tenant not in self._at_rest
+            if self._rests.get(each.tenant, 0) <= now
         ]
 
     def _serve(self, ready: list[Waiting]) -> None:
         """Serve accounts until none is ready any more."""
-        if self._lanes == 1:
+        if not self._lanes:
             # In this thread, one after the other.
-            self._tell(len(ready) > 1)
-            self._note(ready[0].tenant, self._serve_one(ready[0]))
+            self._share.accounts = len(ready)
+            self._note(ready[0].tenant, functools.partial(self._serve_one, ready[0]))
             return
 
         with cf.ThreadPoolExecutor(self._lanes) as pool:
@@ -106,10 +123,10 @@ class _Dispatcher:
         self._end.clear()
 
     def _serve_all(self, pool: cf.ThreadPoolExecutor, ready: list[Waiting]) -> None:
-        running: dict[cf.Future[Ended | None], str] = {}
+        running: dict[cf.Future[Ended], str] = {}
 
         while True:
-            self._tell(len(ready) + len(running) > 1)
+            self._share.accounts = len(ready) + len(running)
 
             for each in ready[: self._lanes - len(running)]:
                 running[pool.submit(self._serve_in_context, each)] = each.tenant
@@ -120,7 +137,7 @@ class _Dispatcher:
             done, _ = cf.wait(running, LOOK_EVERY, cf.FIRST_COMPLETED)
 
             for future in done:
-                self._note(running.pop(future), future.result())
+                self._note(running.pop(future), future.result)
 
             served = set(running.values())
             ready = (
@@ -133,49 +150,74 @@ class _Dispatcher:
                 ]
             )
 
-    def _tell(self, crowded: bool) -> None:
-        (self._crowded.set if crowded else self._crowded.clear)()
+    def _note(self, tenant: str, result: t.Callable[[], Ended]) -> None:
+        try:
+            ended = result()
+        except Exception as e:
+            # A time-out of the job, or what else is thrown in, ends all.
+            if interruption.find(e):
+                raise
 
-    def _note(self, tenant: str, ended: Ended | None) -> None:
-        if ended != "idle":
+            # The others are served all the same; then the job fails with it.
+            self._rests[tenant] = math.inf
+            self._error = self._error or e
+
+            if self._state.has_tenants:
+                logger.exception(
+                    "The badges of the community %r could not be issued.",
+                    tenant,
+                    extra={"credly_event": "drain_failed", "credly_tenant": tenant},
+                )
+
             return
 
-        # It has nothing due, or its gate was closed: if not for a short while only,
-        # this drain is done with it.
-        gate = gates.read(self._state.engine, tenant)
+        if ended == "keyless":
+            self._rests[tenant] = math.inf
+        elif ended == "nothing":
+            self._rests[tenant] = time.monotonic() + REST
 
-        if gate is None or gate.opens_in is None:
-            self._at_rest.add(tenant)
-
-    def _serve_in_context(self, waiting: Waiting) -> Ended | None:
+    def _serve_in_context(self, waiting: Waiting) -> Ended:
         with self._state.app.app_context():
             return self._serve_one(waiting)
 
-    def _serve_one(self, waiting: Waiting) -> Ended | None:
-        """Serve one account. ``None``: another worker does, or its gate is closed."""
+    def _serve_one(self, waiting: Waiting) -> Ended:
         engine = self._state.engine
         gate = gates.read(engine, waiting.tenant)
 
         if gate is None or not gate.is_open:
-            return None
+            return "nothing"
 
-        if self._crowded.is_set() and not gates.take_turn(
+        # If another worker has begun meanwhile, it has had its turn.
+        if self._share.is_crowded and not gates.take_turn(
             engine, gate, waiting.served_at
         ):
-            return None
+            return "turn"
 
         return serve(self._state.of(waiting.tenant), gate, self._share)
 
 
-def _lanes(state: AppState, concurrency: int) -> int:
-    """Say how many accounts to serve at a time."""
-    # With one connection for all threads, one would be in the midst of the other's
-    # transaction; or each has a database of its own in its memory.
-    pool = state.engine.pool
+def _lanes(state: AppState) -> int:
+    """Say how many accounts to serve at a time. 0: one, in this thread."""
+    if not state.has_tenants:
+        return 0
 
-    if not state.has_tenants or isinstance(
-        pool, (sa.StaticPool, sa.pool.SingletonThreadPool)
-    ):
+    concurrency = state.settings.concurrency
+    lanes = min(max(2, concurrency // 2), concurrency, MOST_LANES)
+    connections = _connections(state.engine.pool)
+    # One is for the thread that looks who is next.
+    return lanes if connections is None else min(lanes, connections - 1)
+
+
+def _connections(pool: sa.Pool) -> int | None:
+    """Say how many connections there may be at a time. ``None``: enough."""
+    # With one for all threads, one would be in the midst of the other's transaction;
+    # or each has a database of its own in its memory.
+    if isinstance(pool, (sa.StaticPool, sa.pool.SingletonThreadPool, sa.AssertionPool)):
         return 1
 
-    return min(max(2, concurrency // 2), concurrency, MOST_LANES)
+    overflow: int | None = getattr(pool, "_max_overflow", None)
+
+    if not isinstance(pool, sa.QueuePool) or overflow is None:
+        return None
+
+    return None if overflow < 0 or not pool.size() else pool.size() + overflow

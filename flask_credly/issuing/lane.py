@@ -65,9 +65,10 @@ drains: RQ's own says so with each of them only.
 ROWS_A_TURN = 10
 """Rows that one account gets at a time while others wait."""
 
-Ended = t.Literal["idle", "time", "turn"]
-"""How a lane ended. ``idle``: nothing is due, or the account's gate is closed.
-``time``: it was told to stop. ``turn``: others wait.
+Ended = t.Literal["idle", "nothing", "keyless", "time", "turn"]
+"""How a lane ended. ``idle``: nothing more is due, or the account's gate was closed.
+``nothing``: so it was from the first. ``keyless``: this process cannot decrypt the
+Client Secret. ``time``: it was told to stop. ``turn``: others wait.
 """
 
 
@@ -78,20 +79,31 @@ def lease_seconds(timeout: float) -> float:
     return SEND_WITHIN + 2 * timeout + verdict.DUPLICATES_WAIT
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Share:
     """What a lane may use.
 
     :param most: Requests in flight while it is alone.
-    :param crowded: Set while other accounts wait.
-    :param while_crowded: Requests in flight then.
+    :param lanes: How many accounts are served at a time, at most.
     :param over: Says whether time is up.
+    :param accounts: How many accounts have something due, those that are served among
+        them: as they were looked at last.
     """
 
     most: int
-    crowded: threading.Event
-    while_crowded: int
+    lanes: int
     over: t.Callable[[], bool]
+    accounts: int = 1
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether other accounts wait."""
+        return self.accounts > 1
+
+    @property
+    def while_crowded(self) -> int:
+        """Requests in flight then: at most half."""
+        return max(1, self.most // min(max(2, self.accounts), self.lanes))
 
 
 def serve(state: Community, gate: gates.Gate, share: Share) -> Ended:
@@ -135,6 +147,9 @@ class _Lane:
         )
         self._paused = gate.probing
         self._called = False
+        self._keyless = False
+        self._claimed = False
+        self._found_none = False
         self._gave_back = False
         self._issued = 0
         self._left: int | None = None
@@ -172,8 +187,13 @@ class _Lane:
                 if out_of_time:
                     return "time"
 
-                if self._stop.is_set():
-                    return "idle"
+                if self._keyless:
+                    return "keyless"
+
+                held = self._ready or self._to_look_up
+
+                if self._stop.is_set() or (self._found_none and not held):
+                    return "idle" if self._claimed else "nothing"
 
                 if not its_turn:
                     return "turn"
@@ -183,7 +203,7 @@ class _Lane:
                     continue
 
                 if self._throttle.next_at is None:
-                    return "idle"
+                    return "idle" if self._claimed else "nothing"
 
             done = self._answers()
             self._throttle.count(len(done))
@@ -194,14 +214,25 @@ class _Lane:
 
     def _has_turn(self) -> bool:
         """Whether it may begin more: while others wait, a few rows and no more."""
-        if not self._share.crowded.is_set():
+        if not self._share.is_crowded:
             self._left = None
             return True
 
         if self._left is None:
-            self._left = ROWS_A_TURN
+            self._left = max(0, ROWS_A_TURN - self._give_back())
 
         return self._left > 0 or bool(self._ready or self._to_look_up)
+
+    def _give_back(self) -> int:
+        """Keep what is for one turn of what is held. Get how much that is."""
+        spare: list[Row] = []
+
+        for held in (self._ready, self._to_look_up):
+            while held and len(self._ready) + len(self._to_look_up) > ROWS_A_TURN:
+                spare.append(held.pop())
+
+        claim.release(self._engine, spare)
+        return len(self._ready) + len(self._to_look_up)
 
     def _answers(self) -> list[cf.Future[Outcome]]:
         """Wait for an answer, and take all that are there. Not for ever: the process
@@ -230,7 +261,7 @@ class _Lane:
     def _fill(self, pool: cf.ThreadPoolExecutor) -> None:
         room = self._throttle.room(len(self._in_flight))
 
-        if self._share.crowded.is_set():
+        if self._share.is_crowded:
             room = min(room, self._share.while_crowded - len(self._in_flight))
 
         if room <= 0:
@@ -317,9 +348,12 @@ class _Lane:
             alone=alone,
         )
 
+        self._claimed = self._claimed or bool(rows)
+
         if self._left is not None:
             # What is not there uses up the turn as well.
             self._left = self._left - len(rows) if rows else 0
+            self._found_none = not rows
 
         if len(rows) == limit and not self._called:
             # There is work for another worker, which calls the next.
@@ -515,6 +549,7 @@ class _Lane:
         self._stop.set()
 
         if isinstance(error, SecretUnreadable):
+            self._keyless = True
             announce.keyless(self._state, generation, KEYLESS_FOR)
             return
 
