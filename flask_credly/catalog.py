@@ -172,11 +172,13 @@ def read_completion(
     kind: t.Any = "course",
     completed_at: t.Any = None,
     tenant: str = DEFAULT_TENANT,
+    raises: tuple[type[Exception], ...] = (),
     **unknown: t.Any,
 ) -> Completion:
     """Check what the host says of a completion. It is refused only where nothing can be
     made of it; what is a slip is put right, with one warning in each process.
 
+    :param raises: Errors of the member's own properties that are not a slip.
     :raises ValueError: An id or the kind cannot be used.
     """
     if unknown:
@@ -193,7 +195,7 @@ def read_completion(
         )
 
     # Two of the text would be one member.
-    if (given := id_of_member(member)) in (None, "None"):
+    if (given := id_of_member(member, raises)) in (None, "None"):
         raise ValueError(
             "member must be a flask_credly.Member, or have its fields, and its id is"
             " None. Is it of a row that has no id yet? Flush the session first."
@@ -214,9 +216,9 @@ def read_completion(
     return Completion(
         member=Member(
             id=member_id,
-            email=clean_email(_field(member, "email")),
-            first_name=clean(_field(member, "first_name"), 255),
-            last_name=clean(_field(member, "last_name"), 255),
+            email=clean_email(_field(member, "email", raises)),
+            first_name=clean(_field(member, "first_name", raises), 255),
+            last_name=clean(_field(member, "last_name", raises), 255),
         ),
         course_id=read_id(course_id, "course_id"),
         kind=t.cast(Kind, kind),
@@ -225,14 +227,16 @@ def read_completion(
     )
 
 
-def id_of_member(member: t.Any) -> object:
+def id_of_member(member: t.Any, raises: tuple[type[Exception], ...] = ()) -> object:
     """Get the id of a :class:`Member`, or of what has the same fields: an object, or a
     mapping. ``None`` where there is none.
+
+    :param raises: As for :func:`read_completion`.
     """
-    return _field(member, "id")
+    return _field(member, "id", raises)
 
 
-def _field(member: t.Any, name: str) -> object:
+def _field(member: t.Any, name: str, raises: tuple[type[Exception], ...]) -> object:
     try:
         if isinstance(member, cabc.Mapping):
             return member.get(name)
@@ -240,7 +244,7 @@ def _field(member: t.Any, name: str) -> object:
         return getattr(member, name, None)
     except Exception as e:
         # It may ask the host's database, and take long.
-        if interruption.find(e):
+        if isinstance(e, raises) or interruption.find(e):
             raise
 
         # Of a property of the host's. What it says may name the member.

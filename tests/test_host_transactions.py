@@ -193,6 +193,59 @@ def test_a_deadlock_takes_all_of_the_hosts_transaction_or_nothing(
     assert members(host).count("both") == 2
 
 
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_member_that_cannot_be_read_as_that_has_ended_the_transaction(
+    make: cabc.Callable[..., Host],
+) -> None:
+    """What is read may be a row of the host's that has expired."""
+    host = make()
+    engine, session, rows = host.state.engine, host.db.session, ("mine", "theirs")
+    session.add_all([order(host, name) for name in rows])
+    session.commit()
+    lock = "SELECT id FROM host_order WHERE id = '%s' FOR UPDATE"
+    locked = threading.Event()
+
+    def other() -> None:
+        with engine.begin() as connection:
+            # Who has written less is the one that is rolled back.
+            for number in range(20):
+                insert = f"INSERT INTO host_order (id) VALUES ('other {number}')"
+                connection.exec_driver_sql(insert)
+
+            connection.exec_driver_sql(lock % "theirs")
+            locked.set()
+            connection.exec_driver_sql(lock % "mine")
+
+    class Lazy:
+        id, first_name, last_name = "42", "Ada", "Example"
+
+        @property
+        def email(self) -> str:
+            locked.wait(5)
+            time.sleep(0.3)  # until the other waits for ours
+            session.execute(sa.text(lock % "theirs"))
+            return "ada@example.org"
+
+    session.add(order(host, "before"))
+    session.flush()
+    session.execute(sa.text(lock % "mine"))
+    thread = threading.Thread(target=other)
+    thread.start()
+
+    with pytest.raises(sa.exc.OperationalError, match="1213"):
+        course_completed.send(host.app, member=Lazy(), course_id="py-101")
+
+    thread.join()
+
+    with pytest.raises(sa.exc.SQLAlchemyError):
+        session.add(order(host, "after"))
+        session.commit()
+
+    session.rollback()
+    assert [name for name in orders(host) if not name.startswith("other")] == [*rows]
+    assert members(host) == []
+
+
 def send(host: Host, member_id: str, course_id: str, **given: t.Any) -> None:
     course_completed.send(
         host.app, member=a_member(member_id), course_id=course_id, **given

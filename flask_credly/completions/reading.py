@@ -68,15 +68,23 @@ def tenant_of(state: AppState, given: t.Any) -> str:
     return read_tenant(given)
 
 
-def read(state: AppState, given: dict[str, t.Any]) -> Completion:
+def read(
+    state: AppState,
+    given: dict[str, t.Any],
+    *,
+    raises: tuple[type[Exception], ...] = (),
+) -> Completion:
     """Check what was sent.
 
+    :param raises: Errors that rise where a field of the member's has them. Otherwise
+        it counts as missing.
     :raises TypeError: Something is missing, or there is too much.
     :raises ValueError: A value cannot be right.
     """
     return read_completion(
         **{name: value for name, value in given.items() if name not in _FOR_US},
         tenant=tenant_of(state, given.get("tenant")),
+        raises=raises,
     )
 
 

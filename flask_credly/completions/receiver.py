@@ -14,12 +14,14 @@ from .. import interruption
 from ..catalog import Completion
 from ..signals import course_completed
 from ..state import AppState
+from . import host_transaction
 from .lost import note_lost
 from .outcome import Outcome
 from .reading import app_of
 from .reading import read
 from .recording import record
 from .recording import Settled
+from .recording import TransactionEnded
 
 
 def listen() -> None:
@@ -53,20 +55,15 @@ def receive(sender: t.Any, **given: t.Any) -> None:
 
 
 def _record(app: Flask, given: dict[str, t.Any]) -> None:
-    state: AppState = app.extensions["credly"]
-    completion, session = read(state, given), given.get("session")
-
     if has_app_context() and current_app._get_current_object() is app:  # type: ignore[attr-defined]
-        _record_in_context(state, completion, session)
+        _record_in_context(app.extensions["credly"], given)
     else:
         with app.app_context():
-            _record_in_context(state, completion, session)
+            _record_in_context(app.extensions["credly"], given)
 
 
-def _record_in_context(
-    state: AppState, completion: Completion, session: t.Any | None
-) -> None:
-    state.check_ids(member_id=completion.member.id, course_id=completion.course_id)
+def _record_in_context(state: AppState, given: dict[str, t.Any]) -> None:
+    session = given.get("session")
     host = session if session is not None else state.session
     host = host() if isinstance(host, orm.scoped_session) else host
 
@@ -76,6 +73,8 @@ def _record_in_context(
             f" {type(host).__name__}."
         )
 
+    completion = _read(state, given, host)
+    state.check_ids(member_id=completion.member.id, course_id=completion.course_id)
     engine: sa.Engine | sa.Connection = state.engine
     record(
         engine.engine,
@@ -86,3 +85,21 @@ def _record_in_context(
         # is written is to go with it.
         join=session is not None or isinstance(engine, sa.Connection),
     )
+
+
+def _read(state: AppState, given: dict[str, t.Any], host: orm.Session) -> Completion:
+    """Check what was sent. To read it may ask the host's database, as where the member
+    is a row that has expired.
+
+    :raises TransactionEnded: That has ended the host's transaction.
+    """
+    try:
+        return read(state, given, raises=(sa.exc.DBAPIError,))
+    except sa.exc.DBAPIError as e:
+        joined = host_transaction.to_join(host, state.engine)
+
+        if joined is None or not host_transaction.was_ended(joined, e):
+            return read(state, given)
+
+        host_transaction.refuse_commit(host, joined.connection)
+        raise TransactionEnded from e
