@@ -230,6 +230,7 @@ class TestTransactions:
 
         with host.state.engine.begin() as other:
             other.execute(sa.text("DROP TABLE credly_attempt"))
+            other.execute(sa.text("DROP TABLE credly_to_check"))
             other.execute(sa.text("DROP TABLE credly_issuance"))
 
         enrolment.done = True
