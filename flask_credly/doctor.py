@@ -655,7 +655,7 @@ class Checks:
             return _skipped("Credly is not asked during a pause.")
 
         try:
-            answered_at = accounts.ask(self._state, gate)
+            answered_at = accounts.verify(self._state, gate)
         except accounts.NotVerified as e:
             return _error(
                 f"Credly refuses the credentials. {e.detail}",

@@ -18,7 +18,7 @@ if t.TYPE_CHECKING:
 
 logger = logging.getLogger("flask_credly")
 
-QueueSetting = t.Union[str, "rq.Queue", cabc.Callable[[Flask], "rq.Queue"]]
+QueueSetting = str | cabc.Callable[[Flask], "rq.Queue"]
 
 _HOSTS = {
     False: ("https://api.credly.com/v1", "https://www.credly.com/oauth/token"),
@@ -278,33 +278,16 @@ def _queue(value: t.Any) -> QueueSetting:
     if isinstance(value, str):
         ok = re.fullmatch(r"[A-Za-z0-9_.:-]+", value) is not None
     else:
-        ok = callable(value) or hasattr(value, "enqueue_call")
+        ok = callable(value)
 
     if not ok:
         raise _wrong(
             "CREDLY_QUEUE",
             value,
-            "a queue's name, an rq.Queue, or a function that takes the app and"
-            " returns one",
-        )
-
-    if hasattr(value, "enqueue_call") and not reads_json(value.serializer):
-        raise ValueError(
-            "CREDLY_QUEUE must be a queue that writes JSON, or who can write to Redis"
-            " could run code in whatever reads its jobs. Make it so:"
-            f' Queue("{value.name}", connection=…, serializer="json")'
+            "a queue's name, or a function that takes the app and returns an rq.Queue",
         )
 
     return t.cast(QueueSetting, value)
-
-
-def reads_json(serializer: t.Any) -> bool:
-    """Whether a serializer reads a job as RQ's own for JSON does. A subclass may write
-    it in its own way.
-    """
-    from rq.serializers import JSONSerializer
-
-    return getattr(serializer, "loads", None) is JSONSerializer.loads
 
 
 def _number(

@@ -10,6 +10,8 @@ import typing as t
 from unittest import mock
 
 import pytest
+import redis
+import rq
 import sqlalchemy as sa
 from conftest import connect
 from conftest import Connected
@@ -232,7 +234,7 @@ def test_two_apps_share_one_db_and_one_extension() -> None:
                 6379,
             ],
         ),
-        ("CREDLY_QUEUE", ["", "a queue", 7, None]),
+        ("CREDLY_QUEUE", ["", "a queue", 7, None, rq.Queue(connection=redis.Redis())]),
         ("CREDLY_RETRY_DELAY", ["60", -1, True, float("nan"), None]),
         ("CREDLY_TIMEOUT", [0, "10", 1000]),
         ("CREDLY_CONCURRENCY", [0, 65, 1.5, "4", True]),

@@ -196,7 +196,7 @@ class TestCatalogue:
             for path in (ROOT / "flask_credly/admin").rglob("*.py")
             for node in ast.walk(ast.parse(path.read_text()))
             if isinstance(node, ast.Call)
-            and ast.unparse(node.func) in ("say", "ValidationError")
+            and ast.unparse(node.func) in ("flash", "ValidationError")
             and isinstance(node.args[0], (ast.Constant, ast.JoinedStr))
         ]
 

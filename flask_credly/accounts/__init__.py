@@ -3,7 +3,6 @@
 Every function that changes something commits it.
 """
 
-from .connecting import ask as ask
 from .connecting import check as check
 from .connecting import connect as connect
 from .connecting import Connected as Connected
@@ -15,6 +14,7 @@ from .connecting import NotVerified as NotVerified
 from .connecting import OtherOrganization as OtherOrganization
 from .connecting import remove as remove
 from .connecting import TooOften as TooOften
+from .connecting import verify as verify
 from .mappings import add_mapping as add_mapping
 from .mappings import AlreadyMapped as AlreadyMapped
 from .mappings import change_mapping as change_mapping

@@ -191,7 +191,7 @@ def check(state: Community, *, by: str | None = None) -> None:
 
 def _check(state: Community, gate: gates.Gate) -> None:
     try:
-        ask(state, gate)
+        verify(state, gate)
     except NotVerified as e:
         _note_check(state.engine, gate)
 
@@ -204,7 +204,7 @@ def _check(state: Community, gate: gates.Gate) -> None:
     notifier.notify(state)
 
 
-def ask(state: Community, gate: gates.Gate) -> dt.datetime | None:
+def verify(state: Community, gate: gates.Gate) -> dt.datetime | None:
     """Ask Credly whether the stored credentials are good. Changes nothing but the
     cached token.
 

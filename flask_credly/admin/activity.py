@@ -12,12 +12,12 @@ from ..i18n import gettext
 from ..i18n import html_gettext
 from ..ledger import audit
 from ..models import AuditEntry
-from .answer import page
 from .community import here
 from .export import csv_file
 from .export import note
 from .query import number
 from .reading import read
+from .respond import page
 
 
 def activity() -> ResponseReturnValue:

@@ -14,11 +14,6 @@ from ..issuing import backfill
 from ..issuing import notifier
 from ..ledger import backfills
 from ..ledger.backfills import Progress
-from .answer import fragment
-from .answer import go_to
-from .answer import page
-from .answer import say
-from .answer import wants_fragment
 from .community import here
 from .courses import list_courses
 from .courses import name_anew
@@ -26,6 +21,11 @@ from .guard import actor
 from .mappings import gone
 from .query import number
 from .reading import read
+from .respond import flash
+from .respond import fragment
+from .respond import go_to
+from .respond import page
+from .respond import wants_fragment
 from .window import in_the_way
 
 logger = logging.getLogger("flask_credly")
@@ -36,7 +36,7 @@ SECONDS = 5.0
 """For how long the page counts: a host may have more completions than that."""
 
 
-def ask_backfill(mapping_id: int) -> ResponseReturnValue:
+def confirm_backfill(mapping_id: int) -> ResponseReturnValue:
     """Show what a backfill would do."""
     state = here()
     mapping = read(accounts.get_mapping, mapping_id)
@@ -111,7 +111,7 @@ def stop_backfill(run_id: int) -> ResponseReturnValue:
     if found is None:
         return gone(GONE)
 
-    say(gettext("Stopped after %(number)s.", number=found.to_issue))
+    flash(gettext("Stopped after %(number)s.", number=found.to_issue))
     return go_to("credly.show_backfill", run_id=run_id)
 
 

@@ -8,6 +8,7 @@ import typing as t
 import urllib.parse
 
 from flask import request
+from flask import Response
 from flask.typing import ResponseReturnValue
 
 from .. import accounts
@@ -20,12 +21,6 @@ from ..ledger import issuances
 from ..ledger import reasons
 from ..ledger.issuances import Filter
 from ..models import Issuance
-from .answer import EXPIRED
-from .answer import fragment
-from .answer import go_to
-from .answer import page
-from .answer import say
-from .answer import wants_fragment
 from .community import here
 from .courses import KIND_NAMES
 from .courses import list_courses
@@ -37,6 +32,13 @@ from .query import read_key
 from .query import searched
 from .query import write_key
 from .reading import read
+from .respond import EXPIRED
+from .respond import flash
+from .respond import fragment
+from .respond import go_to
+from .respond import page
+from .respond import wants_fragment
+from .respond import when_expired
 from .rows import MANY
 
 STATUSES: dict[str, str] = {
@@ -85,6 +87,13 @@ def show_badge(issuance_id: int) -> ResponseReturnValue:
     )
 
 
+def _retry_expired(issuance_id: int) -> Response:
+    # With its filters.
+    flash(gettext(EXPIRED), wrong=True)
+    return go_to("credly.badges", **_address())
+
+
+@when_expired(_retry_expired)
 def retry(issuance_id: int) -> ResponseReturnValue:
     """Try one once more that was not issued."""
     state = here()
@@ -110,17 +119,11 @@ def retry(issuance_id: int) -> ResponseReturnValue:
             **_names([row]),
         )
 
-    say(said, wrong=wrong)
+    flash(said, wrong=wrong)
     return go_to("credly.badges", **_address())
 
 
-def retry_expired() -> ResponseReturnValue:
-    """Show the page again, with its filters and a fresh token."""
-    say(gettext(EXPIRED), wrong=True)
-    return go_to("credly.badges", **_address())
-
-
-def ask_retry() -> ResponseReturnValue:
+def confirm_retry() -> ResponseReturnValue:
     """Ask whether all that failed shall be tried again."""
     if read(accounts.get) is None:
         return go_to("credly.show")
@@ -137,7 +140,7 @@ def retry_all() -> ResponseReturnValue:
     if tried:
         notifier.notify(state)
 
-    say(
+    flash(
         ngettext(
             "%(number)s badge is tried once more.",
             "%(number)s badges are tried once more.",

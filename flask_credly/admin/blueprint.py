@@ -43,14 +43,15 @@ from . import mappings
 from . import remove
 from . import test_badge
 from . import window
-from .answer import is_ours
-from .answer import respond
-from .answer import wants_fragment
 from .query import MAX_ID
 from .rendering import is_own_layout
 from .rendering import render
 from .rendering import render_page
 from .rendering import tags
+from .respond import is_ours
+from .respond import respond
+from .respond import show_expired
+from .respond import wants_fragment
 
 logger = logging.getLogger("flask_credly")
 
@@ -107,15 +108,15 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/mappings/<int:mapping_id>", mappings.change),
     ("GET", "/credly/mappings/<int:mapping_id>/row", mappings.row),
     ("POST", "/credly/mappings/<int:mapping_id>/remove", mappings.remove_mapping),
-    ("GET", "/credly/mappings/<int:mapping_id>/test", test_badge.ask_test),
+    ("GET", "/credly/mappings/<int:mapping_id>/test", test_badge.edit_test),
     ("POST", "/credly/mappings/<int:mapping_id>/test", test_badge.send_test),
     ("GET", "/credly/badges", badges.badges),
     ("GET", "/credly/badges.csv", badges.export_badges),
     ("GET", "/credly/badges/<int:issuance_id>", badges.show_badge),
     ("POST", "/credly/badges/<int:issuance_id>/retry", badges.retry),
-    ("GET", "/credly/badges/retry", badges.ask_retry),
+    ("GET", "/credly/badges/retry", badges.confirm_retry),
     ("POST", "/credly/badges/retry", badges.retry_all),
-    ("GET", "/credly/mappings/<int:mapping_id>/backfill", backfills.ask_backfill),
+    ("GET", "/credly/mappings/<int:mapping_id>/backfill", backfills.confirm_backfill),
     ("POST", "/credly/mappings/<int:mapping_id>/backfill", backfills.start_backfill),
     ("GET", "/credly/backfills/<int:run_id>", backfills.show_backfill),
     ("POST", "/credly/backfills/<int:run_id>/stop", backfills.stop_backfill),
@@ -123,7 +124,7 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("GET", "/credly/errors.csv", log.export_errors),
     ("GET", "/credly/activity", activity.activity),
     ("GET", "/credly/activity.csv", activity.export_activity),
-    ("GET", "/credly/remove", remove.ask),
+    ("GET", "/credly/remove", remove.confirm_remove),
     ("POST", "/credly/remove", remove.remove_integration),
 ]
 
@@ -135,7 +136,7 @@ ON_PURPOSE = {
     f"credly.{view.__name__}"
     for view in (
         activity.export_activity,
-        backfills.ask_backfill,
+        backfills.confirm_backfill,
         badges.export_badges,
         log.export_errors,
     )
@@ -371,19 +372,4 @@ def _expired(error: CSRFError) -> ResponseReturnValue:
     reason = f"The form of {request.endpoint} was refused: {error.description}"
     _log_refusal("form", reason)
 
-    if request.endpoint == "credly.connect":
-        return window.expired()
-
-    if request.endpoint == "credly.add":
-        return mappings.add_expired()
-
-    if request.endpoint == "credly.change":
-        return mappings.change_expired(**(request.view_args or {}))
-
-    if request.endpoint == "credly.send_test":
-        return test_badge.test_expired(**(request.view_args or {}))
-
-    if request.endpoint == "credly.retry":
-        return badges.retry_expired()
-
-    return window.button_expired()
+    return show_expired()

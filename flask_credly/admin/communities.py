@@ -9,7 +9,7 @@ from flask.typing import ResponseReturnValue
 from ..ledger import communities as ledger
 from ..ledger.transaction import in_session
 from ..state import get_state
-from .answer import page
+from .respond import page
 
 
 def communities() -> ResponseReturnValue:

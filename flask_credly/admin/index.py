@@ -17,10 +17,10 @@ from .. import accounts
 from ..ledger import audit
 from ..ledger import overview
 from ..ledger.transaction import beside_the_host
-from .answer import page
 from .community import here
 from .guard import is_admin
 from .rendering import render
+from .respond import page
 
 logger = logging.getLogger("flask_credly")
 

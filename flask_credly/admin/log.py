@@ -18,14 +18,14 @@ from ..ledger.paging import Session
 from ..ledger.transaction import in_session
 from ..models import Account
 from ..models import LogEntry
-from .answer import go_to
-from .answer import page
 from .community import here
 from .export import csv_file
 from .export import note
 from .query import number
 from .query import searched
 from .reading import read
+from .respond import go_to
+from .respond import page
 
 
 @dataclasses.dataclass

@@ -11,11 +11,6 @@ from .. import accounts
 from ..i18n import gettext
 from ..i18n import gettext_noop
 from ..models import Mapping
-from .answer import EXPIRED
-from .answer import fragment
-from .answer import go_to
-from .answer import say
-from .answer import wants_fragment
 from .community import here
 from .courses import key
 from .courses import key_of
@@ -25,6 +20,12 @@ from .courses import name_anew
 from .forms import MappingForm
 from .guard import actor
 from .reading import read
+from .respond import EXPIRED
+from .respond import flash
+from .respond import fragment
+from .respond import go_to
+from .respond import wants_fragment
+from .respond import when_expired
 from .rows import EditRow
 from .rows import find_choices
 from .rows import find_deleted
@@ -64,6 +65,11 @@ def row(mapping_id: int) -> ResponseReturnValue:
     return _text_row(mapping) if mapping else gone()
 
 
+def _edit_expired(mapping_id: int | None = None) -> Response:
+    return _again(MappingForm.sent(), mapping_id, [gettext(EXPIRED)])
+
+
+@when_expired(_edit_expired)
 def add() -> ResponseReturnValue:
     """Save a new mapping."""
     form = MappingForm.sent()
@@ -73,7 +79,7 @@ def add() -> ResponseReturnValue:
 
     # What comes back stands in the database, and not in the form.
     if (removed := find_removed(form.undo.data)) is None:
-        say(gettext(NO_UNDO), wrong=True)
+        flash(gettext(NO_UNDO), wrong=True)
         return _to_list()
 
     form.course.data = key_of(removed)
@@ -81,19 +87,10 @@ def add() -> ResponseReturnValue:
     return _save(form, None)
 
 
+@when_expired(_edit_expired)
 def change(mapping_id: int) -> ResponseReturnValue:
     """Save a changed mapping."""
     return _save(MappingForm.sent(), mapping_id)
-
-
-def add_expired() -> ResponseReturnValue:
-    """Show the row again with a fresh token."""
-    return _again(MappingForm.sent(), None, [gettext(EXPIRED)])
-
-
-def change_expired(mapping_id: int) -> ResponseReturnValue:
-    """Show the row again with a fresh token."""
-    return _again(MappingForm.sent(), mapping_id, [gettext(EXPIRED)])
 
 
 def remove_mapping(mapping_id: int) -> ResponseReturnValue:
@@ -110,7 +107,7 @@ def remove_mapping(mapping_id: int) -> ResponseReturnValue:
     )
 
     if not wants_fragment():
-        say(said)
+        flash(said)
         return _to_list(undo=str(removed.id))
 
     return fragment(
@@ -172,7 +169,7 @@ def _save(form: MappingForm, mapping_id: int | None) -> Response:
     if wants_fragment():
         return _text_row(mapping, said)
 
-    say(said)
+    flash(said)
     return _to_list()
 
 
@@ -222,5 +219,5 @@ def gone(what: str = GONE) -> Response:
     if read(accounts.get) is None:
         what = NOT_CONNECTED
 
-    say(gettext(what), wrong=True)
+    flash(gettext(what), wrong=True)
     return go_to("credly.show")

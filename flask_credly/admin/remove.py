@@ -7,16 +7,16 @@ from flask.typing import ResponseReturnValue
 from .. import accounts
 from ..i18n import gettext
 from ..ledger import overview
-from .answer import go_to
-from .answer import page
-from .answer import say
 from .community import here
 from .guard import actor
 from .index import AT_MOST
 from .reading import read
+from .respond import flash
+from .respond import go_to
+from .respond import page
 
 
-def ask() -> ResponseReturnValue:
+def confirm_remove() -> ResponseReturnValue:
     """Ask whether it is meant: the dialog as a page, where it cannot open."""
     if read(accounts.get) is None:
         return go_to("credly.index")
@@ -28,5 +28,5 @@ def ask() -> ResponseReturnValue:
 def remove_integration() -> ResponseReturnValue:
     """Remove it. A second time does no harm."""
     accounts.remove(here(), by=actor())
-    say(gettext("Credly was removed."))
+    flash(gettext("Credly was removed."))
     return go_to("credly.index")

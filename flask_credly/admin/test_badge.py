@@ -10,10 +10,6 @@ from ..i18n import gettext
 from ..issuing import notifier
 from ..ledger import gates
 from ..ledger import issuances
-from .answer import EXPIRED
-from .answer import go_to
-from .answer import page
-from .answer import say
 from .community import here
 from .courses import list_courses
 from .courses import name_anew
@@ -21,13 +17,23 @@ from .forms import TestForm
 from .guard import actor
 from .mappings import gone
 from .reading import read
+from .respond import EXPIRED
+from .respond import flash
+from .respond import go_to
+from .respond import page
+from .respond import when_expired
 
 
-def ask_test(mapping_id: int) -> ResponseReturnValue:
+def edit_test(mapping_id: int) -> ResponseReturnValue:
     """Ask who shall get a test badge."""
     return _test_page(mapping_id, TestForm())
 
 
+def _test_expired(mapping_id: int) -> Response:
+    return _test_page(mapping_id, TestForm.sent(), 422, gettext(EXPIRED))
+
+
+@when_expired(_test_expired)
 def send_test(mapping_id: int) -> ResponseReturnValue:
     """Issue a badge of a mapping that counts for no member."""
     form = TestForm.sent()
@@ -53,16 +59,11 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
     gate = gates.read(state.engine, state.tenant)
 
     if gate is not None and gate.is_open:
-        say(gettext("The test badge is on its way. Its status stands below."))
+        flash(gettext("The test badge is on its way. Its status stands below."))
     else:
-        say(gettext("Issuing is paused. The test badge waits until it goes on."))
+        flash(gettext("Issuing is paused. The test badge waits until it goes on."))
 
     return go_to("credly.badges", id=added)
-
-
-def test_expired(mapping_id: int) -> ResponseReturnValue:
-    """Show the form again with a fresh token and what was typed."""
-    return _test_page(mapping_id, TestForm.sent(), 422, gettext(EXPIRED))
 
 
 def _test_page(

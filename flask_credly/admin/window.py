@@ -25,12 +25,6 @@ from ..ledger import gates
 from ..ledger import log
 from ..ledger import overview
 from ..models import Account
-from .answer import EXPIRED
-from .answer import fragment
-from .answer import go_to
-from .answer import page
-from .answer import say
-from .answer import wants_fragment
 from .community import here
 from .courses import name_anew
 from .forms import ConnectForm
@@ -38,6 +32,13 @@ from .guard import actor
 from .index import AT_MOST
 from .log import fold
 from .reading import read
+from .respond import EXPIRED
+from .respond import flash
+from .respond import fragment
+from .respond import go_to
+from .respond import page
+from .respond import wants_fragment
+from .respond import when_expired
 from .rows import EditRow
 from .rows import section
 
@@ -125,6 +126,11 @@ def edit() -> ResponseReturnValue:
     return page("credly/connect.html", form=_prefilled(connected), connection=connected)
 
 
+def _connect_expired() -> Response:
+    return _again(ConnectForm.sent(), gettext(EXPIRED))
+
+
+@when_expired(_connect_expired)
 def connect() -> ResponseReturnValue:
     """Verify and save the credentials."""
     form = ConnectForm.sent()
@@ -168,18 +174,7 @@ def connect() -> ResponseReturnValue:
             found.templates,
         )
 
-    say(said)
-    return go_to("credly.show")
-
-
-def expired() -> ResponseReturnValue:
-    """Show the form again with a fresh token and what was typed."""
-    return _again(ConnectForm.sent(), gettext(EXPIRED))
-
-
-def button_expired() -> ResponseReturnValue:
-    """Show the page again, for a form that has nothing typed into it."""
-    say(gettext(EXPIRED), wrong=True)
+    flash(said)
     return go_to("credly.show")
 
 
@@ -188,18 +183,18 @@ def test() -> ResponseReturnValue:
     try:
         accounts.check(here(), by=actor())
     except SecretUnreadable:
-        say(gettext(UNREADABLE), wrong=True)
+        flash(gettext(UNREADABLE), wrong=True)
     except accounts.TooOften as e:
-        say(_too_often(e.wait), wrong=True)
+        flash(_too_often(e.wait), wrong=True)
     except accounts.NotVerified:
-        say(gettext(REFUSED), wrong=True)
+        flash(gettext(REFUSED), wrong=True)
     except accounts.CouldNotVerify:
         said = gettext("Credly could not be reached. Try again in a few minutes.")
-        say(said, wrong=True)
+        flash(said, wrong=True)
     except accounts.NotConnected:
-        say(gettext("Credly is not connected any more."), wrong=True)
+        flash(gettext("Credly is not connected any more."), wrong=True)
     else:
-        say(gettext("Connection works."))
+        flash(gettext("Connection works."))
 
     return go_to("credly.show")
 
@@ -208,7 +203,7 @@ def pause() -> ResponseReturnValue:
     """Stop issuing, until the admin lets it go on."""
     state = here()
     gates.switch(state.engine, state.tenant, on=False, by=actor())
-    say(gettext("Issuing is paused. Completions are kept, and their badges wait."))
+    flash(gettext("Issuing is paused. Completions are kept, and their badges wait."))
     return go_to("credly.show")
 
 
@@ -217,7 +212,7 @@ def resume() -> ResponseReturnValue:
     state = here()
     gates.switch(state.engine, state.tenant, on=True, by=actor())
     notifier.notify(state)
-    say(gettext("Issuing goes on."))
+    flash(gettext("Issuing goes on."))
     return go_to("credly.show")
 
 
@@ -227,7 +222,7 @@ def dismiss(number: int) -> ResponseReturnValue:
     :param number: How many the page showed. Later ones stay.
     """
     unrecorded.dismiss(here(), number, by=actor())
-    say(gettext("Dismissed."))
+    flash(gettext("Dismissed."))
     return go_to("credly.show")
 
 
@@ -236,9 +231,9 @@ def refresh_templates() -> ResponseReturnValue:
     try:
         number = accounts.sync_templates(here(), by=actor())
     except accounts.TooOften as e:
-        say(_too_often(e.wait), wrong=True)
+        flash(_too_often(e.wait), wrong=True)
     except CredlyError as e:
-        say(
+        flash(
             gettext(
                 "The list of badge templates could not be loaded. %(detail)s",
                 detail=e.detail,
@@ -246,7 +241,7 @@ def refresh_templates() -> ResponseReturnValue:
             wrong=True,
         )
     else:
-        say(gettext("Badge templates loaded: %(number)s.", number=str(number)))
+        flash(gettext("Badge templates loaded: %(number)s.", number=str(number)))
 
     return go_to("credly.show")
 

@@ -182,7 +182,7 @@ def _resolve(host: str, port: int, timeout: float) -> list[t.Any]:
     """
     answer: queue.SimpleQueue[t.Any] = queue.SimpleQueue()
 
-    def ask() -> None:
+    def resolve() -> None:
         family = urllib3.util.connection.allowed_gai_family()
 
         try:
@@ -190,7 +190,7 @@ def _resolve(host: str, port: int, timeout: float) -> list[t.Any]:
         except Exception as e:
             answer.put(e)
 
-    threading.Thread(target=ask, name="credly-resolver", daemon=True).start()
+    threading.Thread(target=resolve, name="credly-resolver", daemon=True).start()
 
     try:
         found = answer.get(timeout=max(timeout, 0.001))

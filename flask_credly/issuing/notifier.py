@@ -21,7 +21,6 @@ from flask import Flask
 from flask import has_app_context
 
 from .. import interruption
-from ..settings import reads_json
 from ..settings import Settings
 from ..state import AppState
 from ..state import WebQueue
@@ -211,12 +210,9 @@ def make_queue(
             serializer="json",
         )
 
-    if isinstance(settings.queue, rq.Queue):
-        queue = settings.queue
-    else:
-        # A thread has no context.
-        with contextlib.nullcontext() if has_app_context() else app.app_context():
-            queue = settings.queue(app)
+    # A thread has no context.
+    with contextlib.nullcontext() if has_app_context() else app.app_context():
+        queue = settings.queue(app)
 
     if not isinstance(queue, rq.Queue):
         raise WrongQueue(
@@ -225,7 +221,7 @@ def make_queue(
             "It takes the app and returns an rq.Queue.",
         )
 
-    if not reads_json(queue.serializer):
+    if not _reads_json(queue.serializer):
         raise WrongQueue(
             "The queue in CREDLY_QUEUE does not write JSON: who can write to Redis"
             " could run code in whatever reads its jobs.",
@@ -243,6 +239,15 @@ def make_queue(
         )
 
     return queue
+
+
+def _reads_json(serializer: t.Any) -> bool:
+    """Whether a serializer reads a job as RQ's own for JSON does. A subclass may write
+    it in its own way.
+    """
+    from rq.serializers import JSONSerializer
+
+    return getattr(serializer, "loads", None) is JSONSerializer.loads
 
 
 def _web_redis(settings: Settings) -> redis.Redis:
@@ -267,18 +272,18 @@ def is_silent(state: AppState) -> bool:
     return time.monotonic() < state.web_queue.silent_until
 
 
-def _try(state: AppState, ask: t.Callable[[rq.Queue], object]) -> bool:
+def _try(state: AppState, send: t.Callable[[rq.Queue], object]) -> bool:
     if is_silent(state):
         return False
 
-    if not use(state, lambda: ask(web_queue(state))):
+    if not use(state, lambda: send(web_queue(state))):
         state.web_queue.silent_until = time.monotonic() + SILENCE
         return False
 
     return True
 
 
-def use(state: AppState, ask: t.Callable[[], object], *, tell: bool = True) -> bool:
+def use(state: AppState, send: t.Callable[[], object], *, tell: bool = True) -> bool:
     """Use the queue in a web process. What is in the way stays in
     ``state.web_queue.trouble`` until it is over.
 
@@ -290,7 +295,7 @@ def use(state: AppState, ask: t.Callable[[], object], *, tell: bool = True) -> b
     web = state.web_queue
 
     try:
-        ask()
+        send()
     except Exception as e:
         # RQ and Celery end a job of the host's by an exception.
         if interruption.find(e):

@@ -84,23 +84,23 @@ def get_token(state: Community, generation: str, *, rejected: int = 0) -> Shared
         time.sleep(0.1)
 
 
-def with_token(state: Community, generation: str, ask: t.Callable[[Secret], T]) -> T:
-    """Ask the API with the token in force, and once more with the next one if that is
-    not accepted.
+def with_token(state: Community, generation: str, send: t.Callable[[Secret], T]) -> T:
+    """Send a request with the token in force, and once more with the next one if that
+    is not accepted.
 
     :raises Unauthorized: Neither is.
     :raises Unavailable: Something in Credly's place has refused them.
-    :raises CredlyError: See :func:`get_token`, and what is asked.
+    :raises CredlyError: See :func:`get_token`, and what is sent.
     """
     token = get_token(state, generation)
 
     try:
-        return ask(token.value)
+        return send(token.value)
     except Unauthorized:
         token = get_token(state, generation, rejected=token.version)
 
     try:
-        return ask(token.value)
+        return send(token.value)
     except Unauthorized as e:
         if e.foreign:
             raise Unavailable(e.detail, status=e.status, foreign=True) from None

@@ -49,13 +49,13 @@ def count(state: AppState) -> int | None:
     """
     found: list[str] = []
 
-    def ask() -> None:
+    def look() -> None:
         queue = notifier.web_queue(state)
         # One that is read only could be asked as well, and would take no job.
         trouble.try_out(queue)
         found.extend(listening(queue))
 
-    return len(found) if notifier.use(state, ask, tell=False) else None
+    return len(found) if notifier.use(state, look, tell=False) else None
 
 
 def signature(engine: sa.Engine) -> str | None:

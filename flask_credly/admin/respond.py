@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import typing as t
 
+from flask import request
 from flask import Response
 from flask import session
 from flask import url_for
+from flask.typing import ResponseReturnValue
 from flask_htmx import HTMX
 from werkzeug.utils import redirect
 
+from ..i18n import gettext
 from ..i18n import gettext_noop
 from .rendering import render
 from .rendering import render_page
@@ -30,7 +33,7 @@ def wants_fragment() -> bool:
     return bool(_htmx) and not _htmx.boosted and not _htmx.history_restore_request
 
 
-def say(message: str, *, wrong: bool = False) -> None:
+def flash(message: str, *, wrong: bool = False) -> None:
     """Keep a message for the next page.
 
     :param wrong: Whether it is of a failure.
@@ -82,3 +85,34 @@ def page(template: str, status: int = 200, **context: t.Any) -> Response:
 def fragment(template: str, status: int = 200, **context: t.Any) -> Response:
     """Render a part of a page."""
     return respond(render(template, **context), status)
+
+
+View = t.Callable[..., ResponseReturnValue]
+ViewT = t.TypeVar("ViewT", bound=View)
+
+_when_expired: dict[str | None, View] = {}
+
+
+def when_expired(show: View) -> t.Callable[[ViewT], ViewT]:
+    """Mark a view by what is shown where its form was open too long: what was typed,
+    with a fresh token. Another view has nothing typed into it.
+
+    :param show: Takes what the view takes.
+    """
+
+    def mark(view: ViewT) -> ViewT:
+        _when_expired[f"credly.{view.__name__}"] = show
+        return view
+
+    return mark
+
+
+def show_expired() -> ResponseReturnValue:
+    """Answer a form of this request that was open too long."""
+    show: View = _when_expired.get(request.endpoint, _start_again)
+    return show(**(request.view_args or {}))
+
+
+def _start_again(**_: t.Any) -> Response:
+    flash(gettext(EXPIRED), wrong=True)
+    return go_to("credly.show")
