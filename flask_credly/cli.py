@@ -124,10 +124,12 @@ def _community(tenant: str | None) -> Community:
 
         return state.of(DEFAULT_TENANT)
 
-    known = turns.tenants(state.engine)
+    # Those that were removed too: what is done to a member's badges is not to be done
+    # to those of another member.
+    known = turns.known(state.engine)
 
     if tenant is not None:
-        if tenant not in known and not turns.has_rows(state.engine, tenant):
+        if tenant not in known:
             raise click.UsageError(f"Nothing is stored of a community {tenant!r}.")
 
         return state.of(tenant)
@@ -185,7 +187,7 @@ def status(as_json: bool, everything: bool, tenant: str | None) -> None:
     state = get_state()
     known = turns.tenants(state.engine) if state.has_tenants else [DEFAULT_TENANT]
 
-    if everything or (tenant is None and len(known) > 1):
+    if everything or (tenant is None and len(known) != 1):
         names = [*known, *([""] if state.has_tenants else [])]
         found = {each: _status(state.of(each)) for each in names}
 
@@ -203,7 +205,7 @@ def status(as_json: bool, everything: bool, tenant: str | None) -> None:
 
         return
 
-    values = _status(_community(tenant or (known[0] if known else None)))
+    values = _status(_community(known[0] if tenant is None else tenant))
 
     if as_json:
         _say(json.dumps(values))
@@ -522,11 +524,22 @@ def rotate_keys(dry_run: bool, tenant: str | None) -> None:
     else:
         which = turns.tenants(state.engine) or [DEFAULT_TENANT]
 
+    errors: list[click.ClickException] = []
+
     for each in which:
         if len(which) > 1:
             _say(f"{each}:")
 
-        _rotate(state.of(each), dry_run=dry_run)
+        try:
+            _rotate(state.of(each), dry_run=dry_run)
+        except click.ClickException as e:
+            if len(which) > 1:
+                _say(e.message, err=True)
+
+            errors.append(e)
+
+    if errors:
+        raise errors[0]
 
 
 def _rotate(state: Community, *, dry_run: bool) -> None:

@@ -59,7 +59,8 @@ def _rotate(
         gates.lock(connection, tenant)
 
     columns = [getattr(Account, name) for name in _SEALED]
-    row = connection.execute(sa.select(Account.organization_id, *columns)).one_or_none()
+    query = sa.select(Account.organization_id, *columns)
+    row = connection.execute(query.where(Account.tenant == tenant)).one_or_none()
 
     if row is None:
         return Rotation((), (), ())

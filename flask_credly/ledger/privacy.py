@@ -98,7 +98,7 @@ def erase_in(
         return Erased(0, 0, 0, 0, 0, ())
 
     audit.note(connection, tenant, by, "erase member")
-    _rewrite(connection, rows)
+    _rewrite(connection, tenant, rows)
     _end_attempts(connection, tenant, [row.id for row in rows], now)
     return Erased(
         badges=len(rows),
@@ -134,9 +134,12 @@ def _tests_for(tenant: str, emails: list[str]) -> sa.ColumnElement[bool]:
     )
 
 
-def _rewrite(connection: sa.Connection, rows: cabc.Sequence[t.Any]) -> None:
+def _rewrite(
+    connection: sa.Connection, tenant: str, rows: cabc.Sequence[t.Any]
+) -> None:
     transitions.erase(
         connection,
+        tenant,
         [
             {
                 "row_id": row.id,

@@ -745,14 +745,14 @@ def take_away(connection: sa.Connection, now: dt.datetime, *these: Condition) ->
     )
 
 
-def erase(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
+def erase(connection: sa.Connection, tenant: str, rows: list[dict[str, t.Any]]) -> None:
     """Let rows name nobody any more.
 
     :param rows: ``row_id``, the ``member_id`` from now on, ``state`` and ``reason``.
     """
     connection.execute(
         sa.update(ROWS)
-        .where(ROWS.c.id == sa.bindparam("row_id"))
+        .where(ROWS.c.id == sa.bindparam("row_id"), ROWS.c.tenant == tenant)
         .values(**NOBODY, **NO_BADGE, action=None, error=None, options=None),
         rows,
     )

@@ -28,11 +28,11 @@ def tenants(engine: sa.Engine) -> list[str]:
         return list(connection.scalars(query))
 
 
-def has_rows(engine: sa.Engine, tenant: str) -> bool:
-    """Whether the ledger has anything of a community, connected or not."""
+def known(engine: sa.Engine) -> list[str]:
+    """Get the communities that are connected, and those whose badges are still here."""
     with connect(engine) as connection:
-        row = sa.select(Issuance.id).where(Issuance.tenant == tenant).limit(1)
-        return connection.scalar(row) is not None
+        connected = connection.scalars(sa.select(Account.tenant)).all()
+        return sorted({*connected, *connection.scalars(_with_rows())})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,11 @@ def waiting(engine: sa.Engine, *, live: bool = False) -> list[Waiting]:
         now = clock.now(connection)
         # Asked apart: MariaDB would look for the due rows of all accounts.
         open_ = set[str]().union(
-            *(connection.scalars(_with_open_rows(each)) for each in ACTIONS)
+            # None that is at rest is looked at.
+            *(
+                connection.scalars(_with_rows(Issuance.action == each))
+                for each in ACTIONS
+            )
         )
 
         if not open_:
@@ -129,13 +133,11 @@ def _first_due(action: Action, bulk: bool) -> sa.ScalarSelect[dt.datetime | None
     )
 
 
-def _with_open_rows(action: Action) -> sa.Select[str]:
-    """Find the tenants that have such rows, by one look into the index for each: none
-    that is at rest is looked at.
-    """
+def _with_rows(*where: sa.ColumnElement[bool]) -> sa.Select[str]:
+    """Find the tenants that have such rows, by one look into an index for each."""
 
     def next_after(tenant: sa.ColumnElement[str] | None) -> sa.ScalarSelect[str]:
-        query = sa.select(Issuance.tenant).where(Issuance.action == action)
+        query = sa.select(Issuance.tenant).where(*where)
 
         if tenant is not None:
             query = query.where(Issuance.tenant > tenant)
