@@ -13,6 +13,7 @@ from conftest import Connected
 from conftest import COURSES
 from conftest import every_database
 from conftest import Host
+from sqlalchemy import event
 from test_faults import open_again
 from test_pages import Browser
 from test_pages import browser as browser
@@ -24,11 +25,14 @@ from werkzeug.test import Client
 from flask_credly import accounts
 from flask_credly import badge_failed
 from flask_credly import badge_issued
+from flask_credly import Course
 from flask_credly import Member
+from flask_credly.admin.rows import MANY
 from flask_credly.ledger import issuances
 from flask_credly.ledger import log
 from flask_credly.ledger import overview
 from flask_credly.models import Issuance
+from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
 
 BADGES = "/integrations/credly/badges"
@@ -403,6 +407,36 @@ class TestTheLedgersPage:
         assert [row[1] for row in rows] == [
             f"m{number:04}" for number in reversed(range(1100))
         ]
+
+    def test_few_mappings_are_loaded_however_many_there_are(
+        self, browser: Browser, connected: Connected
+    ) -> None:
+        host, _, template_id = connected
+        host.complete("42")
+        row_id = host.row().id
+
+        for number in range(MANY + 5):
+            course = Course(id=f"other-{number}", title=f"Other {number}")
+            accounts.add_mapping(host.state, course, template_id)
+
+        host.db.session.remove()
+        loaded: list[object] = []
+
+        def note(target: object, _: object) -> None:
+            loaded.append(target)
+
+        event.listen(Mapping, "load", note)
+
+        try:
+            assert "Python 101" in browser.get(BADGES).text
+            assert len(loaded) <= MANY + 1
+
+            loaded.clear()
+            poll = browser.get(f"{BADGES}/{row_id}", headers=HX)
+            assert "Python 101" in poll.text
+            assert loaded == []
+        finally:
+            event.remove(Mapping, "load", note)
 
     def test_without_a_connection_there_is_none(self, browser: Browser) -> None:
         assert browser.get(BADGES).status_code == 303
