@@ -479,7 +479,7 @@ def test_no_answer_can_be_framed_or_kept(filled: Filled) -> None:
     host, credly, _ = filled
     client = host.app.test_client()
     allowed = [True]
-    object.__setattr__(host.state, "is_admin", lambda: allowed[0])
+    object.__setattr__(host.app.extensions["credly"], "is_admin", lambda: allowed[0])
     seen = set()
 
     for route in routes(host.app):
@@ -553,6 +553,7 @@ PAYLOADS = [
 ]
 
 INTERNAL = {
+    *("tenant", "action", "reason", "badge_state"),
     "answer",
     "client_secret",
     "generation",
@@ -690,7 +691,7 @@ def open_site(
     def name(text: str) -> None:
         named[0] = text
         settings = dataclasses.replace(host.state.settings, platform_name=text)
-        object.__setattr__(host.state, "settings", settings)
+        object.__setattr__(host.app.extensions["credly"], "settings", settings)
 
     return host, name
 
