@@ -575,9 +575,12 @@ def prune(dry_run: bool) -> None:
         _say(f"{each.what:48}{'kept' if each.rows is None else each.rows}")
 
     if rows := 0 if dry_run else sum(each.rows or 0 for each in done):
-        audit.note_alone(
-            state.engine, DEFAULT_TENANT, audit.COMMAND_LINE, "prune", str(rows)
-        )
+        # How many it was of all of them is no community's business.
+        of_each = turns.tenants(state.engine) if state.has_tenants else []
+        where = dict.fromkeys(of_each, "") or {DEFAULT_TENANT: str(rows)}
+
+        for tenant, target in where.items():
+            audit.note_alone(state.engine, tenant, audit.COMMAND_LINE, "prune", target)
 
 
 @click.argument("member_id", metavar="ID")

@@ -16,6 +16,7 @@ from flask import has_app_context
 from flask.cli import ScriptInfo
 
 from . import accounts
+from . import interruption
 from .errors import CredlyError
 from .issuing import notifier
 from .issuing import periodic
@@ -64,6 +65,7 @@ def sync() -> None:
     """
     with _app().app_context(), issuing_meanwhile(get_state()):
         state = get_state()
+        error: Exception | None = None
 
         for tenant in turns.to_sync(state.engine):
             if stopping.is_set():
@@ -77,6 +79,15 @@ def sync() -> None:
                     e,
                     extra={"credly_event": "templates_not_loaded"},
                 )
+            except Exception as e:
+                if interruption.find(e):
+                    raise
+
+                # Those of the others are loaded all the same.
+                error = error or e
+
+        if error is not None:
+            raise error
 
         workers.note_success(state, periodic.SYNC)
 

@@ -11,6 +11,7 @@ import typing as t
 
 import pytest
 import sqlalchemy as sa
+from conftest import every_database
 from conftest import MakeHost
 from cryptography.fernet import Fernet
 from tenants import make_site
@@ -249,6 +250,7 @@ def test_a_member_of_the_same_id_is_another_ones_member(lived: Lived) -> None:
     )
 
 
+@every_database
 def test_two_communities_of_one_organization_take_no_badge_of_each_other(
     make_host: MakeHost, credly: CredlySimulator
 ) -> None:
@@ -380,6 +382,19 @@ def test_one_unreadable_secret_keeps_no_other_on_the_old_key(
         site.complete("beta")
         site.host.drain()
         assert site.states("beta") == ["issued"]
+
+
+def test_pruning_tells_no_community_of_another(lived: Lived) -> None:
+    site = lived.site
+    site.visitor("acme").post("/credly/pause")
+    long_ago = dt.datetime(2001, 1, 1, tzinfo=dt.UTC)
+    site.host.db.session.execute(sa.update(AuditEntry).values(at=long_ago))
+    site.host.db.session.commit()
+    site.run("prune")
+    noted = site.host.db.session.execute(
+        sa.select(AuditEntry.tenant, AuditEntry.target).order_by(AuditEntry.tenant)
+    ).all()
+    assert noted == [("acme", ""), ("beta", "")]
 
 
 # The operator's page
