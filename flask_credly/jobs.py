@@ -25,6 +25,7 @@ from .issuing.backfill import run as run_backfills
 from .issuing.dispatcher import drain as drain_ledger
 from .issuing.heal import heal as heal_ledger
 from .issuing.meanwhile import issuing_meanwhile
+from .issuing.poll import poll as poll_credly
 from .issuing.stopping import stopping
 from .ledger import turns
 from .ledger.retention import prune as prune_ledger
@@ -90,6 +91,13 @@ def sync() -> None:
             raise error
 
         workers.note_success(state, periodic.SYNC)
+
+
+def poll() -> None:
+    """Ask Credly what became of the badges, for every community where that is due."""
+    with _app().app_context(), issuing_meanwhile(get_state()):
+        poll_credly(get_state())
+        workers.note_success(get_state(), periodic.POLL)
 
 
 def prune() -> None:

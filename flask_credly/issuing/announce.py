@@ -15,6 +15,7 @@ from .. import signals
 from ..errors import CredlyError
 from ..ledger import gates
 from ..ledger.claim import Row
+from ..ledger.polls import Became
 from ..state import Community
 
 if t.TYPE_CHECKING:
@@ -30,35 +31,14 @@ def issued(state: Community, row: Row, badge: Badge | None) -> None:
 
     # It may have been issued long ago, and be found only now.
     if badge and badge.state != "pending":
-        became(state, Became.of(row, badge))
-
-
-@dataclasses.dataclass(frozen=True)
-class Became:
-    """What has become of a badge.
-
-    :param at: Since when, by Credly's clock.
-    """
-
-    issuance_id: int
-    member_id: str
-    course_id: str
-    kind: str
-    template_id: str
-    badge_id: str
-    state: str
-    at: dt.datetime | None
-
-    @classmethod
-    def of(cls, row: Row, badge: Badge) -> t.Self:
-        """Get it of a badge that was found."""
-        return cls(
+        found = Became(
             issuance_id=row.id,
             **_names(row),
             badge_id=badge.id,
             state=badge.state,
             at=badge.state_at,
         )
+        became(state, found)
 
 
 def became(state: Community, found: Became) -> None:

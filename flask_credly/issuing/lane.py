@@ -23,12 +23,10 @@ import sqlalchemy as sa
 from ..credly import Client
 from ..credly import Deadline
 from ..errors import CredlyError
-from ..errors import InTrouble
-from ..errors import RateLimited
 from ..errors import SecretUnreadable
-from ..errors import Unavailable
 from ..ledger import claim
 from ..ledger import gates
+from ..ledger import polls
 from ..ledger import settle
 from ..ledger.claim import Row
 from ..ledger.decide import Answer
@@ -40,6 +38,7 @@ from . import announce
 from . import notifier
 from . import profile
 from . import verdict
+from .closing import close
 from .sender import answer_to
 from .sender import Outcome
 from .sender import Request
@@ -55,11 +54,6 @@ logger = logging.getLogger("flask_credly")
 SEND_WITHIN = 5.0
 """Seconds after which nothing goes out any more, counted from before the intent was
 written: the database may need its time for that, and the process may stand still.
-"""
-
-KEYLESS_FOR = 120.0
-"""Seconds for which a worker without the key is taken to be there after one of its
-drains: RQ's own says so with each of them only.
 """
 
 ROWS_A_TURN = 10
@@ -350,6 +344,12 @@ class _Lane:
 
         self._claimed = self._claimed or bool(rows)
 
+        if rows and self._gate.polls_late:
+            # Before anything is issued: what becomes of it is asked for, though this
+            # process may end now.
+            polls.soon(self._engine, self._gate)
+            self._gate = dataclasses.replace(self._gate, polls_late=False)
+
         if self._left is not None:
             # What is not there uses up the turn as well.
             self._left = self._left - len(rows) if rows else 0
@@ -545,34 +545,9 @@ class _Lane:
         return False
 
     def _close_gate(self, answer: Answer, error: CredlyError) -> None:
-        generation = self._gate.generation
         self._stop.set()
-
-        if isinstance(error, SecretUnreadable):
-            self._keyless = True
-            announce.keyless(self._state, generation, KEYLESS_FOR)
-            return
-
-        if answer == "unauthorized":
-            announce.expired(self._state, generation, error)
-            return
-
-        reason: gates.Reason
-
-        if isinstance(error, RateLimited):
-            reason, seconds = "rate limit", error.retry_after
-        else:
-            reason, seconds = "unavailable", 0.0
-
-        if isinstance(error, (InTrouble, Unavailable)):
-            seconds = error.retry_after
-
-        until = gates.pause(
-            self._engine, self._gate.tenant, generation, reason, seconds, error.detail
-        )
-
-        if until is not None:
-            announce.paused(self._state, until, reason, error)
+        self._keyless = self._keyless or isinstance(error, SecretUnreadable)
+        close(self._state, self._gate.generation, answer, error)
 
     def _learn(self, done: list[tuple[Request, Outcome]]) -> None:
         """Widen gently after a pause."""

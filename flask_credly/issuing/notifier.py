@@ -26,6 +26,7 @@ from ..state import AppState
 from ..state import WebQueue
 from .periodic import BACKFILL
 from .periodic import DRAIN
+from .periodic import POLL
 from .periodic import SYNC
 from .periodic import Work
 from .trouble import explain
@@ -184,6 +185,11 @@ def _is_new(queue: rq.Queue, work: Work, *, insist: bool) -> bool:
 def ask_for_backfill(state: AppState) -> bool:
     """Ask for the runs that are due to be recorded in the background."""
     return _try(state, lambda queue: enqueue(queue, BACKFILL, insist=True))
+
+
+def ask_for_poll(state: AppState) -> bool:
+    """Ask for what became of badges to be read in the background."""
+    return _try(state, lambda queue: enqueue(queue, POLL, insist=True))
 
 
 def acknowledge(state: AppState) -> None:

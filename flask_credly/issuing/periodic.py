@@ -8,6 +8,7 @@ import collections.abc as cabc
 import dataclasses
 
 from ..ledger import backfills
+from ..ledger import polls
 from ..ledger import turns
 from ..state import AppState
 
@@ -51,16 +52,21 @@ def _to_heal(state: AppState) -> list[str]:
     return turns.tenants(state.engine) if state.heals else []
 
 
+def _to_poll(state: AppState) -> list[str]:
+    return polls.due_for(state.engine)
+
+
 DAY = 86_400
 
 # A drain ends by itself long before its time is up.
 DRAIN = Work("rung", "flask_credly.jobs.drain", 60, 600, _to_issue)
 SYNC = Work("sync", "flask_credly.jobs.sync", 60, 600, _to_sync)
+POLL = Work("poll", "flask_credly.jobs.poll", 60, 600, _to_poll)
 # These go through all that the host or the ledger has.
 BACKFILL = Work("backfill", "flask_credly.jobs.backfill", 60, DAY // 4, _to_record)
 HEAL = Work("heal", "flask_credly.jobs.heal", DAY, DAY // 4, _to_heal)
 PRUNE = Work("prune", "flask_credly.jobs.prune", DAY, DAY // 4)
 
-WORK = (DRAIN, SYNC, BACKFILL, HEAL, PRUNE)
+WORK = (DRAIN, SYNC, POLL, BACKFILL, HEAL, PRUNE)
 
 FUNCTIONS = {work.function: work for work in WORK}

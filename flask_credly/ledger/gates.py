@@ -35,6 +35,9 @@ as long.
 LONGEST_PAUSE = 300.0
 """Seconds at most, but where Credly asks for more."""
 
+SOON = dt.timedelta(minutes=5)
+"""Within which it is asked what became of a badge that was issued."""
+
 SYNC_INTERVAL = dt.timedelta(days=1)
 """After which the badge templates are loaded once more."""
 
@@ -52,6 +55,7 @@ class Gate:
     :param careful: Credly has asked for a pause not long ago: keep few in flight, as
         all of them are refused at the next limit.
     :param opens_in: Seconds until a pause ends, where that alone is in the way.
+    :param polls_late: What becomes of a new badge would be asked for too late.
     :param restored: The ledger may lack badges that were issued.
     """
 
@@ -64,6 +68,7 @@ class Gate:
     careful: bool
     opens_in: float | None
     restored: bool
+    polls_late: bool = False
 
 
 def read(engine: sa.Engine, tenant: str) -> Gate | None:
@@ -78,6 +83,7 @@ def read(engine: sa.Engine, tenant: str) -> Gate | None:
                 Account.switched_off,
                 Account.paused_until,
                 Account.limited_at,
+                Account.poll_due_at,
                 Installation.key,
                 Installation.is_copy,
                 Installation.restored_at,
@@ -102,6 +108,7 @@ def read(engine: sa.Engine, tenant: str) -> Gate | None:
         careful=row.limited_at is not None and row.limited_at > now - CAREFUL,
         opens_in=(until - now).total_seconds() if paused and not off else None,
         restored=row.restored_at is not None,
+        polls_late=row.poll_due_at is None or row.poll_due_at > now + SOON,
     )
 
 

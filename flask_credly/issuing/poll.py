@@ -1,0 +1,291 @@
+"""Asks Credly what became of the badges: whether they were accepted, declined, revoked.
+
+What changed last comes first, so that a page or two say all that is new. It is
+matched with the ledger by the badge's id alone. Whatever dies in the midst is done
+again: a page counts as read once its badges are written down and the host was told.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import logging
+import time
+import typing as t
+
+from ..credly import Badge
+from ..credly import BadgePage
+from ..credly import Client
+from ..errors import CredlyError
+from ..errors import OutcomeUnknown
+from ..errors import Refused
+from ..ledger import gates
+from ..ledger import polls
+from ..ledger.polls import Poll
+from ..secret import Secret
+from ..state import AppState
+from ..state import Community
+from . import announce
+from .closing import close
+from .sender import answer_to
+from .sender import CLOSING
+from .stopping import stopping
+from .token import with_token
+
+logger = logging.getLogger("flask_credly")
+
+T = t.TypeVar("T")
+
+BUDGET = 240.0
+"""Seconds after which no further community is begun."""
+
+PAGES_A_TURN = 20
+"""Pages that are read for one community before others have their turn."""
+
+MAX_PAGES = 20_000
+"""Pages of 50 after which a list is taken for endless."""
+
+GIVE_WAY = dt.timedelta(seconds=10)
+"""For which a list waits while badges are issued: one page at a time."""
+
+AFTER_AN_ERROR = dt.timedelta(minutes=15)
+
+AFTER_A_REFUSAL = dt.timedelta(hours=1)
+
+_PATIENCE = 10.0
+"""Seconds to wait at most for the time of a request."""
+
+
+class _GiveWay(Exception):
+    """Others have reserved the time of all requests."""
+
+
+def poll(state: AppState) -> None:
+    """Ask for all communities that are due, until none is or time is up. Trouble with
+    one is logged, and holds nobody up.
+    """
+    until = time.monotonic() + BUDGET
+    failed: set[str] = set()
+
+    while True:
+        due = [each for each in polls.due_for(state.engine) if each not in failed]
+
+        if not due:
+            return
+
+        for tenant in due:
+            if stopping.is_set() or time.monotonic() > until:
+                return
+
+            try:
+                if not poll_one(state.of(tenant)):
+                    failed.add(tenant)
+            except Exception:
+                failed.add(tenant)
+                logger.exception(
+                    "It could not be asked what became of the badges. It is tried"
+                    " again.",
+                    extra={"credly_event": "poll_failed"},
+                )
+
+
+def poll_now(state: Community) -> bool:
+    """Ask for one community now, to the end.
+
+    :return: Whether all of it is known.
+    """
+    polls.at_once(state.engine, state.tenant)
+
+    while poll_one(state):
+        if stopping.is_set():
+            return False
+
+        if state.tenant not in polls.due_for(state.engine):
+            return not polls.is_held(state.engine, state.tenant)
+
+    return False
+
+
+def poll_one(state: Community) -> bool:
+    """Ask for one community, if its gate is open: first for what an admin waits for.
+
+    :return: Whether that went well. What is left of a long list is due at once.
+    """
+    gate = gates.read(state.engine, state.tenant)
+
+    if gate is None or not gate.is_open:
+        return False
+
+    with Client(
+        state.settings.api_url, gate.organization_id, timeout=state.settings.timeout
+    ) as client:
+        return _Reader(state, gate, client).run()
+
+
+class _Reader:
+    def __init__(self, state: Community, gate: gates.Gate, client: Client) -> None:
+        self._state = state
+        self._engine = state.engine
+        self._gate = gate
+        self._client = client
+
+    def run(self) -> bool:
+        taken: Poll | None = None
+
+        try:
+            self._check()
+
+            if (taken := polls.take(self._engine, self._gate)) is not None:
+                self._read(taken)
+        except polls.Lost:
+            return False
+        except _GiveWay:
+            if taken is not None:
+                polls.leave(self._engine, taken, GIVE_WAY)
+
+            return False
+        except CredlyError as e:
+            self._stop(taken, e)
+            return False
+        except BaseException:
+            if taken is not None:
+                polls.leave(self._engine, taken, AFTER_AN_ERROR)
+
+            raise
+
+        return True
+
+    def _stop(self, taken: Poll | None, error: CredlyError) -> None:
+        answer = answer_to(error)
+
+        if answer in CLOSING or answer == "unauthorized":
+            close(self._state, self._gate.generation, answer, error)
+            wait = dt.timedelta(0)  # the gate keeps it
+        else:
+            wait = AFTER_A_REFUSAL if answer == "refused" else AFTER_AN_ERROR
+            logger.warning(
+                "Credly did not say what became of the badges: %s",
+                error,
+                extra={"credly_event": "poll_failed"},
+            )
+
+        if taken is not None:
+            polls.leave(self._engine, taken, wait, anew=answer == "refused")
+
+    def _check(self) -> None:
+        """Read the badges that an admin waits for."""
+        for row_id, badge_id in polls.to_check(self._engine, self._gate):
+            if stopping.is_set():
+                return
+
+            if badge_id is not None:
+                self._check_one(badge_id)
+
+            polls.checked(self._engine, self._gate.tenant, row_id)
+
+    def _check_one(self, badge_id: str) -> None:
+        read_at = polls.time_of(self._engine)
+
+        try:
+            badge = self._ask(lambda token: self._client.badge(token, badge_id))
+        except (Refused, OutcomeUnknown) as e:
+            # Of one badge this says nothing about the others.
+            if isinstance(e, OutcomeUnknown) and e.foreign:
+                raise
+
+            logger.warning(
+                "Credly did not say what became of a badge: %s",
+                e,
+                extra={"credly_event": "poll_failed"},
+            )
+        else:
+            self._learn([badge], read_at)
+
+    def _read(self, poll: Poll) -> None:
+        """Read the list, page by page, as far as it is new."""
+        before: BadgePage | None = None
+
+        for _ in range(PAGES_A_TURN):
+            if stopping.is_set():
+                break
+
+            if before is not None and polls.waits(self._engine, self._gate.tenant):
+                polls.leave(self._engine, poll, GIVE_WAY)
+                return
+
+            number = poll.page
+            read_at = polls.time_of(self._engine)
+            page = self._ask(functools.partial(self._client.news, page=number))
+
+            if number > MAX_PAGES or before and page.ids and page.ids == before.ids:
+                raise Refused("Credly's list has no end.")
+
+            self._judge_order(poll, page, before)
+            self._learn(page.rows, read_at)
+
+            if page.is_last or (not poll.unsorted and _is_known(poll, page)):
+                polls.finish(self._engine, poll)
+                return
+
+            polls.advance(self._engine, poll)
+            poll.page += 1
+            before = page
+
+        polls.leave(self._engine, poll)
+
+    def _judge_order(
+        self, poll: Poll, page: BadgePage, before: BadgePage | None
+    ) -> None:
+        first = page.rows[0].state_at if page.rows else None
+        highest = before.rows[0].state_at if before and before.rows else None
+
+        if poll.page == 1:
+            # One page is read as a whole, in whatever order.
+            poll.unsorted = not (page.newest_first or page.is_last)
+
+            if page.newest_first and first is not None:
+                poll.newest = first
+        elif not page.newest_first or (
+            first is not None and highest is not None and first > highest
+        ):
+            poll.unsorted = True
+
+    def _learn(self, badges: list[Badge], read_at: dt.datetime) -> None:
+        learned = polls.learn(self._engine, self._gate, badges, read_at)
+
+        if learned.mismatched:
+            logger.warning(
+                "Badges of another badge template than the ledger's at Credly: %d.",
+                learned.mismatched,
+                extra={"credly_event": "badge_mismatched"},
+            )
+
+        if not learned.to_tell:
+            return
+
+        tenant = self._gate.tenant
+        found = list(polls.to_tell(self._engine, tenant, learned.to_tell))
+
+        for each in found:
+            announce.became(self._state, each)
+
+        polls.note_told(self._engine, tenant, found)
+
+    def _ask(self, question: t.Callable[[Secret], T]) -> T:
+        per_second = self._state.settings.max_per_second
+
+        if per_second is not None:
+            wait = gates.reserve(
+                self._engine, self._gate.tenant, 1, per_second, at_most=_PATIENCE
+            )
+
+            if wait is None or stopping.wait(wait):
+                raise _GiveWay
+
+        return with_token(self._state, self._gate.generation, question)
+
+
+def _is_known(poll: Poll, page: BadgePage) -> bool:
+    """Whether all that follows was read before."""
+    last = page.rows[-1].state_at if page.rows else None
+    return last is not None and last < poll.known - polls.OVERLAP

@@ -1,0 +1,450 @@
+"""What is to be asked of Credly about badges that were issued, and how far that is."""
+
+from __future__ import annotations
+
+import collections.abc as cabc
+import dataclasses
+import datetime as dt
+import typing as t
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from ..models import Account
+from ..models import BadgeState
+from ..models import Installation
+from ..models import Issuance
+from ..models import ToCheck
+from . import clock
+from . import gates
+from . import transitions
+from .claim import ACTIONS
+from .transaction import connect
+from .transaction import in_transaction
+from .transitions import Learned
+
+if t.TYPE_CHECKING:
+    from ..credly import Badge
+
+EVERY = dt.timedelta(minutes=15)
+"""After which Credly is asked once more, while a badge waits to be accepted."""
+
+WHILE_FRESH = gates.SOON
+"""While one of the last days does."""
+
+FRESH = dt.timedelta(days=2)
+
+AT_REST = dt.timedelta(hours=1)
+"""While none does: one may still be declined or revoked."""
+
+UNSORTED = dt.timedelta(days=1)
+"""Where the whole list has to be read."""
+
+OVERLAP = dt.timedelta(minutes=10)
+"""What is read once more of what was read: Credly's list may lag, and clocks differ."""
+
+LEASE = dt.timedelta(minutes=10)
+"""For how long a worker has a list, from one page to the next."""
+
+_KNOWN: tuple[BadgeState, ...] = ("pending", "accepted", "rejected", "revoked")
+
+
+class Lost(Exception):
+    """Another worker has the list by now, or the account is another."""
+
+
+@dataclasses.dataclass
+class Poll:
+    """A list of what became of badges, in a worker's hands.
+
+    :param until: When another worker may take it. Tells it from another one's.
+    :param page: The page to read next.
+    :param known: Up to which change all is known.
+    :param newest: The latest change of those that were read.
+    :param unsorted: Whether all of it has to be read.
+    """
+
+    tenant: str
+    generation: str
+    until: dt.datetime
+    page: int
+    known: dt.datetime
+    newest: dt.datetime | None
+    unsorted: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Became:
+    """What has become of a badge.
+
+    :param at: Since when, by Credly's clock.
+    """
+
+    issuance_id: int
+    member_id: str
+    course_id: str
+    kind: str
+    template_id: str
+    badge_id: str
+    state: str
+    at: dt.datetime | None
+
+
+def _is_open(now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        ~sa.exists().where(Installation.is_copy),
+        Account.expired.is_(False),
+        Account.switched_off.is_(False),
+        sa.or_(Account.paused_until.is_(None), Account.paused_until <= now),
+    )
+
+
+def due_for(engine: sa.Engine) -> list[str]:
+    """Get the communities of whose badges Credly is to be asked now, and may be: first
+    the one that has waited longest.
+    """
+    with connect(engine) as connection:
+        now = clock.now(connection)
+        is_due = sa.or_(
+            Account.poll_due_at <= now,
+            Account.tenant.in_(sa.select(ToCheck.tenant)),
+        )
+        query = sa.select(Account.tenant).where(is_due, *_is_open(now))
+        # What an admin waits for has no time, or a later one.
+        is_later = sa.case((Account.poll_due_at <= now, 1), else_=0)
+        return list(
+            connection.scalars(
+                query.order_by(is_later, Account.poll_due_at, Account.tenant)
+            )
+        )
+
+
+@in_transaction
+def soon(connection: sa.Connection, gate: gates.Gate) -> None:
+    """Note that badges are being issued: what becomes of them is asked for soon."""
+    at = clock.now(connection) + WHILE_FRESH
+    due = Account.poll_due_at
+    connection.execute(
+        sa.update(Account)
+        .where(
+            *gates.this(gate.tenant, gate.generation), sa.or_(due.is_(None), due > at)
+        )
+        .values(poll_due_at=at)
+    )
+
+
+@in_transaction
+def at_once(connection: sa.Connection, tenant: str) -> bool:
+    """Ask for a poll now, also of a list that a worker may have: one of the two will
+    find that it is another's.
+
+    :return: Whether there is an account.
+    """
+    now = clock.now(connection)
+    due = sa.update(Account).where(
+        Account.tenant == tenant,
+        sa.or_(Account.poll_due_at.is_(None), Account.poll_due_at > now),
+    )
+    connection.execute(due.values(poll_due_at=now))
+    account = sa.select(Account.tenant).where(Account.tenant == tenant)
+    return connection.scalar(account) is not None
+
+
+def is_held(engine: sa.Engine, tenant: str) -> bool:
+    """Whether a list is not read to its end yet."""
+    with connect(engine) as connection:
+        page = sa.select(Account.poll_page).where(Account.tenant == tenant)
+        return connection.scalar(page) is not None
+
+
+@in_transaction
+def take(connection: sa.Connection, gate: gates.Gate) -> Poll | None:
+    """Take the list of an account, if it is due and no other worker has it."""
+    now = clock.now(connection)
+    until = now + LEASE
+    this = gates.this(gate.tenant, gate.generation)
+
+    if not connection.execute(
+        sa.update(Account)
+        .where(*this, Account.poll_due_at <= now, *_is_open(now))
+        .values(poll_due_at=until)
+        .execution_options(synchronize_session=False)
+    ).rowcount:
+        return None
+
+    with orm.Session(connection) as session:
+        account = session.scalars(sa.select(Account).where(*this)).one()
+        known = account.poll_watermark or _first_issued(connection, gate.tenant)
+
+        if known is None:
+            # Nothing was issued yet: the next badge asks for it.
+            connection.execute(_held(gate, until).values(poll_due_at=None))
+            return None
+
+        return Poll(
+            gate.tenant,
+            gate.generation,
+            until,
+            page=(account.poll_page or 0) + 1,
+            known=known,
+            newest=account.poll_newest,
+            unsorted=account.poll_unsorted,
+        )
+
+
+def _first_issued(connection: sa.Connection, tenant: str) -> dt.datetime | None:
+    # What Credly says of older badges is of nobody here.
+    at: dt.datetime | None = connection.scalar(
+        sa.select(Issuance.recorded_at)
+        .where(Issuance.tenant == tenant, Issuance.badge_state.in_(_KNOWN))
+        .order_by(Issuance.id)
+        .limit(1)
+    )
+    return at
+
+
+def _held(poll: Poll | gates.Gate, until: dt.datetime) -> sa.Update:
+    return sa.update(Account).where(
+        *gates.this(poll.tenant, poll.generation), Account.poll_due_at == until
+    )
+
+
+def _write(connection: sa.Connection, poll: Poll, **values: t.Any) -> None:
+    if not connection.execute(_held(poll, poll.until).values(**values)).rowcount:
+        raise Lost
+
+    poll.until = values["poll_due_at"]
+
+
+@in_transaction
+def advance(connection: sa.Connection, poll: Poll) -> None:
+    """Note that a page was read, and all that it says is written down and told.
+
+    :raises Lost: Another worker has the list.
+    """
+    _write(
+        connection,
+        poll,
+        poll_page=poll.page,
+        poll_newest=poll.newest,
+        poll_unsorted=poll.unsorted,
+        poll_due_at=clock.now(connection) + LEASE,
+    )
+
+
+@in_transaction
+def finish(connection: sa.Connection, poll: Poll) -> None:
+    """Note that the list was read as far as it has to be.
+
+    :raises Lost: Another worker has it.
+    """
+    now = clock.now(connection)
+    # Of a clock that is ahead, all that follows would be taken for known.
+    newest = max(poll.known, min(poll.newest or poll.known, now))
+    _write(
+        connection,
+        poll,
+        poll_page=None,
+        poll_newest=None,
+        # Who knows what was moved while it was read.
+        poll_watermark=poll.known if poll.unsorted else newest,
+        poll_unsorted=poll.unsorted,
+        polled_at=now,
+        poll_due_at=now + _wait(connection, poll, now),
+    )
+
+
+def _wait(connection: sa.Connection, poll: Poll, now: dt.datetime) -> dt.timedelta:
+    if poll.unsorted:
+        return UNSORTED
+
+    # Among the newest: an older one that was issued late is worth no index.
+    newest = (
+        sa.select(Issuance.settled_at)
+        .where(Issuance.tenant == poll.tenant, Issuance.badge_state == "pending")
+        .order_by(Issuance.id.desc())
+        .limit(100)
+        .subquery()
+    )
+    last: dt.datetime | None = connection.scalar(
+        sa.select(sa.func.max(newest.c.settled_at))
+    )
+
+    if last is None:
+        return AT_REST
+
+    return WHILE_FRESH if last > now - FRESH else EVERY
+
+
+@in_transaction
+def leave(
+    connection: sa.Connection,
+    poll: Poll,
+    wait: dt.timedelta = dt.timedelta(0),
+    *,
+    anew: bool = False,
+) -> None:
+    """Leave a list to the next worker.
+
+    :param anew: Whether that begins with the first page.
+    """
+    values: dict[str, t.Any] = {"poll_due_at": clock.now(connection) + wait}
+
+    if anew:
+        values |= {"poll_page": None, "poll_newest": None}
+
+    connection.execute(_held(poll, poll.until).values(**values))
+
+
+def waits(engine: sa.Engine, tenant: str) -> bool:
+    """Whether a badge of a community is to be issued now."""
+    with connect(engine) as connection:
+        now = clock.now(connection)
+        return any(
+            connection.scalar(
+                sa.select(Issuance.id)
+                .where(
+                    Issuance.action == action,
+                    Issuance.tenant == tenant,
+                    Issuance.bulk.is_(bulk),
+                    Issuance.due_at <= now,
+                )
+                .limit(1)
+            )
+            for action in ACTIONS
+            for bulk in (False, True)
+        )
+
+
+def time_of(engine: sa.Engine) -> dt.datetime:
+    """Get the time at which a question is put."""
+    with connect(engine) as connection:
+        return clock.now(connection)
+
+
+@in_transaction
+def learn(
+    connection: sa.Connection,
+    gate: gates.Gate,
+    badges: cabc.Iterable[Badge],
+    read_at: dt.datetime,
+) -> Learned:
+    """Write down what Credly says of badges. See :func:`.transitions.learn`."""
+    return transitions.learn(
+        connection, gate.tenant, gate.organization_id, badges, read_at=read_at
+    )
+
+
+def to_tell(
+    engine: sa.Engine, tenant: str, ids: cabc.Collection[int]
+) -> cabc.Iterator[Became]:
+    """Get what has become of some badges, to be told to the host."""
+    with connect(engine) as connection:
+        rows = connection.execute(
+            sa.select(
+                Issuance.id,
+                Issuance.member_id,
+                Issuance.course_id,
+                Issuance.kind,
+                Issuance.template_id,
+                Issuance.badge_id,
+                Issuance.badge_state,
+                Issuance.badge_state_at,
+            )
+            .where(
+                Issuance.tenant == tenant,
+                Issuance.id.in_(ids),
+                Issuance.erased_at.is_(None),
+                Issuance.badge_state.in_(("accepted", "rejected", "revoked")),
+            )
+            .order_by(Issuance.id)
+        ).all()
+
+    for row in rows:
+        yield Became(*t.cast(t.Any, row))
+
+
+@in_transaction
+def note_told(
+    connection: sa.Connection, tenant: str, told: cabc.Iterable[Became]
+) -> None:
+    """Note what the host was told."""
+    for each in told:
+        transitions.told(
+            connection, tenant, each.issuance_id, t.cast(BadgeState, each.state)
+        )
+
+
+# One badge.
+
+
+@in_transaction
+def ask_for(connection: sa.Connection, tenant: str, row_id: int) -> bool:
+    """Ask for one badge to be read anew.
+
+    :return: Whether there is anything to be read.
+    """
+    of_account = (Account.tenant == tenant,)
+    # First, so that no other does the same at this moment.
+    if not gates.lock(connection, tenant, *of_account):
+        return False
+
+    found = connection.scalar(
+        sa.select(Issuance.id)
+        .join(
+            Account,
+            sa.and_(
+                Account.tenant == Issuance.tenant,
+                Account.organization_id == Issuance.organization_id,
+            ),
+        )
+        .where(
+            Issuance.tenant == tenant,
+            Issuance.id == row_id,
+            Issuance.badge_id.is_not(None),
+        )
+    )
+
+    if found is None:
+        return False
+
+    there = (ToCheck.tenant == tenant, ToCheck.issuance_id == row_id)
+
+    if connection.scalar(sa.select(ToCheck.issuance_id).where(*there)) is None:
+        connection.execute(sa.insert(ToCheck).values(issuance_id=row_id, tenant=tenant))
+
+    return True
+
+
+def asked_for(
+    engine: sa.Engine, tenant: str, ids: cabc.Collection[int]
+) -> cabc.Set[int]:
+    """Get those of some rows that are to be read anew."""
+    with connect(engine) as connection:
+        query = sa.select(ToCheck.issuance_id)
+        these = (ToCheck.tenant == tenant, ToCheck.issuance_id.in_(ids))
+        return set(connection.scalars(query.where(*these)))
+
+
+def to_check(engine: sa.Engine, gate: gates.Gate) -> list[tuple[int, str | None]]:
+    """Get some rows that are to be read anew, each with its badge."""
+    with connect(engine) as connection:
+        is_theirs = Issuance.organization_id == gate.organization_id
+        found = connection.execute(
+            sa.select(ToCheck.issuance_id, sa.case((is_theirs, Issuance.badge_id)))
+            .join(Issuance, Issuance.id == ToCheck.issuance_id)
+            .where(ToCheck.tenant == gate.tenant, Issuance.tenant == gate.tenant)
+            .order_by(ToCheck.issuance_id)
+            .limit(20)
+        )
+        return [(id_, badge_id) for id_, badge_id in found]
+
+
+@in_transaction
+def checked(connection: sa.Connection, tenant: str, row_id: int) -> None:
+    """Note that one was read anew."""
+    connection.execute(
+        sa.delete(ToCheck).where(
+            ToCheck.tenant == tenant, ToCheck.issuance_id == row_id
+        )
+    )
