@@ -150,6 +150,7 @@ def make_group() -> AppGroup:
     group.command("status")(status)
     group.command("sweep")(sweep)
     group.command("sync")(sync)
+    group.command("poll")(poll)
     group.command("retry")(retry)
     group.command("backfill")(backfill)
     group.command("dismiss")(dismiss)
@@ -229,6 +230,9 @@ def _status(community: Community) -> dict[str, t.Any]:
         "issued": found.issued,
         "failed": found.failed,
         "held": found.held,
+        "accepted": found.accepted,
+        "unaccepted": found.unaccepted,
+        "revoked": found.revoked,
         "oldest_pending_seconds": found.oldest_pending_seconds,
         "workers": workers.count(community),
         "copy": found.is_copy,
@@ -274,6 +278,32 @@ def sync(tenant: str | None) -> None:
         ) from None
 
     _say(f"{count} active badge templates.")
+
+
+@_of_tenant
+def poll(tenant: str | None) -> None:
+    """Ask Credly what became of the badges: accepted, declined, revoked.
+
+    A worker does so by itself.
+    """
+    from .issuing.poll import poll_now
+
+    state = _community(tenant)
+
+    if in_session(state.engine, accounts.get, state.tenant) is None:
+        raise click.ClickException("Credly is not connected.")
+
+    if not poll_now(state):
+        raise click.ClickException(
+            "Credly was not asked to the end: the connection is paused or has expired,"
+            " a worker is at it, or Credly did not answer. The log says more."
+        )
+
+    found = in_session(state.engine, overview.read, state.tenant)
+    _say(
+        f"{found.issued:,} issued, {found.accepted:,} accepted,"
+        f" {found.unaccepted:,} not accepted yet, {found.revoked:,} revoked."
+    )
 
 
 @click.argument("ids", nargs=-1, type=int, metavar="[ID…]")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
+import datetime as dt
 import inspect
 import logging
 import os
@@ -20,6 +22,7 @@ from .catalog import read_tenant
 from .cli import make_group
 from .completions import host_transaction
 from .completions.receiver import listen
+from .ledger import issuances
 from .ledger import privacy
 from .ledger.audit import COMMAND_LINE
 from .ledger.transaction import hide_parameters
@@ -245,6 +248,24 @@ class Credly:
         tenant = read_tenant(tenant)
         state.check_ids(member_id=member_id)
         return privacy.export(state.engine, tenant, member_id)
+
+    def unaccepted(
+        self,
+        older_than: dt.timedelta = dt.timedelta(0),
+        *,
+        tenant: str = DEFAULT_TENANT,
+    ) -> cabc.Iterator[issuances.Unaccepted]:
+        """Get the badges that members have neither accepted nor declined, the newest
+        first, for a reminder of your own: each with ``issuance_id``, ``member_id``,
+        ``course_id``, ``kind``, ``template_id``, ``badge_id``, ``badge_name``,
+        ``issued_at`` and ``accept_url``. As of the last look at Credly. Needs an
+        application context.
+
+        :param older_than: For how long a badge waits at least.
+        :param tenant: The community.
+        """
+        state, tenant = get_state(), read_id(tenant, "tenant")
+        return issuances.unaccepted(state.engine, tenant, older_than)
 
     def forget_tenant(self, tenant: str) -> bool:
         """Remove a community's connection to Credly, with its mappings and templates,

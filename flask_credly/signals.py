@@ -13,12 +13,19 @@ The sender is the application. What comes with each, as keywords:
     ``member_id``, ``course_id``, ``kind``, ``template_id``, ``badge_id``, Credly's id
     of the badge.
 
-:data:`badge_accepted`, :data:`badge_rejected`, :data:`badge_revoked`
-    The member has accepted the badge, or declined it, which may come after that; or it
-    was revoked at Credly. ``issuance_id``, ``member_id``, ``course_id``, ``kind``,
-    ``template_id``, ``badge_id``; ``at``: since when, by Credly's clock, or ``None``.
-    What happens between two looks is told as what came of it. Each may be sent more
-    than once, with the same ``issuance_id``: after a worker's death, for example.
+:data:`badge_accepted`
+    ``issuance_id``, ``member_id``, ``course_id``, ``kind``, ``template_id``,
+    ``badge_id``, ``at``: since when, by Credly's clock, or ``None``. The member has
+    accepted the badge.
+
+:data:`badge_rejected`
+    ``issuance_id``, ``member_id``, ``course_id``, ``kind``, ``template_id``,
+    ``badge_id``, ``at``: as above. The member has declined the badge, perhaps
+    after it was accepted.
+
+:data:`badge_revoked`
+    ``issuance_id``, ``member_id``, ``course_id``, ``kind``, ``template_id``,
+    ``badge_id``, ``at``: as above. The badge was revoked at Credly.
 
 :data:`badge_failed`
     ``member_id``, ``course_id``, ``kind``, ``template_id``, ``error``: the reason, in
@@ -33,7 +40,9 @@ Where the host has ``@credly.tenant``, each of these also brings ``tenant``.
 They are sent after the ledger was saved, by the process that saved it: a worker's, but
 that an expired connection may also be found by one that loads the badge templates or
 tests the connection. A pause is sent once, not for each badge that waits. Test badges
-send nothing. A receiver that raises is logged, and stops nothing.
+send nothing. A receiver that raises is logged, and stops nothing. What became of a
+badge may be told more than once, with the same ``issuance_id``: after a worker's death,
+for example. What happens between two looks at Credly is told as what came of it.
 """
 
 from __future__ import annotations

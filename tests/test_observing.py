@@ -37,13 +37,17 @@ from test_worker import WORKER
 
 from example_app.redis_server import free_port
 from flask_credly import accounts
+from flask_credly import badge_accepted
 from flask_credly import badge_failed
 from flask_credly import badge_issued
+from flask_credly import badge_rejected
+from flask_credly import badge_revoked
 from flask_credly import issuance_paused
 from flask_credly import jobs
 from flask_credly import signals
 from flask_credly.credly import Client
 from flask_credly.issuing import notifier
+from flask_credly.issuing.poll import poll_now
 from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.ledger import backfills
 from flask_credly.ledger import settle
@@ -84,6 +88,9 @@ def heard(connected: Connected) -> cabc.Iterator[dict[str, list[dict[str, t.Any]
     known: dict[str, blinker.NamedSignal] = {
         "badge_issued": badge_issued,
         "badge_failed": badge_failed,
+        "badge_accepted": badge_accepted,
+        "badge_rejected": badge_rejected,
+        "badge_revoked": badge_revoked,
         "issuance_paused": issuance_paused,
     }
     heard: dict[str, list[dict[str, t.Any]]] = {name: [] for name in known}
@@ -105,6 +112,11 @@ def test_signals_bring_what_is_documented(
     host, credly, _ = connected
     host.complete("1")
     host.drain()
+
+    for act in (credly.accept, credly.reject, credly.revoke_badge):
+        act(credly.badges[0]["id"])
+        poll_now(host.state)
+
     credly.fail("issue", times=2, status=422)
     host.complete("2")
     host.drain()
@@ -342,6 +354,24 @@ def tables_missing(on: Connected, patch: pytest.MonkeyPatch) -> None:
     on.host.db.drop_all()
     worker = CredlyWorker(on.host.app, notifier.web_queue(on.host.state))
     worker._sweep()
+
+
+@provokes
+def poll_failed(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    on.host.complete()
+    on.host.drain()
+    on.credly.fail("look-up", status=500)
+    poll_now(on.host.state)
+
+
+@provokes
+def badge_mismatched(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    on.host.complete()
+    on.host.drain()
+    on.credly.accept(on.credly.badges[0]["id"])
+    on.host.row().template_id = "another"
+    on.host.db.session.commit()
+    poll_now(on.host.state)
 
 
 @provokes

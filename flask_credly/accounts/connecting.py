@@ -22,6 +22,7 @@ from ..ledger import audit
 from ..ledger import claim
 from ..ledger import clock
 from ..ledger import gates
+from ..ledger import polls
 from ..ledger import transitions
 from ..ledger.audit import TooOften as TooOften
 from ..ledger.paging import Session
@@ -336,7 +337,8 @@ def _save(
         "pause_reason": None,
         "keyless_until": None,
         "failures": 0,
-        "poll_due_at": now,
+        # What became of the badges of an earlier connection.
+        "poll_due_at": now if polls.has_issued(connection, values["tenant"]) else None,
         "token_version": 1,
         "token_expires_at": now + dt.timedelta(seconds=lifetime),
         "token_fetch_until": None,

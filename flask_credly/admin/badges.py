@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import datetime as dt
 import functools
 import typing as t
 import urllib.parse
@@ -18,6 +19,7 @@ from ..i18n import ngettext
 from ..issuing import notifier
 from ..ledger import gates
 from ..ledger import issuances
+from ..ledger import polls
 from ..ledger import reasons
 from ..ledger.issuances import Filter
 from ..models import Issuance
@@ -51,6 +53,15 @@ STATUSES: dict[str, str] = {
 }
 
 
+BECAME: dict[str, str] = {
+    "pending": gettext_noop("Waiting to be accepted"),
+    "accepted": gettext_noop("Accepted"),
+    "rejected": gettext_noop("Declined"),
+    "revoked": gettext_noop("Revoked"),
+    "expired": gettext_noop("Expired"),
+}
+
+
 def badges() -> ResponseReturnValue:
     """Show one page."""
     if read(accounts.get) is None:
@@ -77,23 +88,58 @@ def show_badge(issuance_id: int) -> ResponseReturnValue:
     if row is None or not wants_fragment():
         return go_to("credly.badges", id=issuance_id)
 
-    ended = row.state not in issuances.STATES["waiting"]
+    names = _names([row])
+    ended = (
+        row.state not in issuances.STATES["waiting"] and row.id not in names["asked"]
+    )
     return fragment(
         "credly/_badge_alone.html",
         row=row,
-        said=status_of(row) if ended else "",
+        said=_said(row) if ended else "",
         live=True,
-        **_names([row]),
+        **names,
     )
 
 
-def _retry_expired(issuance_id: int) -> Response:
+def _show_anew(issuance_id: int) -> Response:
     # With its filters.
     flash(gettext(EXPIRED), wrong=True)
     return go_to("credly.badges", **_address())
 
 
-@when_expired(_retry_expired)
+def _said(row: Issuance) -> str:
+    found = issuances.became(row)
+    return gettext(BECAME[found]) if found else status_of(row)
+
+
+@when_expired(_show_anew)
+def check(issuance_id: int) -> ResponseReturnValue:
+    """Ask for what has become of one, by a worker: no page waits for Credly."""
+    state = here()
+    wrong = not polls.ask_for(state.engine, state.tenant, issuance_id)
+
+    if wrong:
+        said = gettext("There is no badge at Credly to ask for.")
+    else:
+        notifier.ask_for_poll(state)
+        said = gettext("Credly is asked what became of the badge.")
+
+    if wants_fragment() and (row := read(issuances.get, issuance_id)):
+        return fragment(
+            "credly/_badge_alone.html",
+            row=row,
+            said=said,
+            wrong=wrong,
+            focus=True,
+            live=True,
+            **_names([row]),
+        )
+
+    flash(said, wrong=wrong)
+    return go_to("credly.badges", **_address())
+
+
+@when_expired(_show_anew)
 def retry(issuance_id: int) -> ResponseReturnValue:
     """Try one once more that was not issued."""
     state = here()
@@ -169,6 +215,10 @@ def export_badges() -> ResponseReturnValue:
         gettext("Completed"),
         gettext("Settled"),
         gettext("Credly badge id"),
+        gettext("At Credly"),
+        gettext("Since"),
+        gettext("Checked"),
+        gettext("Expires"),
         gettext("Test"),
     ]
     return csv_file("credly-badges", header, (_cells(row) for row in rows))
@@ -187,10 +237,18 @@ def _cells(row: Issuance) -> list[str]:
         status_of(row),
         reasons.explain(row) or "",
         row.completed_at.isoformat(),
-        row.settled_at.isoformat() if row.settled_at else "",
+        _iso(row.settled_at),
         row.badge_id or "",
+        gettext(BECAME[found]) if (found := issuances.became(row)) else "",
+        _iso(row.badge_state_at),
+        _iso(row.checked_at),
+        _iso(row.expires_at),
         gettext("Test") if row.test else "",
     ]
+
+
+def _iso(at: dt.datetime | None) -> str:
+    return at.isoformat() if at else ""
 
 
 def status_of(row: Issuance, *, paused: bool = False) -> str:
@@ -213,6 +271,7 @@ def status_of(row: Issuance, *, paused: bool = False) -> str:
 
 def _filter() -> Filter:
     status = request.args.get("status", "")
+    became = request.args.get("became", "")
     kind, course_id = read_key(request.args.get("course", ""))
     return Filter(
         status=t.cast(issuances.Status, status) if status in STATUSES else None,
@@ -220,12 +279,13 @@ def _filter() -> Filter:
         course_id=course_id,
         text=searched(),
         id=number("id"),
+        became=t.cast(issuances.Became, became) if became in BECAME else None,
     )
 
 
 def _address() -> dict[str, str]:
     """Keep the filters and the page in an address."""
-    kept = ("status", "course", "q", "id", "before", "after")
+    kept = ("status", "became", "course", "q", "id", "before", "after")
     return {name: request.args[name] for name in kept if request.args.get(name)}
 
 
@@ -239,6 +299,9 @@ def _names(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
     return {
         "address": _address(),
         "statuses": STATUSES,
+        "became": BECAME,
+        "became_of": issuances.became,
+        "asked": polls.asked_for(state.engine, state.tenant, [row.id for row in rows]),
         "explain": reasons.explain,
         "status_of": functools.partial(status_of, paused=paused),
         "paused": paused,

@@ -114,6 +114,7 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("GET", "/credly/badges.csv", badges.export_badges),
     ("GET", "/credly/badges/<int:issuance_id>", badges.show_badge),
     ("POST", "/credly/badges/<int:issuance_id>/retry", badges.retry),
+    ("POST", "/credly/badges/<int:issuance_id>/check", badges.check),
     ("GET", "/credly/badges/retry", badges.confirm_retry),
     ("POST", "/credly/badges/retry", badges.retry_all),
     ("GET", "/credly/mappings/<int:mapping_id>/backfill", backfills.confirm_backfill),

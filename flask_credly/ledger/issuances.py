@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import dataclasses
+import datetime as dt
 import secrets
 import typing as t
 
@@ -37,10 +38,43 @@ STATES: dict[Status, tuple[str, ...]] = {
 }
 
 
+Became = t.Literal["pending", "accepted", "rejected", "revoked", "expired"]
+"""What has become of a badge: see :func:`became`."""
+
+
+def became(row: Issuance) -> Became | None:
+    """Say what has become of a badge, as far as Credly said so."""
+    expires_at = row.expires_at
+
+    if (
+        row.badge_state in ("pending", "accepted")
+        and expires_at is not None
+        and expires_at <= dt.datetime.now(dt.UTC)
+    ):
+        return "expired"
+
+    return t.cast("Became | None", row.badge_state)
+
+
+def _became(wanted: Became) -> sa.ColumnElement[bool]:
+    has_expired = sa.func.coalesce(
+        Issuance.expires_at <= dt.datetime.now(dt.UTC), sa.false()
+    )
+
+    if wanted == "expired":
+        return sa.and_(Issuance.badge_state.in_(("pending", "accepted")), has_expired)
+
+    if wanted in ("pending", "accepted"):
+        return sa.and_(Issuance.badge_state == wanted, sa.not_(has_expired))
+
+    return Issuance.badge_state == wanted
+
+
 @dataclasses.dataclass(frozen=True)
 class Filter:
     """Which rows to show. Empty: all.
 
+    :param became: What has become of the badge.
     :param kind: The kind of ``course_id``.
     :param text: A member's id, or how the e-mail address or one of the names begins.
     :param id: One row.
@@ -51,6 +85,7 @@ class Filter:
     course_id: str = ""
     text: str = ""
     id: int | None = None
+    became: Became | None = None
 
     def select(self, tenant: str) -> sa.Select[Issuance]:
         """Put it into a query."""
@@ -58,6 +93,9 @@ class Filter:
 
         if self.status is not None:
             query = query.where(Issuance.state.in_(STATES[self.status]))
+
+        if self.became is not None:
+            query = query.where(_became(self.became))
 
         if self.course_id:
             query = query.where(
@@ -128,6 +166,56 @@ def solved(session: Session, tenant: str, ids: cabc.Collection[int]) -> set[int]
 def every(engine: sa.Engine, tenant: str, wanted: Filter) -> cabc.Iterator[Issuance]:
     """Get all rows, for an export."""
     return fetch_all(engine, wanted.select(tenant), Issuance.id)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unaccepted:
+    """A badge that a member has neither accepted nor declined yet.
+
+    :param issued_at: When it was issued, or found at Credly.
+    :param accept_url: Where the member accepts it. ``None``: Credly did not say.
+    """
+
+    issuance_id: int
+    member_id: str
+    course_id: str
+    kind: str
+    template_id: str
+    badge_id: str
+    badge_name: str
+    issued_at: dt.datetime
+    accept_url: str | None
+
+
+def unaccepted(
+    engine: sa.Engine, tenant: str, older_than: dt.timedelta
+) -> cabc.Iterator[Unaccepted]:
+    """Get the badges that wait to be accepted for so long, the newest first."""
+    with engine.connect() as connection:
+        now = clock.now(connection)
+
+    query = sa.select(Issuance).where(
+        Issuance.tenant == tenant,
+        _became("pending"),
+        Issuance.state == "issued",
+        Issuance.settled_at <= now - older_than,
+        Issuance.test.is_(False),
+        Issuance.erased_at.is_(None),
+    )
+
+    for row in fetch_all(engine, query, Issuance.id):
+        assert row.badge_id is not None and row.settled_at is not None
+        yield Unaccepted(
+            issuance_id=row.id,
+            member_id=row.member_id,
+            course_id=row.course_id,
+            kind=row.kind,
+            template_id=row.template_id,
+            badge_id=row.badge_id,
+            badge_name=row.badge_name,
+            issued_at=row.settled_at,
+            accept_url=row.accept_url,
+        )
 
 
 def is_ours(tenant: str) -> sa.ColumnElement[bool]:

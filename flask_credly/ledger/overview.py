@@ -35,6 +35,9 @@ class Overview:
         and ``paused_until`` is ``None`` unless Credly has asked for a pause too.
     :param is_copy: The database is a copy of one in use elsewhere: nothing is issued,
         and ``connection`` is "paused".
+    :param accepted: Badges that members have accepted, as far as Credly said so.
+    :param unaccepted: Those that wait to be accepted.
+    :param revoked: Those that were issued, and revoked at Credly since.
     :param oldest_pending_seconds: Since when the longest waiting badge waits.
     :param overdue_since: When a badge was due that no worker has taken, though
         nothing is in the way. ``None``: all is well.
@@ -51,6 +54,9 @@ class Overview:
     issued: int
     failed: int
     held: int
+    accepted: int
+    unaccepted: int
+    revoked: int
     oldest_pending_seconds: int | None
     overdue_since: dt.datetime | None
     last_issued_at: dt.datetime | None
@@ -72,10 +78,15 @@ def read(
         with a million badges. ``None``: at the end.
     """
     now = clock.now(session.connection())
-    states = ("none", "issued", "failed", "held")
-    count = session.execute(
-        sa.select(*(_count(tenant, state, at_most).label(state) for state in states))
-    ).one()
+    states = ("none", "issued", "failed", "held", "revoked")
+    counted = [
+        _count(tenant, Issuance.state, state, at_most).label(state) for state in states
+    ]
+    counted += [
+        _count(tenant, Issuance.badge_state, state, at_most).label(state)
+        for state in ("accepted", "pending")
+    ]
+    count = session.execute(sa.select(*counted)).one()
     # A backfill's rows wait for their turn.
     due = sa.case((Issuance.bulk.is_(False), Issuance.due_at))
     waits_since, due_at = session.execute(
@@ -114,6 +125,9 @@ def read(
         issued=seen("issued"),
         failed=seen("failed"),
         held=seen("held"),
+        accepted=seen("accepted"),
+        unaccepted=seen("pending"),
+        revoked=seen("revoked"),
         oldest_pending_seconds=(
             max(0, int((now - waits_since).total_seconds())) if waits_since else None
         ),
@@ -128,12 +142,12 @@ def _count_mappings(session: Session, tenant: str) -> int:
     return session.scalar(query.where(Mapping.tenant == tenant)) or 0
 
 
-def _count(tenant: str, state: str, at_most: int | None) -> sa.ScalarSelect[int]:
+def _count(
+    tenant: str, column: t.Any, state: str, at_most: int | None
+) -> sa.ScalarSelect[int]:
     rows = (
         sa.select(Issuance.id)
-        .where(
-            Issuance.tenant == tenant, Issuance.state == state, Issuance.test.is_(False)
-        )
+        .where(Issuance.tenant == tenant, column == state, Issuance.test.is_(False))
         .limit(at_most)
     )
     return sa.select(sa.func.count()).select_from(rows.subquery()).scalar_subquery()

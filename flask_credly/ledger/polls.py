@@ -192,6 +192,11 @@ def take(connection: sa.Connection, gate: gates.Gate) -> Poll | None:
         )
 
 
+def has_issued(connection: sa.Connection, tenant: str) -> bool:
+    """Whether there is anything to be asked of Credly."""
+    return _first_issued(connection, tenant) is not None
+
+
 def _first_issued(connection: sa.Connection, tenant: str) -> dt.datetime | None:
     # What Credly says of older badges is of nobody here.
     at: dt.datetime | None = connection.scalar(

@@ -1,0 +1,186 @@
+"""What became of a badge, as an admin and a developer see it."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import re
+
+import pytest
+import sqlalchemy as sa
+from conftest import Connected
+from conftest import Host
+from test_badges import BADGES
+from test_badges import Mapped
+from test_badges import read_csv
+from test_pages import browser as browser
+from test_pages import HX
+from test_pages import mapped as mapped
+from test_pages import text_of
+
+from flask_credly import jobs
+from flask_credly.issuing.poll import poll_now
+from flask_credly.ledger import gates
+from flask_credly.models import Issuance
+
+WORDS = {
+    "pending": "Waiting to be accepted",
+    "accepted": "Accepted",
+    "rejected": "Declined",
+    "revoked": "Revoked",
+    "expired": "Expired",
+}
+
+
+def live(connected: Connected) -> None:
+    """Let there be a badge of each kind: members are called after it."""
+    host, credly, _ = connected
+
+    for name in WORDS:
+        host.complete(name)
+
+    host.drain()
+    ids = {row.member_id: row.badge_id for row in host.rows()}
+    assert all(ids.values())
+
+    for name, act in (
+        ("accepted", credly.accept),
+        ("expired", credly.accept),
+        ("rejected", credly.reject),
+        ("revoked", credly.revoke_badge),
+    ):
+        act(str(ids[name]))
+
+    poll_now(host.state)
+    host.db.session.execute(
+        sa.update(Issuance)
+        .where(Issuance.member_id == "expired")
+        .values(expires_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
+    )
+    host.db.session.commit()
+
+
+def members(html: str) -> set[str]:
+    return set(re.findall(r"member-(\w+)@example\.org", html))
+
+
+def test_each_is_shown_and_filtered(mapped: Mapped) -> None:
+    visitor, connected, _ = mapped
+    live(connected)
+    response = visitor.get(BADGES)
+    assert members(response.text) == set(WORDS)
+    text = " ".join(text_of(response).split())
+
+    for word in ("Waiting to be accepted", "Declined since", "Expired since"):
+        assert word in text
+
+    assert text.count("Checked ") == 5
+
+    for name in WORDS:
+        html = visitor.get(f"{BADGES}?became={name}").text
+        assert members(html) == {name}
+        assert "Clear filters" in html
+
+    assert members(visitor.get(f"{BADGES}?status=revoked").text) == {"revoked"}
+    assert members(visitor.get(f"{BADGES}?became=other").text) == set(WORDS)
+
+
+def test_the_export_says_it(mapped: Mapped) -> None:
+    visitor, connected, _ = mapped
+    live(connected)
+    head, *rows = read_csv(visitor.get(f"{BADGES}.csv").text)
+    column = head.index("At Credly")
+    assert {row[1]: row[column] for row in rows} == WORDS
+    row = next(row for row in rows if row[1] == "accepted")
+    assert dt.datetime.fromisoformat(row[head.index("Since")])
+    assert dt.datetime.fromisoformat(row[head.index("Checked")])
+
+
+def test_the_card_counts(mapped: Mapped) -> None:
+    visitor, connected, _ = mapped
+    live(connected)
+    response = visitor.get("/integrations/")
+    text = " ".join(text_of(response).split())
+    assert "4 issued, 1 not accepted yet" in text
+    assert "became=pending" in response.text
+
+
+def test_status_counts(connected: Connected) -> None:
+    live(connected)
+    run = connected.host.app.test_cli_runner().invoke
+    found = json.loads(run(args=["credly", "status", "--json"]).output)
+    assert (found["accepted"], found["unaccepted"], found["revoked"]) == (2, 1, 1)
+    assert found["issued"] == 4
+
+
+class TestCheckNow:
+    @pytest.mark.parametrize("headers", [{}, HX])
+    def test_it_is_left_to_a_worker(
+        self, mapped: Mapped, headers: dict[str, str]
+    ) -> None:
+        visitor, connected, _ = mapped
+        host, credly, _ = connected
+        host.complete()
+        host.drain()
+        poll_now(host.state)
+        credly.accept(credly.badges[0]["id"])
+        before = len(credly.received)
+        number = host.row().id
+        response = visitor.post(f"{BADGES}/{number}/check", headers=headers)
+        assert response.status_code == (200 if headers else 303)
+        html = response.text if headers else visitor.get(BADGES).text
+        assert "Credly is asked what became of the badge." in html
+        assert "Credly is being asked." in html
+        assert ("every 3s" in html) == bool(headers)
+        assert len(credly.received) == before
+        jobs.poll()
+        shown = visitor.get(f"{BADGES}/{number}", headers=HX).text
+        assert "Accepted" in shown and "every 3s" not in shown
+
+    def test_there_is_nothing_to_ask_for(self, mapped: Mapped) -> None:
+        visitor, connected, _ = mapped
+        connected.host.complete()
+        number = connected.host.row().id
+        response = visitor.post(f"{BADGES}/{number}/check", headers=HX)
+        assert "There is no badge at Credly to ask for." in response.text
+        assert "Check now" not in response.text
+
+
+def test_who_has_not_accepted(connected: Connected) -> None:
+    live(connected)
+    host = connected.host
+    (one,) = host.credly.unaccepted()
+    row = next(each for each in host.rows() if each.member_id == "pending")
+    assert (one.issuance_id, one.member_id, one.badge_id) == (
+        row.id,
+        "pending",
+        row.badge_id,
+    )
+    assert (one.issued_at, one.accept_url) == (row.settled_at, None)
+    assert list(host.credly.unaccepted(dt.timedelta(days=1))) == []
+    assert list(host.credly.unaccepted(older_than=dt.timedelta(), tenant="x")) == []
+    host.credly.erase_member("pending")
+    host.db.session.commit()
+    assert list(host.credly.unaccepted()) == []
+
+
+class TestCommand:
+    def run(self, host: Host) -> str:
+        return host.app.test_cli_runner().invoke(args=["credly", "poll"]).output
+
+    def test_it_asks_at_once(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        host.complete()
+        host.drain()
+        credly.accept(credly.badges[0]["id"])
+        said = "1 issued, 1 accepted, 0 not accepted yet, 0 revoked."
+        assert said in self.run(host)
+        assert said in self.run(host)
+
+    def test_it_says_where_it_cannot(self, connected: Connected) -> None:
+        host = connected.host
+        gates.switch(host.state.engine, "default", on=False)
+        assert "paused" in self.run(host)
+
+    def test_there_is_no_connection(self, host: Host) -> None:
+        assert "Credly is not connected." in self.run(host)
