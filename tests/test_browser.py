@@ -1763,6 +1763,43 @@ def test_a_badge_that_settles_leaves_the_focus_where_it_is(
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_an_admin_asks_what_became_of_a_badge(
+    make_site: MakeSite, open_page: OpenPage, way: str
+) -> None:
+    site = make_site(**WAYS[way])
+    site.connect()
+    site.map()
+    site.complete("1")
+    site.complete("2")
+    page = open_page(site, "/login", java_script_enabled=way != "no-javascript")
+    page.clock.install()
+    page.goto("/integrations/")
+    page.get_by_role("link", name="2 issued, 2 not accepted yet").click()
+    expect_title(page, "Issued badges")
+    at_credly = page.get_by_label("At Credly")
+    expect(at_credly).to_have_value("pending")
+    expect(page.locator("tbody tr")).to_have_count(2)
+    site.credly.accept(site.credly.badges[-1]["id"])
+    newest = page.locator("tbody tr").first
+    newest.get_by_role("button", name="Check now").click()
+    expect(page.get_by_text("Credly is asked what became")).to_be_visible()
+    expect(newest.get_by_text("Credly is being asked.")).to_be_visible()
+
+    with site.context():
+        jobs.poll()
+
+    if way in WITH_HTMX:
+        page.clock.run_for(4_000)
+        expect(newest.locator("[data-became=accepted]")).to_be_visible()
+        expect_said(page, "Accepted")
+
+    at_credly.select_option(label="Accepted")
+    click(page, "Apply")
+    expect(page.locator("tbody tr")).to_have_count(1)
+    expect(page.locator("tbody")).to_contain_text("Accepted since")
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_members_who_completed_before_get_their_badge(
     make_site: MakeSite, open_page: OpenPage, way: str
 ) -> None:
