@@ -18,6 +18,7 @@ import typing as t
 from flask_credly.ledger.log import CONNECTION_EXPIRED
 from flask_credly.ledger.log import ISSUANCE_FAILED
 from flask_credly.ledger.log import RATE_LIMIT
+from flask_credly.ledger.reasons import explain
 from flask_credly.models import Attempt
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
@@ -94,10 +95,10 @@ def lost(
     for badge in acknowledged:
         row = by_badge.get(badge)
 
-        if badge in booked or (row and row.state in SHOWN and row.error):
+        if badge in booked or (row and row.state in SHOWN and explain(row)):
             continue
 
-        state = f"is {row.state!r} ({row.error})" if row else "has no row"
+        state = f"is {row.state!r} ({explain(row)})" if row else "has no row"
         found.append(f"{_name(badge)} was committed, is not in the book and {state}")
 
     return found
@@ -124,13 +125,48 @@ def false_issued(rows: Rows, book: cabc.Iterable[Booked]) -> Violations:
 
 
 def false_failed(rows: Rows, book: cabc.Iterable[Booked]) -> Violations:
-    """I4: what is said to have failed is not in the book."""
+    """I4: what is said to have failed, and is not looked at once more, is not in the
+    book.
+    """
     booked = {entry.badge for entry in book}
     return [
-        f"{_name(badge_of(row))} is {row.state!r} ({row.error}) and in the book"
+        f"{_name(badge_of(row))} is {row.state!r} ({explain(row)}) and in the book"
         for row in rows
-        if row.state in SHOWN and badge_of(row) in booked
+        if row.state in SHOWN and row.action is None and badge_of(row) in booked
     ]
+
+
+def strayed(
+    rows: Rows, addresses: cabc.Iterable[str], domain: str, organization_id: str
+) -> Violations:
+    """I13: a community's rows and its organization's book hold its own members only.
+
+    :param rows: The community's.
+    :param addresses: Those in the organization's book.
+    :param domain: What every address of the community ends in.
+    """
+    found = [
+        f"a row of {_name(badge_of(row))} has another's address or organization"
+        for row in rows
+        if not row.email.endswith(domain) or row.organization_id != organization_id
+    ]
+    return found + [
+        f"{address} is in the book of another community's organization"
+        for address in addresses
+        if not address.endswith(domain)
+    ]
+
+
+def starved(latency: cabc.Sequence[float], within: float) -> Violations:
+    """I14: a community without trouble of its own is served while another has some.
+
+    :param latency: Seconds from the completion to the badge, sorted.
+    :param within: Seconds within which half of them have to be there.
+    """
+    if not latency or (half := latency[len(latency) // 2]) <= within:
+        return []
+
+    return [f"half of its badges took longer than {half:.1f} s, more than {within:g}"]
 
 
 def unexpected(
@@ -337,11 +373,18 @@ def host_lost(there: cabc.Collection[str], told: cabc.Iterable[str]) -> Violatio
 
 
 def unsettled(rows: Rows, attempts: cabc.Iterable[Attempt] = ()) -> Violations:
-    """I11: in the end every row is in a final state, and every attempt has one."""
-    final = {row.id for row in rows if row.state in FINAL}
+    """I11: in the end every row is in a final state, nothing is to be done about it,
+    and every attempt has an end.
+    """
+    final = {
+        row.id
+        for row in rows
+        if row.state in FINAL and row.action is None and row.due_at is None
+    }
     names = {row.id: _name(badge_of(row)) for row in rows}
     found = [
-        f"{names[row.id]} is still {row.state!r} ({row.error})"
+        f"{names[row.id]} is still {row.state!r}, action {row.action!r}"
+        f" ({explain(row)})"
         for row in rows
         if row.id not in final
     ]

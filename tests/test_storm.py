@@ -58,6 +58,8 @@ def a_row(**values: t.Any) -> Issuance:
             "kind": "course",
             "course_id": "py-101",
             "template_id": "python",
+            "organization_id": "one",
+            "email": "42@a.test",
             "state": "issued",
             **values,
         }
@@ -77,6 +79,8 @@ def an_entry(error: str, seconds: float = 0) -> LogEntry:
 BADGE = ("42", "python")
 BOOK = [Booked("42", "python", NOW)]
 FAILED = a_row(state="failed", error="No answer.")
+CHECKED = a_row(state="failed", error="No answer.", action="check")
+UNMAPPED = a_row(state="cancelled", reason="unmapped")
 CLOSED = [(10.0, 12.0)]
 REMOVED = {("course", "py-101"): NOW}
 LATER = an_attempt(started_at=NOW + dt.timedelta(seconds=1))
@@ -103,6 +107,14 @@ def log_of(*entries: LogEntry, rows: cabc.Sequence[Issuance] = ()) -> list[str]:
         (
             invariants.false_failed([FAILED], BOOK),
             invariants.false_failed([FAILED], []),
+        ),
+        (
+            invariants.false_failed([FAILED], BOOK),
+            invariants.false_failed([CHECKED], BOOK),
+        ),
+        (
+            invariants.lost([a_row(state="cancelled")], [], [BADGE]),
+            invariants.lost([UNMAPPED], [], [BADGE]),
         ),
         (invariants.unexpected(BOOK, []), invariants.unexpected(BOOK, [BADGE])),
         (
@@ -148,6 +160,20 @@ def log_of(*entries: LogEntry, rows: cabc.Sequence[Issuance] = ()) -> list[str]:
         (
             invariants.unsettled([a_row(state="none")]),
             invariants.unsettled([a_row()], [an_attempt()]),
+        ),
+        (invariants.unsettled([a_row(state="failed", action="check")]), []),
+        (
+            invariants.strayed([a_row(email="42@b.test")], [], "@a.test", "one"),
+            invariants.strayed([a_row()], ["42@a.test"], "@a.test", "one"),
+        ),
+        (
+            invariants.strayed([a_row(organization_id="two")], [], "@a.test", "one"),
+            [],
+        ),
+        (invariants.strayed([], ["42@b.test"], "@a.test", "one"), []),
+        (
+            invariants.starved([1.0, 9.0, 9.0], 5),
+            invariants.starved([1.0, 5.0, 9.0], 5),
         ),
         (invariants.unsettled([a_row()], [an_attempt(finished_at=None)]), []),
     ],

@@ -50,7 +50,19 @@ _COLUMNS = {
     "p99": "p99",
     "max": "max",
     "seconds": "secs",
+    "communities": "comms",
+    "troubles": "trbls",
+    "well p50": "w50",
+    "well p99": "w99",
+    "well max": "wmax",
 }
+
+TENANTS = 3
+SLOWER = 3.0
+SLACK = 5.0
+"""How many times as long, and how many seconds more, half of the badges of those that
+are well may take beside one in trouble: a machine that is busy otherwise has its part.
+"""
 
 _LEGEND = """\
 tried    completions begun            acked  of these committed by the host
@@ -63,6 +75,8 @@ par hrs both web   processes killed   flsh rds db  Redis flushed, killed; databa
 dead     completions whose transaction ended in a deadlock, and the host was told
 quiet    seconds from the last fault until nothing waits
 p50 p99 max        seconds from the host's commit to the badge
+w50 w99 wmax       the same in the communities that have no trouble of their own
+comms trbls        communities; how often the trouble of the one in trouble changed
 What plain RQ shows as failed counts as shown. Jobs of killed workers that it would
 bring back by itself, many minutes later, count as lost; the JSON says how many."""
 
@@ -88,6 +102,19 @@ def main(arguments: list[str] | None = None) -> int:
     add(
         "--duplicates", default="refused", help="refused, allowed, or both with a comma"
     )
+    add(
+        "--tenants",
+        type=int,
+        default=TENANTS,
+        metavar="N",
+        help="communities, the last of which is always in trouble; 1: as a site of one."
+        " The plain RQ job has one",
+    )
+    add(
+        "--compare",
+        action="store_true",
+        help="each once more without the community in trouble",
+    )
     add("--system", default="flask-credly", choices=(*SYSTEMS, "both"))
     add("--stop-database", action="store_true", help="stop a PostgreSQL of our own")
     add("--json", type=pathlib.Path, metavar="FILE", help="write the figures there")
@@ -105,23 +132,47 @@ def main(arguments: list[str] | None = None) -> int:
         duplicates,
         SYSTEMS if given.system == "both" else (given.system,),
         range(given.seed, given.seed + given.seeds),
+        (True, False) if given.compare else (False,),
     )
+    p50_without = 0.0
     broken = False
     results = []
     print(_header())
 
-    for database, duplicate, system, seed in kinds:
+    for database, duplicate, system, seed, without_trouble in kinds:
+        tenants = 1 if system == "naive-rq" else given.tenants
+
+        if without_trouble and tenants == 1:
+            continue
+
         options = Options(
             system=system,
             database=database,
             duplicates=duplicate,
             completions=given.completions,
             seed=seed,
+            tenants=tenants,
+            without_trouble=without_trouble,
             stop_database=given.stop_database,
             keep=given.keep
-            and given.keep / f"{system}-{_name(database)}-{duplicate}-{seed}",
+            and given.keep
+            / f"{system}-{_name(database)}-{duplicate}-{seed}"
+            f"{'-without' if without_trouble else ''}",
         )
         verdict = run(options)
+
+        if without_trouble:
+            p50_without = verdict.figures["well p50"]
+        elif given.compare and tenants > 1:
+            most = SLOWER * p50_without + SLACK
+
+            if (p50 := verdict.figures["well p50"]) > most:
+                verdict.violations["I14 starved"] = [
+                    *verdict.violations.get("I14 starved", []),
+                    f"half of the badges within {p50} s, and {p50_without} s without"
+                    " the community in trouble",
+                ]
+
         broken = broken or bool(verdict.violations)
         results.append(_result(options, verdict))
         print(_line(options, verdict), flush=True)
@@ -164,7 +215,10 @@ def _result(options: Options, verdict: Verdict) -> dict[str, t.Any]:
         "completions": options.completions,
         "seed": options.seed,
         "stop_database": options.stop_database,
+        "tenants": options.tenants,
+        "without_trouble": options.without_trouble,
         **verdict.figures,
+        "by community": verdict.communities,
         "violations": verdict.violations,
         "notes": verdict.notes,
     }

@@ -8,6 +8,8 @@ import dataclasses
 import datetime as dt
 import typing as t
 
+from flask_credly.catalog import DEFAULT_TENANT
+from flask_credly.ledger.reasons import explain
 from flask_credly.models import Attempt
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
@@ -18,44 +20,68 @@ from ..invariants import Badge
 from ..invariants import Booked
 from ..invariants import Refusal
 from .host import COURSE
+from .host import domain_of
 from .host import Entry
 from .host import member_of
+from .host import TROUBLED
+
+STARVED = 45.0
+"""Seconds within which half of the badges have to be there, in a community that is
+well: many times what it takes, and less than a storm lasts.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Organization:
+    """What Credly has of a community.
+
+    :param received: The requests to it.
+    :param done: What was done to it alone.
+    :param closed: Spans in which nothing may have been sent to it.
+    """
+
+    organization_id: str
+    badges: list[dict[str, t.Any]]
+    received: list[Received]
+    done: collections.Counter[str]
+    closed: list[tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Evidence:
     """What is left after a storm.
 
+    :param organizations: By the community.
     :param journals: What each web process tried and was told.
+    :param template_of: The badge of a community's course.
     :param database_away: Spans in which the database was stopped.
-    :param closed: Spans in which nothing may have been sent.
-    :param must_cancel: Members whose course was unmapped before a worker could begin.
+    :param removed_at: When a community's mapping was removed.
+    :param must_cancel: Members whose course was unmapped before a worker could begin,
+        with their community.
     :param canaries: What must not be in Redis or a log.
     :param secrets: What must not be in the database either.
     """
 
     ours: bool
+    organizations: dict[str, Organization]
     journals: dict[str, list[Entry]]
-    template_of: dict[str, str]
+    template_of: dict[tuple[str, str], str]
     rows: list[Issuance]
     attempts: list[Attempt]
     log: list[LogEntry]
-    badges: list[dict[str, t.Any]]
-    received: list[Received]
     problems: list[str]
     done: collections.Counter[str]
     notes: list[str]
     database_away: list[tuple[float, float]]
-    closed: list[tuple[float, float]]
     removed_at: dict[tuple[str, str], dt.datetime]
-    must_cancel: list[str]
+    must_cancel: list[tuple[str, str]]
     canaries: dict[str, str]
     secrets: dict[str, str]
     redis: list[bytes]
     logs: list[tuple[str, bytes]]
     raw: bytes
     halves: dict[str, list[str]]
-    completed: set[str]
+    completed: set[tuple[str, str]]
     naive_rows: dict[str, str]
     naive_failed: set[str]
     naive_started: set[str]
@@ -63,38 +89,94 @@ class Evidence:
     to_quiet: float
     seconds: float
 
+    @property
+    def badges(self) -> list[dict[str, t.Any]]:
+        return [one for each in self.organizations.values() for one in each.badges]
+
+    @property
+    def received(self) -> list[Received]:
+        return [one for each in self.organizations.values() for one in each.received]
+
+    def of(self, tenant: str) -> Evidence:
+        """What there is of one community."""
+        rows = [row for row in self.rows if row.tenant == tenant]
+        ids = {row.id for row in rows}
+        return dataclasses.replace(
+            self,
+            organizations={tenant: self.organizations[tenant]},
+            journals={
+                name: [entry for entry in journal if entry.tenant == tenant]
+                for name, journal in self.journals.items()
+            },
+            rows=rows,
+            attempts=[one for one in self.attempts if one.issuance_id in ids],
+            log=[entry for entry in self.log if entry.tenant == tenant],
+            done=self.done + self.organizations[tenant].done,
+            removed_at={
+                about: at for about, at in self.removed_at.items() if about[0] == tenant
+            },
+            must_cancel=[one for one in self.must_cancel if one[0] == tenant],
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
     """What came of a storm.
 
     :param figures: By their names.
+    :param communities: The same of each community, where there are several.
     :param violations: In words, by the invariant.
     """
 
     figures: dict[str, float]
+    communities: dict[str, dict[str, float]]
     violations: dict[str, list[str]]
     notes: list[str]
 
 
 def judge(evidence: Evidence) -> Verdict:
     """Judge by the simulator's book."""
-    book = invariants.read_book(evidence.badges, member_of)
-    figures = _count(evidence, book)
+    figures = _count(evidence)
 
     if not evidence.ours:
-        return Verdict(figures, {}, evidence.notes)
+        return Verdict(figures, {}, {}, evidence.notes)
 
-    found = _find_violations(evidence, book)
+    parts = {tenant: evidence.of(tenant) for tenant in evidence.organizations}
+    several = len(parts) > 1
+    found = collections.defaultdict(list, _find_violations(evidence))
+    well = sorted(
+        seconds
+        for tenant, part in parts.items()
+        if several and tenant != TROUBLED
+        for seconds in _latency(part, invariants.read_book(part.badges, member_of))
+    )
+    figures |= {
+        "communities": len(parts),
+        "troubles": evidence.done["troubles"],
+        "well p50": _quantile(well, 0.5),
+        "well p99": _quantile(well, 0.99),
+        "well max": _quantile(well, 1),
+    }
+
+    for tenant, part in parts.items():
+        for name, words in _find_violations_of(tenant, part, several=several).items():
+            found[name] += [f"{tenant}: {text}" if several else text for text in words]
+
     return Verdict(
-        figures, {name: words for name, words in found.items() if words}, evidence.notes
+        figures,
+        {tenant: _count(part) for tenant, part in parts.items()} if several else {},
+        {name: words for name, words in sorted(found.items()) if words},
+        evidence.notes,
     )
 
 
 def _badges(evidence: Evidence, what: str) -> dict[Badge, float]:
     """The time of each completion of which the journals say this."""
     return {
-        (entry.member_id, evidence.template_of[entry.course_id]): entry.at
+        (
+            entry.member_id,
+            evidence.template_of[entry.tenant, entry.course_id],
+        ): entry.at
         for journal in evidence.journals.values()
         for entry in journal
         if entry.what == what
@@ -104,8 +186,8 @@ def _badges(evidence: Evidence, what: str) -> dict[Badge, float]:
 def _acknowledged(evidence: Evidence) -> dict[Badge, float]:
     """Those that had a mapping when they were committed."""
     removed = {
-        evidence.template_of[course_id]: at.timestamp()
-        for (_, course_id), at in evidence.removed_at.items()
+        evidence.template_of[about]: at.timestamp()
+        for about, at in evidence.removed_at.items()
     }
     return {
         badge: at
@@ -114,13 +196,22 @@ def _acknowledged(evidence: Evidence) -> dict[Badge, float]:
     }
 
 
-def _find_violations(evidence: Evidence, book: list[Booked]) -> dict[str, list[str]]:
+def _find_violations_of(
+    tenant: str, evidence: Evidence, *, several: bool
+) -> dict[str, list[str]]:
+    """Judge what there is of one community."""
     rows, attempts = evidence.rows, evidence.attempts
+    organization = evidence.organizations[tenant]
+    book = invariants.read_book(evidence.badges, member_of)
     statuses = _statuses(evidence)
     posts = [one for one in evidence.received if one.kind == "issue"]
     done = evidence.done
     killed = done["parent"] + done["horse"] + done["both"]
-    redis = [("Redis", content) for content in evidence.redis]
+    removed_at = {
+        (COURSE.kind, course_id): at
+        for (_, course_id), at in evidence.removed_at.items()
+    }
+    addresses = [badge["recipient_email"] for badge in evidence.badges]
     return {
         "I1 lost": invariants.lost(rows, book, _acknowledged(evidence)),
         "I2 duplicated": invariants.duplicated(book),
@@ -128,12 +219,14 @@ def _find_violations(evidence: Evidence, book: list[Booked]) -> dict[str, list[s
         "I4 false failed": invariants.false_failed(rows, book),
         "I5 unexpected": [
             *invariants.unexpected(book, _badges(evidence, "attempted")),
-            *invariants.sent_unmapped(rows, attempts, evidence.removed_at),
+            *invariants.sent_unmapped(rows, attempts, removed_at),
             *_not_cancelled(evidence, book),
         ],
         "I6 requests": [
             *invariants.too_many_posts(rows, attempts, _count_posts(posts)),
-            *invariants.sent_while_closed([one.at for one in posts], evidence.closed),
+            *invariants.sent_while_closed(
+                [one.at for one in posts], organization.closed
+            ),
         ],
         "I7 tokens": invariants.too_many_tokens(
             statuses["token", 200],
@@ -150,6 +243,21 @@ def _find_violations(evidence: Evidence, book: list[Booked]) -> dict[str, list[s
                 number for (_, status), number in statuses.items() if status == 429
             ),
         ),
+        "I11 unsettled": invariants.unsettled(rows, attempts),
+        "I13 strayed": invariants.strayed(
+            rows, addresses, domain_of(tenant), organization.organization_id
+        ),
+        "I14 starved": invariants.starved(_latency(evidence, book), STARVED)
+        if several and tenant != TROUBLED
+        else [],
+    }
+
+
+def _find_violations(evidence: Evidence) -> dict[str, list[str]]:
+    """Judge what is nobody's or everybody's."""
+    redis = [("Redis", content) for content in evidence.redis]
+    known = set(evidence.organizations)
+    return {
         "I9 leaked": invariants.leaked(
             evidence.canaries | evidence.secrets, [*redis, *evidence.logs]
         )
@@ -157,9 +265,16 @@ def _find_violations(evidence: Evidence, book: list[Booked]) -> dict[str, list[s
         "I10 host": invariants.host_broken(
             _said(evidence, "broken"), _refusals(evidence)
         ),
-        "I11 unsettled": invariants.unsettled(rows, attempts),
         "I12 host's rows": invariants.half_kept(evidence.halves, _kept(evidence))
-        + invariants.host_lost(evidence.completed, _kept_members(evidence)),
+        + invariants.host_lost(
+            {" ".join(one) for one in evidence.completed},
+            [" ".join(one) for one in _kept_members(evidence)],
+        ),
+        "I13 strayed": [
+            f"a row of {row.member_id} is of {row.tenant!r}, which there is not"
+            for row in evidence.rows
+            if row.tenant not in known
+        ],
         "manners": sorted(
             {text for text in evidence.problems if not text.startswith("second badge")}
         ),
@@ -172,7 +287,7 @@ def _not_cancelled(evidence: Evidence, book: list[Booked]) -> list[str]:
     return [
         f"{member_id} waited when its mapping was removed, and is"
         f" {states.get(member_id)!r}, in the book: {member_id in booked}"
-        for member_id in evidence.must_cancel
+        for _, member_id in evidence.must_cancel
         if states.get(member_id) != "cancelled" or member_id in booked
     ]
 
@@ -187,10 +302,12 @@ def _kept(evidence: Evidence) -> set[str]:
     }
 
 
-def _kept_members(evidence: Evidence) -> set[str]:
-    """The members of whom the host was told that its own row is committed."""
+def _kept_members(evidence: Evidence) -> set[tuple[str, str]]:
+    """The members of whom the host was told that its own row is committed, with their
+    community.
+    """
     return {
-        entry.member_id
+        (entry.tenant, entry.member_id)
         for journal in evidence.journals.values()
         for entry in journal
         if entry.what == "acknowledged" and not entry.member_id.startswith("pair-")
@@ -226,21 +343,20 @@ def _refusals(evidence: Evidence) -> list[Refusal]:
     found = []
 
     for journal in evidence.journals.values():
-        began: dict[str, float] = {}
+        began: dict[tuple[str, str], float] = {}
         succeeded: list[float] = []  # when those began that were committed
 
         for entry in journal:
+            who = entry.tenant, entry.member_id
+
             if entry.what == "attempted":
-                began[entry.member_id] = entry.at
+                began[who] = entry.at
             elif entry.what == "acknowledged":
-                succeeded.append(began[entry.member_id])
+                succeeded.append(began[who])
             elif entry.what == "refused":
                 excused = _is_deadlock(entry) or any(
                     away <= entry.at
-                    and (
-                        began[entry.member_id] <= back
-                        or not any(at > back for at in succeeded)
-                    )
+                    and (began[who] <= back or not any(at > back for at in succeeded))
                     for away, back in evidence.database_away
                 )
                 found.append(Refusal(entry.member_id, entry.extra, excused))
@@ -254,20 +370,26 @@ def _is_deadlock(entry: Entry) -> bool:
     )
 
 
-def _count(evidence: Evidence, book: list[Booked]) -> dict[str, float]:
-    attempted = _badges(evidence, "attempted")
-    acknowledged = _acknowledged(evidence)
-    booked = collections.Counter(entry.badge for entry in book)
+def _latency(evidence: Evidence, book: list[Booked]) -> list[float]:
+    """Seconds from each commit to its badge, sorted."""
     first: dict[Badge, float] = {}
 
     for entry in book:
         first.setdefault(entry.badge, entry.at.timestamp())
 
-    latency = sorted(
+    return sorted(
         max(0.0, first[badge] - at)
-        for badge, at in acknowledged.items()
+        for badge, at in _acknowledged(evidence).items()
         if badge in first
     )
+
+
+def _count(evidence: Evidence) -> dict[str, float]:
+    book = invariants.read_book(evidence.badges, member_of)
+    attempted = _badges(evidence, "attempted")
+    acknowledged = _acknowledged(evidence)
+    booked = collections.Counter(entry.badge for entry in book)
+    latency = _latency(evidence, book)
     made, failed, cancelled = _claims(evidence)
     shown = failed | cancelled
     kinds = collections.Counter(one.kind for one in evidence.received)
@@ -322,13 +444,13 @@ def _claims(evidence: Evidence) -> tuple[set[Badge], set[Badge], set[Badge]]:
         by_state: dict[str, set[Badge]] = collections.defaultdict(set)
 
         for row in evidence.rows:
-            if row.state in invariants.MADE or row.error:
+            if row.state in invariants.MADE or explain(row):
                 by_state[row.state].add(invariants.badge_of(row))
 
         made = set().union(*(by_state[state] for state in invariants.MADE))
         return made, by_state["failed"], by_state["cancelled"]
 
-    template_id = evidence.template_of[COURSE.id]
+    template_id = evidence.template_of[DEFAULT_TENANT, COURSE.id]
     rows = evidence.naive_rows.items()
     return (
         {(member_id, template_id) for member_id, status in rows if status == "issued"},

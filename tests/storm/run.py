@@ -34,16 +34,20 @@ from flask_credly.models import Account
 from flask_credly.models import Attempt
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
+from flask_credly.state import AppState
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing import SimulatorServer
+from flask_credly.testing.organization import Organization
 
 from . import host as host_
+from . import judge as judge_
 from . import naive
 from . import servers
 from . import weather
 from . import web
 from .child import CONFIG
 from .child import split_log
+from .host import communities
 from .host import Completed
 from .host import COURSE
 from .host import GONE
@@ -51,6 +55,7 @@ from .host import Half
 from .host import Journal
 from .host import make_host
 from .host import read_journal
+from .host import TROUBLED
 from .judge import Evidence
 from .judge import judge
 from .judge import Verdict
@@ -71,6 +76,12 @@ QUIET = 90.0
 PATIENCE = 60.0
 """Seconds within which a closed gate is seen to be closed, on a slow machine."""
 
+TROUBLE = 5.0
+"""Seconds for which all calls of the community in trouble hang or fail."""
+
+LULL = 1.5
+"""Seconds between two of its troubles."""
+
 WORKERS = 2
 WEBS = 2
 
@@ -84,6 +95,10 @@ class Options:
     """What to run.
 
     :param database: See :func:`.servers.open_database`.
+    :param completions: Of all communities together.
+    :param tenants: How many communities there are. Of several, the last is always in
+        trouble.
+    :param without_trouble: The same for the others, without that one.
     :param pace: Mean seconds between two completions of a web process.
     """
 
@@ -93,6 +108,8 @@ class Options:
     completions: int = 400
     seed: int = 1
     pace: float = 0.25
+    tenants: int = 1
+    without_trouble: bool = False
     stop_database: bool = False
     keep: pathlib.Path | None = None
     """Where to keep the logs, the journals and, of SQLite, the database."""
@@ -134,30 +151,65 @@ class _Storm:
         self._options = options
         self._ours = options.system == "flask-credly"
         self._folder = folder
+        self._tenants = communities(options.tenants)
+        self._several = options.tenants > 1
+        self._troubled: str | None = self._tenants[-1]
+
+        if options.without_trouble:
+            self._tenants.remove(TROUBLED)
+            self._troubled = None
+
+        share = len(self._tenants) / options.tenants
+        self._completions = int(options.completions * share)
+        self._pace = options.pace / share
         self._database = database
         self._redis = redis_
         self._rng = random.Random(options.seed)
+        self._rng_acts = random.Random(options.seed)
         self._simulator = CredlySimulator()
-        self._simulator.posts_allowed = 10**6  # counted per row instead
+        self._organizations: dict[str, Organization] = {}
+
+        for tenant in self._tenants:
+            self._organizations[tenant] = (
+                self._simulator.add_organization()
+                if self._organizations
+                else self._simulator
+            )
+
+        for organization in self._organizations.values():
+            organization.posts_allowed = 10**6  # counted per row instead
+
         self._tapped = weather.Tapped(self._simulator)
         self._server = SimulatorServer(self._tapped, "127.0.0.1", 0)
-        self._template_id = self._simulator.add_template(
-            "Python Badge", allow_duplicate_badges=options.duplicates == "allowed"
-        )
-        self._gone_id = self._simulator.add_template("Gone Badge")
+        self._template_of = {
+            (tenant, COURSE.id): organization.add_template(
+                "Python Badge", allow_duplicate_badges=options.duplicates == "allowed"
+            )
+            for tenant, organization in self._organizations.items()
+        }
+
+        if self._troubled is not None:
+            self._template_of[self._troubled, GONE.id] = self._organizations[
+                self._troubled
+            ].add_template("Gone Badge")
+
+        self._gone: int | None = None
         self._config = self._make_config()
         self._host = make_host(self._config)
         self._journal = Journal(str(self._path("controller")))
         self._completed_by_us = 0
         self._done = collections.Counter[str]()
+        self._done_to = {tenant: collections.Counter[str]() for tenant in self._tenants}
         self._notes: list[str] = []
         self._trouble: list[BaseException] = []
         self._database_away: list[tuple[float, float]] = []
         self._closed: list[tuple[float, float]] = []
         self._removed_at: dict[tuple[str, str], dt.datetime] = {}
-        self._must_cancel: list[str] = []
+        self._must_cancel: list[tuple[str, str]] = []
         self._in_redis: list[bytes] = []
         self._over = threading.Event()
+        self._enough_trouble = threading.Event()
+        self._steady = threading.Lock()  # the database is there while it is held
         environment = {
             **os.environ,
             CONFIG: json.dumps(self._config),
@@ -184,10 +236,10 @@ class _Storm:
         return [f"web-{number}" for number in range(WEBS)]
 
     def _web_command(self, name: str) -> list[str]:
-        quota = self._options.completions // WEBS
+        quota = self._completions // WEBS
         return [
             *("-m", "tests.storm.web", self._options.system, str(self._path(name))),
-            *(name, str(quota), str(self._options.pace)),
+            *(name, str(quota), str(self._pace)),
         ]
 
     def _path(self, name: str) -> pathlib.Path:
@@ -205,11 +257,12 @@ class _Storm:
             "CREDLY_TIMEOUT": TIMEOUT,
             "CREDLY_RETRY_DELAY": 1,
             "CREDLY_CONCURRENCY": 4,
+            "STORM_TENANTS": self._tenants,
             # Only the plain RQ job reads these.
             "STORM_CLIENT_ID": self._simulator.client_id,
             "STORM_CLIENT_SECRET": self._simulator.client_secret,
             "STORM_ORGANIZATION_ID": self._simulator.organization_id,
-            "STORM_TEMPLATE_ID": self._template_id,
+            "STORM_TEMPLATE_ID": self._template_of[self._tenants[0], COURSE.id],
         }
 
     # The course of it.
@@ -224,37 +277,49 @@ class _Storm:
         self._host.db.create_all()
 
         if self._ours:
-            self._connect()
-            state = self._host.state
-            accounts.add_mapping(state, COURSE, self._template_id)
-            self._gone = accounts.add_mapping(state, GONE, self._gone_id).id
+            for tenant in self._tenants:
+                self._connect(tenant)
+
+            for (tenant, course_id), template_id in self._template_of.items():
+                course = GONE if course_id == GONE.id else COURSE
+                mapping = accounts.add_mapping(
+                    self._host.state_of(tenant), course, template_id
+                )
+
+                if course is GONE:
+                    self._gone = mapping.id
 
         self._host.db.session.remove()
 
-        weather.break_out(
-            self._simulator,
-            self._options.seed,
-            lateness=weather.LATENESS[self._options.duplicates],
-        )
+        for number, tenant in enumerate(self._tenants):
+            self._break_out(tenant, self._options.seed + 1000 * number)
 
         for family in [*self._workers, *self._webs]:
             family.start()
 
         director = threading.Thread(target=self._guard, args=(self._direct,))
         sampler = threading.Thread(target=self._guard, args=(self._sample,))
-        director.start()
-        sampler.start()
+        threads = [director]
+
+        if self._ours and self._several and self._troubled is not None:
+            threads.append(
+                threading.Thread(target=self._guard, args=(self._make_trouble,))
+            )
+
+        for thread in (*threads, sampler):
+            thread.start()
 
         try:
-            self._rage(director)
+            self._rage(threads)
             cleared = time.monotonic()
             self._clear_up()
             quiet = self._wait_until_quiet()
             to_quiet = time.monotonic() - cleared
         finally:
             self._over.set()
-            director.join()
-            sampler.join()
+
+            for thread in (*threads, sampler):
+                thread.join()
 
         if self._trouble:
             raise self._trouble[0]
@@ -287,7 +352,9 @@ class _Storm:
             for engine in self._host.db.engines.values():
                 engine.dispose()
 
-            if (queue := self._host.state.web_queue.queue) is not None:
+            state: AppState = self._host.app.extensions["credly"]
+
+            if (queue := state.web_queue.queue) is not None:
                 queue.connection.close()
 
     def _end_processes(self) -> None:
@@ -296,7 +363,7 @@ class _Storm:
 
     # Killing, in the main thread.
 
-    def _rage(self, director: threading.Thread) -> None:
+    def _rage(self, threads: list[threading.Thread]) -> None:
         """Kill and start again until every course is completed and every other fault
         has happened.
 
@@ -310,8 +377,11 @@ class _Storm:
         while not self._trouble:
             working = [web for web in self._webs if web.exit_code != 0]
 
-            if not working and not director.is_alive():
-                return
+            if not working and not threads[0].is_alive():
+                self._enough_trouble.set()
+
+                if not any(thread.is_alive() for thread in threads):
+                    return
 
             for family in [*self._workers, *working]:
                 family.supervise(self._rng)
@@ -372,13 +442,14 @@ class _Storm:
 
     def _direct(self) -> None:
         acts = [self._revoke_tokens, self._stop_database, self._kill_redis]
-        acts.append(self._revoke_client)
 
-        if self._ours:
-            acts.append(self._pause_and_unmap)
+        if not self._several:
+            acts.append(self._revoke_client)
 
-        self._rng_acts = random.Random(self._options.seed)
-        self._rng_acts.shuffle(acts)
+            if self._ours:
+                acts.append(self._limit)
+
+        random.Random(self._options.seed).shuffle(acts)
         shares = [0.1 + 0.75 * number / len(acts) for number in range(len(acts))]
         script = [
             *zip(shares, acts, strict=True),
@@ -397,13 +468,65 @@ class _Storm:
 
     def _wait_for_progress(self, share: float) -> None:
         while not self._over.is_set():
-            if self._count_tried() >= share * self._options.completions:
+            if self._count_tried() >= share * self._completions:
                 return
 
             time.sleep(0.1)
 
+    def _make_trouble(self) -> None:
+        """Leave one community no peace: its trouble changes, and does not end."""
+        troubles = [
+            self._revoke_client,
+            self._limit,
+            lambda: self._fail_all(weather.HANGING),
+            lambda: self._fail_all(weather.OUTAGE),
+        ]
+        rng = random.Random(f"trouble {self._options.seed}")
+        rounds = 0
+
+        while not self._enough_trouble.is_set() or not rounds:
+            rng.shuffle(troubles)
+            rounds += 1
+
+            for trouble in troubles:
+                if self._over.is_set() or (
+                    self._enough_trouble.is_set() and rounds > 1
+                ):
+                    return
+
+                with self.context():
+                    trouble()
+
+                self._done["troubles"] += 1
+                self._over.wait(LULL)
+
+    def _fail_all(self, fault: dict[str, t.Any]) -> None:
+        weather.fail_all(self._in_trouble, fault)
+        self._over.wait(TROUBLE)
+        self._in_trouble.clear_faults()
+        self._break_out(self._target, self._options.seed + self._done["troubles"])
+
+    def _break_out(self, tenant: str, seed: int) -> None:
+        weather.break_out(
+            self._organizations[tenant],
+            seed,
+            lateness=weather.LATENESS[self._options.duplicates],
+        )
+
+    @property
+    def _target(self) -> str:
+        """The community that has trouble of its own."""
+        assert self._troubled is not None
+        return self._troubled
+
+    @property
+    def _in_trouble(self) -> Organization:
+        return self._organizations[self._target]
+
     def _revoke_tokens(self) -> None:
-        self._simulator.revoke_tokens()
+        for organization in self._organizations.values():
+            organization.revoke_tokens()
+
         self._done["token revocations"] += 1
 
     def _flush(self) -> None:
@@ -417,57 +540,75 @@ class _Storm:
         self._done["restarts"] += 1
 
     def _stop_database(self) -> None:
-        began = time.time()
-        self._database.stop()
-        self._database_away.append((began, time.time()))
-        # What was open is broken now.
-        self._host.db.session.remove()
-        self._host.db.engine.dispose()
+        with self._steady:
+            began = time.time()
+            self._database.stop()
+            self._database_away.append((began, time.time()))
+            # What was open is broken now.
+            self._host.db.session.remove()
+            self._host.db.engine.dispose()
+
         self._done["database stops"] += 1
 
     def _revoke_client(self) -> None:
-        self._simulator.revoke_client()
-        self._done["client revocations"] += 1
+        with self._steady:
+            self._in_trouble.revoke_client()
+            self._done["client revocations"] += 1
 
-        if not self._ours:
-            time.sleep(3)
-            self._simulator.restore_client()
-            return
+            if not self._ours:
+                time.sleep(3)
+                self._in_trouble.restore_client()
+                return
 
-        if self._poke_until(lambda found: found.expired):
-            self._done["expiries"] += 1
-            self._keep_closed(time.time() + self._sent_within + 2)
-        else:
-            self._notes.append("The expiry was not noticed in time.")
+            if self._poke_until(lambda found: found.expired):
+                self._done_to[self._target]["expiries"] += 1
+                self._keep_closed(time.time() + self._sent_within + 2)
+            else:
+                self._notes.append("The expiry was not noticed in time.")
 
-        self._simulator.restore_client()
-        self._connect()
+            self._in_trouble.restore_client()
+            self._connect(self._target)
 
-    def _pause_and_unmap(self) -> None:
-        for _ in range(3):
-            self._complete(GONE.id)
+    def _limit(self) -> None:
+        """Ask for a long pause; in the first, remove a mapping."""
+        with self._steady:
+            if self._gone is not None:
+                for _ in range(3):
+                    self._complete(GONE.id)
 
-        weather.pause_long(self._simulator)
+            weather.pause_long(self._in_trouble)
 
-        def paused(found: Account) -> bool:
-            until = found.paused_until
-            left = until and (until - self._now()).total_seconds()
-            return bool(left and left > weather.SHORT_PAUSE + 2)
+            def paused(found: Account) -> bool:
+                until = found.paused_until
+                left = until and (until - self._now()).total_seconds()
+                return bool(left and left > weather.SHORT_PAUSE + 2)
 
-        if not self._poke_until(paused):
-            self._notes.append("The long pause was not noticed in time.")
-            return
+            if not self._poke_until(paused):
+                self._notes.append("The long pause was not noticed in time.")
+                return
 
-        self._done["long pauses"] += 1
+            self._done["long pauses"] += 1
+
+            if self._gone is not None:
+                self._unmap(self._gone)
+                self._gone = None
+
+            until = self._read_connection().paused_until
+
+            if until is not None and until > self._now():
+                self._keep_closed(until.timestamp() - 0.1)
+
+    def _unmap(self, mapping_id: int) -> None:
+        """Remove a mapping while nothing is sent."""
         mine = [self._complete(GONE.id) for _ in range(4)]
-        self._persist(lambda: accounts.remove_mapping(self._host.state, self._gone))
-        self._removed_at[GONE.kind, GONE.id] = removed_at = self._now()
+        state = self._host.state_of(self._target)
+        self._persist(lambda: accounts.remove_mapping(state, mapping_id))
+        self._removed_at[self._target, GONE.id] = removed_at = self._now()
         until = self._read_connection().paused_until
 
         if until is not None and until > removed_at:
             # No worker can have begun these.
-            self._must_cancel += mine
-            self._keep_closed(until.timestamp() - 0.1)
+            self._must_cancel += [(self._target, member_id) for member_id in mine]
 
     def _keep_closed(self, until: float) -> None:
         """Note that the gate is closed until then, and wait. What was begun before may
@@ -492,7 +633,7 @@ class _Storm:
 
         while time.monotonic() < until and not self._over.is_set():
             self._complete(COURSE.id)
-            time.sleep(0.3)
+            time.sleep(1 if self._several else 0.3)
 
             if seen(self._read_connection()):
                 return True
@@ -502,17 +643,26 @@ class _Storm:
     def _complete(self, course_id: str) -> str:
         self._completed_by_us += 1
         member_id = f"controller-{self._completed_by_us}"
-        web.complete(self._host, self._journal, self._rng_acts, member_id, course_id)
+        web.complete(
+            self._host,
+            self._journal,
+            self._rng_acts,
+            self._target,
+            member_id,
+            course_id,
+        )
         return member_id
 
-    def _connect(self) -> None:
+    def _connect(self, tenant: str) -> None:
+        organization = self._organizations[tenant]
+
         def connect() -> None:
-            self._done["connects"] += 1
+            self._done_to[tenant]["connects"] += 1
             accounts.connect(
-                self._host.state,
-                organization_id=self._simulator.organization_id,
-                client_id=self._simulator.client_id,
-                client_secret=self._simulator.client_secret,
+                self._host.state_of(tenant),
+                organization_id=organization.organization_id,
+                client_id=organization.client_id,
+                client_secret=organization.client_secret,
             )
 
         self._persist(connect)
@@ -537,7 +687,8 @@ class _Storm:
     def _read_connection(self) -> Account:
         session = self._host.db.session
         session.rollback()
-        return session.scalars(sa.select(Account)).one()
+        query = sa.select(Account).where(Account.tenant == self._target)
+        return session.scalars(query).one()
 
     # Looking for what does not belong into Redis.
 
@@ -549,8 +700,9 @@ class _Storm:
     # Clearing up.
 
     def _clear_up(self) -> None:
-        self._simulator.clear_faults()
-        self._simulator.restore_client()
+        for organization in self._organizations.values():
+            organization.clear_faults()
+            organization.restore_client()
 
     def _wait_until_quiet(self) -> bool:
         until = time.monotonic() + QUIET
@@ -598,8 +750,8 @@ class _Storm:
             if family.log.exists()
             for place in split_log(family.log)
         ]
-        completed = session.execute(sa.select(Completed.member_id, Completed.status))
-        naive_rows = {member_id: status for member_id, status in completed}
+        completed = session.scalars(sa.select(Completed)).all()
+        naive_rows = {each.member_id: each.status for each in completed}
         halves = collections.defaultdict(list)
 
         for name, half in session.execute(sa.select(Half.name, Half.half)):
@@ -609,17 +761,24 @@ class _Storm:
         return Evidence(
             ours=self._ours,
             journals=journals,
-            template_of={COURSE.id: self._template_id, GONE.id: self._gone_id},
+            organizations={
+                tenant: judge_.Organization(
+                    organization.organization_id,
+                    organization.badges,
+                    organization.received,
+                    self._done_to[tenant],
+                    self._closed if tenant == self._troubled else [],
+                )
+                for tenant, organization in self._organizations.items()
+            },
+            template_of=self._template_of,
             rows=list(session.scalars(sa.select(Issuance))),
             attempts=list(session.scalars(sa.select(Attempt))),
             log=list(session.scalars(sa.select(LogEntry))),
-            badges=self._simulator.badges,
-            received=self._simulator.received,
             problems=self._simulator.problems,
             done=self._done,
             notes=self._notes,
             database_away=self._database_away,
-            closed=self._closed,
             removed_at=self._removed_at,
             must_cancel=self._must_cancel,
             canaries={
@@ -628,14 +787,17 @@ class _Storm:
                 "a member's last name": host_.LAST_NAME,
             },
             secrets={
-                "the client secret": self._simulator.client_secret,
+                **{
+                    f"the client secret of {tenant}": organization.client_secret
+                    for tenant, organization in self._organizations.items()
+                },
                 **{f"token {n}": token for n, token in enumerate(self._tapped.tokens)},
             },
             redis=self._in_redis,
             logs=logs,
             raw=self._database.read_raw(),
             halves=halves,
-            completed=set(naive_rows),
+            completed={(each.tenant, each.member_id) for each in completed},
             naive_rows=naive_rows,
             naive_failed=failed,
             naive_started=started,

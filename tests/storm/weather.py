@@ -8,6 +8,7 @@ import random
 import typing as t
 
 from flask_credly.testing import CredlySimulator
+from flask_credly.testing.organization import Organization
 
 if t.TYPE_CHECKING:
     from wsgiref.types import StartResponse
@@ -66,7 +67,7 @@ _TOKEN_FAULTS: list[Fault] = [
 ]
 
 
-def break_out(simulator: CredlySimulator, seed: int, *, lateness: float) -> None:
+def break_out(simulator: Organization, seed: int, *, lateness: float) -> None:
     """Let Credly fail a share of its calls, in every way the simulator knows."""
     simulator.look_up_lag = LOOK_UP_LAG
     rng = random.Random(seed)
@@ -82,7 +83,19 @@ def break_out(simulator: CredlySimulator, seed: int, *, lateness: float) -> None
             )
 
 
-def pause_long(simulator: CredlySimulator) -> None:
+def fail_all(organization: Organization, fault: dict[str, t.Any]) -> None:
+    """Let Credly fail every call of one organization, until it is cleared."""
+    organization.clear_faults()
+
+    for kind in ("issue", "look-up", "token"):
+        organization.fail(t.cast(t.Any, kind), times=None, **fault)
+
+
+HANGING: dict[str, t.Any] = {"how": "hang", "delay": _HANG}
+OUTAGE: dict[str, t.Any] = {"status": 503}
+
+
+def pause_long(simulator: Organization) -> None:
     """Answer the next request to issue with a pause that lasts."""
     simulator.fail("issue", status=429, headers={"Retry-After": str(LONG_PAUSE)})
 

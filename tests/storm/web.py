@@ -14,6 +14,7 @@ import time
 import redis
 import rq
 import sqlalchemy as sa
+from flask import has_request_context
 
 from flask_credly import course_completed
 
@@ -45,49 +46,60 @@ def complete(
     host: Host,
     journal: Journal,
     rng: random.Random,
+    tenant: str,
     member_id: str,
     course_id: str = COURSE.id,
 ) -> None:
     """Complete a course as a view does: the host's row, the signal, the commit."""
-    session = host.db.session
-    journal.write("attempted", member_id, course_id)
+    with host.request_of(tenant):
+        session = host.db.session
+        journal.write("attempted", tenant, member_id, course_id)
 
-    try:
-        way = rng.choice(["added", "flushed", "core"])
+        try:
+            way = rng.choice(["added", "flushed", "core"])
+            values = {"tenant": tenant, "member_id": member_id}
 
-        if way == "core":
-            session.execute(sa.insert(Completed).values(member_id=member_id))
+            if way == "core":
+                session.execute(sa.insert(Completed).values(**values))
+            else:
+                session.add(Completed(**values))
+
+            if way == "flushed":
+                session.flush()
+
+            _send(host, journal, tenant, member_id, course_id)
+            session.commit()
+        except Exception as e:
+            journal.write("refused", tenant, member_id, course_id, repr(e))
         else:
-            session.add(Completed(member_id=member_id))
-
-        if way == "flushed":
-            session.flush()
-
-        _send(host, journal, member_id, course_id)
-        session.commit()
-    except Exception as e:
-        journal.write("refused", member_id, course_id, repr(e))
-    else:
-        journal.write("acknowledged", member_id, course_id)
-    finally:
-        session.remove()
+            journal.write("acknowledged", tenant, member_id, course_id)
+        finally:
+            session.remove()
 
 
-def _send(host: Host, journal: Journal, member_id: str, course_id: str) -> None:
+def _send(
+    host: Host, journal: Journal, tenant: str, member_id: str, course_id: str
+) -> None:
+    # In a request, the community is the request's.
+    named = {} if has_request_context() else host.named(tenant)
+
     try:
-        course_completed.send(host.app, member=member(member_id), course_id=course_id)
+        course_completed.send(
+            host.app, member=member(member_id, tenant), course_id=course_id, **named
+        )
     except sa.exc.DBAPIError:
         # The database has ended the host's transaction, and the host is told.
         raise
     except Exception as e:
-        journal.write("broken", member_id, course_id, repr(e))
+        journal.write("broken", tenant, member_id, course_id, repr(e))
 
 
 def complete_pair(
     host: Host, journal: Journal, rng: random.Random, name: str, slot: int
 ) -> None:
     """Complete a course for two members in one transaction, with a row of the host's
-    before and after: another process does the same in the other order.
+    before and after: another process does the same in the other order. Outside of a
+    request, so that the signal names the community.
 
     The host handles an error of the signal as it likes: it gives up, or goes on to its
     commit.
@@ -96,10 +108,11 @@ def complete_pair(
     pair = [f"pair-{slot}-{which}" for which in "ab"]
     rng.shuffle(pair)
     goes_on = rng.random() < 0.5
+    tenant = host.tenants[slot % len(host.tenants)]
     told = ""
 
     for member_id in pair:
-        journal.write("attempted", member_id, COURSE.id)
+        journal.write("attempted", tenant, member_id, COURSE.id)
 
     try:
         session.add(Half(name=name, half="first"))
@@ -107,7 +120,7 @@ def complete_pair(
 
         for member_id in pair:
             try:
-                _send(host, journal, member_id, COURSE.id)
+                _send(host, journal, tenant, member_id, COURSE.id)
             except sa.exc.DBAPIError as e:
                 told = repr(e)
 
@@ -120,12 +133,12 @@ def complete_pair(
         session.commit()
     except Exception as e:
         for member_id in pair:
-            journal.write("refused", member_id, COURSE.id, f"{told} {e!r}")
+            journal.write("refused", tenant, member_id, COURSE.id, f"{told} {e!r}")
     else:
-        journal.write("kept", name, COURSE.id)
+        journal.write("kept", tenant, name, COURSE.id)
 
         for member_id in pair:
-            journal.write("acknowledged", member_id, COURSE.id)
+            journal.write("acknowledged", tenant, member_id, COURSE.id)
     finally:
         session.remove()
 
@@ -146,35 +159,42 @@ def complete_plainly(
 ) -> None:
     """The same for the plain RQ job: the host's row, the commit, the job."""
     session = host.db.session
-    journal.write("attempted", member_id, COURSE.id)
+    [tenant] = host.tenants
+    about = tenant, member_id, COURSE.id
+    journal.write("attempted", *about)
 
     try:
         done = Completed(member_id=member_id)
         session.add(done)
         session.commit()
-        journal.write("acknowledged", member_id, COURSE.id)
+        journal.write("acknowledged", *about)
 
         try:
             naive.enqueue(queue, done.id)
         except redis.RedisError as e:
-            journal.write("not queued", member_id, COURSE.id, repr(e))
+            journal.write("not queued", *about, repr(e))
     except Exception as e:
-        journal.write("refused", member_id, COURSE.id, repr(e))
+        journal.write("refused", *about, repr(e))
     finally:
         session.remove()
 
 
-def _signal_again(host: Host, journal: Journal, member_id: str) -> None:
+def _signal_again(host: Host, journal: Journal, tenant: str, member_id: str) -> None:
     # Without a transaction of the host's, nothing is raised.
     try:
-        course_completed.send(host.app, member=member(member_id), course_id=COURSE.id)
+        course_completed.send(
+            host.app,
+            member=member(member_id, tenant),
+            course_id=COURSE.id,
+            **host.named(tenant),
+        )
     except Exception as e:
-        journal.write("broken", member_id, COURSE.id, repr(e))
+        journal.write("broken", tenant, member_id, COURSE.id, repr(e))
 
 
 def main(system: str, path: str, name: str, quota: int, pace: float) -> None:
-    """Complete courses for members ``name``-0 to ``name``-``quota``, going on where
-    the process before this one was killed.
+    """Complete ``quota`` courses, going on where the process before this one was
+    killed: for members ``name``-0, ``name``-1 and so on, each in every community.
     """
     log_everything()
     tried = [
@@ -191,7 +211,8 @@ def main(system: str, path: str, name: str, quota: int, pace: float) -> None:
 
     with host.app.app_context():
         for number in range(len(tried), quota):
-            member_id = f"{name}-{number}"
+            tenant = host.tenants[number % len(host.tenants)]
+            member_id = f"{name}-{number // len(host.tenants)}"
 
             if system != "naive-rq" and (now := int(time.time() / MEETING)) != met:
                 met = now
@@ -200,10 +221,10 @@ def main(system: str, path: str, name: str, quota: int, pace: float) -> None:
             if system == "naive-rq":
                 complete_plainly(host, queue, journal, member_id)
             else:
-                complete(host, journal, rng, member_id)
+                complete(host, journal, rng, tenant, member_id)
 
                 if rng.random() < AGAIN:
-                    _signal_again(host, journal, member_id)
+                    _signal_again(host, journal, tenant, member_id)
 
             time.sleep(rng.uniform(0, 2 * pace))
 
