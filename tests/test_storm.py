@@ -31,14 +31,22 @@ NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
 @pytest.mark.parametrize(
-    ("database", "duplicates"),
-    [("sqlite", "refused"), ("postgresql", "allowed"), ("mariadb", "refused")],
+    ("database", "duplicates", "tenants"),
+    [
+        ("sqlite", "refused", 1),
+        ("postgresql", "allowed", 3),
+        ("mariadb", "refused", 3),
+    ],
 )
 def test_nothing_is_lost_nor_made_twice_in_a_storm(
-    database: str, duplicates: t.Any
+    database: str, duplicates: t.Any, tenants: int
 ) -> None:
     options = Options(
-        database=database, duplicates=duplicates, completions=120, pace=0.2
+        database=database,
+        duplicates=duplicates,
+        completions=120,
+        pace=0.2,
+        tenants=tenants,
     )
 
     try:

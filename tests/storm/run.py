@@ -576,14 +576,19 @@ class _Storm:
                 for _ in range(3):
                     self._complete(GONE.id)
 
-            weather.pause_long(self._in_trouble)
-
             def paused(found: Account) -> bool:
                 until = found.paused_until
                 left = until and (until - self._now()).total_seconds()
                 return bool(left and left > weather.SHORT_PAUSE + 2)
 
-            if not self._poke_until(paused):
+            for _ in range(4):
+                # Who is told of the pause may be killed before it can note it.
+                weather.pause_long(self._in_trouble)
+
+                if seen := self._poke_until(paused, PATIENCE / 4):
+                    break
+
+            if not seen:
                 self._notes.append("The long pause was not noticed in time.")
                 return
 
@@ -627,9 +632,11 @@ class _Storm:
         """
         return throttle.LOOKAHEAD + 1
 
-    def _poke_until(self, seen: cabc.Callable[[Account], bool]) -> bool:
+    def _poke_until(
+        self, seen: cabc.Callable[[Account], bool], patience: float = PATIENCE
+    ) -> bool:
         """Complete courses, so that there is something to send, until it is seen."""
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + patience
 
         while time.monotonic() < until and not self._over.is_set():
             self._complete(COURSE.id)
