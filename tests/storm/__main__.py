@@ -124,6 +124,9 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _stop)
     duplicates = given.duplicates.split(",")
 
+    if given.tenants < 1:
+        parser.error("--tenants is 1 or more.")
+
     if not set(duplicates) <= set(DUPLICATES):
         parser.error("--duplicates is refused, allowed, or both with a comma.")
 

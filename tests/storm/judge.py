@@ -25,7 +25,7 @@ from .host import Entry
 from .host import member_of
 from .host import TROUBLED
 
-STARVED = 45.0
+STARVED = 30.0
 """Seconds within which half of the badges have to be there, in a community that is
 well: many times what it takes, and less than a storm lasts.
 """
