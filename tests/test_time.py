@@ -461,7 +461,7 @@ class TestTheMappingOfNow:
             host.drain()
 
         map_to(host, other := another_template(connected))
-        host.make_due()
+        host.let_lists_catch_up()
         host.drain()
 
         (badge,) = credly.badges
@@ -485,7 +485,7 @@ class TestTheMappingOfNow:
             host.drain()
 
         map_to(host, another_template(connected))
-        host.make_due()
+        host.let_lists_catch_up()
         host.drain()
 
         assert (host.row().state, len(credly.badges)) == ("failed", 1)
@@ -772,7 +772,12 @@ class TestOutages:
         credly.fail(kind, status=503, headers={"Retry-After": said})
         host.drain()
 
-        assert paused_for(host, world) == pytest.approx((least + most) / 2, abs=0.3)
+        assert paused_for(host, world) == pytest.approx(
+            # The time that a busy machine needs passes too.
+            (least + most) / 2,
+            abs=0.3,
+            rel=0.002,
+        )
         world.advance(most + 1)
         host.drain()
         host.drain()
