@@ -41,6 +41,7 @@ from flask_credly.ledger import issuances
 from flask_credly.ledger import privacy
 from flask_credly.ledger import retention
 from flask_credly.ledger import settle
+from flask_credly.ledger.reasons import REASONS
 from flask_credly.models import Attempt
 from flask_credly.models import Base
 from flask_credly.models import Issuance
@@ -219,7 +220,7 @@ class TestErase:
         host.drain()
 
         row = host.row()
-        assert (row.state, row.error) == ("cancelled", privacy.CANCELLED)
+        assert (row.state, row.reason) == ("cancelled", "erased")
         assert (credly.count("issue"), credly.count("look-up")) == (0, 0)
 
     def test_what_waits_for_a_look_up_is_not_sent_either(
@@ -239,7 +240,7 @@ class TestErase:
             host.drain()
 
             row = host.row()
-            assert (row.state, row.error) == ("cancelled", privacy.PERHAPS_ISSUED)
+            assert (row.state, row.reason) == ("cancelled", "perhaps issued")
             assert "Credly may have done so: 1" in said
             assert (credly.count("issue"), credly.count("look-up")) == (1, 0)
 
@@ -432,7 +433,7 @@ class TestEraseInFlight:
 
             assert named_in(everything(host)) == []
             ada, grace = host.rows()
-            assert (ada.state, ada.error) == ("cancelled", privacy.PERHAPS_ISSUED)
+            assert (ada.state, ada.reason) == ("cancelled", "perhaps issued")
             assert (ada.lease, ada.due_at, ada.badge_id) == (None, None, None)
             assert grace.state == "issued"
             assert [attempt.finished_at is None for attempt in host.attempts()] == [
@@ -597,9 +598,9 @@ class TestErasePages:
             assert "erased-" not in text
             assert named_in(text) == []
 
-        failed = next(row for row in host.rows() if row.error == privacy.CANCELLED)
+        failed = next(row for row in host.rows() if row.reason == "erased")
         text = browser.get(f"/integrations/credly/badges?id={failed.id}").text
-        assert privacy.CANCELLED in text
+        assert REASONS["erased"] in text
         assert "Retry the badge" not in text
 
     def test_so_does_the_export(self, connected: Connected) -> None:
