@@ -792,4 +792,4 @@ class TestAnAnswerThatComesAfterAnotherConnection:
         host.drain(times=3)
 
         assert self.state(host) == self.UNTOUCHED
-        assert host.row().error == "The integration was removed."
+        assert host.row().reason == "removed"

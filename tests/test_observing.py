@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import collections.abc as cabc
+import contextlib
 import datetime as dt
 import json
 import logging
@@ -20,6 +21,7 @@ import urllib.request
 import blinker
 import pytest
 import sqlalchemy as sa
+from conftest import a_member
 from conftest import connect
 from conftest import Connected
 from conftest import Host
@@ -42,6 +44,7 @@ from flask_credly import badge_failed
 from flask_credly import badge_issued
 from flask_credly import badge_rejected
 from flask_credly import badge_revoked
+from flask_credly import course_completed
 from flask_credly import issuance_paused
 from flask_credly import jobs
 from flask_credly import signals
@@ -339,6 +342,23 @@ def queue_suspended(on: Connected, patch: pytest.MonkeyPatch) -> None:
 
 
 @provokes
+def drain_failed(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> t.NoReturn:
+        raise ZeroDivisionError
+
+    patch.setattr("flask_credly.issuing.dispatcher.serve", fail)
+    object.__setattr__(
+        on.host.app.extensions["credly"], "name_tenant", lambda: "default"
+    )
+    course_completed.send(
+        on.host.app, member=a_member(), course_id="py-101", tenant="default"
+    )
+
+    with contextlib.suppress(ZeroDivisionError):
+        on.host.drain()
+
+
+@provokes
 def sweep_failed(on: Connected, patch: pytest.MonkeyPatch) -> None:
     def look(*_: object, **__: object) -> None:
         raise sa.exc.OperationalError("", {}, Exception("gone away"))
@@ -459,6 +479,7 @@ VALUES: dict[str, dict[str, object]] = {
         " variables that begin with FLASK_CREDLY_.",
         "credly_setting": "CREDLY_SANDBOX",
     },
+    "drain_failed": {"credly_tenant": "default"},
     "backfill_failed": {"credly_kind": "course", "credly_course": "py-101"},
 }
 """What some of the fields are then."""

@@ -704,6 +704,7 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
     visit.post(f"/credly/badges/{row_id}/retry", headers=HX)
     fail_one(visit, row_id)
     visit.post("/credly/badges/retry")
+    visit.post(f"/credly/badges/{row_id}/check", headers=HX)
     visit.get("/credly/errors")
 
     with visit.host.app.app_context():

@@ -116,7 +116,7 @@ def _said(row: Issuance) -> str:
 def check(issuance_id: int) -> ResponseReturnValue:
     """Ask for what has become of one, by a worker: no page waits for Credly."""
     state = here()
-    wrong = not polls.ask_for(state.engine, state.tenant, issuance_id)
+    wrong = not polls.ask_for(state.engine, state.tenant, issuance_id, by=actor())
 
     if wrong:
         said = gettext("There is no badge at Credly to ask for.")

@@ -54,6 +54,7 @@ ACTIONS: dict[str, str] = {
     "send test badge": gettext_noop("Send test badge %(target)s"),
     "retry": gettext_noop("Retry badge %(target)s"),
     "retry all": gettext_noop("Retry all failed badges: %(target)s"),
+    "check": gettext_noop("Check badge %(target)s at Credly"),
     "start backfill": gettext_noop(
         "Issue badges for earlier completions of %(target)s"
     ),

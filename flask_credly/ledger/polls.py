@@ -15,6 +15,7 @@ from ..models import BadgeState
 from ..models import Installation
 from ..models import Issuance
 from ..models import ToCheck
+from . import audit
 from . import clock
 from . import gates
 from . import transitions
@@ -384,9 +385,12 @@ def note_told(
 
 
 @in_transaction
-def ask_for(connection: sa.Connection, tenant: str, row_id: int) -> bool:
+def ask_for(
+    connection: sa.Connection, tenant: str, row_id: int, *, by: str | None = None
+) -> bool:
     """Ask for one badge to be read anew.
 
+    :param by: Who does it, for :func:`.audit.note`.
     :return: Whether there is anything to be read.
     """
     of_account = (Account.tenant == tenant,)
@@ -417,6 +421,7 @@ def ask_for(connection: sa.Connection, tenant: str, row_id: int) -> bool:
 
     if connection.scalar(sa.select(ToCheck.issuance_id).where(*there)) is None:
         connection.execute(sa.insert(ToCheck).values(issuance_id=row_id, tenant=tenant))
+        audit.note(connection, tenant, by, "check", str(row_id))
 
     return True
 

@@ -79,7 +79,7 @@ def waiting(engine: sa.Engine, *, live: bool = False) -> list[Waiting]:
             sa.select(Account.tenant, Account.served_at, Account.paused_until)
             .where(
                 Account.tenant.in_(open_),
-                ~sa.exists().where(Installation.is_copy),
+                sa.exists().where(Installation.is_copy.is_(False)),
                 Account.expired.is_(False),
                 Account.switched_off.is_(False),
                 is_due,
