@@ -41,7 +41,7 @@ def column_that_must_be_filled(host: Host, event: str) -> None:
     kind = host.state.engine.dialect.name
 
     if event == "UPDATE":
-        checked = "state <> 'sending'"
+        checked = "lease IS NULL"
     elif kind == "sqlite":
         checked = "email IS NULL"
     else:
