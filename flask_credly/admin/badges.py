@@ -109,7 +109,8 @@ def _show_anew(issuance_id: int) -> Response:
 
 def _said(row: Issuance) -> str:
     found = issuances.became(row)
-    return gettext(BECAME[found]) if found else status_of(row)
+    status = status_of(row)
+    return f"{status}: {gettext(BECAME[found])}" if found else status
 
 
 @when_expired(_show_anew)
