@@ -24,6 +24,7 @@ from .decide import Action
 from .transaction import hide_parameters
 from .transaction import in_transaction
 from .transitions import IS_MAPPED
+from .transitions import is_of
 from .transitions import owns
 
 DIED = "died"
@@ -111,7 +112,6 @@ ACTIONS: tuple[Action, ...] = ("issue", "check")
 
 def _due(gate: gates.Gate, now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
     return (
-        Issuance.tenant == gate.tenant,
         Issuance.due_at <= now,
         Issuance.organization_id == gate.organization_id,
     )
@@ -132,6 +132,7 @@ def _questions(
                 sa.select(Issuance.id, Issuance.crashes)
                 .where(
                     Issuance.action == action,
+                    Issuance.tenant == gate.tenant,
                     Issuance.bulk == bulk,
                     *_due(gate, now),
                 )
@@ -201,6 +202,7 @@ def _take(
         lease,
         now + dt.timedelta(seconds=lease_seconds),
         Issuance.id.in_(ids),
+        is_of(gate.tenant),
         *_due(gate, now),
         gates.is_open(gate.tenant, gate.generation, now),
     )
@@ -246,7 +248,7 @@ def _read(
                 Template.tenant == Issuance.tenant, Template.id == Issuance.template_id
             ),
         )
-        .where(Issuance.tenant == tenant, Issuance.lease == lease)
+        .where(is_of(tenant), Issuance.lease == lease)
         .order_by(Issuance.bulk, Issuance.id)
     )
     return [Row(**row._mapping) for row in found]
@@ -303,7 +305,7 @@ def _write_down_crashes(
         sa.select(Attempt.issuance_id)
         .join(Issuance, Issuance.id == Attempt.issuance_id)
         .where(
-            Issuance.tenant == tenant,
+            is_of(tenant),
             Issuance.lease == lease,
             Attempt.finished_at.is_(None),
         )

@@ -25,6 +25,7 @@ from .paging import Session
 from .paging import SIZE
 from .transaction import in_transaction
 from .transitions import IS_MAPPED
+from .transitions import is_of
 
 Status = t.Literal["waiting", "issued", "held", "failed", "skipped", "revoked"]
 
@@ -154,7 +155,7 @@ def solved(session: Session, tenant: str, ids: cabc.Collection[int]) -> set[int]
     """Get those of some rows whose badge is there by now."""
     found = session.scalars(
         sa.select(Issuance.id).where(
-            Issuance.tenant == tenant,
+            is_of(tenant),
             Issuance.id.in_(ids),
             # One that was revoked since was there, too.
             Issuance.state.in_(("issued", "held", "revoked")),
@@ -247,8 +248,14 @@ def can_be_retried(
     session: Session, tenant: str, ids: cabc.Collection[int]
 ) -> set[int]:
     """Get those of some rows that :func:`retry` would take, were they to be retried."""
+    organization = sa.select(Account.organization_id).where(Account.tenant == tenant)
     found = session.scalars(
-        sa.select(Issuance.id).where(Issuance.id.in_(ids), _can_be_retried(tenant))
+        sa.select(Issuance.id).where(
+            is_of(tenant),
+            Issuance.id.in_(ids),
+            Issuance.organization_id == organization.scalar_subquery(),
+            sa.exists().where(IS_MAPPED),
+        )
     )
     return set(found)
 
@@ -264,7 +271,7 @@ def becoming(
         .join(Mapping, IS_MAPPED)
         .join(Mapping.template)
         .where(
-            Issuance.tenant == tenant,
+            is_of(tenant),
             Issuance.id.in_(ids),
             Issuance.state.in_(STATES["waiting"]),
             Issuance.outcome_unknown.is_(False),

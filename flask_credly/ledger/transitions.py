@@ -68,11 +68,20 @@ NO_BADGE: dict[str, None] = dict.fromkeys(
 """What Credly says of a badge, once that is forgotten."""
 
 
+def is_of(tenant: str) -> Condition:
+    """Whose a row is, where it is found by its id or its lease.
+
+    Not by the column alone: SQLite would read all rows of the community by one of its
+    indexes, and not the few that are named.
+    """
+    return sa.func.coalesce(Issuance.tenant, "") == tenant
+
+
 def owns(tenant: str, lease: str) -> tuple[Condition, ...]:
     """Whether a worker still has a row. After Remove it keeps its lease, so that the
     worker can still write down that the badge was issued, but is no longer sent.
     """
-    return (Issuance.tenant == tenant, Issuance.lease == lease, IS_OPEN)
+    return (is_of(tenant), Issuance.lease == lease, IS_OPEN)
 
 
 # New rows, and those that are taken up again.
@@ -343,7 +352,7 @@ def uncount_attempts(
     """Give rows an attempt back of which nothing is known."""
     connection.execute(
         sa.update(Issuance)
-        .where(Issuance.tenant == tenant, Issuance.id.in_(ids))
+        .where(is_of(tenant), Issuance.id.in_(ids))
         .values(attempts=Issuance.attempts - 1)
     )
 
