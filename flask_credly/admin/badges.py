@@ -125,19 +125,7 @@ def check(issuance_id: int) -> ResponseReturnValue:
         notifier.ask_for_poll(state)
         said = gettext("Credly is asked what became of the badge.")
 
-    if wants_fragment() and (row := read(issuances.get, issuance_id)):
-        return fragment(
-            "credly/_badge_alone.html",
-            row=row,
-            said=said,
-            wrong=wrong,
-            focus=True,
-            live=True,
-            **_names([row]),
-        )
-
-    flash(said, wrong=wrong)
-    return go_to("credly.badges", **_address())
+    return _respond(issuance_id, said, wrong=wrong)
 
 
 @when_expired(_show_anew)
@@ -155,6 +143,11 @@ def retry(issuance_id: int) -> ResponseReturnValue:
             " is not mapped any more."
         )
 
+    return _respond(issuance_id, said, wrong=wrong)
+
+
+def _respond(issuance_id: int, said: str, *, wrong: bool) -> Response:
+    """Show the row whose button was pressed, with what came of it."""
     if wants_fragment() and (row := read(issuances.get, issuance_id)):
         return fragment(
             "credly/_badge_alone.html",
