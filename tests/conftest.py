@@ -416,13 +416,8 @@ def connected(
     yield connect(host, credly)
 
 
-def connect(
-    host: Host, credly: CredlySimulator, *, allow_duplicate_badges: bool = False
-) -> Connected:
-    """Connect a host and map "Python 101"."""
-    template_id = credly.add_template(
-        "Python Badge", allow_duplicate_badges=allow_duplicate_badges
-    )
+def connect_and_map(host: Host, credly: CredlySimulator, template_id: str) -> None:
+    """Connect a host, perhaps once more, and map "Python 101" to a badge template."""
     accounts.connect(
         host.state,
         organization_id=credly.organization_id,
@@ -430,6 +425,16 @@ def connect(
         client_secret=credly.client_secret,
     )
     accounts.add_mapping(host.state, COURSES[0], template_id)
+
+
+def connect(
+    host: Host, credly: CredlySimulator, *, allow_duplicate_badges: bool = False
+) -> Connected:
+    """Connect a host and map "Python 101"."""
+    template_id = credly.add_template(
+        "Python Badge", allow_duplicate_badges=allow_duplicate_badges
+    )
+    connect_and_map(host, credly, template_id)
     return Connected(host, credly, template_id)
 
 

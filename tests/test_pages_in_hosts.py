@@ -29,6 +29,7 @@ import pytest
 import sqlalchemy as sa
 import werkzeug.routing
 from conftest import a_member
+from conftest import connect_and_map
 from conftest import COURSES
 from conftest import every_database
 from conftest import Host
@@ -839,13 +840,7 @@ def test_every_command_works(
     template_id = credly.add_template("One Badge")
 
     with host.app.app_context():
-        accounts.connect(
-            host.state,
-            organization_id=credly.organization_id,
-            client_id=credly.client_id,
-            client_secret=credly.client_secret,
-        )
-        accounts.add_mapping(host.state, COURSES[0], template_id)
+        connect_and_map(host, credly, template_id)
 
     run = host.app.test_cli_runner().invoke
 

@@ -16,6 +16,7 @@ import typing as t
 import pytest
 import sqlalchemy as sa
 from conftest import connect
+from conftest import connect_and_map
 from conftest import Connected
 from conftest import COURSES
 from conftest import every_database
@@ -343,13 +344,7 @@ class TestErase:
         host.drain()
         host.credly.erase_member(ADA.id)
         accounts.remove(host.state)
-        accounts.connect(
-            host.state,
-            organization_id=credly.organization_id,
-            client_id=credly.client_id,
-            client_secret=credly.client_secret,
-        )
-        accounts.add_mapping(host.state, COURSES[0], template_id)
+        connect_and_map(host, credly, template_id)
         host.drain()
 
         assert (host.row().state, len(credly.badges)) == ("issued", 1)

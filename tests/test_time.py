@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import a_member
 from conftest import connect
+from conftest import connect_and_map
 from conftest import Connected
 from conftest import COURSES
 from conftest import every_database
@@ -907,13 +908,7 @@ class TestTheWaitCountsFromTheRequest:
         with Elsewhere(host):
             assert under_way.wait(30)
             accounts.remove(host.state)
-            accounts.connect(
-                host.state,
-                organization_id=credly.organization_id,
-                client_id=credly.client_id,
-                client_secret=credly.client_secret,
-            )
-            accounts.add_mapping(host.state, COURSES[0], template_id)
+            connect_and_map(host, credly, template_id)
             assert issuances.retry(host.state.engine, "default", host.row().id) == 1
             host.drain()
             assert credly.count("look-up") == credly.count("issue") == 0
@@ -934,13 +929,7 @@ class TestTheWaitCountsFromTheRequest:
         host.complete()
         host.drain()
         accounts.remove(host.state)
-        accounts.connect(
-            host.state,
-            organization_id=credly.organization_id,
-            client_id=credly.client_id,
-            client_secret=credly.client_secret,
-        )
-        accounts.add_mapping(host.state, COURSES[0], template_id)
+        connect_and_map(host, credly, template_id)
         issuances.retry(host.state.engine, "default")
 
         for _ in range(30):
@@ -1120,13 +1109,7 @@ def test_between_the_last_byte_and_the_next_worker_lies_the_settle_time(
 
     if removed:
         accounts.remove(host.state)
-        accounts.connect(
-            host.state,
-            organization_id=credly.organization_id,
-            client_id=credly.client_id,
-            client_secret=credly.client_secret,
-        )
-        accounts.add_mapping(host.state, COURSES[0], template_id)
+        connect_and_map(host, credly, template_id)
         issuances.retry(host.state.engine, "default")
 
     for row in host.rows():

@@ -17,6 +17,7 @@ import responses
 import sqlalchemy as sa
 from conftest import a_member
 from conftest import connect
+from conftest import connect_and_map
 from conftest import Connected
 from conftest import COURSES
 from conftest import every_database
@@ -434,13 +435,7 @@ def another_organization(host: Host) -> cabc.Iterator[CredlySimulator]:
 
     with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
         other.register(mock)
-        accounts.connect(
-            host.state,
-            organization_id=other.organization_id,
-            client_id=other.client_id,
-            client_secret=other.client_secret,
-        )
-        accounts.add_mapping(host.state, COURSES[0], template_id)
+        connect_and_map(host, other, template_id)
         yield other
 
     assert other.problems == []
@@ -662,13 +657,7 @@ class TestARestoredDatabase:
         run(host, "restored")
         accounts.remove(host.state)
         host.db.session.remove()
-        accounts.connect(
-            host.state,
-            organization_id=credly.organization_id,
-            client_id=credly.client_id,
-            client_secret=credly.client_secret,
-        )
-        accounts.add_mapping(host.state, COURSES[0], template_id)
+        connect_and_map(host, credly, template_id)
         host.complete("1")
         host.drain()
 
