@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import typing as t
 
 import sqlalchemy as sa
 
@@ -77,23 +78,26 @@ def page(session: Session, *, after: str = "", config: keys.Config) -> Lines:
         .order_by(Account.tenant)
         .limit(SIZE + 1)
     ).all()
-    rows = [
-        Line(
-            tenant=row.Account.tenant,
-            connection=overview.state_of(
-                row.Account, now, config=config, is_copy=is_copy
-            ),
-            paused_until=overview.paused_until(row.Account, now),
-            pending=row.pending,
-            oldest=row.oldest,
-            last_issued_at=row.last_issued_at,
-            unrecorded=row.unrecorded,
-            unreadable=not overview.opens(row.Account, config),
-            switched_off=row.Account.switched_off,
-        )
-        for row in found[:SIZE]
-    ]
+    rows = [_line(row, now, is_copy, config) for row in found[:SIZE]]
     return Lines(rows, rows[-1].tenant if len(found) > SIZE else None)
+
+
+def _line(row: t.Any, now: dt.datetime, is_copy: bool, config: keys.Config) -> Line:
+    account: Account = row.Account
+    unreadable = not overview.opens(account, config)
+    return Line(
+        tenant=account.tenant,
+        connection=overview.state_of(
+            account, now, unreadable=unreadable, is_copy=is_copy
+        ),
+        paused_until=overview.paused_until(account, now),
+        pending=row.pending,
+        oldest=row.oldest,
+        last_issued_at=row.last_issued_at,
+        unrecorded=row.unrecorded,
+        unreadable=unreadable,
+        switched_off=account.switched_off,
+    )
 
 
 def count_unknown(session: Session) -> int:

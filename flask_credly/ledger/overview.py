@@ -104,7 +104,7 @@ def read(
     paused = paused_until(connection, now)
     unreadable = config is not None and not opens(connection, config)
     is_copy = session.scalar(sa.select(Installation.is_copy)) is True
-    state = state_of(connection, now, config=config, is_copy=is_copy)
+    state = state_of(connection, now, unreadable=unreadable, is_copy=is_copy)
     overdue = state == "connected" and due_at and due_at < now - OVERDUE
 
     def seen(state: str) -> int:
@@ -190,18 +190,18 @@ def state_of(
     connection: Account | None,
     now: dt.datetime,
     *,
-    config: keys.Config | None,
+    unreadable: bool,
     is_copy: bool,
 ) -> AccountState:
     """Say how an account is.
 
-    :param config: As for :func:`read`.
+    :param unreadable: Whether its Client Secret cannot be decrypted: see :func:`opens`.
     :param is_copy: Whether the database is a copy of one in use elsewhere.
     """
     if connection is None:
         return "none"
 
-    if connection.expired or config is not None and not opens(connection, config):
+    if connection.expired or unreadable:
         return "expired"
 
     paused = paused_until(connection, now) or connection.switched_off or is_copy
