@@ -19,6 +19,7 @@ from ..credly import Client
 from ..errors import CredlyError
 from ..errors import OutcomeUnknown
 from ..errors import Refused
+from ..ledger import claim
 from ..ledger import gates
 from ..ledger import polls
 from ..ledger.polls import Poll
@@ -209,7 +210,7 @@ class _Reader:
             if stopping.is_set():
                 break
 
-            if before is not None and polls.waits(self._engine, self._gate.tenant):
+            if before is not None and claim.any_due(self._engine, self._gate):
                 polls.leave(self._engine, poll, GIVE_WAY)
                 return
 

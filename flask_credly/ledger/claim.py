@@ -118,7 +118,7 @@ def _due(gate: gates.Gate, now: dt.datetime) -> tuple[sa.ColumnElement[bool], ..
 
 
 def _questions(
-    gate: gates.Gate, now: dt.datetime, *, live: bool = False
+    gate: gates.Gate, now: dt.datetime
 ) -> cabc.Iterator[sa.Select[int, int]]:
     """Ask for what a worker may take, in the order in which it is taken: what comes in
     does not wait for the thousands of a backfill.
@@ -126,7 +126,7 @@ def _questions(
     One question for each, so that it reads the first rows of an index, which has
     nothing that is at rest, and sorts none.
     """
-    for bulk in (False,) if live else (False, True):
+    for bulk in (False, True):
         for action in ACTIONS:
             yield (
                 sa.select(Issuance.id, Issuance.crashes)
@@ -140,19 +140,15 @@ def _questions(
             )
 
 
-def any_due(engine: sa.Engine, gate: gates.Gate | None, *, live: bool = False) -> bool:
-    """Whether a worker could issue something now for one community.
-
-    :param live: Look only at what came in, and not at the rows of backfills.
-    """
+def any_due(engine: sa.Engine, gate: gates.Gate | None) -> bool:
+    """Whether a worker could issue something now for one community."""
     if gate is None or not gate.is_open:
         return False
 
     with engine.connect() as connection:
         now = clock.now(connection)
         return any(
-            connection.execute(each.limit(1)).first()
-            for each in _questions(gate, now, live=live)
+            connection.execute(each.limit(1)).first() for each in _questions(gate, now)
         )
 
 

@@ -112,6 +112,20 @@ def read(engine: sa.Engine, tenant: str) -> Gate | None:
     )
 
 
+def is_unpaused(now: dt.datetime) -> sa.ColumnElement[bool]:
+    """Whether an account is not in a pause."""
+    return sa.or_(Account.paused_until.is_(None), Account.paused_until <= now)
+
+
+def may_issue() -> tuple[sa.ColumnElement[bool], ...]:
+    """Whether nothing but a pause keeps an account from being asked for badges."""
+    return (
+        sa.exists().where(Installation.is_copy.is_(False)),
+        Account.expired.is_(False),
+        Account.switched_off.is_(False),
+    )
+
+
 def sync_is_due(now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
     """Whether an account's list of badge templates is old, and Credly can be asked."""
 
@@ -120,7 +134,7 @@ def sync_is_due(now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
 
     return (
         Account.expired.is_(False),
-        sa.or_(Account.paused_until.is_(None), Account.paused_until <= now),
+        is_unpaused(now),
         is_before(Account.templates_synced_at, now - SYNC_INTERVAL),
         is_before(Account.templates_failed_at, now - SYNC_AGAIN),
     )
@@ -130,14 +144,7 @@ def is_open(tenant: str, generation: str, now: dt.datetime) -> sa.ColumnElement[
     """The same as a condition, to be checked by the statement that depends on it."""
     return (
         sa.select(Account.tenant)
-        .join(Installation, sa.true())
-        .where(
-            *this(tenant, generation),
-            Installation.is_copy.is_(False),
-            Account.expired.is_(False),
-            Account.switched_off.is_(False),
-            sa.or_(Account.paused_until.is_(None), Account.paused_until <= now),
-        )
+        .where(*this(tenant, generation), *may_issue(), is_unpaused(now))
         .exists()
     )
 
@@ -185,9 +192,7 @@ def pause(
     """
     now = clock.now(connection)
     account = _update(tenant, generation)
-    is_open = account.where(
-        sa.or_(Account.paused_until.is_(None), Account.paused_until <= now)
-    )
+    is_open = account.where(is_unpaused(now))
     values: dict[str, t.Any] = {"pause_reason": reason}
     asked_for = until = now + dt.timedelta(seconds=seconds)
 

@@ -223,12 +223,12 @@ def is_ours(tenant: str) -> sa.ColumnElement[bool]:
     """Whether a row is of the organization that the community is connected to. Another
     one's stay as they are: a new completion has a row of its own.
     """
-    organization = (
-        sa.select(Account.organization_id)
-        .where(Account.tenant == tenant)
-        .scalar_subquery()
-    )
-    return sa.and_(Issuance.tenant == tenant, Issuance.organization_id == organization)
+    return sa.and_(Issuance.tenant == tenant, _is_connected(tenant))
+
+
+def _is_connected(tenant: str) -> sa.ColumnElement[bool]:
+    connected = sa.select(Account.organization_id).where(Account.tenant == tenant)
+    return Issuance.organization_id == connected.scalar_subquery()
 
 
 def _can_be_retried(tenant: str) -> sa.ColumnElement[bool]:
@@ -248,12 +248,11 @@ def can_be_retried(
     session: Session, tenant: str, ids: cabc.Collection[int]
 ) -> set[int]:
     """Get those of some rows that :func:`retry` would take, were they to be retried."""
-    organization = sa.select(Account.organization_id).where(Account.tenant == tenant)
     found = session.scalars(
         sa.select(Issuance.id).where(
             is_of(tenant),
             Issuance.id.in_(ids),
-            Issuance.organization_id == organization.scalar_subquery(),
+            _is_connected(tenant),
             sa.exists().where(IS_MAPPED),
         )
     )

@@ -12,14 +12,12 @@ from sqlalchemy import orm
 
 from ..models import Account
 from ..models import BadgeState
-from ..models import Installation
 from ..models import Issuance
 from ..models import ToCheck
 from . import audit
 from . import clock
 from . import gates
 from . import transitions
-from .claim import ACTIONS
 from .transaction import connect
 from .transaction import in_transaction
 from .transitions import Learned
@@ -91,15 +89,6 @@ class Became:
     at: dt.datetime | None
 
 
-def _is_open(now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        ~sa.exists().where(Installation.is_copy),
-        Account.expired.is_(False),
-        Account.switched_off.is_(False),
-        sa.or_(Account.paused_until.is_(None), Account.paused_until <= now),
-    )
-
-
 def due_for(engine: sa.Engine) -> list[str]:
     """Get the communities of whose badges Credly is to be asked now, and may be: first
     the one that has waited longest.
@@ -110,7 +99,9 @@ def due_for(engine: sa.Engine) -> list[str]:
             Account.poll_due_at <= now,
             Account.tenant.in_(sa.select(ToCheck.tenant)),
         )
-        query = sa.select(Account.tenant).where(is_due, *_is_open(now))
+        query = sa.select(Account.tenant).where(
+            is_due, *gates.may_issue(), gates.is_unpaused(now)
+        )
         # What an admin waits for has no time, or a later one.
         is_later = sa.case((Account.poll_due_at <= now, 1), else_=0)
         return list(
@@ -135,11 +126,9 @@ def soon(connection: sa.Connection, gate: gates.Gate) -> None:
 
 
 @in_transaction
-def at_once(connection: sa.Connection, tenant: str) -> bool:
+def at_once(connection: sa.Connection, tenant: str) -> None:
     """Ask for a poll now, also of a list that a worker may have: one of the two will
     find that it is another's.
-
-    :return: Whether there is an account.
     """
     now = clock.now(connection)
     due = sa.update(Account).where(
@@ -147,8 +136,6 @@ def at_once(connection: sa.Connection, tenant: str) -> bool:
         sa.or_(Account.poll_due_at.is_(None), Account.poll_due_at > now),
     )
     connection.execute(due.values(poll_due_at=now))
-    account = sa.select(Account.tenant).where(Account.tenant == tenant)
-    return connection.scalar(account) is not None
 
 
 def is_held(engine: sa.Engine, tenant: str) -> bool:
@@ -167,7 +154,12 @@ def take(connection: sa.Connection, gate: gates.Gate) -> Poll | None:
 
     if not connection.execute(
         sa.update(Account)
-        .where(*this, Account.poll_due_at <= now, *_is_open(now))
+        .where(
+            *this,
+            Account.poll_due_at <= now,
+            *gates.may_issue(),
+            gates.is_unpaused(now),
+        )
         .values(poll_due_at=until)
         .execution_options(synchronize_session=False)
     ).rowcount:
@@ -302,26 +294,6 @@ def leave(
     connection.execute(_held(poll, poll.until).values(**values))
 
 
-def waits(engine: sa.Engine, tenant: str) -> bool:
-    """Whether a badge of a community is to be issued now."""
-    with connect(engine) as connection:
-        now = clock.now(connection)
-        return any(
-            connection.scalar(
-                sa.select(Issuance.id)
-                .where(
-                    Issuance.action == action,
-                    Issuance.tenant == tenant,
-                    Issuance.bulk.is_(bulk),
-                    Issuance.due_at <= now,
-                )
-                .limit(1)
-            )
-            for action in ACTIONS
-            for bulk in (False, True)
-        )
-
-
 def time_of(engine: sa.Engine) -> dt.datetime:
     """Get the time at which a question is put."""
     with connect(engine) as connection:
@@ -393,9 +365,8 @@ def ask_for(
     :param by: Who does it, for :func:`.audit.note`.
     :return: Whether there is anything to be read.
     """
-    of_account = (Account.tenant == tenant,)
     # First, so that no other does the same at this moment.
-    if not gates.lock(connection, tenant, *of_account):
+    if not gates.lock(connection, tenant):
         return False
 
     found = connection.scalar(

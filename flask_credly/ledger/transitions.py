@@ -298,13 +298,7 @@ def follow_mapping(connection: sa.Connection, *these: Condition) -> None:
         return (
             sa.select(column)
             .select_from(Mapping)
-            .join(
-                Template,
-                sa.and_(
-                    Template.tenant == Mapping.tenant,
-                    Template.id == Mapping.template_id,
-                ),
-            )
+            .join(Mapping.template)
             .where(IS_MAPPED)
             .scalar_subquery()
         )

@@ -12,7 +12,6 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from ..models import Account
-from ..models import Installation
 from ..models import Issuance
 from . import clock
 from . import gates
@@ -79,9 +78,7 @@ def waiting(engine: sa.Engine, *, live: bool = False) -> list[Waiting]:
             sa.select(Account.tenant, Account.served_at, Account.paused_until)
             .where(
                 Account.tenant.in_(open_),
-                sa.exists().where(Installation.is_copy.is_(False)),
-                Account.expired.is_(False),
-                Account.switched_off.is_(False),
+                *gates.may_issue(),
                 is_due,
             )
             # Where null comes is not the same on every database.
