@@ -263,7 +263,15 @@ Action = t.Literal["issue", "revoke", "replace", "check"]
 """What is being done about a badge."""
 
 Reason = t.Literal[
-    "unmapped", "stopped", "removed", "erased", "perhaps issued", "crashed"
+    "unmapped",
+    "stopped",
+    "removed",
+    "erased",
+    "perhaps issued",
+    "crashed",
+    "dropped",
+    "awaits revocation",
+    "not revoked",
 ]
 """Why a row is as it is, where that was not Credly's answer: see
 :data:`flask_credly.ledger.reasons.REASONS` for the words.
@@ -378,6 +386,16 @@ class Issuance(Base):
     public: orm.Mapped[bool | None]
     replaced_by: orm.Mapped[str | None] = orm.mapped_column(_id(36))
     """Credly's id of the badge that was issued in its place."""
+    replaces: orm.Mapped[str | None] = orm.mapped_column(_id(36))
+    """Credly's id of the badge in whose place this one is issued."""
+    renewal: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
+    """Replaces a badge because the member has completed the course once more. Where
+    that one is in force no more, a new one is issued. Otherwise an admin corrects it.
+    """
+    revocation_reason: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
+    """Why an admin has it revoked, in words that the member may read."""
+    tell: orm.Mapped[bool | None]
+    """Whether Credly is to tell the member of the revocation."""
     error: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
     """What went wrong with the last try, worded for the admin."""
     test: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
@@ -443,7 +461,9 @@ class Unrecorded(Base):
 
 
 class Attempt(Base):
-    """One request to issue one badge, written before it goes out."""
+    """One request about one badge, written before it goes out: to issue, revoke or
+    replace it.
+    """
 
     __tablename__ = "credly_attempt"
 
@@ -452,6 +472,8 @@ class Attempt(Base):
     issuance_id: orm.Mapped[int] = orm.mapped_column(
         sa.ForeignKey(Issuance.id, ondelete="CASCADE"), index=True
     )
+    action: orm.Mapped[str] = orm.mapped_column(_id(10), server_default="issue")
+    """One of :data:`Action`."""
     lease: orm.Mapped[str] = orm.mapped_column(_id(32))
     started_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
     finished_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)

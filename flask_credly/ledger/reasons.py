@@ -17,6 +17,9 @@ REASONS: dict[Reason, str] = {
         "The worker died each time it handled this badge. The developer of this site"
         " finds the reason in its log."
     ),
+    "dropped": "An admin took it back before it was issued.",
+    "awaits revocation": "The badge before it is to be revoked first.",
+    "not revoked": "The badge before it was not revoked.",
 }
 
 TAKEN_UP_AGAIN: tuple[Reason, ...] = ("unmapped", "stopped")

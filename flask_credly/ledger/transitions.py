@@ -63,9 +63,10 @@ NO_BADGE: dict[str, None] = dict.fromkeys(
     (
         *("badge_id", "badge_state", "badge_state_at", "badge_told", "checked_at"),
         *("accept_url", "page_url", "expires_at", "public", "replaced_by"),
+        *("replaces", "revocation_reason", "tell"),
     )
 )
-"""What Credly says of a badge, once that is forgotten."""
+"""What is known of a badge at Credly, once that is forgotten."""
 
 
 def is_of(tenant: str) -> Condition:
