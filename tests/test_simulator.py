@@ -36,6 +36,7 @@ API = "https://api.credly.com/v1"
 TOKEN_URL = "https://www.credly.com/oauth/token"
 SCOPES = "badge_templates issued_badges"
 ISSUED_AT = "2024-04-01 09:41:00 -0500"
+LATER = "2025-05-01T00:00:00Z"
 
 
 class Caller:
@@ -1448,12 +1449,12 @@ def test_the_email_filter_can_miss_accepted_badges(
     ("method", "path"),
     [
         ("POST", "/badges/{id}/revoke"),
-        ("POST", "/badges/{id}/replace"),
+        ("PUT", "/badges/{id}/replace"),
         ("DELETE", "/badges/{id}"),
         ("POST", "/badges/batch"),
     ],
 )
-def test_badges_are_not_to_be_replaced_or_deleted(
+def test_badges_are_not_to_be_deleted_or_issued_many_at_a_time(
     caller: Caller, sim: CredlySimulator, method: str, path: str
 ) -> None:
     badge_id = sim.award(sim.add_template("Python 101"), "a@example.org")
@@ -1821,6 +1822,373 @@ def test_a_revocation_can_be_late(caller: Caller, sim: CredlySimulator) -> None:
     assert [each.by for each in sim.history(ids[1])] == ["issuer", "issuer"]
 
 
+def replace(
+    caller: Caller, badge_id: str, template_id: str, **changes: t.Any
+) -> requests.Response:
+    body = {"badge_template_id": template_id, "issued_at": LATER} | changes
+    return caller.call("POST", f"/badges/{badge_id}/replace", json=body)
+
+
+@pytest.mark.parametrize("status", [200, 201])
+@pytest.mark.parametrize("accepted", [False, True])
+def test_a_badge_is_replaced(
+    caller: Caller, sim: CredlySimulator, accepted: bool, status: int
+) -> None:
+    template_id = sim.add_template("Python 101")
+    options: dict[str, t.Any] = {
+        "issuer_earner_id": "site:42",
+        "issued_to_middle_name": "B.",
+        "country_name": "France",
+        "evidence": [{"type": "UrlEvidence", "name": "A", "value": "https://a.org"}],
+        "suppress_badge_notification_email": True,
+    }
+    old_id = caller.issue(template_id, **options).json()["data"]["id"]
+    sim.advance(60)
+    live(sim, old_id, "accept" if accepted else "")
+    before = sim.badges[0]
+    sim.advance(60)
+    sim.replace_status = status
+
+    response = replace(caller, old_id, template_id, issued_to_last_name="Roe")
+
+    old, new = sim.badges
+    assert (response.status_code, response.json()) == (
+        status,
+        {"data": new, "metadata": {}},
+    )
+    links = {"replacement_badge_id": new["id"], "updated_at": new["created_at"]}
+    assert old == before | links
+    assert new["id"] != old["id"]
+    assert new["replaces_badge_id"] == old["id"]
+    assert new["replacement_badge_id"] is None
+    assert new["state"] == old["state"] == ("accepted" if accepted else "pending")
+    assert new["user"] == old["user"]
+    assert ("badge_url" in new) == accepted
+    assert (new["state_updated_at"] is None) == (not accepted)
+    assert new["issued_at"] == "2025-05-01T00:00:00.000Z"
+    assert new["issued_to"] == "Example Roe"
+    same = {*options, "recipient_email", "issued_to_first_name"} - {"country_name"}
+    assert {name: new[name] for name in same} == {name: old[name] for name in same}
+    assert new["country"] == "France"
+    assert [each.state for each in sim.history(old_id)][-1] == "replaced"
+    assert [each.state for each in sim.history(new["id"])] == [new["state"]]
+    assert sim.badges_for(in_force=True) == [new]
+    ids = {row["id"] for row in caller.badges().json()["data"]}
+    assert ids == {old["id"], new["id"]}
+    assert sim.count("replace") == 1
+    assert sim.problems == []
+
+
+def test_a_badge_is_replaced_by_one_of_another_template(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    one, two = sim.add_template("Python 101"), sim.add_template("Python 102")
+    old_id = caller.issue(one).json()["data"]["id"]
+
+    badge = replace(caller, old_id, two, issuer_earner_id="site:1").json()["data"]
+
+    assert badge["badge_template"]["id"] == two
+    assert badge["issuer_earner_id"] == "site:1"
+    assert caller.issue(one).status_code == 201
+    assert caller.issue(two).status_code == 422
+    assert sim.problems == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"badge_template_id": None}, "Invalid or missing Badge Template ID: "),
+        ({"issued_at": None}, "Issued at can't be blank"),
+        ({"issued_at": "1 May 2025"}, "Issued at is invalid"),
+        ({"issued_to_last_name": ""}, "Issued to last name can't be blank"),
+        ({"notification_message": 7}, "Notification message must be a string"),
+        ({"expires_at": "never"}, "Expires at is invalid"),
+    ],
+)
+def test_a_replacement_of_the_wrong_form_is_refused(
+    caller: Caller, sim: CredlySimulator, changes: dict[str, t.Any], text: str
+) -> None:
+    template_id = sim.add_template("Python 101")
+    old_id = sim.award(template_id, "a@example.org")
+
+    response = replace(caller, old_id, template_id, **changes)
+
+    assert response.status_code == 422
+    assert text in message(response)
+    assert len(sim.badges) == 1
+    assert sim.problems == []
+
+
+def test_who_may_not_replace(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    old_id = sim.award(template_id, "a@example.org")
+
+    assert replace(caller, str(uuid.uuid4()), template_id).status_code == 404
+    response = caller.call("POST", f"/badges/{old_id}/replace", json=[])
+    assert response.status_code == 400
+    form = caller.form(scope="badge_templates")
+    caller.token = caller.ask_token(form).json()["access_token"]
+    assert replace(caller, old_id, template_id).status_code == 403
+    assert len(sim.badges) == 1
+
+
+def test_a_field_that_belongs_to_issuing_is_noted(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    old_id = sim.award(template_id, "a@example.org")
+    extra = {
+        "notification_message": "Hi",
+        "duplicate_behavior": "deny",
+        "colour": "red",
+    }
+
+    assert replace(caller, old_id, template_id, **extra).status_code == 201
+
+    behavior, colour = (text.partition("unknown ")[2] for text in sorted(sim.problems))
+    assert (colour, behavior) == ("field 'duplicate_behavior'", "field 'colour'")
+
+
+def test_the_badge_in_force_is_named_where_one_was_replaced(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    first = sim.award(template_id, "a@example.org")
+    second = sim.replace_badge(first)
+    third = sim.replace_badge(second, issued_to_last_name="Roe")
+
+    for number in range(2):
+        response = replace(caller, [first, second][number], template_id)
+
+        assert response.status_code == 422
+        body = response.json()
+        assert body["metadata"] == {"current_badge_id": third}
+        assert body["data"]["message"] == (
+            "Validation failed: This badge cannot be replaced because it has already"
+            " been replaced."
+        )
+
+    sim.delete_badge(second)
+    body = replace(caller, first, template_id).json()
+    assert body["metadata"] == {"current_badge_id": third}
+    assert sim.problems == []  # somebody else replaced them
+    assert sim.badges_for(in_force=True)[0]["issued_to_last_name"] == "Roe"
+
+
+@pytest.mark.parametrize(
+    ("steps", "refused", "status"),
+    [
+        ("", {"rejected", "revoked"}, 201),
+        ("", {"pending"}, 422),
+        ("reject", {"rejected", "revoked"}, 422),
+        ("accept reject", {"rejected", "revoked"}, 422),
+        ("reject", {"revoked"}, 201),
+        ("revoke", {"rejected", "revoked"}, 422),
+        ("revoke", set(), 201),
+    ],
+)
+def test_which_badges_are_replaced_can_be_switched(
+    caller: Caller, sim: CredlySimulator, steps: str, refused: set[str], status: int
+) -> None:
+    template_id = sim.add_template("Python 101")
+    old_id = sim.award(template_id, "a@example.org")
+    live(sim, old_id, steps)
+    assert sim.states_not_replaced == {"rejected", "revoked"}
+    sim.states_not_replaced = refused
+
+    response = replace(caller, old_id, template_id)
+
+    assert response.status_code == status
+    assert [badge["state"] for badge in sim.badges[1:]] == ["pending"] * (status == 201)
+    assert sim.problems == []
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_whether_an_expired_badge_is_replaced_can_be_switched(
+    caller: Caller, sim: CredlySimulator, replaced: bool
+) -> None:
+    template_id = sim.add_template("Python 101")
+    until = dt.datetime.fromtimestamp(sim.clock() + 3600, dt.UTC).isoformat()
+    old_id = caller.issue(template_id, expires_at=until).json()["data"]["id"]
+    sim.advance(3601)
+    sim.expired_is_replaced = replaced
+    assert sim.badges_for(in_force=True) == []
+
+    response = replace(caller, old_id, template_id)
+
+    assert response.status_code == (201 if replaced else 422)
+    assert [each["expires_at"] for each in sim.badges_for(in_force=True)] == (
+        [None] if replaced else []
+    )
+    assert replaced or "has expired" in message(response)
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_a_new_address_is_for_a_badge_that_was_not_accepted(
+    caller: Caller, sim: CredlySimulator, accepted: bool
+) -> None:
+    template_id = sim.add_template("Python 101")
+    old_id = sim.award(template_id, "a@example.org")
+    live(sim, old_id, "accept" if accepted else "")
+
+    response = replace(caller, old_id, template_id, recipient_email="b@example.org")
+
+    assert response.status_code == (422 if accepted else 201)
+    assert len(sim.badges_for("b@example.org")) == (not accepted)
+    response = replace(caller, old_id, template_id, recipient_email="A@example.org")
+    assert response.status_code == (201 if accepted else 422)
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_a_replacement_may_not_be_a_second_badge(
+    caller: Caller, sim: CredlySimulator, double: bool
+) -> None:
+    one, two = sim.add_template("Python 101"), sim.add_template("Python 102")
+    old_id = caller.issue(one).json()["data"]["id"]
+    sim.award(two, "earner@example.org")
+    sim.replace_may_double = double
+
+    response = replace(caller, old_id, two)
+
+    assert response.status_code == (201 if double else 422)
+    assert double or "already has this badge" in message(response)
+    noted = [f"second badge of template {two} for e-mail earner@example.org"]
+    assert sim.problems == (noted if double else [])
+
+
+@pytest.mark.parametrize("behavior", ["allow", None])
+def test_two_badges_in_force_are_noted(
+    caller: Caller, sim: CredlySimulator, behavior: str | None
+) -> None:
+    template_id = sim.add_template("Python 101")
+    by_hand = sim.award(template_id, "earner@example.org")
+    sim.states_in_the_way = {"pending", "accepted", "rejected"} if behavior else set()
+
+    caller.issue(template_id, issuer_earner_id="site:1", duplicate_behavior=behavior)
+
+    noted = [f"second badge of template {template_id} for earner site:1"]
+    assert sim.problems == noted
+    for badge in sim.badges:
+        sim.revoke_badge(badge["id"])
+
+    assert caller.issue(template_id, issuer_earner_id="site:1").status_code == 201
+    assert sim.problems == noted
+    assert sim.history(by_hand)[-1].state == "revoked"
+
+
+def test_a_test_may_allow_several_badges(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101", allow_duplicate_badges=True)
+    sim.badges_allowed = 2
+    old_id = caller.issue(template_id).json()["data"]["id"]
+    caller.issue(template_id)
+    replace(caller, old_id, template_id)
+    assert sim.problems == []
+
+    replace(caller, sim.badges[-1]["id"], template_id)
+    sim.posts_allowed = 3
+    caller.issue(template_id)
+    assert len(sim.problems) == 1
+    assert "second badge" in sim.problems[0]
+
+
+def test_to_replace_again_without_a_look_is_noted(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    old_id = sim.award(template_id, "a@example.org")
+
+    for _ in range(3):
+        replace(caller, old_id, template_id)
+
+    second, third, count = sim.problems
+    assert "a badge was replaced that was so by a request" in second
+    assert second == third
+    assert f"replace request no. 3 for badge {old_id}" in count
+    assert len(sim.badges) == 2
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("how", ["reset", "hang", "truncate"])
+def test_the_answer_to_a_replacement_can_be_lost(
+    caller: Caller, sim: CredlySimulator, how: t.Any, after: bool
+) -> None:
+    template_id = sim.add_template("Python 101")
+    old_id = sim.award(template_id, "a@example.org")
+    sim.fail("replace", how=how, after=after)
+
+    with pytest.raises(requests.RequestException):
+        replace(caller, old_id, template_id)
+
+    assert len(sim.badges) == 1 + (after or how == "truncate")
+
+
+def test_a_replacement_can_be_late(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    ids = [sim.award(template_id, f"{n}@example.org") for n in range(4)]
+    sim.fail("replace", how="late", delay=60, times=4)
+
+    for badge_id in ids:
+        with pytest.raises(requests.ConnectionError):
+            replace(caller, badge_id, template_id)
+
+    sim.revoke_badge(ids[1])
+    sim.delete_badge(ids[2])
+    other = sim.replace_badge(ids[3])
+    sim.advance(60)
+
+    first, second, fourth, by_hand, new = sim.badges
+    assert first["replacement_badge_id"] == new["id"]
+    assert second["replacement_badge_id"] is None
+    assert fourth["replacement_badge_id"] == by_hand["id"] == other
+    assert sim.history(new["id"])[0].at == pytest.approx(sim.clock(), abs=5)
+    assert sim.problems == []
+
+
+def test_a_replaced_badge_stays_as_it_is(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    old_id = sim.award(template_id, "a@example.org")
+    new_id = sim.replace_badge(old_id)
+
+    for step in ("accept", "reject", "revoke"):
+        with pytest.raises(ValueError, match="replaced does not become"):
+            live(sim, old_id, step)
+
+    live(sim, new_id, "accept")
+    newest = sim.replace_badge(new_id)
+    live(sim, newest, "revoke")
+    pending, accepted, revoked = sim.badges
+    assert (pending["state"], accepted["state"]) == ("pending", "accepted")
+    assert {"badge_url", "accept_badge_url"} & set(revoked) == set()
+    assert sim.badges_for(in_force=True) == []
+
+
+def test_a_duplicate_that_replaces_goes_on_from_the_first(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    sim.add_account("earner@example.org", "new@example.org")
+    order: dict[str, t.Any] = {
+        "issuer_earner_id": "site:1",
+        "duplicate_behavior": "replace",
+    }
+    caller.issue(template_id, country_name="France", **order)
+    sim.posts_allowed = 9
+
+    caller.issue(template_id, recipient_email="new@example.org", **order)
+    sim.accept(sim.badges[-1]["id"])
+    caller.issue(template_id, **order)
+
+    emails = [badge["recipient_email"] for badge in sim.badges]
+    assert emails == ["earner@example.org", "new@example.org", "new@example.org"]
+    assert [badge["state"] for badge in sim.badges] == [
+        "pending",
+        "accepted",
+        "accepted",
+    ]
+    assert [badge["country"] for badge in sim.badges] == ["France", None, None]
+    assert sim.problems == []
+
+
 def test_a_deleted_badge_is_gone(caller: Caller, sim: CredlySimulator) -> None:
     template_id = sim.add_template("Python 101")
     badge_id = caller.issue(template_id).json()["data"]["id"]
@@ -1929,6 +2297,9 @@ def test_earners_act_over_http(
     assert states == ["accepted", "rejected", "revoked"]
     assert sim.badges[2]["revocation_reason"] == "Mistaken"
     assert post("accept", badge_id=ids[2]) == 400
+    assert post("replace-badge", badge_id=ids[2]) == 400
+    assert post("replace-badge", badge_id=ids[0], template_id=template_id) == 200
+    assert sim.badges[3]["replaces_badge_id"] == ids[0]
     assert post("accept", badge_id=str(uuid.uuid4())) == 400
     assert post("accept") == 400
 
@@ -2419,8 +2790,8 @@ def test_a_command_serves_several_organizations() -> None:
 
 
 MODULES = """
-rules shapes lists serving record manners book organization access endpoints control
-simulator __main__
+rules orders shapes lists serving record manners entry book organization access writing
+endpoints control simulator __main__
 """
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .book import Change
+from .entry import Change
 from .organization import Organization
 from .record import Received
 from .serving import SimulatorServer

@@ -11,59 +11,21 @@ import datetime as dt
 import typing as t
 import uuid
 
+from . import orders
 from . import rules
 from . import shapes
+from .entry import By
+from .entry import Change
+from .entry import Entry
 from .manners import Manners
 from .rules import Refusal
 from .rules import Row
-
-By = t.Literal["request", "issuer", "earner"]
 
 _FROM = {
     "accepted": ("pending",),
     "rejected": ("pending", "accepted"),
     "revoked": ("pending", "accepted", "rejected"),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """A step in a badge's life.
-
-    :param state: What the badge became: ``"pending"`` when it was issued.
-    :param at: When, on the simulator's clock.
-    :param by: A ``"request"``, the ``"issuer"`` by hand, or the ``"earner"``.
-    :param reason: Why it was revoked.
-    :param told: Whether the earner was told that it was revoked.
-    """
-
-    state: str
-    at: float
-    by: By
-    reason: str | None = None
-    told: bool | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A badge in the book.
-
-    :param row: The badge as Credly shows it.
-    :param history: How it came to be so, the first change first.
-    """
-
-    row: Row
-    history: list[Change]
-
-    @property
-    def booked_at(self) -> float:
-        """When it was written."""
-        return self.history[0].at
-
-    @property
-    def asked_for(self) -> bool:
-        """Whether a request issued it, and not somebody by hand."""
-        return self.history[0].by == "request"
 
 
 class Book:
@@ -88,6 +50,7 @@ class Book:
         self._users = users
         self._note = note
         self._manners = manners
+        self._successors: dict[str, str] = {}
         self._late: list[tuple[float, cabc.Callable[[float], object]]] = []
         self._index: collections.defaultdict[tuple[str, str], list[Entry]] = (
             collections.defaultdict(list)
@@ -97,6 +60,7 @@ class Book:
         """Forget the badges."""
         self.entries.clear()
         self._index.clear()
+        self._successors.clear()
         self._late.clear()
 
         for row in self.templates.values():
@@ -145,13 +109,21 @@ class Book:
         return self.entries[badge_id]
 
     def select(
-        self, email: str | None, earner_id: str | None, template_id: str | None
+        self,
+        email: str | None,
+        earner_id: str | None,
+        template_id: str | None,
+        in_force: bool,
     ) -> list[Row]:
         """Copy the badges that fit, in the order issued."""
         self.settle_late()
+        now = self._now()
+        entries = self.entries.values()
         return [
             copy.deepcopy(row)
-            for row in (entry.row for entry in self.entries.values())
+            for row in (
+                each.row for each in entries if not in_force or each.in_force(now)
+            )
             if (email is None or rules.same_email(row["recipient_email"], email))
             and (earner_id is None or row["issuer_earner_id"] == earner_id)
             and (template_id is None or row["badge_template"]["id"] == template_id)
@@ -167,7 +139,7 @@ class Book:
         email = row["recipient_email"].casefold()
         user_id = self._users.setdefault(email, str(uuid.uuid4()))
         row["user"] = {"id": user_id, "first_name": row["issued_to_first_name"]}
-        row["badge_url"] = f"https://badges.example.org/badges/{badge_id}"
+        row["badge_url"] = shapes.badge_url(badge_id)
 
     def reject(self, badge_id: str) -> None:
         self._change(badge_id, "rejected", "earner", self._clock())
@@ -191,6 +163,9 @@ class Book:
         entry = self.find(badge_id)
         row = entry.row
 
+        if entry.replaced:
+            raise ValueError(f"A badge that is replaced does not become {state}.")
+
         if row["state"] not in _FROM[state]:
             raise ValueError(f"A badge that is {row['state']} does not become {state}.")
 
@@ -210,7 +185,7 @@ class Book:
         owner_id = self._users.get(row["recipient_email"].casefold())
         return user_id is not None and user_id == owner_id
 
-    # Issuing
+    # Issuing and replacing
 
     def issue(self, body: object, at: float, by: By) -> Row:
         """Write a badge. Get it.
@@ -221,23 +196,93 @@ class Book:
         :raises Refusal: If Credly would not issue it.
         """
         now = dt.datetime.fromtimestamp(at, dt.UTC)
-        order = rules.read_order(body, self.templates, now)
+        order = orders.read_order(body, self.templates, now)
+        twin = self._find_twin(order)
+        old = None
+
+        if twin is not None and order.behavior == "replace":
+            order, old = _renew(order, twin.row), twin
+        elif twin is not None and order.behavior != "allow":
+            raise _refuse_duplicate()
+
+        return self._add(order, at, by, old)
+
+    def replace(self, badge_id: str, body: object, at: float, by: By) -> Row:
+        """Write a badge in the place of another. Get the new one.
+
+        :param badge_id: The badge that is replaced.
+        :param body: The decoded body of the request.
+        :param at: When it is written.
+        :param by: Who does.
+        :raises Refusal: If Credly would not do it.
+        """
+        old = self.find(badge_id)
+        now = dt.datetime.fromtimestamp(at, dt.UTC)
+        self._check_replaceable(old, now)
+        order = orders.read_replacement(body, old.body, self.templates, now)
+        email = old.row["recipient_email"]
+
+        if old.row["state"] == "accepted" and not rules.same_email(order.email, email):
+            text = "can't be changed after the badge was accepted"
+            raise orders.invalid([("recipient_email", text)])
+
+        if self._find_twin(order, old) and not self._manners.replace_may_double:
+            raise _refuse_duplicate()
+
+        return self._add(order, at, by, old)
+
+    def _check_replaceable(self, old: Entry, now: dt.datetime) -> None:
+        because = "Validation failed: This badge cannot be replaced because it"
+
+        if old.replaced:
+            raise Refusal(
+                422,
+                f"{because} has already been replaced.",
+                metadata={"current_badge_id": self._current(old.row["id"])},
+            )
+
+        if (state := old.row["state"]) in self._manners.states_not_replaced:
+            raise Refusal(422, f"{because} is {state}.")
+
+        if old.expired(now) and not self._manners.expired_is_replaced:
+            raise Refusal(422, f"{because} has expired.")
+
+    def _current(self, badge_id: str) -> str:
+        # Through those that were deleted, too.
+        while (successor := self._successors.get(badge_id)) is not None:
+            badge_id = successor
+
+        return badge_id
+
+    def _add(self, order: orders.Order, at: float, by: By, old: Entry | None) -> Row:
+        now = dt.datetime.fromtimestamp(at, dt.UTC)
         template = self.templates[order.template_id]
         row = shapes.badge_row(order, template, now)
-        twin = self._find_twin(order)
-
-        if twin is not None and not template["allow_duplicate_badges"]:
-            _settle_duplicate(order, row, twin)
 
         if by == "request":
-            self._note_second(order, row)
+            self._note_second(order, now, old)
 
-        if not self._manners.pending_has_state_time:
+        if old is not None:
+            self._put_in_place(row, old, at, by)
+
+        if row["state"] == "pending" and not self._manners.pending_has_state_time:
             row["state_updated_at"] = None
 
         template["badges_count"] += 1
-        self._enter(Entry(row, [Change("pending", at, by)]))
+        self._enter(Entry(row, [Change(row["state"], at, by)], order.options))
         return row
+
+    def _put_in_place(self, row: Row, old: Entry, at: float, by: By) -> None:
+        row["replaces_badge_id"] = old.row["id"]
+        old.row.update(replacement_badge_id=row["id"], updated_at=row["created_at"])
+        old.history.append(Change("replaced", at, by))
+        self._successors[old.row["id"]] = row["id"]
+
+        if old.row["state"] == "accepted":
+            # Its link to be accepted stays, as it does in Credly's own example.
+            user = copy.deepcopy(old.row["user"])
+            url = shapes.badge_url(row["id"])
+            row.update(state="accepted", user=user, badge_url=url)
 
     def write_late(self, at: float, write: cabc.Callable[[float], object]) -> None:
         """Write something at a later time, if it is not refused then.
@@ -256,23 +301,28 @@ class Book:
             with contextlib.suppress(Refusal):
                 write(at)
 
-    def _find_twin(self, order: rules.Order) -> Row | None:
+    def _find_twin(self, order: orders.Order, but: Entry | None = None) -> Entry | None:
+        """Get the badge that keeps a new one out."""
+        if self.templates[order.template_id]["allow_duplicate_badges"]:
+            return None
+
+        stands = self._manners.states_in_the_way
+        others = (entry for entry in self._same(order) if entry is not but)
+        return next(
+            (one for one in others if one.row["state"] in stands and not one.replaced),
+            None,
+        )
+
+    def _same(self, order: orders.Order) -> cabc.Iterator[Entry]:
+        """Get the badges of the template whose earner Credly takes for the same."""
         emails = {order.email.casefold(), *self._emails_of(order.email)}
-        keys = [_email_key(email) for email in emails]
+        keys = [orders.email_key(email) for email in sorted(emails)]
 
         if order.earner_id:
-            keys.append(_earner_key(order.earner_id))
+            keys.append(orders.earner_key(order.earner_id))
 
         for key in keys:
-            for entry in self._index[order.template_id, key]:
-                if self._stands(entry.row):
-                    return entry.row
-
-        return None
-
-    def _stands(self, row: Row) -> bool:
-        in_the_way = row["state"] in self._manners.states_in_the_way
-        return in_the_way and row["replacement_badge_id"] is None
+            yield from self._index[order.template_id, key]
 
     def _emails_of(self, email: str) -> list[str]:
         if (user_id := self._users.get(email.casefold())) is None:
@@ -284,58 +334,45 @@ class Book:
         row = entry.row
         template_id = row["badge_template"]["id"]
         self.entries[row["id"]] = entry
-        self._index[template_id, _email_key(row["recipient_email"])].append(entry)
+        self._index[template_id, orders.email_key(row["recipient_email"])].append(entry)
 
         if row["issuer_earner_id"]:
-            self._index[template_id, _earner_key(row["issuer_earner_id"])].append(entry)
+            self._index[template_id, orders.earner_key(row["issuer_earner_id"])].append(
+                entry
+            )
 
-    def _note_second(self, order: rules.Order, row: Row) -> None:
-        key = (order.template_id, _who(order.earner_id, order.email))
+    def _note_second(
+        self, order: orders.Order, now: dt.datetime, old: Entry | None
+    ) -> None:
+        who = orders.who(order.earner_id, order.email)
+        allowed = 1
 
-        for entry in self._index[key]:
-            if entry.asked_for and entry.row["replacement_badge_id"] != row["id"]:
-                self._note(f"second badge of template {key[0]} for {key[1]}")
-                return
+        if self.templates[order.template_id]["allow_duplicate_badges"]:
+            found = [e for e in self._index[order.template_id, who] if e.asked_for]
+            allowed = self._manners.badges_allowed
+        else:
+            found = list({e.row["id"]: e for e in self._same(order)}.values())
 
+        in_force = [e for e in found if e is not old and e.in_force(now)]
 
-def _settle_duplicate(order: rules.Order, row: Row, twin: Row) -> None:
-    if order.behavior == "allow":
-        return
-
-    if order.behavior != "replace":
-        text = "already has this badge"
-        raise Refusal(
-            422,
-            f"Validation failed: User {text}",
-            errors=[("recipient_email", text)],
-        )
-
-    twin["replacement_badge_id"] = row["id"]
-    row["replaces_badge_id"] = twin["id"]
-    row.update(shapes.issued_keys(twin["issued_at"]))
+        if len(in_force) >= allowed:
+            self._note(f"second badge of template {order.template_id} for {who}")
 
 
-def written_by(body: object) -> str | None:
-    """Get the template and the earner that an issue body is about, in words."""
-    if not isinstance(body, dict):
-        return None
+def _renew(order: orders.Order, old: Row) -> orders.Order:
+    """Let a badge be issued in the place of another as ``duplicate_behavior`` does."""
+    email = order.email
+    same = order.earner_id and order.earner_id == old["issuer_earner_id"]
 
-    names = ("badge_template_id", "issuer_earner_id", "recipient_email")
-    template_id, earner_id, email = (body.get(name) or "" for name in names)
+    if not same or old["state"] != "pending":
+        email = old["recipient_email"]
 
-    if not all(isinstance(value, str) for value in (template_id, earner_id, email)):
-        return None
-
-    return f"template {template_id.lower()} and {_who(earner_id, email)}"
-
-
-def _who(earner_id: str | None, email: str) -> str:
-    return _earner_key(earner_id) if earner_id else _email_key(email)
+    issued_at = rules.read_moment(old["issued_at"])
+    assert issued_at is not None
+    return dataclasses.replace(order, email=email, issued_at=issued_at)
 
 
-def _earner_key(earner_id: str) -> str:
-    return f"earner {earner_id}"
-
-
-def _email_key(email: str) -> str:
-    return f"e-mail {email.casefold()}"
+def _refuse_duplicate() -> Refusal:
+    text = "already has this badge"
+    errors = [("recipient_email", text)]
+    return Refusal(422, f"Validation failed: User {text}", errors=errors)

@@ -10,6 +10,7 @@ import html
 import json
 
 from .organization import Organization
+from .rules import Refusal
 from .rules import Row
 from .serving import Call
 from .serving import json_reply
@@ -27,6 +28,7 @@ _COMMANDS = {
     "accept": "accept",
     "reject": "reject",
     "revoke-badge": "revoke_badge",
+    "replace-badge": "replace_badge",
 }
 
 
@@ -55,6 +57,8 @@ def _control(organizations: list[Organization], call: Call) -> Reply:
         given = json.loads(call.body or b"{}")
         organization, options = _pick(organizations, given)
         getattr(organization, _COMMANDS[command])(**options)
+    except Refusal as refusal:
+        return json_reply(400, {"error": refusal.message})
     except KeyError as error:
         return json_reply(400, {"error": f"There is no badge {error}."})
     except (TypeError, ValueError) as error:

@@ -13,13 +13,13 @@ from . import lists
 from . import rules
 from . import serving
 from . import shapes
-from .book import Entry
-from .book import written_by
+from . import writing
 from .organization import Organization
 from .record import Kind
 from .rules import Refusal
 from .rules import Row
 from .serving import Call
+from .serving import data_reply
 from .serving import json_reply
 from .serving import Reply
 
@@ -66,7 +66,7 @@ def _organizations(organization: Organization, call: Call) -> Reply:
 
 
 def _organization(organization: Organization, call: Call, org: str) -> Reply:
-    return _one(_organization_row(organization))
+    return data_reply(_organization_row(organization))
 
 
 def _organization_row(organization: Organization) -> Row:
@@ -86,20 +86,10 @@ def _template(organization: Organization, call: Call, org: str, id: str) -> Repl
     if (row := organization.book.templates.get(id.lower())) is None:
         raise Refusal(404, "Badge template not found")
 
-    return _one(shapes.shown_template(row))
+    return data_reply(shapes.shown_template(row))
 
 
 # Badges
-
-
-def _issue(organization: Organization, call: Call, org: str) -> Reply:
-    body = _require_json(call)
-
-    for name in rules.unknown_fields(body):
-        organization.record.note(call, f"unknown field {name!r}")
-
-    row = organization.book.issue(body, organization.clock(), "request")
-    return _one(row, 201)
 
 
 def _badges(organization: Organization, call: Call, org: str) -> Reply:
@@ -119,73 +109,28 @@ def _badges(organization: Organization, call: Call, org: str) -> Reply:
 
 
 def _badge(organization: Organization, call: Call, org: str, id: str) -> Reply:
-    return _one(_find(organization, id).row)
-
-
-def _revoke(organization: Organization, call: Call, org: str, id: str) -> Reply:
-    entry = _find(organization, id)
-    body = _require_json(call)
-
-    for name in rules.unknown_fields(body, revoke=True):
-        organization.record.note(call, f"unknown field {name!r}")
-
-    if entry.row["state"] == "revoked" and entry.history[-1].by == "request":
-        organization.record.note(call, "a badge was revoked that was so by a request")
-
-    _revoke_badge(organization, id, body, organization.clock())
-    return _one(entry.row)
-
-
-def _revoke_badge(
-    organization: Organization, badge_id: str, body: object, at: float
-) -> None:
-    entry = _find(organization, badge_id)
-    reason, told = rules.read_revocation(body)
-    state = entry.row["state"]
-    because = "Validation failed: This badge cannot be revoked because it"
-
-    if entry.row["replacement_badge_id"] is not None:
-        raise Refusal(422, f"{because} has been replaced.")
-
-    if state in organization.states_not_revoked:
-        raise Refusal(422, f"{because} is {state}.")
-
-    if state != "revoked":
-        organization.book.revoke(badge_id, at, "request", reason=reason, told=told)
+    return data_reply(writing.find(organization, id).row)
 
 
 def write_late(
     organization: Organization, call: Call, route: Route, body: object, delay: float
 ) -> None:
     """Write what is asked for some seconds later, if the request is let in."""
-    book = organization.book
-
     try:
         _admit(organization, call, route)
     except Refusal:
         return
 
+    if what_is_written(route, body) is None:
+        return
+
     def write(at: float) -> None:
-        if route.kind == "issue":
-            book.issue(body, at, "request")
-        elif route.kind == "revoke":
-            _revoke_badge(organization, route.found["id"], body, at)
+        writing.write(organization, route.kind, route.found, body, at)
 
-    book.write_late(organization.clock() + delay, write)
-
-
-def _find(organization: Organization, badge_id: str) -> Entry:
-    try:
-        return organization.book.find(badge_id)
-    except KeyError:
-        raise Refusal(404, "Badge not found") from None
+    organization.book.write_late(organization.clock() + delay, write)
 
 
 # Lists
-
-
-def _one(row: Row, status: int = 200) -> Reply:
-    return json_reply(status, {"data": row, "metadata": {}})
 
 
 def _list(
@@ -266,22 +211,7 @@ def what_is_written(route: Route | None, body: object) -> str | None:
     if route is None:
         return None
 
-    if route.kind == "issue":
-        return written_by(body)
-
-    return f"badge {route.found['id']}" if route.kind == "revoke" else None
-
-
-def _require_json(call: Call) -> object:
-    try:
-        body: object = json.loads(call.body)
-    except ValueError:
-        raise Refusal(400, "The request body is not valid JSON.") from None
-
-    if b"\\u0000" in call.body:
-        raise Refusal(400, "The request body contains a null byte.")
-
-    return body
+    return writing.what_is_written(route.kind, route.found, body)
 
 
 # The addresses
@@ -334,8 +264,9 @@ _ROUTES = (
     _route("organization", "GET", "/<org>", _organization),
     _route("templates", "GET", "/<org>/badge_templates", _templates, _TEMPLATES),
     _route("template", "GET", "/<org>/badge_templates/<id>", _template, _TEMPLATES),
-    _route("issue", "POST", "/<org>/badges", _issue, _BADGES),
+    _route("issue", "POST", "/<org>/badges", writing.issue, _BADGES),
     _route("look-up", "GET", "/<org>/badges", _badges, _BADGES),
     _route("badge", "GET", "/<org>/badges/<id>", _badge, _BADGES),
-    _route("revoke", "PUT", "/<org>/badges/<id>/revoke", _revoke, _BADGES),
+    _route("revoke", "PUT", "/<org>/badges/<id>/revoke", writing.revoke, _BADGES),
+    _route("replace", "POST", "/<org>/badges/<id>/replace", writing.replace, _BADGES),
 )

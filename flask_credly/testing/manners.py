@@ -62,9 +62,15 @@ class Manners:
     """Scopes that the OAuth application may ask for."""
 
     posts_allowed: int
-    """Issue requests for one template and earner, or revoke requests for one badge,
-    before it is a problem. A test in which an admin retries by hand needs more than
-    the default of 2.
+    """Issue requests for one template and earner, or revoke or replace requests for
+    one badge, before it is a problem. A test in which an admin retries by hand needs
+    more than the default of 2.
+    """
+
+    badges_allowed: int
+    """Badges in force that an earner may get by requests, of one template that allows
+    duplicates, before it is a problem. A test in which a course is completed again
+    needs more than the default of 1.
     """
 
     ignored_sorts: set[str]
@@ -78,6 +84,20 @@ class Manners:
 
     states_not_revoked: set[str]
     """States in which a request to revoke is refused."""
+
+    states_not_replaced: set[str]
+    """States in which a request to replace is refused."""
+
+    expired_is_replaced: bool
+    """Whether a badge that has expired can be replaced."""
+
+    replace_status: int
+    """Answer to a request to replace: 200 or 201 (default)."""
+
+    replace_may_double: bool
+    """Whether a badge is replaced by one of a template that its earner has a badge
+    of, which forbids duplicates. It is a problem if so.
+    """
 
     def __init__(self, lock: threading.RLock) -> None:
         self.organization_mismatch_status = 404
@@ -95,6 +115,11 @@ class Manners:
         self.pending_has_state_time = False
         self.states_in_the_way = {"pending", "accepted", "rejected"}
         self.states_not_revoked = {"revoked"}
+        self.badges_allowed = 1
+        self.states_not_replaced = {"rejected", "revoked"}
+        self.expired_is_replaced = True
+        self.replace_status = 201
+        self.replace_may_double = False
         self.lock = lock
         self._faults: list[Fault] = []
         self._rate_limit: RateLimit | None = None
@@ -116,7 +141,7 @@ class Manners:
         """Script a fault. Faults of one kind strike in the order they were scripted.
 
         :param kind: Which requests: ``"token"``, ``"templates"``, ``"issue"``,
-            ``"look-up"``, ``"revoke"``, … or ``"*"`` for all.
+            ``"look-up"``, ``"revoke"``, ``"replace"``, … or ``"*"`` for all.
         :param times: How many requests. ``None`` until cleared.
         :param status: The status to send; 500 if left out.
         :param body: The body to send: text, bytes, or something to write as JSON.
@@ -124,8 +149,8 @@ class Manners:
         :param after: Process the request first: the badge is in the book.
         :param how: ``"answer"`` sends the scripted answer. ``"hang"`` waits
             ``delay`` seconds and closes the connection without an answer,
-            ``"reset"`` does so at once. ``"late"`` does so at once, too, and issues or
-            revokes the badge ``delay`` seconds later on the simulator's clock.
+            ``"reset"`` does so at once. ``"late"`` does so at once, too, and writes
+            what was asked for ``delay`` seconds later on the simulator's clock.
             ``"truncate"`` cuts the body, ``"drip"`` sends it byte by byte with
             ``delay`` seconds between: the scripted body, or the true one if none
             is scripted; the request is processed then.

@@ -13,7 +13,7 @@ import uuid
 from . import rules
 from . import shapes
 from .book import Book
-from .book import Change
+from .entry import Change
 from .manners import Manners
 from .record import check_kind
 from .record import Kind
@@ -179,15 +179,19 @@ class Organization(Manners):
         member_email: str | None = None,
         earner_id: str | None = None,
         template_id: str | None = None,
+        *,
+        in_force: bool = False,
     ) -> list[Row]:
         """Get the badges of an earner, of a template, or of both.
 
         :param member_email: The address on the badge, in any case.
         :param earner_id: The ``issuer_earner_id``.
         :param template_id: The template's id.
+        :param in_force: Only those that are pending or accepted, and neither replaced
+            nor expired.
         """
         with self.lock:
-            return self.book.select(member_email, earner_id, template_id)
+            return self.book.select(member_email, earner_id, template_id, in_force)
 
     def award(
         self,
@@ -232,6 +236,24 @@ class Organization(Manners):
         with self.lock:
             at = self.clock()
             self.book.revoke(badge_id, at, "issuer", reason=reason, told=True)
+
+    def replace_badge(
+        self, badge_id: str, template_id: str | None = None, **changes: t.Any
+    ) -> str:
+        """Replace a badge as the issuer would in Credly's own pages. Get the new
+        one's id.
+
+        :param template_id: The new one's template. The old one's if left out.
+        :param changes: What else is new: fields of a request to replace, such as
+            ``issued_to_last_name="Roe"``. ``issued_at`` is now if left out.
+        :raises Refusal: If Credly would not do it.
+        """
+        with self.lock:
+            old, at = self.book.find(badge_id).row, self.clock()
+            now = rules.stamp(dt.datetime.fromtimestamp(at, dt.UTC))
+            body = {"issued_at": now} | changes
+            body["badge_template_id"] = template_id or old["badge_template"]["id"]
+            return t.cast(str, self.book.replace(badge_id, body, at, "issuer")["id"])
 
     def delete_badge(self, badge_id: str) -> None:
         """Delete a badge as the issuer would, for good: nothing knows of it."""

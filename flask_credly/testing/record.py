@@ -19,6 +19,7 @@ Kind = t.Literal[
     "look-up",
     "badge",
     "revoke",
+    "replace",
     "organization",
     "other",
 ]
@@ -95,7 +96,7 @@ class Record:
             self.note(call, "a page URL of an answer was followed")
 
         if kind == "other" and call.method != "GET" and _FORBIDDEN.match(call.path):
-            self.note(call, "replace, delete and batch are not to be called")
+            self.note(call, "delete and batch are not to be called")
 
         if kind != "token" and any(one.encode() in call.body for one in secrets):
             self.note(call, "the client secret in the body")

@@ -86,6 +86,11 @@ def json_reply(
     return Reply(status, json.dumps(body).encode(), content | dict(headers or {}))
 
 
+def data_reply(row: object, status: int = 200) -> Reply:
+    """Make an answer of one row."""
+    return json_reply(status, {"data": row, "metadata": {}})
+
+
 def text_reply(status: int, body: str | bytes, headers: dict[str, str]) -> Reply:
     """Make an answer of a body that is sent as it is."""
     content = body.encode() if isinstance(body, str) else body

@@ -7,6 +7,7 @@ import datetime as dt
 import re
 import uuid
 
+from . import orders
 from . import rules
 from .rules import Row
 
@@ -99,7 +100,7 @@ def shown_template(template: Row) -> Row:
     return template | {"image": None, "image_url": None}
 
 
-def badge_row(order: rules.Order, template: Row, now: dt.datetime) -> Row:
+def badge_row(order: orders.Order, template: Row, now: dt.datetime) -> Row:
     """Make a new badge, pending."""
     id = str(uuid.uuid4())
     expires = order.expires_at and order.expires_at.astimezone(dt.UTC)
@@ -149,6 +150,11 @@ def badge_row(order: rules.Order, template: Row, now: dt.datetime) -> Row:
         "print_method": "standard",
         "accept_badge_url": f"https://badges.example.org/go/{id}/accept",
     }
+
+
+def badge_url(badge_id: str) -> str:
+    """Get the address of a badge that was accepted."""
+    return f"https://badges.example.org/badges/{badge_id}"
 
 
 def issued_keys(text: str) -> Row:
