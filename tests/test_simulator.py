@@ -1386,7 +1386,7 @@ def test_a_new_badge_can_be_missing_from_lists_for_a_while(
         ("state::pending,accepted", 2),
         ("state::accepted", 1),
         ("state::revoked", 1),
-        ("public::true", 0),
+        ("public::true", 1),
         ("query::a+b@", 1),
         ("expires_at_date_max::2999-01-01", 0),
         ("badge_template_id::{template}|state::pending|issuer_earner_id::site:1", 1),
@@ -2304,6 +2304,219 @@ def test_earners_act_over_http(
     assert post("accept") == 400
 
 
+# Expiry, mails, and who sees a badge
+
+
+DAY = 86400
+
+
+def mails(sim: Organization) -> list[tuple[str, str, str]]:
+    return [(mail.kind, mail.to, mail.badge_id) for mail in sim.mails]
+
+
+@pytest.mark.parametrize(
+    ("issued_at", "months", "day"),
+    [
+        ("2024-01-31T10:00:00Z", 1, "2024-02-29"),
+        ("2024-02-29T10:00:00Z", 12, "2025-02-28"),
+        ("2023-12-31T23:30:00-0500", 2, "2024-03-01"),
+        ("2024-08-15T10:00:00Z", 30, "2027-02-15"),
+    ],
+)
+def test_a_badge_expires_as_its_template_says(
+    caller: Caller, sim: CredlySimulator, issued_at: str, months: int, day: str
+) -> None:
+    template_id = sim.add_template("Python 101", expires=months)
+
+    badge = caller.issue(template_id, issued_at=issued_at).json()["data"]
+
+    assert badge["expires_at_date"] == badge["expires_at"][:10] == day
+    assert badge["expires_at"][10:] == badge["issued_at"][10:]
+    assert badge["badge_template"]["default_expires_at_type"] == "months"
+
+
+def test_a_template_can_expire_at_one_time(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    until = dt.datetime(2030, 1, 1, tzinfo=dt.UTC)
+    template_id = sim.add_template("Python 101", expires=until)
+
+    badge = caller.issue(template_id).json()["data"]
+
+    assert badge["expires_at"] == "2030-01-01T00:00:00.000Z"
+    (template,) = caller.templates().json()["data"]
+    assert template["default_expires_at_date"] == "2030-01-01"
+
+
+@pytest.mark.parametrize(
+    ("asked", "day"),
+    [
+        ({}, "2025-04-01"),
+        ({"expires_at": None}, "2025-04-01"),
+        ({"expires_at": False}, None),
+        ({"expires_at": "2031-01-01"}, "2031-01-01"),
+    ],
+)
+def test_the_date_that_is_asked_for_wins(
+    caller: Caller, sim: CredlySimulator, asked: dict[str, t.Any], day: str | None
+) -> None:
+    template_id = sim.add_template("Python 101", expires=12)
+    assert caller.issue(template_id, **asked).json()["data"]["expires_at_date"] == day
+
+    later = {"2025-04-01": "2026-05-01"}.get(str(day), day)
+    old_id = sim.badges[0]["id"]
+    badge = replace(caller, old_id, template_id, **asked).json()["data"]
+
+    assert badge["expires_at_date"] == later
+    assert sim.badges[0]["expires_at_date"] == day
+
+
+def test_badges_that_exist_keep_their_expiry(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    old_id = caller.issue(template_id, expires_at="2031-01-01").json()["data"]["id"]
+    sim.change_template(template_id, expires=1)
+
+    assert sim.badges[0]["expires_at_date"] == "2031-01-01"
+    sim.advance(10)
+    badge = replace(caller, old_id, template_id).json()["data"]
+    assert badge["expires_at_date"] == "2025-06-01"
+    # It expired before it was issued, and keeps its state all the same.
+    assert badge["state"] == "pending"
+    assert sim.badges_for(in_force=True) == []
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_whether_an_expired_badge_is_in_the_way_can_be_switched(
+    caller: Caller, sim: CredlySimulator, stands: bool
+) -> None:
+    template_id = sim.add_template("Python 101", expires=1)
+    caller.issue(template_id)
+    sim.expired_is_in_the_way = stands
+
+    assert caller.issue(template_id).status_code == (422 if stands else 201)
+    assert sim.problems == []
+
+
+def test_mails_are_on_record(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    old_id = caller.issue(template_id, locale="fr").json()["data"]["id"]
+    sim.advance(60)
+    badge = replace(caller, old_id, template_id, notification_message="Hello")
+    new_id = badge.json()["data"]["id"]
+    put_revoke(caller, new_id)
+
+    to = "earner@example.org"
+    assert mails(sim) == [
+        ("issued", to, old_id),
+        ("replaced", to, new_id),
+        ("revoked", to, new_id),
+    ]
+    issued, replaced, revoked = sim.mails
+    assert {mail.locale for mail in sim.mails} == {"fr"}
+    assert (issued.message, replaced.message, revoked.message) == (None, "Hello", None)
+    assert issued.at < replaced.at <= revoked.at
+    sim.reset()
+    assert sim.mails == []
+
+
+def test_mails_can_be_suppressed(caller: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101", notify_expiring=True)
+    year = dt.datetime.fromtimestamp(sim.clock(), dt.UTC) + dt.timedelta(days=365)
+    options: dict[str, t.Any] = {"expires_at": year.isoformat()}
+    silent: dict[str, t.Any] = {"suppress_badge_notification_email": True}
+    old_id = caller.issue(template_id, **options, **silent).json()["data"]["id"]
+    response = replace(caller, old_id, template_id, **options)
+    put_revoke(
+        caller,
+        response.json()["data"]["id"],
+        suppress_revoke_notification_email=True,
+    )
+    sim.award(template_id, "b@example.org", **options, **silent)
+    sim.advance(400 * DAY)
+
+    assert sim.mails == []
+
+
+def test_nobody_is_written_to_about_what_was_refused(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    caller.issue(template_id)
+    caller.issue(template_id)
+    put_revoke(caller, sim.badges[0]["id"], reason="")
+
+    assert len(sim.mails) == 1
+
+
+def test_an_earner_is_told_60_days_before_a_badge_expires(
+    sim: CredlySimulator,
+) -> None:
+    told = sim.add_template("Python 101", notify_expiring=True)
+    untold = sim.add_template("Python 102")
+    now = dt.datetime.fromtimestamp(sim.clock(), dt.UTC)
+
+    def award(template_id: str, name: str, days: int = 100) -> str:
+        until = (now + dt.timedelta(days=days)).isoformat()
+        return sim.award(template_id, f"{name}@example.org", expires_at=until)
+
+    ids = {name: award(told, name) for name in ("a", "b", "c", "d", "e", "f")}
+    award(untold, "g")
+    award(told, "short", days=59)
+    sim.accept(ids["b"])
+    sim.reject(ids["c"])
+    sim.revoke_badge(ids["d"])
+    sim.delete_badge(ids["e"])
+    new_id = sim.replace_badge(ids["f"], expires_at=False)
+    assert sim.mails[-1].badge_id == new_id
+    count = len(sim.mails)
+
+    sim.advance(40 * DAY - 60)
+    assert len(sim.mails) == count
+    sim.advance(120)
+
+    assert [mail.badge_id for mail in sim.mails[count:]] == [ids["a"], ids["b"]]
+    assert {mail.kind for mail in sim.mails[count:]} == {"expiring"}
+    sim.advance(100 * DAY)
+    assert len(sim.mails) == count + 2
+    assert {badge["state"] for badge in sim.badges_for("a@example.org")} == {"pending"}
+
+
+@pytest.mark.parametrize("public", [True, False])
+def test_who_sees_an_accepted_badge(
+    caller: Caller, sim: CredlySimulator, public: bool
+) -> None:
+    template_id = sim.add_template("Python 101")
+    badge_id = sim.award(template_id, "a@example.org")
+    sim.accepted_is_public = public
+
+    def shown() -> bool:
+        found = caller.badges(filter="public::true").json()["data"]
+        return [row["id"] for row in found] == [badge_id]
+
+    with pytest.raises(ValueError, match="Only a badge that is accepted"):
+        sim.make_private(badge_id)
+
+    assert not shown()
+    sim.accept(badge_id)
+    assert shown() == public
+    before = sim.badges[0]["state_updated_at"]
+    sim.make_private(badge_id)
+    assert not shown()
+    sim.make_public(badge_id)
+    assert shown()
+    assert sim.badges[0]["state_updated_at"] == before
+
+    new_id = sim.replace_badge(badge_id)
+    assert sim.badges[1]["public"] is True
+    sim.revoke_badge(new_id)
+    assert sim.badges[1]["public"] is False
+
+    with pytest.raises(ValueError, match="Only a badge that is accepted"):
+        sim.make_public(badge_id)
+
+
 # Control over HTTP
 
 
@@ -2790,8 +3003,8 @@ def test_a_command_serves_several_organizations() -> None:
 
 
 MODULES = """
-rules orders shapes lists serving record manners entry book organization access writing
-endpoints control simulator __main__
+rules orders shapes lists serving record manners entry agenda holders book organization
+access writing endpoints control simulator __main__
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .entry import Change
+from .entry import Mail
 from .organization import Organization
 from .record import Received
 from .serving import SimulatorServer
@@ -11,6 +12,7 @@ from .simulator import CredlySimulator
 __all__ = [
     "Change",
     "CredlySimulator",
+    "Mail",
     "Organization",
     "Received",
     "SimulatorServer",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import collections
 import collections.abc as cabc
-import contextlib
 import copy
 import dataclasses
 import datetime as dt
@@ -14,13 +12,18 @@ import uuid
 from . import orders
 from . import rules
 from . import shapes
+from .agenda import Agenda
 from .entry import By
 from .entry import Change
 from .entry import Entry
+from .entry import Mail
+from .entry import MailKind
+from .holders import Holders
 from .manners import Manners
 from .rules import Refusal
 from .rules import Row
 
+NOTICE = dt.timedelta(days=60)
 _FROM = {
     "accepted": ("pending",),
     "rejected": ("pending", "accepted"),
@@ -48,20 +51,20 @@ class Book:
         self.entries: dict[str, Entry] = {}
         self._clock = clock
         self._users = users
+        self.holders: Holders = Holders(users)
         self._note = note
         self._manners = manners
         self._successors: dict[str, str] = {}
-        self._late: list[tuple[float, cabc.Callable[[float], object]]] = []
-        self._index: collections.defaultdict[tuple[str, str], list[Entry]] = (
-            collections.defaultdict(list)
-        )
+        self.mails: list[Mail] = []
+        self.agenda: Agenda = Agenda(clock)
 
     def clear(self) -> None:
-        """Forget the badges."""
+        """Forget the badges and the mails."""
         self.entries.clear()
-        self._index.clear()
+        self.holders.clear()
         self._successors.clear()
-        self._late.clear()
+        self.agenda.clear()
+        self.mails.clear()
 
         for row in self.templates.values():
             row["badges_count"] = 0
@@ -105,7 +108,7 @@ class Book:
 
         :raises KeyError: If there is none with this id.
         """
-        self.settle_late()
+        self.agenda.settle()
         return self.entries[badge_id]
 
     def select(
@@ -116,7 +119,7 @@ class Book:
         in_force: bool,
     ) -> list[Row]:
         """Copy the badges that fit, in the order issued."""
-        self.settle_late()
+        self.agenda.settle()
         now = self._now()
         entries = self.entries.values()
         return [
@@ -139,6 +142,7 @@ class Book:
         email = row["recipient_email"].casefold()
         user_id = self._users.setdefault(email, str(uuid.uuid4()))
         row["user"] = {"id": user_id, "first_name": row["issued_to_first_name"]}
+        row["public"] = self._manners.accepted_is_public
         row["badge_url"] = shapes.badge_url(badge_id)
 
     def reject(self, badge_id: str) -> None:
@@ -150,12 +154,21 @@ class Book:
         row = self._change(badge_id, "revoked", by, at, reason=reason, told=told)
         row["revocation_reason"] = reason
 
-    def delete(self, badge_id: str) -> None:
-        gone = self.find(badge_id)
-        del self.entries[badge_id]
+        if told:
+            self._mail("revoked", row, at)
 
-        for entries in self._index.values():
-            entries[:] = [entry for entry in entries if entry is not gone]
+    def set_public(self, badge_id: str, public: bool) -> None:
+        entry = self.find(badge_id)
+
+        if entry.row["state"] != "accepted" or entry.replaced:
+            raise ValueError("Only a badge that is accepted is public or private.")
+
+        now = rules.stamp(self._now())
+        entry.row.update(public=public, updated_at=now)
+
+    def delete(self, badge_id: str) -> None:
+        self.holders.remove(self.find(badge_id))
+        del self.entries[badge_id]
 
     def _change(
         self, badge_id: str, state: str, by: By, at: float, **more: t.Any
@@ -170,20 +183,11 @@ class Book:
             raise ValueError(f"A badge that is {row['state']} does not become {state}.")
 
         text = rules.stamp(dt.datetime.fromtimestamp(at, dt.UTC))
-        row.update(state=state, state_updated_at=text, updated_at=text)
+        row.update(state=state, state_updated_at=text, updated_at=text, public=False)
         row.pop("accept_badge_url", None)
         row.pop("badge_url", None)
         entry.history.append(Change(state, at, by, **more))
         return row
-
-    def owns(self, row: Row, email: str) -> bool:
-        """Whether a badge belongs to the user who has this address."""
-        if rules.same_email(row["recipient_email"], email):
-            return True
-
-        user_id = self._users.get(email.casefold())
-        owner_id = self._users.get(row["recipient_email"].casefold())
-        return user_id is not None and user_id == owner_id
 
     # Issuing and replacing
 
@@ -197,7 +201,7 @@ class Book:
         """
         now = dt.datetime.fromtimestamp(at, dt.UTC)
         order = orders.read_order(body, self.templates, now)
-        twin = self._find_twin(order)
+        twin = self._find_twin(order, now)
         old = None
 
         if twin is not None and order.behavior == "replace":
@@ -226,7 +230,9 @@ class Book:
             text = "can't be changed after the badge was accepted"
             raise orders.invalid([("recipient_email", text)])
 
-        if self._find_twin(order, old) and not self._manners.replace_may_double:
+        twin = self._find_twin(order, now, old)
+
+        if twin is not None and not self._manners.replace_may_double:
             raise _refuse_duplicate()
 
         return self._add(order, at, by, old)
@@ -269,7 +275,15 @@ class Book:
             row["state_updated_at"] = None
 
         template["badges_count"] += 1
-        self._enter(Entry(row, [Change(row["state"], at, by)], order.options))
+        entry = Entry(row, [Change(row["state"], at, by)], order.options)
+        self.entries[row["id"]] = entry
+        self.holders.add(entry)
+        self._plan_notice(entry)
+
+        if not row["suppress_badge_notification_email"]:
+            message = order.options.get("notification_message")
+            self._mail("replaced" if old else "issued", row, at, message)
+
         return row
 
     def _put_in_place(self, row: Row, old: Entry, at: float, by: By) -> None:
@@ -282,81 +296,69 @@ class Book:
             # Its link to be accepted stays, as it does in Credly's own example.
             user = copy.deepcopy(old.row["user"])
             url = shapes.badge_url(row["id"])
-            row.update(state="accepted", user=user, badge_url=url)
+            public = old.row["public"]
+            row.update(state="accepted", user=user, badge_url=url, public=public)
 
-    def write_late(self, at: float, write: cabc.Callable[[float], object]) -> None:
-        """Write something at a later time, if it is not refused then.
+    def _plan_notice(self, entry: Entry) -> None:
+        """Let its earner be told before it expires, if the template says so then."""
+        if (until := entry.expires_at) is None:
+            return
 
-        :param write: Called with that time.
-        """
-        self._late.append((at, write))
+        def notify(at: float) -> None:
+            row = entry.row
+            alive = self.entries.get(row["id"]) is entry
+            template = self.templates.get(row["badge_template"]["id"], {})
 
-    def settle_late(self) -> None:
-        """Write what is late and now due."""
-        now = self._clock()
-        due = [item for item in self._late if item[0] <= now]
-        self._late = [item for item in self._late if item[0] > now]
+            if (
+                alive
+                and entry.in_force(dt.datetime.fromtimestamp(at, dt.UTC))
+                and template.get("send_expiring_badge_notifications")
+                and not row["suppress_badge_notification_email"]
+            ):
+                self._mail("expiring", row, at)
 
-        for at, write in sorted(due, key=lambda item: item[0]):
-            with contextlib.suppress(Refusal):
-                write(at)
+        if (at := (until - NOTICE).timestamp()) > entry.booked_at:
+            self.agenda.add(at, notify)
 
-    def _find_twin(self, order: orders.Order, but: Entry | None = None) -> Entry | None:
+    def _mail(
+        self, kind: MailKind, row: Row, at: float, message: str | None = None
+    ) -> None:
+        to, locale = row["recipient_email"], row["locale"]
+        self.mails.append(Mail(kind, to, locale, row["id"], at, message))
+
+    def _find_twin(
+        self, order: orders.Order, now: dt.datetime, but: Entry | None = None
+    ) -> Entry | None:
         """Get the badge that keeps a new one out."""
         if self.templates[order.template_id]["allow_duplicate_badges"]:
             return None
 
-        stands = self._manners.states_in_the_way
-        others = (entry for entry in self._same(order) if entry is not but)
-        return next(
-            (one for one in others if one.row["state"] in stands and not one.replaced),
-            None,
-        )
+        for entry in self.holders.same(order):
+            if entry is not but and self._stands(entry, now):
+                return entry
 
-    def _same(self, order: orders.Order) -> cabc.Iterator[Entry]:
-        """Get the badges of the template whose earner Credly takes for the same."""
-        emails = {order.email.casefold(), *self._emails_of(order.email)}
-        keys = [orders.email_key(email) for email in sorted(emails)]
+        return None
 
-        if order.earner_id:
-            keys.append(orders.earner_key(order.earner_id))
+    def _stands(self, entry: Entry, now: dt.datetime) -> bool:
+        if entry.replaced or entry.row["state"] not in self._manners.states_in_the_way:
+            return False
 
-        for key in keys:
-            yield from self._index[order.template_id, key]
-
-    def _emails_of(self, email: str) -> list[str]:
-        if (user_id := self._users.get(email.casefold())) is None:
-            return []
-
-        return [known for known, id in self._users.items() if id == user_id]
-
-    def _enter(self, entry: Entry) -> None:
-        row = entry.row
-        template_id = row["badge_template"]["id"]
-        self.entries[row["id"]] = entry
-        self._index[template_id, orders.email_key(row["recipient_email"])].append(entry)
-
-        if row["issuer_earner_id"]:
-            self._index[template_id, orders.earner_key(row["issuer_earner_id"])].append(
-                entry
-            )
+        return self._manners.expired_is_in_the_way or not entry.expired(now)
 
     def _note_second(
         self, order: orders.Order, now: dt.datetime, old: Entry | None
     ) -> None:
-        who = orders.who(order.earner_id, order.email)
-        allowed = 1
-
         if self.templates[order.template_id]["allow_duplicate_badges"]:
-            found = [e for e in self._index[order.template_id, who] if e.asked_for]
+            found = [one for one in self.holders.named(order) if one.asked_for]
             allowed = self._manners.badges_allowed
         else:
-            found = list({e.row["id"]: e for e in self._same(order)}.values())
+            found, allowed = self.holders.same(order), 1
 
-        in_force = [e for e in found if e is not old and e.in_force(now)]
+        in_force = [one for one in found if one is not old and one.in_force(now)]
 
         if len(in_force) >= allowed:
-            self._note(f"second badge of template {order.template_id} for {who}")
+            text = f"second badge of template {order.template_id} for {order.who}"
+            self._note(text)
 
 
 def _renew(order: orders.Order, old: Row) -> orders.Order:
@@ -369,7 +371,8 @@ def _renew(order: orders.Order, old: Row) -> orders.Order:
 
     issued_at = rules.read_moment(old["issued_at"])
     assert issued_at is not None
-    return dataclasses.replace(order, email=email, issued_at=issued_at)
+    options = order.options | {"recipient_email": email}
+    return dataclasses.replace(order, email=email, issued_at=issued_at, options=options)
 
 
 def _refuse_duplicate() -> Refusal:

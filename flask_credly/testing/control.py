@@ -27,6 +27,8 @@ _COMMANDS = {
     "rate-limit": "rate_limit",
     "accept": "accept",
     "reject": "reject",
+    "make-public": "make_public",
+    "make-private": "make_private",
     "revoke-badge": "revoke_badge",
     "replace-badge": "replace_badge",
 }
@@ -84,6 +86,7 @@ def _report(organization: Organization, organizations: list[Organization]) -> Ro
         return {
             "badges": organization.badges,
             "received": [dataclasses.asdict(one) for one in organization.received],
+            "mails": [dataclasses.asdict(one) for one in organization.mails],
             "problems": list(organization.problems),
             "templates": copy.deepcopy(list(organization.book.templates.values())),
             "credentials": _credentials(organization),

@@ -103,7 +103,7 @@ def _badges(organization: Organization, call: Call, org: str) -> Reply:
     filters = {
         **lists.BADGE_FILTERS,
         "recipient_email": has_email,
-        "recipient_email_all": organization.book.owns,
+        "recipient_email_all": organization.book.holders.owns,
     }
     return _list(organization, call, rows, filters, lists.BADGE_SORTS)
 
@@ -127,7 +127,7 @@ def write_late(
     def write(at: float) -> None:
         writing.write(organization, route.kind, route.found, body, at)
 
-    organization.book.write_late(organization.clock() + delay, write)
+    organization.book.agenda.add(organization.clock() + delay, write)
 
 
 # Lists

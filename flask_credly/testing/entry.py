@@ -10,6 +10,7 @@ from . import rules
 from .rules import Row
 
 By = t.Literal["request", "issuer", "earner"]
+MailKind = t.Literal["issued", "replaced", "revoked", "expiring"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,28 @@ class Change:
     by: By
     reason: str | None = None
     told: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Mail:
+    """A mail that Credly would have sent to an earner. Reminders to accept a badge are
+    not among them: nothing is known of when Credly sends those.
+
+    :param kind: ``"issued"``, ``"replaced"``, ``"revoked"``, or ``"expiring"``: 60 days
+        before the badge expires, if its template says so.
+    :param to: The address on the badge.
+    :param locale: The badge's.
+    :param badge_id: Of the new badge, where one was replaced.
+    :param at: When, on the simulator's clock.
+    :param message: The ``notification_message`` of the request to replace.
+    """
+
+    kind: MailKind
+    to: str
+    locale: str
+    badge_id: str
+    at: float
+    message: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +82,12 @@ class Entry:
         alive = self.row["state"] in ("pending", "accepted") and not self.replaced
         return alive and not self.expired(now)
 
+    @property
+    def expires_at(self) -> dt.datetime | None:
+        return rules.read_expiry(self.row["expires_at"])
+
     def expired(self, now: dt.datetime) -> bool:
-        until = rules.read_expiry(self.row["expires_at"])
-        return until is not None and until <= now
+        return (until := self.expires_at) is not None and until <= now
 
     @property
     def asked_for(self) -> bool:

@@ -79,8 +79,14 @@ class Manners:
     pending_has_state_time: bool
     """Whether a pending badge has a ``state_updated_at``; not as it was seen."""
 
+    accepted_is_public: bool
+    """Whether a badge is public as soon as it is accepted."""
+
     states_in_the_way: set[str]
     """States in which a badge keeps its earner from getting the template again."""
+
+    expired_is_in_the_way: bool
+    """Whether it does so, too, after it has expired."""
 
     states_not_revoked: set[str]
     """States in which a request to revoke is refused."""
@@ -113,7 +119,9 @@ class Manners:
         self.posts_allowed = 2
         self.ignored_sorts = set()
         self.pending_has_state_time = False
+        self.accepted_is_public = True
         self.states_in_the_way = {"pending", "accepted", "rejected"}
+        self.expired_is_in_the_way = True
         self.states_not_revoked = {"revoked"}
         self.badges_allowed = 1
         self.states_not_replaced = {"rejected", "revoked"}

@@ -64,6 +64,17 @@ class Order:
     expires_at: dt.datetime | None
     options: Row
 
+    @property
+    def who(self) -> str:
+        return who(self.earner_id, self.email)
+
+    def until(self, template: Row) -> dt.datetime | None:
+        """Get when the badge expires. ``None`` if never."""
+        if self.options.get("expires_at") is None:
+            return rules.default_expiry(template, self.issued_at)
+
+        return self.expires_at
+
 
 def unknown_fields(body: object, kind: str) -> list[str]:
     """Get the names in a body that Credly does not document.

@@ -14,6 +14,7 @@ from . import rules
 from . import shapes
 from .book import Book
 from .entry import Change
+from .entry import Mail
 from .manners import Manners
 from .record import check_kind
 from .record import Kind
@@ -126,6 +127,8 @@ class Organization(Manners):
         state: str = "active",
         allow_duplicate_badges: bool = False,
         image: bool = True,
+        expires: int | dt.datetime | None = None,
+        notify_expiring: bool = False,
     ) -> str:
         """Add a badge template. Get its id.
 
@@ -134,6 +137,10 @@ class Organization(Manners):
         :param state: ``"active"``, ``"archived"`` or ``"draft"``.
         :param allow_duplicate_badges: Whether an earner can get it twice.
         :param image: Whether it has an image. A draft never shows one.
+        :param expires: When its badges expire if the request does not say: after so
+            many months from their date of issue, or at one time.
+        :param notify_expiring: Whether an earner is told 60 days before a badge
+            expires.
         """
         _check_state(state)
         template_id = (id or str(uuid.uuid4())).lower()
@@ -146,18 +153,23 @@ class Organization(Manners):
                 state=state,
                 allow_duplicate_badges=allow_duplicate_badges,
                 image=image,
+                expires=expires,
+                notify_expiring=notify_expiring,
             )
 
         return template_id
 
     def change_template(self, id: str, **changes: t.Any) -> None:
-        """Change a template as its owner would: ``state=``, ``name=`` or any other
-        key of its row.
+        """Change a template as its owner would: ``state=``, ``name=``, ``expires=`` or
+        any other key of its row.
 
         :param id: The template's id.
         """
         if "state" in changes:
             _check_state(changes["state"])
+
+        if "expires" in changes:
+            changes |= shapes.expiry_keys(changes.pop("expires"))
 
         with self.lock:
             self.book.change_template(id, changes)
@@ -202,9 +214,12 @@ class Organization(Manners):
         last_name: str = "Earner",
         issuer_earner_id: str | None = None,
         issued_at: dt.datetime | None = None,
+        **fields: t.Any,
     ) -> str:
         """Issue a badge as somebody would by hand, or from another system. Get its
         id.
+
+        :param fields: Any other fields of a request to issue.
         """
         with self.lock:
             at = self.clock()
@@ -216,6 +231,7 @@ class Organization(Manners):
                 "issued_to_last_name": last_name,
                 "issuer_earner_id": issuer_earner_id,
                 "issued_at": rules.stamp(issued_at),
+                **fields,
             }
             return t.cast(str, self.book.issue(body, at, "issuer")["id"])
 
@@ -228,6 +244,16 @@ class Organization(Manners):
         """Reject a badge as its earner would, also after it was accepted."""
         with self.lock:
             self.book.reject(badge_id)
+
+    def make_public(self, badge_id: str) -> None:
+        """Show an accepted badge to everybody, as its earner would."""
+        with self.lock:
+            self.book.set_public(badge_id, True)
+
+    def make_private(self, badge_id: str) -> None:
+        """Hide an accepted badge from all others, as its earner would."""
+        with self.lock:
+            self.book.set_public(badge_id, False)
 
     def revoke_badge(self, badge_id: str, reason: str = "Issued in error") -> None:
         """Revoke a badge as the issuer would in Credly's own pages. It does not
@@ -259,6 +285,15 @@ class Organization(Manners):
         """Delete a badge as the issuer would, for good: nothing knows of it."""
         with self.lock:
             self.book.delete(badge_id)
+
+    @property
+    def mails(self) -> list[Mail]:
+        """The mails that Credly would have sent, in the order sent: none of a badge
+        that ``suppress_badge_notification_email`` silences, but that it was revoked.
+        """
+        with self.lock:
+            self.book.agenda.settle()
+            return list(self.book.mails)
 
     def history(self, badge_id: str) -> list[Change]:
         """Get what became of a badge, from the time it was issued."""
@@ -298,7 +333,7 @@ class Organization(Manners):
         return sum(request.kind == kind for request in self.received)
 
     def reset(self) -> None:
-        """Forget badges, record, faults and problems, and lift the rate limit.
+        """Forget badges, mails, record, faults and problems, and lift the rate limit.
         Templates, credentials, tokens and switches stay.
         """
         with self.lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import collections.abc as cabc
 import datetime as dt
 import re
@@ -113,6 +114,20 @@ def read_expiry(value: object) -> dt.datetime | None:
         value += "T00:00:00Z"
 
     return read_moment(value)
+
+
+def default_expiry(template: Row, issued_at: dt.datetime) -> dt.datetime | None:
+    """Get when a badge of a template expires for which nothing else is said."""
+    value = template["default_expires_at"]
+
+    if template["default_expires_at_type"] != "months":
+        return read_expiry(value)
+
+    start = issued_at.astimezone(dt.UTC)
+    years, month = divmod(start.month - 1 + int(value), 12)
+    year, month = start.year + years, month + 1
+    day = min(start.day, calendar.monthrange(year, month)[1])
+    return start.replace(year=year, month=month, day=day)
 
 
 def label(attribute: str) -> str:

@@ -19,12 +19,16 @@ def template_row(
     state: str,
     allow_duplicate_badges: bool,
     image: bool,
+    expires: int | dt.datetime | None,
+    notify_expiring: bool,
     organization: Row,
     now: dt.datetime,
     unknown_keys: bool,
 ) -> Row:
     """Make a row of the template list.
 
+    :param expires: After how many months a badge expires, or when.
+    :param notify_expiring: Whether its earner is told before.
     :param unknown_keys: Add keys that no client can know.
     """
     picture = {"id": str(uuid.uuid4()), "url": f"https://images.credly.com/{id}.png"}
@@ -57,7 +61,8 @@ def template_row(
         "criteria_url_name": None,
         "printing_disabled": False,
         "record_to_blockchain": False,
-        "send_expiring_badge_notifications": False,
+        "send_expiring_badge_notifications": notify_expiring,
+        **expiry_keys(expires),
         "show_badge_lmi": True,
         "show_skill_tag_links": True,
         "alignments": [],
@@ -71,10 +76,31 @@ def template_row(
     }
 
     if unknown_keys:
-        row["default_expires_at_type"] = None
         row["added_without_notice"] = {"nested": [1, None, True]}
 
     return row
+
+
+def expiry_keys(expires: int | dt.datetime | None) -> Row:
+    """Write when badges expire by default. Credly's keys are known, but not what is in
+    them where it is not null: that is our reading.
+
+    :param expires: After how many months, or when.
+    """
+    value: object = expires
+    kind = day = None
+
+    if isinstance(expires, dt.datetime):
+        value, kind = rules.stamp(expires), "date"
+        day = str(value)[:10]
+    elif expires is not None:
+        kind = "months"
+
+    return {
+        "default_expires_at": value,
+        "default_expires_at_date": day,
+        "default_expires_at_type": kind,
+    }
 
 
 def organization_row(id: str, name: str) -> Row:
@@ -103,7 +129,7 @@ def shown_template(template: Row) -> Row:
 def badge_row(order: orders.Order, template: Row, now: dt.datetime) -> Row:
     """Make a new badge, pending."""
     id = str(uuid.uuid4())
-    expires = order.expires_at and order.expires_at.astimezone(dt.UTC)
+    expires = order.until(template)
     embedded = copy.deepcopy(shown_template(template))
     embedded.pop("reporting_tags")
 
@@ -123,7 +149,7 @@ def badge_row(order: orders.Order, template: Row, now: dt.datetime) -> Row:
         ),
         **issued_keys(rules.stamp(order.issued_at)),
         "expires_at": rules.stamp(expires) if expires else None,
-        "expires_at_date": expires.date().isoformat() if expires else None,
+        "expires_at_date": rules.stamp(expires)[:10] if expires else None,
         "created_at": rules.stamp(now),
         "updated_at": rules.stamp(now),
         "state_updated_at": rules.stamp(now),

@@ -125,8 +125,8 @@ class CredlySimulator(Organization):
             self.service.offset += seconds
 
     def reset(self) -> None:
-        """Forget badges, record, faults and problems of all organizations, and lift
-        their rate limits. Templates, credentials, tokens and switches stay.
+        """Forget badges, mails, record, faults and problems of all organizations, and
+        lift their rate limits. Templates, credentials, tokens and switches stay.
         """
         with self.lock:
             self._traffic.clear()
@@ -143,7 +143,7 @@ class CredlySimulator(Organization):
             kind: Kind = route.kind if route else "other"
             body = endpoints.read_body(call, kind)
             one = access.whose(self.organizations, call)
-            one.book.settle_late()
+            one.book.agenda.settle()
             one.record.judge(call, kind, self.service.secrets())
             self._judge_writing(one, call)
 
