@@ -1,7 +1,10 @@
 """Issue Credly badges from a Flask application."""
 
 from .catalog import Course as Course
+from .catalog import IdEvidence as IdEvidence
 from .catalog import Member as Member
+from .catalog import PastCompletion as PastCompletion
+from .catalog import UrlEvidence as UrlEvidence
 from .extension import Credly as Credly
 from .signals import badge_accepted as badge_accepted
 from .signals import badge_failed as badge_failed
@@ -14,7 +17,10 @@ from .signals import issuance_paused as issuance_paused
 __all__ = [
     "Course",
     "Credly",
+    "IdEvidence",
     "Member",
+    "PastCompletion",
+    "UrlEvidence",
     "badge_accepted",
     "badge_failed",
     "badge_issued",

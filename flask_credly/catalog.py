@@ -6,9 +6,14 @@ import collections.abc as cabc
 import dataclasses
 import datetime as dt
 import enum
+import ipaddress
+import itertools
 import logging
+import re
+import socket
 import typing as t
 import unicodedata
+import urllib.parse
 import uuid
 
 from . import interruption
@@ -69,23 +74,90 @@ class Member:
     :param email: Where Credly sends the badge.
     :param first_name: First name as it appears on the badge.
     :param last_name: Last name as it appears on the badge.
+
+    The others are optional, of at most 255 characters, and left out where they cannot
+    be used:
+
+    :param middle_name: Middle name as it appears on the badge.
+    :param locale: The language in which Credly writes to the member, such as ``"fr"``
+        or ``"pt-BR"``, where the mapping says that it is the member's own.
+    :param country: By its full name.
+    :param state_or_province: Of that country.
     """
 
     id: str
     email: str
     first_name: str
     last_name: str
+    middle_name: str | None = dataclasses.field(default=None, kw_only=True)
+    locale: str | None = dataclasses.field(default=None, kw_only=True)
+    country: str | None = dataclasses.field(default=None, kw_only=True)
+    state_or_province: str | None = dataclasses.field(default=None, kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class UrlEvidence:
+    """A page that shows what a badge was earned by. It is public on the badge's page.
+
+    Nothing is checked here: what cannot be used is left out, and reported in the error
+    log, and the badge is issued all the same.
+
+    :param name: What the link is called. At most 255 characters.
+    :param url: The page's address: ``https``, ASCII, at most 2,000 characters, without
+        a user name, and on no private address.
+    :param description: What is to be seen there. At most 1,000 characters.
+    """
+
+    name: str
+    url: str
+    description: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class IdEvidence:
+    """A number or name under which it is known elsewhere what a badge was earned by,
+    such as that of a certificate. It is public on the badge's page.
+
+    Nothing is checked here, as for :class:`UrlEvidence`.
+
+    :param title: What it is. At most 255 characters.
+    :param id: The number or name. At most 255 characters.
+    :param description: More about it. At most 1,000 characters.
+    """
+
+    title: str
+    id: str = ""
+    description: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class PastCompletion:
+    """A completion that ``@credly.past_completions`` yields, where there is more to say
+    than a pair of the member and the time does.
+
+    :param member: As in a pair.
+    :param completed_at: An aware time.
+    :param evidence: As in :data:`.course_completed`.
+    """
+
+    member: Member
+    completed_at: dt.datetime
+    evidence: cabc.Sequence[UrlEvidence | IdEvidence] = ()
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """One member's completion of one course, checked and ready for the ledger."""
+    """One member's completion of one course, checked and ready for the ledger.
+
+    :param extras: What else is known, fit for JSON: see :func:`read_extras`.
+    """
 
     member: Member
     course_id: str
     kind: Kind
     completed_at: dt.datetime
     tenant: str = DEFAULT_TENANT
+    extras: dict[str, t.Any] | None = None
 
 
 _SPELLING = "\u200c\u200d\u180e"
@@ -171,6 +243,7 @@ def read_completion(
     course_id: t.Any = None,
     kind: t.Any = "course",
     completed_at: t.Any = None,
+    evidence: t.Any = None,
     tenant: str = DEFAULT_TENANT,
     raises: tuple[type[Exception], ...] = (),
     **unknown: t.Any,
@@ -224,7 +297,170 @@ def read_completion(
         kind=t.cast(Kind, kind),
         completed_at=when or dt.datetime.now(dt.UTC),
         tenant=tenant,
+        extras=read_extras(member, evidence, raises),
     )
+
+
+DETAILS = ("middle_name", "locale", "country", "state_or_province")
+"""What a host may say of a member besides the address and names."""
+
+MAX_EVIDENCE = 5
+
+
+def read_extras(
+    member: t.Any,
+    evidence: t.Any = None,
+    raises: tuple[type[Exception], ...] = (),
+) -> dict[str, t.Any] | None:
+    """Gather what the host says besides what each badge needs, fit for JSON: what is
+    in :data:`DETAILS`, the ``evidence`` as Credly takes it, and what was ``left_out``
+    of that, by number and reason. ``None``: it says nothing.
+
+    :param member: The details are those of a :class:`Member` or of a mapping. Another
+        object may have fields of these names that mean something else.
+    """
+    extras: dict[str, t.Any] = {}
+
+    if isinstance(member, (Member, cabc.Mapping)):
+        extras |= read_details(member, raises)
+
+    if evidence is not None:
+        found, left_out = _read_evidence(evidence, raises)
+        extras |= {"evidence": found} if found else {}
+        extras |= {"left_out": left_out} if left_out else {}
+
+    return extras or None
+
+
+def read_details(
+    member: t.Any, raises: tuple[type[Exception], ...] = ()
+) -> dict[str, str]:
+    """Read what is in :data:`DETAILS`, without what is missing or cannot be used."""
+    given = {name: _short(_field(member, name, raises), 255) for name in DETAILS}
+    return {name: value for name, value in given.items() if value}
+
+
+def _short(value: object, length: int) -> str:
+    """Make text of the host fit for a row, or empty where it is too long: what was cut
+    off would be something else.
+    """
+    text = clean(value, length + 1)
+    return text if len(text) <= length else ""
+
+
+WHY_LEFT_OUT = {
+    "many": f"only {MAX_EVIDENCE} are sent",
+    "type": "it is neither a UrlEvidence nor an IdEvidence",
+    "name": "its name or title is missing or too long",
+    "id": "its id is too long",
+    "url": "its address is not one that begins with https://, in ASCII",
+    "long": "its address is longer than 2,000 characters",
+    "user": "its address holds a user name",
+    "host": "its address is a private one",
+}
+"""Why evidence is not sent, by what :func:`read_extras` calls it."""
+
+
+def _read_evidence(
+    evidence: t.Any, raises: tuple[type[Exception], ...]
+) -> tuple[list[dict[str, str]], list[tuple[int, str]]]:
+    found: list[dict[str, str]] = []
+    left_out: list[tuple[int, str]] = []
+    given: list[t.Any] = [evidence]
+
+    try:
+        if isinstance(evidence, cabc.Iterable) and not isinstance(evidence, str):
+            given = list(itertools.islice(evidence, MAX_EVIDENCE + 1))
+    except Exception as e:
+        # It may ask the host's database.
+        if isinstance(e, raises) or interruption.find(e):
+            raise
+
+    for number, each in enumerate(given, 1):
+        if number > MAX_EVIDENCE:
+            left_out.append((number, "many"))
+            break
+
+        read = _read_one(each)
+
+        if isinstance(read, str):
+            left_out.append((number, read))
+        else:
+            found.append({name: text for name, text in read.items() if text})
+
+    return found, left_out
+
+
+def _read_one(evidence: object) -> dict[str, str] | str:
+    """Read one piece of evidence as Credly takes it, or say what is wrong with it."""
+    if isinstance(evidence, UrlEvidence):
+        name, url = _short(evidence.name, 255), evidence.url
+        described = {"description": clean(evidence.description, 1000)}
+
+        if not name:
+            return "name"
+
+        if wrong := _whats_wrong(url):
+            return wrong
+
+        return {"type": "UrlEvidence", "name": name, "value": url} | described
+
+    if isinstance(evidence, IdEvidence):
+        title, id_ = _short(evidence.title, 255), _short(evidence.id, 255)
+
+        if not title:
+            return "name"
+
+        if evidence.id and not id_:
+            return "id"
+
+        described = {"description": clean(evidence.description, 1000)}
+        return {"type": "IdEvidence", "title": title, "id": id_} | described
+
+    return "type"
+
+
+def _whats_wrong(url: object) -> str | None:
+    """Say why an address cannot stand on a public page. ``None``: it can."""
+    if not isinstance(url, str):
+        return "url"
+
+    if len(url) > 2000:
+        return "long"
+
+    # Without what one reader of addresses takes for its host and another does not.
+    if not re.fullmatch(r"https://[!#-;=?-\[\]_a-z~]+", url, re.I):
+        return "url"
+
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, _ = (parts.hostname or "").rstrip("."), parts.port
+    except ValueError:
+        return "url"
+
+    if "@" in parts.netloc:
+        return "user"
+
+    if not host:
+        return "url"
+
+    return None if _is_public(host) else "host"
+
+
+def _is_public(host: str) -> bool:
+    """Whether a host may be one of the internet's, as far as its name says."""
+    ip: ipaddress.IPv4Address | ipaddress.IPv6Address
+
+    try:
+        # Also "127.1", which browsers know.
+        ip = ipaddress.IPv4Address(socket.inet_aton(host))
+    except OSError:
+        try:
+            ip = ipaddress.ip_address(host)
+        except ValueError:
+            return True
+
+    return (getattr(ip, "ipv4_mapped", None) or ip).is_global
 
 
 def id_of_member(member: t.Any, raises: tuple[type[Exception], ...] = ()) -> object:

@@ -104,8 +104,8 @@ class Credly:
 
         It takes a :class:`.Course` and a time, or ``None``, from which on completions
         are wanted, and yields pairs of a :class:`.Member` and the time of the
-        completion. The first has to come within 15 minutes: after that, another worker
-        takes it that this one has died.
+        completion, or :class:`.PastCompletion` objects. The first has to come within
+        15 minutes: after that, another worker takes it that this one has died.
         """
         self._past_completions = hook
         return hook

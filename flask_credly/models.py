@@ -246,6 +246,7 @@ class RemovedMapping(Base):
     kind: orm.Mapped[str] = orm.mapped_column(_id(20))
     course_id: orm.Mapped[str] = orm.mapped_column(_id(191))
     template_id: orm.Mapped[str] = orm.mapped_column(_id(36))
+    options: orm.Mapped[dict[str, t.Any] | None] = orm.mapped_column(_JSON)
     removed_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
 
 
@@ -370,6 +371,10 @@ class Issuance(Base):
     """Credly's id of the issued badge. It belongs to one row."""
     options: orm.Mapped[dict[str, t.Any] | None] = orm.mapped_column(_JSON)
     """The mapping's, as they were when it was recorded."""
+    extras: orm.Mapped[dict[str, t.Any] | None] = orm.mapped_column(_JSON)
+    """What else the host says of the member and the completion: see
+    :func:`flask_credly.catalog.read_extras`.
+    """
 
     # What Credly says of the badge.
     badge_state: orm.Mapped[str | None] = orm.mapped_column(_id(10))

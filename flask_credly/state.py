@@ -19,6 +19,7 @@ from flask import Response
 from .catalog import Course
 from .catalog import DEFAULT_TENANT
 from .catalog import Member
+from .catalog import PastCompletion
 from .settings import Settings
 
 if t.TYPE_CHECKING:
@@ -32,7 +33,9 @@ CoursesHook = cabc.Callable[..., cabc.Iterable[Course]]
 AdminHook = cabc.Callable[..., "bool | Response"]
 ActorHook = cabc.Callable[..., "str | None"]
 MemberHook = cabc.Callable[..., "Member | None"]
-PastHook = cabc.Callable[..., cabc.Iterable["tuple[Member, dt.datetime]"]]
+PastHook = cabc.Callable[
+    ..., cabc.Iterable["tuple[Member, dt.datetime] | PastCompletion"]
+]
 TenantHook = cabc.Callable[[], "str | None"]
 
 

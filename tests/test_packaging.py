@@ -24,6 +24,7 @@ PACKAGE = ROOT / "flask_credly"
 
 ROOMS = (
     *("errors", "interruption", "secret", "assets", "signals", "i18n", "catalog"),
+    "options",
     *("settings", "models", "keys", "state"),
     *("credly", "ledger", "issuing", "completions", "accounts"),
     *("admin", "jobs", "doctor", "cli"),

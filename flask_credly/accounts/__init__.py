@@ -18,6 +18,7 @@ from .connecting import verify as verify
 from .mappings import add_mapping as add_mapping
 from .mappings import AlreadyMapped as AlreadyMapped
 from .mappings import change_mapping as change_mapping
+from .mappings import change_options as change_options
 from .mappings import course_of as course_of
 from .mappings import get_mapping as get_mapping
 from .mappings import get_removed as get_removed

@@ -24,6 +24,7 @@ from ..models import Issuance
 from ..models import Mapping
 from ..models import RemovedMapping
 from ..models import Template
+from ..options import Options
 from ..state import Community
 from .connecting import get
 from .connecting import NotConnected
@@ -148,6 +149,7 @@ def _add(
             course_title=clean(course.title, 500),
             template=template,
             created_at=clock.now(connection),
+            options=_removed_options(session, tenant, course) if undo else None,
         )
         session.add(mapping)
         session.flush()
@@ -168,6 +170,22 @@ def _add(
 
     _note(connection, tenant, by, "undo" if undo else "map", course, template)
     return mapping
+
+
+def _removed_options(
+    session: orm.Session, tenant: str, course: Course
+) -> dict[str, t.Any] | None:
+    """Get the options that the course's mapping had when it was removed."""
+    return session.scalar(
+        sa.select(RemovedMapping.options)
+        .where(
+            RemovedMapping.tenant == tenant,
+            RemovedMapping.kind == course.kind,
+            RemovedMapping.course_id == course.id,
+        )
+        .order_by(RemovedMapping.removed_at.desc(), RemovedMapping.id.desc())
+        .limit(1)
+    )
 
 
 def change_mapping(
@@ -226,6 +244,42 @@ def _change(
     return mapping
 
 
+def change_options(
+    state: Community, mapping_id: int, options: Options, *, by: str | None = None
+) -> Mapping:
+    """Change how badges of a mapping are issued. Those that were recorded before keep
+    the options of then, until somebody retries them.
+
+    :param by: Who does it, for :func:`.audit.note`.
+    :raises UnknownMapping: It was removed.
+    """
+    return _change_options(state.engine, state.tenant, mapping_id, options, by)
+
+
+@in_transaction
+def _change_options(
+    connection: sa.Connection,
+    tenant: str,
+    mapping_id: int,
+    options: Options,
+    by: str | None,
+) -> Mapping:
+    with orm.Session(connection) as session:
+        if (mapping := get_mapping(session, tenant, mapping_id)) is None:
+            raise UnknownMapping
+
+        connection.execute(
+            sa.update(Mapping)
+            .where(Mapping.id == mapping_id, Mapping.tenant == tenant)
+            .values(options=options.stored())
+        )
+        session.refresh(mapping)
+
+    course = course_of(mapping)
+    _note(connection, tenant, by, "change options", course, mapping.template)
+    return mapping
+
+
 def remove_mapping(
     state: Community, mapping_id: int, *, by: str | None = None
 ) -> Mapping | None:
@@ -269,6 +323,7 @@ def _remove(
             kind=mapping.kind,
             course_id=mapping.course_id,
             template_id=mapping.template_id,
+            options=mapping.options,
             removed_at=now,
         )
     )

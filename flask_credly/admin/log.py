@@ -57,7 +57,7 @@ def fold(found: Page[LogEntry], connected: Account) -> list[Fold]:
             each.solved = not connected.expired
         elif each.entry.error in (log.RATE_LIMIT, log.UNREACHABLE):
             each.solved = connected.paused_until is None
-        else:
+        elif each.entry.error != log.EVIDENCE_LEFT_OUT:
             each.solved = each.entry.issuance_id in solved
 
     return folds

@@ -35,6 +35,12 @@ class BadgeRequest:
         part in Credly's refusal of duplicates.
     :param issued_at: The time that goes onto the badge, aware: the same each time, as
         the badge is known by it. Credly takes none that is much in the future.
+    :param locale: The language in which Credly writes. ``None``: its default.
+    :param mail: Whether Credly writes to the member at all.
+    :param expires_at: Until when it holds, aware. ``False``: for ever. ``None``: as the
+        template says.
+    :param evidence: As Credly takes it.
+    :param group: The name of a group tag.
     """
 
     template_id: str
@@ -43,26 +49,57 @@ class BadgeRequest:
     first_name: str
     last_name: str
     issued_at: dt.datetime
+    middle_name: str | None = None
+    country: str | None = None
+    state_or_province: str | None = None
+    locale: str | None = None
+    mail: bool = True
+    expires_at: dt.datetime | t.Literal[False] | None = None
+    evidence: tuple[dict[str, str], ...] = ()
+    group: str | None = None
 
     def personal(self) -> tuple[str, ...]:
-        """Name what an answer may not repeat: the address and the whole name. A part
-        of it alone may be any word.
+        """Name what an answer may not repeat: the address, the whole name and what the
+        evidence leads to. A part of it alone may be any word.
         """
         first, last = self.first_name, self.last_name
-        names = (f"{first} {last}", f"{last} {first}", f"{last}, {first}")
-        return self.email, *(name.strip(" ,") for name in names)
+        names = [f"{first} {last}", f"{last} {first}", f"{last}, {first}"]
 
-    def body(self) -> dict[str, str]:
+        if self.middle_name:
+            names.append(f"{first} {self.middle_name} {last}")
+
+        shown = (each.get("value") or each.get("id") for each in self.evidence)
+        return (
+            self.email,
+            *(name.strip(" ,") for name in names),
+            *filter(None, shown),
+        )
+
+    def body(self) -> dict[str, t.Any]:
         """Write it as Credly's page on issued badges names the fields."""
-        issued_at = self.issued_at.astimezone(dt.UTC)
+        optional = {
+            "issued_to_middle_name": self.middle_name,
+            "country_name": self.country,
+            "state_or_province": self.state_or_province,
+            "locale": self.locale,
+            "suppress_badge_notification_email": None if self.mail else True,
+            "expires_at": self.expires_at and _write_time(self.expires_at),
+            "evidence": list(self.evidence) or None,
+            "issuer_earner_group": {"name": self.group} if self.group else None,
+        }
         return {
             "recipient_email": self.email,
             "issued_to_first_name": self.first_name,
             "issued_to_last_name": self.last_name,
             "badge_template_id": self.template_id,
-            "issued_at": issued_at.strftime("%Y-%m-%d %H:%M:%S +0000"),
+            "issued_at": _write_time(self.issued_at),
             "issuer_earner_id": self.earner_id,
+            **{name: value for name, value in optional.items() if value is not None},
         }
+
+
+def _write_time(at: dt.datetime) -> str:
+    return at.astimezone(dt.UTC).strftime("%Y-%m-%d %H:%M:%S +0000")
 
 
 @dataclasses.dataclass(frozen=True)

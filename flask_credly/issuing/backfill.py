@@ -17,6 +17,7 @@ from flask import has_request_context
 from ..catalog import Completion
 from ..catalog import Course
 from ..catalog import Kind
+from ..catalog import PastCompletion
 from ..catalog import read_completion
 from ..catalog import read_time
 from ..ledger import backfills
@@ -72,30 +73,40 @@ def read(
     :raises ValueError: A value cannot be used.
     """
     for found in _ask(state, course, since):
-        try:
-            member, completed_at = found
-            completed_at = read_time(completed_at)
-        except (TypeError, ValueError):
-            completed_at = None
+        past = _read_past(found)
+        completed_at = None if past is None else read_time(past.completed_at)
 
         # Without a time it would be completed now.
-        if completed_at is None:
+        if past is None or completed_at is None:
             raise TypeError(
                 "@credly.past_completions must yield pairs of a Member and an aware"
-                " time."
+                " time, or PastCompletion objects."
             )
 
         completion = read_completion(
-            member=member,
+            member=past.member,
             course_id=course.id,
             kind=course.kind,
             completed_at=completed_at,
+            evidence=past.evidence,
             tenant=state.tenant,
         )
         state.check_ids(member_id=completion.member.id, course_id=course.id)
 
         if since is None or completion.completed_at >= since:
             yield completion
+
+
+def _read_past(found: t.Any) -> PastCompletion | None:
+    if isinstance(found, PastCompletion):
+        return found
+
+    try:
+        member, completed_at = found
+    except (TypeError, ValueError):
+        return None
+
+    return PastCompletion(member, completed_at)
 
 
 def _ask(

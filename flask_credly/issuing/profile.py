@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import typing as t
 
 from ..catalog import clean
 from ..catalog import clean_email
+from ..catalog import DETAILS
 from ..catalog import Member
+from ..catalog import read_details
 from ..ledger import claim
 from ..ledger.claim import Row
 from ..state import Community
@@ -36,12 +39,23 @@ def refresh(state: Community, row: Row) -> Row:
         email=clean_email(member.email),
         first_name=clean(member.first_name, 255),
         last_name=clean(member.last_name, 255),
+        extras=_with_details(row, member),
     )
 
     if fresh != row:
         claim.update_member(state.engine, fresh)
 
     return fresh
+
+
+def _with_details(row: Row, member: Member) -> dict[str, t.Any] | None:
+    """Get what else is known, with the member's details of now. What the hook leaves
+    out stays as it was sent: the signal may have known more.
+    """
+    said = [name for name in DETAILS if getattr(member, name) is not None]
+    kept = {k: v for k, v in (row.extras or {}).items() if k not in said}
+    now = read_details(member)
+    return {**kept, **{name: now[name] for name in said if name in now}} or None
 
 
 def _load(state: Community, row: Row) -> Member | None:

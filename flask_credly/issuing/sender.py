@@ -31,6 +31,7 @@ from ..ledger.claim import Row
 from ..ledger.decide import Answer
 from ..ledger.decide import MAX_ATTEMPTS
 from ..ledger.decide import Phase
+from ..options import Options
 from .token import SharedToken
 
 logger = logging.getLogger("flask_credly")
@@ -203,6 +204,7 @@ class Sender:
 
     def request_of(self, row: Row) -> BadgeRequest:
         """Word the request for a row."""
+        options, extras = Options.read(row.options), row.extras or {}
         return BadgeRequest(
             template_id=row.template_id,
             earner_id=earner_id(self._installation, row.member_id, row.tenant),
@@ -210,4 +212,12 @@ class Sender:
             first_name=row.first_name,
             last_name=row.last_name,
             issued_at=row.issued_at or row.completed_at,
+            middle_name=extras.get("middle_name"),
+            country=extras.get("country"),
+            state_or_province=extras.get("state_or_province"),
+            locale=options.locale_for(extras.get("locale")),
+            mail=options.mail,
+            expires_at=options.expires_at(row.completed_at),
+            evidence=tuple(extras.get("evidence", ())) if options.evidence else (),
+            group=options.group or None,
         )

@@ -49,6 +49,7 @@ ACTIONS: dict[str, str] = {
     "sync": gettext_noop("Load the badge templates"),
     "map": gettext_noop("Map %(target)s"),
     "change mapping": gettext_noop("Change a mapping to %(target)s"),
+    "change options": gettext_noop("Change the options of the mapping %(target)s"),
     "remove mapping": gettext_noop("Remove the mapping %(target)s"),
     "undo": gettext_noop("Undo the removal of the mapping %(target)s"),
     "send test badge": gettext_noop("Send test badge %(target)s"),

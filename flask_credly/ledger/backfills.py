@@ -230,6 +230,7 @@ def add(
             Account.organization_id,
             Template.id.label("template_id"),
             Template.name.label("badge_name"),
+            Mapping.options,
             Mapping.created_at,
         ).where(*this)
     ).one_or_none()
@@ -257,6 +258,7 @@ def add(
             "first_name": each.member.first_name,
             "last_name": each.member.last_name,
             "completed_at": each.completed_at,
+            "extras": each.extras,
         }
         for each in completions
         # The course may have been mapped anew meanwhile.
@@ -300,7 +302,7 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
     if taken_back:
         names = (
             *("template_id", "badge_name", "due_at", "batch_id"),
-            *("email", "first_name", "last_name"),
+            *("email", "first_name", "last_name", "options", "extras"),
         )
         transitions.reopen_for_batch(
             connection,

@@ -10,6 +10,7 @@ import collections.abc as cabc
 import dataclasses
 import datetime as dt
 import secrets
+import typing as t
 
 import sqlalchemy as sa
 
@@ -52,6 +53,9 @@ class Row:
         be listed yet.
     :param action: What is to be done: ``"check"`` is a last look at a badge that was
         called failed.
+    :param options: The mapping's: see :class:`flask_credly.options.Options`.
+    :param extras: What the host says besides: see
+        :func:`flask_credly.catalog.read_extras`.
     :param mapped_to: The template that its course is mapped to. ``None``: to none.
     :param allows_duplicates: Whether Credly would issue the template twice.
     """
@@ -76,6 +80,8 @@ class Row:
     look_ups: int
     error: str | None
     test: bool
+    options: dict[str, t.Any] | None
+    extras: dict[str, t.Any] | None
     unsettled: bool
     action: Action
     mapped_to: str | None
@@ -103,6 +109,8 @@ _COLUMNS = (
     Issuance.look_ups,
     Issuance.error,
     Issuance.test,
+    Issuance.options,
+    Issuance.extras,
 )
 
 
@@ -455,7 +463,7 @@ def _by_lease(rows: cabc.Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
 
 @in_transaction
 def update_member(connection: sa.Connection, row: Row) -> None:
-    """Save the member's address and names as they are now."""
+    """Save the member's address, names and other details as they are now."""
     transitions.name_member(
         connection,
         Issuance.id == row.id,
@@ -463,6 +471,7 @@ def update_member(connection: sa.Connection, row: Row) -> None:
         email=row.email,
         first_name=row.first_name,
         last_name=row.last_name,
+        extras=row.extras,
     )
 
 

@@ -31,11 +31,13 @@ def insert(connection: sa.Connection, completion: Completion) -> bool:
     :return: Whether a row may have been written.
     """
     name, parameters = connection.dialect.name, _parameters(completion)
+    with_extras = "extras" in parameters
     # Not named as the columns are: those would be set and not selected.
     given = {f"p_{column}": value for column, value in parameters.items()}
 
     if name not in ("mysql", "mariadb"):
-        return connection.execute(_statement(name), given).rowcount != 0
+        statement = _statement(name, with_extras)
+        return connection.execute(statement, given).rowcount != 0
 
     # INSERT … SELECT would lock what it reads until the host's commit, and so would a
     # duplicate key: no worker could touch the row or close the gate meanwhile.
@@ -65,7 +67,7 @@ def insert_alone(engine: sa.Engine, completion: Completion) -> bool:
 
 
 def _parameters(completion: Completion) -> dict[str, t.Any]:
-    member = completion.member
+    member, extras = completion.member, completion.extras
     return {
         "tenant": completion.tenant,
         "member_id": member.id,
@@ -76,6 +78,8 @@ def _parameters(completion: Completion) -> dict[str, t.Any]:
         "last_name": member.last_name,
         "completed_at": completion.completed_at,
         "recorded_at": dt.datetime.now(dt.UTC),
+        # Most have none.
+        **({"extras": extras} if extras else {}),
     }
 
 
@@ -94,6 +98,7 @@ def _from_mapping(dialect: str) -> dict[str, sa.ColumnElement[t.Any]]:
         "organization_id": Account.organization_id.expression,
         "template_id": Template.id.expression,
         "badge_name": Template.name.expression,
+        "options": Mapping.options.expression,
         "recorded_at": now,
         "due_at": now,
     }
@@ -140,15 +145,14 @@ def _constant(value: str | int) -> sa.ColumnElement[t.Any]:
 
 
 @functools.cache
-def _statement(dialect: str) -> sa.Insert:
+def _statement(dialect: str, with_extras: bool) -> sa.Insert:
     """``INSERT … SELECT … FROM mapping … WHERE NOT EXISTS … ON CONFLICT DO UPDATE``. Of
     a row that is there the conflict alone would keep a lock until the host's commit.
     """
+    names = (*KEY, "email", "first_name", "last_name", "completed_at")
     columns: dict[str, sa.ColumnElement[t.Any]] = {
-        **{
-            name: _given(name)
-            for name in (*KEY, "email", "first_name", "last_name", "completed_at")
-        },
+        **{name: _given(name) for name in names},
+        **({"extras": _given("extras")} if with_extras else {}),
         # Written into the statement: each parameter costs a host's request something.
         **{name: _constant(value) for name, value in NEW.items()},
         **_from_mapping(dialect),

@@ -366,6 +366,7 @@ def add_test(
             Mapping.course_id,
             Template.id.label("template_id"),
             Template.name.label("badge_name"),
+            Mapping.options,
             Account.organization_id,
         ).where(Mapping.tenant == tenant, Mapping.id == mapping_id)
     ).one_or_none()

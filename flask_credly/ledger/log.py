@@ -8,6 +8,7 @@ import typing as t
 
 import sqlalchemy as sa
 
+from ..catalog import WHY_LEFT_OUT
 from ..i18n import gettext_noop
 from ..models import Account
 from ..models import LogEntry
@@ -18,11 +19,15 @@ from .paging import Session
 from .paging import SIZE
 
 CONNECTION_EXPIRED = gettext_noop("Connection expired")
+EVIDENCE_LEFT_OUT = gettext_noop("Evidence left out")
 ISSUANCE_FAILED = gettext_noop("Badge issuance failed")
 RATE_LIMIT = gettext_noop("API Rate Limit")
 UNREACHABLE = gettext_noop("Credly unreachable")
 WRONG_KEY = gettext_noop("Wrong encryption key")
-ERRORS = (CONNECTION_EXPIRED, ISSUANCE_FAILED, RATE_LIMIT, UNREACHABLE, WRONG_KEY)
+ERRORS = (
+    *(CONNECTION_EXPIRED, ISSUANCE_FAILED, EVIDENCE_LEFT_OUT),
+    *(RATE_LIMIT, UNREACHABLE, WRONG_KEY),
+)
 
 EXPIRED_DETAILS = (
     "Your Credly OAuth credentials have expired or were revoked. Please reconnect."
@@ -37,6 +42,19 @@ def failed_details(badge_name: str, email: str, error: str) -> str:
 def erased_details(badge_name: str) -> str:
     """Word the details of a badge that was not issued to a member who was erased."""
     return f"Failed to issue badge “{badge_name}” to a member who was erased."
+
+
+def left_out_details(badge_name: str, left_out: cabc.Iterable[tuple[int, str]]) -> str:
+    """Word the details of a badge that was issued without some of its evidence. They
+    name nobody.
+
+    :param left_out: Numbers and reasons: see :data:`.WHY_LEFT_OUT`.
+    """
+    parts = (
+        f"Evidence {number} was left out: {WHY_LEFT_OUT.get(why, why)}."
+        for number, why in left_out
+    )
+    return f"Badge “{badge_name}” was issued. {' '.join(parts)}"
 
 
 def rate_limit_details(error: str) -> str:

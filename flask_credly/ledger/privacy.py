@@ -14,6 +14,7 @@ from ..models import Attempt
 from ..models import Issuance
 from ..models import LogEntry
 from ..models import Reason
+from ..options import Options
 from . import audit
 from . import claim
 from . import clock
@@ -31,7 +32,14 @@ SENT_TO_CREDLY = (
     "issued_at",
     "issuer_earner_id",
 )
-"""What a request to issue a badge holds, as Credly names it."""
+"""What each request to issue a badge holds, as Credly names it."""
+
+_SENT_WHERE_KNOWN = {
+    "middle_name": "issued_to_middle_name",
+    "country": "country_name",
+    "state_or_province": "state_or_province",
+}
+"""What it holds besides, by its name among the extras."""
 
 _LOG = t.cast(sa.Table, LogEntry.__table__)
 
@@ -172,7 +180,12 @@ def _end_attempts(
 def _redact(connection: sa.Connection, tenant: str, row: t.Any) -> int:
     return connection.execute(
         sa.update(_LOG)
-        .where(_LOG.c.tenant == tenant, _LOG.c.issuance_id == row.id)
+        .where(
+            _LOG.c.tenant == tenant,
+            _LOG.c.issuance_id == row.id,
+            # Those name nobody.
+            _LOG.c.error != log.EVIDENCE_LEFT_OUT,
+        )
         .values(details=log.erased_details(row.badge_name))
     ).rowcount
 
@@ -208,9 +221,22 @@ def export(engine: sa.Engine, tenant: str, member_id: str) -> dict[str, t.Any]:
         row["error_log"] = _of(row, entries)
         asked = bool(row["attempts_made"])
         sent = _was_sent(asked, row["state"], row["attempts"], row["outcome_unknown"])
-        row["sent_to_credly"] = list(SENT_TO_CREDLY) if sent else []
+        row["sent_to_credly"] = list(_names_sent(row)) if sent else []
 
     return {"member_id": member_id, "badges": rows}
+
+
+def _names_sent(row: dict[str, t.Any]) -> cabc.Iterator[str]:
+    """Name what a request for a badge holds of the member and the completion."""
+    options, extras = Options.read(row["options"]), row["extras"] or {}
+    yield from SENT_TO_CREDLY
+    yield from (name for key, name in _SENT_WHERE_KNOWN.items() if key in extras)
+
+    if options.locale_for(extras.get("locale")):
+        yield "locale"
+
+    if options.evidence and "evidence" in extras:
+        yield "evidence"
 
 
 def _read(

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from ..models import Attempt
 from ..models import Issuance
 from ..models import Reason
+from ..options import Options
 from . import clock
 from . import log
 from . import reasons
@@ -149,6 +150,8 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
     for each in settlements:
         if each.rule.logged:
             _log_failure(connection, each.row, now, each.detail or "")
+        elif each.rule.then == "issued":
+            _log_left_out(connection, each.row, now)
 
 
 def _save_rows(
@@ -227,3 +230,20 @@ def _log_failure(
         log.failed_details(row.badge_name, row.email, detail),
         issuance_id=row.id,
     )
+
+
+def _log_left_out(connection: sa.Connection, row: Row, now: dt.datetime) -> None:
+    """Write down what a badge was issued without. Here, and not where it is recorded:
+    that is one statement in the host's transaction.
+    """
+    left_out = (row.extras or {}).get("left_out")
+
+    if left_out and Options.read(row.options).evidence:
+        log.write(
+            connection,
+            row.tenant,
+            now,
+            log.EVIDENCE_LEFT_OUT,
+            log.left_out_details(row.badge_name, left_out),
+            issuance_id=row.id,
+        )

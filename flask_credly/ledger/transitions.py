@@ -116,7 +116,10 @@ def _returned(given: t.Any) -> dict[str, t.Any]:
 
     :param given: The columns of the row that is not inserted.
     """
-    same = ("email", "first_name", "last_name", "recorded_at", "due_at", "bulk")
+    same = (
+        *("email", "first_name", "last_name", "recorded_at", "due_at", "bulk"),
+        *("options", "extras"),
+    )
     row = ROWS.c
     return {
         **{name: given[name] for name in same},
@@ -310,6 +313,7 @@ def follow_mapping(connection: sa.Connection, *these: Condition) -> None:
         .values(
             template_id=mapped(Template.id.expression),
             badge_name=mapped(Template.name.expression),
+            options=mapped(Mapping.options.expression),
             duplicate=False,
         )
         .execution_options(synchronize_session=False)
@@ -404,12 +408,13 @@ def name_member(
     email: str,
     first_name: str,
     last_name: str,
+    extras: dict[str, t.Any] | None,
 ) -> None:
     """Write down who the badge is for by now."""
     connection.execute(
         sa.update(Issuance)
         .where(*these)
-        .values(email=email, first_name=first_name, last_name=last_name)
+        .values(email=email, first_name=first_name, last_name=last_name, extras=extras)
     )
 
 
@@ -724,14 +729,16 @@ def abandon(connection: sa.Connection, tenant: str, now: dt.datetime) -> None:
     forget_names(connection, of_tenant)
 
 
-IS_NAMED = sa.or_(*(getattr(Issuance, name) != "" for name in NOBODY))
+IS_NAMED = sa.or_(
+    *(getattr(Issuance, name) != "" for name in NOBODY), Issuance.extras.is_not(None)
+)
 """Whether a row says who its badge is for."""
 
 
 def forget_names(connection: sa.Connection, *these: Condition) -> int:
     """Let rows no longer say who their badge is for."""
     return connection.execute(
-        sa.update(Issuance).where(*these, IS_NAMED).values(**NOBODY)
+        sa.update(Issuance).where(*these, IS_NAMED).values(**NOBODY, extras=None)
     ).rowcount
 
 
@@ -757,6 +764,8 @@ def erase(connection: sa.Connection, tenant: str, rows: list[dict[str, t.Any]]) 
     connection.execute(
         sa.update(ROWS)
         .where(ROWS.c.id == sa.bindparam("row_id"), ROWS.c.tenant == tenant)
-        .values(**NOBODY, **NO_BADGE, action=None, error=None, options=None),
+        .values(
+            **NOBODY, **NO_BADGE, action=None, error=None, options=None, extras=None
+        ),
         rows,
     )
