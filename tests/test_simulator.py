@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import typing as t
+import urllib.parse
 import uuid
 
 import pytest
@@ -31,11 +32,13 @@ from flask_credly.testing import CredlySimulator
 from flask_credly.testing import Organization
 from flask_credly.testing import Received
 from flask_credly.testing import SimulatorServer
+from flask_credly.testing.rules import Refusal
 
 API = "https://api.credly.com/v1"
 TOKEN_URL = "https://www.credly.com/oauth/token"
 SCOPES = "badge_templates issued_badges"
 ISSUED_AT = "2024-04-01 09:41:00 -0500"
+SEARCH = "/high_volume_issued_badge_search"
 LATER = "2025-05-01T00:00:00Z"
 
 
@@ -2304,6 +2307,209 @@ def test_earners_act_over_http(
     assert post("accept") == 400
 
 
+# The search
+
+
+def read_all(caller: Caller, **query: t.Any) -> list[list[dict[str, t.Any]]]:
+    """Read all pages by the query strings of their addresses."""
+    pages = []
+
+    while True:
+        response = caller.call("GET", SEARCH, params=query)
+        body = response.json()
+        assert response.status_code == 200
+        assert list(body["metadata"]) == ["next_page_url"]
+        pages.append(body["data"])
+
+        if (url := body["metadata"]["next_page_url"]) is None:
+            return pages
+
+        parts = urllib.parse.urlsplit(url)
+        query = dict(urllib.parse.parse_qsl(parts.query))
+
+
+def make_badges(sim: Organization, number: int = 7) -> list[str]:
+    template_id = sim.add_template("Python 101")
+    return [sim.award(template_id, f"{n}@example.org") for n in range(number)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 100])
+def test_all_badges_can_be_searched(
+    caller: Caller, sim: CredlySimulator, size: int
+) -> None:
+    ids = make_badges(sim)
+    sim.search_page_size = size
+
+    pages = read_all(caller)
+
+    assert [row["id"] for page in pages for row in page] == ids
+    assert {len(page) for page in pages[:-1]} <= {size}
+    assert pages[0][0] == sim.badges[0]
+    assert sim.count("search") == len(pages)
+    assert sim.problems == []
+
+
+@pytest.mark.parametrize("steps", ["", "accept", "accept reject", "revoke"])
+def test_a_minimal_badge_has_few_keys(
+    caller: Caller, sim: CredlySimulator, steps: str
+) -> None:
+    (badge_id,) = make_badges(sim, 1)
+    live(sim, badge_id, steps)
+    (badge,) = sim.badges
+
+    ((row,),) = read_all(caller, badge_format="minimal")
+
+    names = (
+        "id state state_updated_at issued_at created_at updated_at expires_at issued_to"
+        " issued_to_first_name issued_to_last_name issuer_earner_id recipient_email"
+        " public badge_template user"
+    ).split()
+    shown = [*names, "badge_url"] if steps == "accept" else names
+    assert sorted(row) == sorted(shown)
+    template = badge["badge_template"]
+    assert row.pop("badge_template") == {
+        "id": template["id"],
+        "name": template["name"],
+    }
+    user = row.pop("user")
+    assert user == ({"id": badge["user"]["id"]} if badge["user"] else {})
+    assert row == {name: badge[name] for name in row}
+    assert sim.problems == []
+
+
+def test_a_search_has_the_filters_of_the_list(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    ids = make_badges(sim)
+    sim.search_page_size = 1
+    live(sim, ids[1], "accept")
+    live(sim, ids[4], "revoke")
+    sim.look_up_lag = 60
+
+    assert read_all(caller) == [[]]
+    sim.advance(60)
+    pages = read_all(caller, filter="state::accepted,revoked", badge_format="minimal")
+
+    assert [[row["id"] for row in page] for page in pages] == [[ids[1]], [ids[4]]]
+    assert sim.problems == []
+    caller.call("GET", SEARCH, params={"filter": "colour::red"})
+    caller.call("GET", SEARCH, params={"page": "2"})
+    unknown, number = sim.problems
+    assert "unknown filter key 'colour'" in unknown
+    assert "unknown query parameter 'page'" in number
+    refused = caller.call("GET", SEARCH, params={"badge_format": "small"})
+    assert refused.status_code == 400
+
+
+def test_a_search_misses_nothing_while_badges_change(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    ids = make_badges(sim)
+    sim.search_page_size = 2
+    template_id = sim.badges[0]["badge_template"]["id"]
+    body = caller.call("GET", SEARCH).json()
+    seen = [row["id"] for row in body["data"]]
+    sim.delete_badge(ids[0])
+    sim.delete_badge(ids[3])
+    new = [sim.replace_badge(ids[1]), sim.award(template_id, "new@example.org")]
+
+    while (url := body["metadata"]["next_page_url"]) is not None:
+        body = follow(caller, url).json()
+        seen += [row["id"] for row in body["data"]]
+
+    assert seen == [*ids[:3], *ids[4:], *new]
+
+
+def test_a_search_shows_what_was_written_late_in_its_time(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    sim.fail("issue", how="late", delay=10)
+
+    with pytest.raises(requests.ConnectionError):
+        caller.issue(template_id)
+
+    sim.advance(20)
+    sim.award(template_id, "other@example.org")
+    with pytest.raises(Refusal):
+        sim.award(template_id, "earner@example.org")
+
+    emails = [badge["recipient_email"] for badge in sim.badges]
+    assert emails == ["earner@example.org", "other@example.org"]
+
+
+def next_url(caller: Caller, **query: t.Any) -> str:
+    body = caller.call("GET", SEARCH, params=query).json()
+    return t.cast(str, body["metadata"]["next_page_url"])
+
+
+def follow(caller: Caller, url: str, **changes: t.Any) -> requests.Response:
+    query = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query))
+    return caller.call("GET", SEARCH, params=query | changes)
+
+
+def test_the_address_of_the_next_page_is_a_trap(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    make_badges(sim)
+    sim.search_page_size = 3
+    url = next_url(caller, filter="state::pending", badge_format="minimal")
+    assert url.startswith("https://api.credly.com/api/v1/organizations/")
+    assert follow(caller, url).status_code == 200
+    assert sim.problems == []
+    headers = {
+        "Accept": "application/json",
+        "Authorization": f"Bearer {caller.token}",
+    }
+    response = caller.session.get(url, headers=headers, timeout=5)
+    assert response.status_code == 404
+    assert "a page URL of an answer was followed" in sim.problems[0]
+
+    sim.search_next_address = "https://other.example.org/v2/all"
+    assert next_url(caller).startswith("https://other.example.org/v2/all?search_after=")
+
+
+@pytest.mark.parametrize("status", [400, 404])
+def test_a_cursor_ceases_to_be_good(
+    caller: Caller, sim: CredlySimulator, status: int
+) -> None:
+    make_badges(sim)
+    sim.search_page_size = 3
+    sim.cursor_seconds = 60
+    sim.lost_cursor_status = status
+    url = next_url(caller)
+    assert follow(caller, url).status_code == 200
+    assert follow(caller, url, search_after="x").status_code == status
+    assert follow(caller, url, filter="state::pending").status_code == 400
+    assert follow(caller, url, badge_format="minimal").status_code == 400
+
+    sim.advance(61)
+    assert follow(caller, url).status_code == status
+
+
+def test_a_cursor_can_be_named_again(caller: Caller, sim: CredlySimulator) -> None:
+    make_badges(sim)
+    sim.search_page_size = 2
+    sim.search_repeats_cursor = True
+    url = next_url(caller)
+
+    body = follow(caller, url).json()
+
+    assert body["metadata"]["next_page_url"] == url
+    assert follow(caller, url).json() == body
+
+
+def test_a_search_can_fail(caller: Caller, sim: CredlySimulator) -> None:
+    make_badges(sim)
+    sim.fail("search", status=503)
+
+    assert caller.call("GET", SEARCH).status_code == 503
+    assert caller.call("GET", SEARCH).status_code == 200
+    form = caller.form(scope="badge_templates")
+    caller.token = caller.ask_token(form).json()["access_token"]
+    assert caller.call("GET", SEARCH).status_code == 403
+
+
 # Expiry, mails, and who sees a badge
 
 
@@ -3004,7 +3210,7 @@ def test_a_command_serves_several_organizations() -> None:
 
 MODULES = """
 rules orders shapes lists serving record manners entry agenda holders book organization
-access writing endpoints control simulator __main__
+access writing listing endpoints control simulator __main__
 """
 
 

@@ -6,6 +6,7 @@ import collections.abc as cabc
 import copy
 import dataclasses
 import datetime as dt
+import itertools
 import typing as t
 import uuid
 
@@ -56,6 +57,7 @@ class Book:
         self._manners = manners
         self._successors: dict[str, str] = {}
         self.mails: list[Mail] = []
+        self._numbers = itertools.count()
         self.agenda: Agenda = Agenda(clock)
 
     def clear(self) -> None:
@@ -132,10 +134,9 @@ class Book:
             and (template_id is None or row["badge_template"]["id"] == template_id)
         ]
 
-    def shown_rows(self, until: float) -> list[Row]:
-        """Get the badges that were written by a time."""
-        entries = self.entries.values()
-        return [entry.row for entry in entries if entry.booked_at <= until]
+    def written(self, until: float) -> list[Entry]:
+        """Get the badges that were written by a time, in the order issued."""
+        return [entry for entry in self.entries.values() if entry.booked_at <= until]
 
     def accept(self, badge_id: str) -> None:
         row = self._change(badge_id, "accepted", "earner", self._clock())
@@ -199,6 +200,7 @@ class Book:
         :param by: Who does.
         :raises Refusal: If Credly would not issue it.
         """
+        self.agenda.settle()
         now = dt.datetime.fromtimestamp(at, dt.UTC)
         order = orders.read_order(body, self.templates, now)
         twin = self._find_twin(order, now)
@@ -275,7 +277,8 @@ class Book:
             row["state_updated_at"] = None
 
         template["badges_count"] += 1
-        entry = Entry(row, [Change(row["state"], at, by)], order.options)
+        history = [Change(row["state"], at, by)]
+        entry = Entry(next(self._numbers), row, history, order.options)
         self.entries[row["id"]] = entry
         self.holders.add(entry)
         self._plan_notice(entry)

@@ -9,8 +9,8 @@ import re
 import typing as t
 
 from . import access
+from . import listing
 from . import lists
-from . import rules
 from . import serving
 from . import shapes
 from . import writing
@@ -25,6 +25,7 @@ from .serving import Reply
 
 _TEMPLATES = "badge_templates"
 _BADGES = "issued_badges"
+_SEARCH = "high_volume_issued_badge_search"
 
 
 def answer(organization: Organization, call: Call, route: Route | None) -> Reply:
@@ -62,7 +63,7 @@ def _refuse(organization: Organization, refusal: Refusal) -> Reply:
 
 
 def _organizations(organization: Organization, call: Call) -> Reply:
-    return _page(organization, call, [_organization_row(organization)])
+    return listing.page(organization, call, [_organization_row(organization)])
 
 
 def _organization(organization: Organization, call: Call, org: str) -> Reply:
@@ -79,7 +80,7 @@ def _organization_row(organization: Organization) -> Row:
 def _templates(organization: Organization, call: Call, org: str) -> Reply:
     rows = [shapes.shown_template(row) for row in organization.book.templates.values()]
     filters = lists.TEMPLATE_FILTERS
-    return _list(organization, call, rows, filters, lists.TEMPLATE_SORTS)
+    return listing.answer(organization, call, rows, filters, lists.TEMPLATE_SORTS)
 
 
 def _template(organization: Organization, call: Call, org: str, id: str) -> Reply:
@@ -93,19 +94,9 @@ def _template(organization: Organization, call: Call, org: str, id: str) -> Repl
 
 
 def _badges(organization: Organization, call: Call, org: str) -> Reply:
-    def has_email(row: Row, email: str) -> bool:
-        if row["state"] == "accepted" and not organization.email_filter_finds_accepted:
-            return False
-
-        return rules.same_email(row["recipient_email"], email)
-
-    rows = organization.book.shown_rows(organization.clock() - organization.look_up_lag)
-    filters = {
-        **lists.BADGE_FILTERS,
-        "recipient_email": has_email,
-        "recipient_email_all": organization.book.holders.owns,
-    }
-    return _list(organization, call, rows, filters, lists.BADGE_SORTS)
+    rows = [entry.row for entry in listing.shown_badges(organization)]
+    filters = listing.badge_filters(organization)
+    return listing.answer(organization, call, rows, filters, lists.BADGE_SORTS)
 
 
 def _badge(organization: Organization, call: Call, org: str, id: str) -> Reply:
@@ -128,68 +119,6 @@ def write_late(
         writing.write(organization, route.kind, route.found, body, at)
 
     organization.book.agenda.add(organization.clock() + delay, write)
-
-
-# Lists
-
-
-def _list(
-    organization: Organization,
-    call: Call,
-    rows: list[Row],
-    filters: lists.Filters,
-    sorts: tuple[str, ...],
-) -> Reply:
-    query = dict(call.query)
-
-    if (text := query.get("filter")) is not None:
-        clauses = _known_clauses(organization, call, lists.parse_filter(text), filters)
-        rows = lists.select(rows, clauses, filters)
-
-    if (text := query.get("sort")) is not None:
-        honoured = set(sorts) - organization.ignored_sorts
-        rows = lists.sort(rows, text, honoured)
-
-        for part in text.split("|"):
-            if part.removeprefix("-") not in sorts:
-                organization.record.note(call, f"unknown sort key {part!r}")
-
-    return _page(organization, call, rows)
-
-
-def _known_clauses(
-    organization: Organization,
-    call: Call,
-    clauses: list[lists.Clause],
-    filters: lists.Filters,
-) -> list[lists.Clause]:
-    for key, _ in clauses:
-        if key in filters:
-            continue
-
-        if organization.unknown_filter == "refuse":
-            raise Refusal(400, f"Unknown filter: {key}")
-
-        organization.record.note(call, f"unknown filter key {key!r}")
-
-    return [
-        (key, values)
-        for key, values in clauses
-        if key in filters and key not in organization.ignored_filters
-    ]
-
-
-def _page(organization: Organization, call: Call, rows: list[Row]) -> Reply:
-    text = dict(call.query).get("page", "1")
-
-    if not re.fullmatch(r"[1-9][0-9]{0,8}", text):
-        organization.record.note(call, f"page is {text!r}")
-        text = "1"
-
-    # Not the prefix that was called, and neither filter nor sort: so the real
-    # service was seen to do.
-    url = f"{call.origin}/api{call.path.removesuffix('/')}"
-    return json_reply(200, lists.page(rows, int(text), url))
 
 
 # Reading a request
@@ -266,6 +195,7 @@ _ROUTES = (
     _route("template", "GET", "/<org>/badge_templates/<id>", _template, _TEMPLATES),
     _route("issue", "POST", "/<org>/badges", writing.issue, _BADGES),
     _route("look-up", "GET", "/<org>/badges", _badges, _BADGES),
+    _route("search", "GET", f"/<org>/{_SEARCH}", listing.search, _BADGES),
     _route("badge", "GET", "/<org>/badges/<id>", _badge, _BADGES),
     _route("revoke", "PUT", "/<org>/badges/<id>/revoke", writing.revoke, _BADGES),
     _route("replace", "POST", "/<org>/badges/<id>/replace", writing.replace, _BADGES),

@@ -58,11 +58,13 @@ class Mail:
 class Entry:
     """A badge in the book.
 
+    :param number: Its place in the order issued.
     :param row: The badge as Credly shows it.
     :param history: How it came to be so, the first change first.
     :param body: The body that it was issued with.
     """
 
+    number: int
     row: Row
     history: list[Change]
     body: Row

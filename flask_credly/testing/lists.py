@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import dataclasses
 import math
 import re
+import secrets
 import typing as t
 
 from .rules import Refusal
@@ -12,6 +14,7 @@ from .rules import Row
 
 Clause = tuple[str, list[str]]
 Filters = cabc.Mapping[str, cabc.Callable[[Row, str], bool]]
+Search = tuple[str | None, str]
 
 PER_PAGE = 50
 
@@ -72,6 +75,40 @@ def page(rows: list[Row], number: int, url: str) -> Row:
             "next_page_url": after,
         },
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Cursor:
+    """Where a page of the search ended.
+
+    :param after: The number of its last badge.
+    :param asked: What was asked for: the filter and the format.
+    :param until: When it ceases to be good.
+    """
+
+    after: int
+    asked: Search
+    until: float
+
+
+class Cursors:
+    """The cursors that were given."""
+
+    def __init__(self) -> None:
+        self._cursors: dict[str, Cursor] = {}
+
+    def give(self, after: int, asked: Search, until: float) -> str:
+        """Make a cursor."""
+        value = secrets.token_urlsafe(48)
+        self._cursors[value] = Cursor(after, asked, until)
+        return value
+
+    def find(self, value: str) -> Cursor | None:
+        """Get a cursor, whether or not it is still good."""
+        return self._cursors.get(value)
+
+    def clear(self) -> None:
+        self._cursors.clear()
 
 
 def _sort_key(key: str) -> cabc.Callable[[Row], t.Any]:

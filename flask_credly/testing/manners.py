@@ -79,6 +79,23 @@ class Manners:
     pending_has_state_time: bool
     """Whether a pending badge has a ``state_updated_at``; not as it was seen."""
 
+    search_page_size: int
+    """Badges on a page of the search."""
+
+    search_next_address: str
+    """What ``next_page_url`` of the search has before its query, such as an address of
+    another host. The search's own if empty, but with a prefix that nobody called.
+    """
+
+    search_repeats_cursor: bool
+    """Whether a page that was asked for by cursor names that cursor again."""
+
+    cursor_seconds: float
+    """How long a cursor of the search is good."""
+
+    lost_cursor_status: int
+    """Answer to a cursor that is not good any more: 400 (default) or 404."""
+
     accepted_is_public: bool
     """Whether a badge is public as soon as it is accepted."""
 
@@ -119,6 +136,11 @@ class Manners:
         self.posts_allowed = 2
         self.ignored_sorts = set()
         self.pending_has_state_time = False
+        self.search_page_size = 100
+        self.search_next_address = ""
+        self.search_repeats_cursor = False
+        self.cursor_seconds = 3600.0
+        self.lost_cursor_status = 400
         self.accepted_is_public = True
         self.states_in_the_way = {"pending", "accepted", "rejected"}
         self.expired_is_in_the_way = True
@@ -149,7 +171,8 @@ class Manners:
         """Script a fault. Faults of one kind strike in the order they were scripted.
 
         :param kind: Which requests: ``"token"``, ``"templates"``, ``"issue"``,
-            ``"look-up"``, ``"revoke"``, ``"replace"``, … or ``"*"`` for all.
+            ``"look-up"``, ``"search"``, ``"revoke"``, ``"replace"``, … or ``"*"`` for
+            all.
         :param times: How many requests. ``None`` until cleared.
         :param status: The status to send; 500 if left out.
         :param body: The body to send: text, bytes, or something to write as JSON.

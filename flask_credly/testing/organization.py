@@ -15,6 +15,7 @@ from . import shapes
 from .book import Book
 from .entry import Change
 from .entry import Mail
+from .lists import Cursors
 from .manners import Manners
 from .record import check_kind
 from .record import Kind
@@ -103,6 +104,7 @@ class Organization(Manners):
         self.client_id = client_id or secrets.token_urlsafe(32)
         self.client_secret = client_secret or secrets.token_urlsafe(32)
         self._tokens: dict[str, Token] = {}
+        self.cursors: Cursors = Cursors()
         self._client_exists = True
         of_all = others[0].record if others else None
         self.record: Record = Record(service.is_secret, of_all)
@@ -340,6 +342,7 @@ class Organization(Manners):
             self.book.clear()
             self.record.clear()
             self._faults.clear()
+            self.cursors.clear()
             self._rate_limit = None
 
     # Credentials

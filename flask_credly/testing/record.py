@@ -17,6 +17,7 @@ Kind = t.Literal[
     "template",
     "issue",
     "look-up",
+    "search",
     "badge",
     "revoke",
     "replace",
@@ -26,7 +27,11 @@ Kind = t.Literal[
 
 KINDS: tuple[Kind, ...] = t.get_args(Kind)
 
-_LIST_PARAMETERS = ("filter", "sort", "page")
+_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "templates": ("filter", "sort", "page"),
+    "look-up": ("filter", "sort", "page"),
+    "search": ("filter", "badge_format", "search_after"),
+}
 _REPEATED_PAGE = re.compile(r"/api/v1/")
 _FORBIDDEN = re.compile(r"/v1/organizations/[^/]+/badges/.+")
 
@@ -104,7 +109,7 @@ class Record:
         self._judge_query(call, kind)
 
     def _judge_query(self, call: Call, kind: Kind) -> None:
-        allowed = _LIST_PARAMETERS if kind in ("templates", "look-up") else ()
+        allowed = _PARAMETERS.get(kind, ())
         names = [name for name, _ in call.query]
 
         for name, value in call.query:

@@ -178,6 +178,41 @@ def badge_row(order: orders.Order, template: Row, now: dt.datetime) -> Row:
     }
 
 
+_MINIMAL = (
+    "id",
+    "state",
+    "state_updated_at",
+    "issued_at",
+    "created_at",
+    "updated_at",
+    "expires_at",
+    "issued_to",
+    "issued_to_first_name",
+    "issued_to_last_name",
+    "issuer_earner_id",
+    "recipient_email",
+    "public",
+    "badge_url",
+)
+
+
+def shown_badge(row: Row, form: str) -> Row:
+    """Get a badge as the search shows it.
+
+    :param form: ``"default"`` or ``"minimal"``.
+    """
+    if form == "default":
+        return row
+
+    return {
+        **{name: row[name] for name in _MINIMAL if name in row},
+        "badge_template": {
+            name: row["badge_template"][name] for name in ("id", "name")
+        },
+        "user": {name: row["user"][name] for name in ("id",) if name in row["user"]},
+    }
+
+
 def badge_url(badge_id: str) -> str:
     """Get the address of a badge that was accepted."""
     return f"https://badges.example.org/badges/{badge_id}"
