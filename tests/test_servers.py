@@ -101,11 +101,24 @@ def serve(command: str, folder: pathlib.Path, config: object) -> cabc.Iterator[s
 
     try:
         yield f"http://127.0.0.1:{port}"
+
+        if "--lazy-apps" in rest:
+            # A worker of uWSGI that is told to end while it loads the application
+            # never does.
+            wait_until(lambda: (folder / "log").read_text().count(" ready in ") == 2)
+
         process.terminate()
         process.wait(timeout=60)
     finally:
         process.kill()
         process.wait()
+
+
+def wait_until(seen: cabc.Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+
+    while not seen() and time.monotonic() < until:
+        time.sleep(0.05)
 
 
 def get(url: str) -> str:
@@ -154,6 +167,10 @@ def test_each_completion_is_recorded_and_issued(
             with serve(command, tmp_path, config) as url:
                 with futures.ThreadPoolExecutor(8) as pool:
                     answers = list(pool.map(get, [f"{url}/{name}" for name in names]))
+
+                # The worker is called after the answer. A server that ends before has
+                # called none, and a sweep finds what it has recorded.
+                wait_until(lambda: client.llen(f"rq:queue:{queue}") > 0)
 
             assert answers == ["done"] * 40, (tmp_path / "log").read_text()
             assert client.llen(f"rq:queue:{queue}") == 1
