@@ -39,6 +39,7 @@ TOKEN_URL = "https://www.credly.com/oauth/token"
 SCOPES = "badge_templates issued_badges"
 ISSUED_AT = "2024-04-01 09:41:00 -0500"
 SEARCH = "/high_volume_issued_badge_search"
+PAGE = {"type": "UrlEvidence", "name": "Project", "value": "https://example.org"}
 LATER = "2025-05-01T00:00:00Z"
 
 
@@ -739,18 +740,36 @@ def test_five_fields_are_required_texts(
         ("duplicate_behavior", "maybe"),
         ("evidence", {}),
         ("evidence", [{}]),
+        ("evidence", [PAGE, {"type": "TextEvidence", "title": "x"}]),
+        ("evidence", [{"type": "UrlEvidence", "value": "https://example.org"}]),
+        ("evidence", [PAGE | {"name": " "}]),
+        ("evidence", [PAGE | {"description": 7}]),
+        ("evidence", [PAGE | {"url": "https://example.org"}]),
+        ("evidence", [PAGE | {"value": "http://example.org"}]),
+        ("evidence", [PAGE | {"value": "https:///x"}]),
+        ("evidence", [PAGE | {"value": "https://[::1"}]),
+        ("evidence", [PAGE | {"value": "https://example.org/a b"}]),
+        ("evidence", [{"type": "IdEvidence", "id": "7"}]),
+        ("evidence", [{"type": "IdEvidence", "title": "x", "id": 7}]),
+        ("evidence", [{"type": ["IdEvidence"], "title": "x"}]),
         ("issuer_earner_group", "group"),
+        ("issuer_earner_group", {}),
+        ("issuer_earner_group", {"name": ""}),
+        ("issuer_earner_group", {"name": "group", "id": "7"}),
     ],
 )
 def test_a_value_of_the_wrong_form_is_refused(
     caller: Caller, sim: CredlySimulator, field: str, value: object
 ) -> None:
+    sim.error_shape = "list"
     response = caller.issue(
         sim.add_template("Python 101"), **{field: t.cast(t.Any, value)}
     )
 
     assert response.status_code == 422
     assert message(response).startswith("Validation failed: ")
+    (error,) = response.json()["data"]["errors"]
+    assert error["attribute"] == field
 
 
 @pytest.mark.parametrize(
@@ -763,7 +782,10 @@ def test_a_value_of_the_wrong_form_is_refused(
         ("expires_at", "2999-01-01"),
         ("expires_at", "2999-01-01 00:00:00 +0000"),
         ("suppress_badge_notification_email", True),
-        ("evidence", [{"type": "UrlEvidence", "value": "https://example.org"}]),
+        ("evidence", []),
+        ("evidence", [PAGE, {"type": "IdEvidence", "title": "x"}]),
+        ("evidence", [PAGE | {"description": "x"}]),
+        ("evidence", [{"type": "IdEvidence", "title": "x", "id": "7"}]),
         ("issuer_earner_group", {"name": "group"}),
     ],
 )

@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import re
 import typing as t
+import urllib.parse
 
 from . import rules
 from .rules import Refusal
@@ -44,6 +45,11 @@ _FIELDS: dict[str, set[str]] = {
     "issue": _ISSUE_FIELDS,
     "replace": _ISSUE_FIELDS - {"duplicate_behavior"} | {"notification_message"},
     "revoke": {"reason", "suppress_revoke_notification_email"},
+}
+# By type, what evidence must have and may have. Nothing is known of any other type.
+_EVIDENCE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "UrlEvidence": (("name", "value"), ("description",)),
+    "IdEvidence": (("title",), ("id", "description")),
 }
 _OF_ONE_BADGE = ("badge_template_id", "issued_at", "expires_at")
 _NOT_TAKEN_OVER = {*_OF_ONE_BADGE, "duplicate_behavior", "notification_message"}
@@ -166,7 +172,7 @@ def _check_optional(body: Row) -> cabc.Iterator[tuple[str, str]]:
         "suppress_badge_notification_email": lambda value: isinstance(value, bool),
         "duplicate_behavior": lambda value: value in BEHAVIORS,
         "evidence": _is_evidence,
-        "issuer_earner_group": lambda value: isinstance(value, dict),
+        "issuer_earner_group": _is_group,
         "expires_at": lambda value: (
             value is False or rules.read_expiry(value) is not None
         ),
@@ -178,8 +184,44 @@ def _check_optional(body: Row) -> cabc.Iterator[tuple[str, str]]:
 
 
 def _is_evidence(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(item, dict) and isinstance(item.get("type"), str) for item in value
+    return isinstance(value, list) and all(map(_is_piece, value))
+
+
+def _is_piece(value: object) -> bool:
+    kind = value.get("type") if isinstance(value, dict) else None
+
+    if not isinstance(value, dict) or not isinstance(kind, str):
+        return False
+
+    needed, possible = _EVIDENCE.get(kind, ((), ()))
+    texts = {name: value[name] for name in value if name != "type"}
+
+    if not needed or not set(needed) <= set(texts) <= {*needed, *possible}:
+        return False
+
+    if not all(isinstance(text, str) for text in texts.values()):
+        return False
+
+    full = all(texts[name].strip() for name in needed)
+    return full and ("value" not in texts or _is_link(texts["value"]))
+
+
+def _is_link(text: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(text)
+    except ValueError:
+        return False
+
+    spaced = re.search(r"[\s\x00-\x1f\x7f]", text)
+    return parts.scheme == "https" and bool(parts.hostname) and not spaced
+
+
+def _is_group(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"name"}
+        and isinstance(value["name"], str)
+        and 0 < len(value["name"].strip()) <= 255
     )
 
 
