@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import base64
+import collections
 import collections.abc as cabc
 import concurrent.futures
+import contextlib
 import dataclasses
 import datetime as dt
 import email.utils
 import io
 import json
 import pathlib
+import random
 import re
 import signal
 import socket
@@ -2187,6 +2190,22 @@ def test_a_replaced_badge_stays_as_it_is(caller: Caller, sim: CredlySimulator) -
     assert sim.badges_for(in_force=True) == []
 
 
+def test_a_duplicate_of_two_badges_replaces_neither(
+    caller: Caller, sim: CredlySimulator
+) -> None:
+    template_id = sim.add_template("Python 101")
+    sim.award(template_id, "earner@example.org")
+    sim.award(template_id, "other@example.org", issuer_earner_id="site:1")
+
+    response = caller.issue(
+        template_id, issuer_earner_id="site:1", duplicate_behavior="replace"
+    )
+
+    assert response.status_code == 422
+    assert len(sim.badges_for(in_force=True)) == 2
+    assert sim.problems == []
+
+
 def test_a_duplicate_that_replaces_goes_on_from_the_first(
     caller: Caller, sim: CredlySimulator
 ) -> None:
@@ -2211,6 +2230,8 @@ def test_a_duplicate_that_replaces_goes_on_from_the_first(
         "accepted",
     ]
     assert [badge["country"] for badge in sim.badges] == ["France", None, None]
+    response = replace(caller, sim.badges[-1]["id"], template_id)
+    assert response.json()["data"]["recipient_email"] == "new@example.org"
     assert sim.problems == []
 
 
@@ -2743,6 +2764,232 @@ def test_who_sees_an_accepted_badge(
 
     with pytest.raises(ValueError, match="Only a badge that is accepted"):
         sim.make_public(badge_id)
+
+
+# The book stays in order, whatever happens
+
+
+class Life:
+    """Requests, earners and issuers who do as they like, by a seed. Seconds pass only
+    when it says so.
+    """
+
+    def __init__(self, caller: Caller, sim: CredlySimulator, seed: int) -> None:
+        self.caller = caller
+        self.sim = sim
+        self.chance = random.Random(seed)
+        self.ever: dict[str, dict[str, t.Any]] = {}
+        self.answered: set[int | None] = set()
+        sim.posts_allowed = 10**6
+        sim.badges_allowed = 10**6
+        sim.add_account("a@example.org", "b@example.org")
+        self.templates = [
+            sim.add_template("Once"),
+            sim.add_template("Once a year", expires=12, notify_expiring=True),
+            sim.add_template("Often", allow_duplicate_badges=True),
+        ]
+
+    def run(self, steps: int) -> None:
+        acts = (
+            [self.request] * 6
+            + [self.by_hand] * 3
+            + [self.award, self.fail, self.pass_time]
+            + ([self.delete] if self.chance.random() < 0.5 else [])
+        )
+
+        for _ in range(steps):
+            self.chance.choice(acts)()
+            self.check()
+
+        self.sim.clear_faults()
+        self.sim.advance(600)
+        self.check()
+        self.check_lists()
+
+    def pick(self) -> str:
+        ids = [badge["id"] for badge in self.sim.badges]
+        return str(self.chance.choice([*ids[-8:], uuid.uuid4()]))
+
+    def request(self) -> None:
+        kind = self.chance.choice(["issue", "issue", "replace", "replace", "revoke"])
+        before = self.sim.badges
+
+        try:
+            response = getattr(self, kind)()
+        except requests.RequestException:
+            self.answered.add(None)
+            return
+
+        self.answered.add(response.status_code)
+
+        if response.status_code not in (200, 201, 500):
+            assert self.sim.badges == before
+        elif response.status_code == 201:
+            assert response.json()["data"] == self.sim.badges[-1]
+            assert self.sim.badges[-1] not in before
+
+    def issue(self) -> requests.Response:
+        number = self.chance.randrange(4)
+        return self.caller.issue(
+            self.chance.choice(self.templates),
+            recipient_email=f"{'abcd'[number]}@example.org",
+            issuer_earner_id=self.chance.choice([None, f"site:{number}"]),
+            duplicate_behavior=self.chance.choice([None, None, "replace", "deny"]),
+            suppress_badge_notification_email=self.chance.random() < 0.2,
+        )
+
+    def replace(self) -> requests.Response:
+        now = dt.datetime.fromtimestamp(self.sim.clock(), dt.UTC)
+        changes: dict[str, t.Any] = self.chance.choice(
+            [
+                {},
+                {"issued_at": now.isoformat(timespec="seconds")},
+                {"recipient_email": "e@example.org"},
+                {"expires_at": False},
+                {"issued_to_last_name": ""},
+            ]
+        )
+        template_id = self.chance.choice(self.templates)
+        return replace(self.caller, self.pick(), template_id, **changes)
+
+    def revoke(self) -> requests.Response:
+        silent = self.chance.random() < 0.5
+        return put_revoke(
+            self.caller, self.pick(), suppress_revoke_notification_email=silent
+        )
+
+    def by_hand(self) -> None:
+        steps = ["accept", "accept", "reject", "revoke_badge", "replace_badge"]
+        step = self.chance.choice([*steps, "make_private", "make_public"])
+
+        with contextlib.suppress(KeyError, ValueError, Refusal):
+            getattr(self.sim, step)(self.pick())
+
+    def award(self) -> None:
+        template_id = self.chance.choice(self.templates)
+        email = f"{self.chance.choice('abcd')}@example.org"
+
+        with contextlib.suppress(Refusal):
+            self.sim.award(template_id, email)
+
+    def delete(self) -> None:
+        with contextlib.suppress(KeyError):
+            self.sim.delete_badge(self.pick())
+
+    def fail(self) -> None:
+        how = self.chance.choice(["late", "reset", "answer"])
+        self.sim.fail(
+            self.chance.choice(["issue", "replace", "revoke"]),
+            how=t.cast(t.Any, how),
+            delay=self.chance.choice([30, 300]) if how == "late" else 0,
+            after=how != "late" and self.chance.random() < 0.5,
+        )
+
+    def pass_time(self) -> None:
+        self.sim.advance(self.chance.choice([10, 60, 400, 60 * DAY]))
+        self.caller.token = ""
+
+    def check(self) -> None:
+        badges = self.sim.badges
+        now = {badge["id"]: badge for badge in badges}
+        assert len(now) == len(badges)
+        self.ever |= now
+        histories = [self.sim.history(id) for id in now]
+        begun = [history[0].at for history in histories]
+        assert begun == sorted(begun)
+
+        for badge, history in zip(badges, histories, strict=True):
+            self.check_badge(badge, history)
+
+        self.check_holders()
+        assert {text for text in self.sim.problems if "by a request" not in text} == (
+            set()
+        )
+
+    def check_badge(
+        self, badge: dict[str, t.Any], history: list[testing.Change]
+    ) -> None:
+        state = badge["state"]
+        times = [change.at for change in history]
+        assert times == sorted(times)
+        assert [c.state for c in history if c.state != "replaced"][-1] == state
+        newer, older = badge["replacement_badge_id"], badge["replaces_badge_id"]
+        assert (newer is not None) == (history[-1].state == "replaced")
+        assert newer is None or self.ever[newer]["replaces_badge_id"] == badge["id"]
+        assert older is None or self.ever[older]["replacement_badge_id"] == badge["id"]
+
+        if history[0].state == "accepted":
+            assert older is not None
+            email = self.ever[older]["recipient_email"]
+            assert badge["recipient_email"].casefold() == email
+
+        assert ("badge_url" in badge) == (state == "accepted")
+        assert (badge["user"] != {}) or state != "accepted"
+        assert ("accept_badge_url" in badge) <= (state in ("pending", "accepted"))
+        assert ("accept_badge_url" in badge) or state != "pending"
+        assert (badge["state_updated_at"] is None) == (state == "pending")
+        assert (badge["revocation_reason"] is not None) == (state == "revoked")
+        assert state == "accepted" or not badge["public"]
+
+    def check_holders(self) -> None:
+        """One who may have a badge once has one in force."""
+        for template_id in self.templates[:2]:
+            in_force = self.sim.badges_for(template_id=template_id, in_force=True)
+            who = [
+                re.sub("^b@", "a@", badge["recipient_email"]) for badge in in_force
+            ] + [
+                badge["issuer_earner_id"]
+                for badge in in_force
+                if badge["issuer_earner_id"] is not None
+            ]
+            assert len(who) == len(set(who))
+
+    def check_lists(self) -> None:
+        badges = self.sim.badges
+        self.sim.search_page_size = 7
+        pages = read_all(self.caller)
+        assert [row for page in pages for row in page] == badges
+        first = self.caller.badges(sort="created_at").json()
+        assert first["metadata"]["total_count"] == len(badges)
+
+        for badge in badges:
+            if badge["replacement_badge_id"] is None:
+                continue
+
+            self.sim.posts_allowed = 10**6
+            response = replace(self.caller, badge["id"], self.templates[0])
+            current = response.json()["metadata"]["current_badge_id"]
+            assert self.ever[current]["replacement_badge_id"] is None or (
+                current not in {each["id"] for each in badges}
+            )
+
+        self.check_mails()
+
+    def check_mails(self) -> None:
+        kinds = collections.Counter(mail.kind for mail in self.sim.mails)
+        loud = [
+            each
+            for each in self.ever.values()
+            if not each["suppress_badge_notification_email"]
+        ]
+        assert kinds["replaced"] == sum(
+            each["replaces_badge_id"] is not None for each in loud
+        )
+        assert kinds["issued"] + kinds["replaced"] == len(loud)
+        notices = [mail for mail in self.sim.mails if mail.kind == "expiring"]
+        assert len({mail.badge_id for mail in notices}) == len(notices)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_book_stays_in_order(
+    caller: Caller, sim: CredlySimulator, seed: int
+) -> None:
+    life = Life(caller, sim, seed)
+
+    life.run(120)
+
+    assert len(life.ever) > 10
+    assert {None, 201, 422} <= life.answered
 
 
 # Control over HTTP

@@ -208,6 +208,7 @@ class Book:
 
         if twin is not None and order.behavior == "replace":
             order, old = _renew(order, twin.row), twin
+            self._refuse_second(order, now, old)
         elif twin is not None and order.behavior != "allow":
             raise _refuse_duplicate()
 
@@ -232,12 +233,15 @@ class Book:
             text = "can't be changed after the badge was accepted"
             raise orders.invalid([("recipient_email", text)])
 
-        twin = self._find_twin(order, now, old)
-
-        if twin is not None and not self._manners.replace_may_double:
-            raise _refuse_duplicate()
-
+        self._refuse_second(order, now, old)
         return self._add(order, at, by, old)
+
+    def _refuse_second(self, order: orders.Order, now: dt.datetime, old: Entry) -> None:
+        if self._manners.replace_may_double:
+            return
+
+        if self._find_twin(order, now, old) is not None:
+            raise _refuse_duplicate()
 
     def _check_replaceable(self, old: Entry, now: dt.datetime) -> None:
         because = "Validation failed: This badge cannot be replaced because it"
