@@ -10,6 +10,7 @@ from .signals import badge_accepted as badge_accepted
 from .signals import badge_failed as badge_failed
 from .signals import badge_issued as badge_issued
 from .signals import badge_rejected as badge_rejected
+from .signals import badge_replaced as badge_replaced
 from .signals import badge_revoked as badge_revoked
 from .signals import course_completed as course_completed
 from .signals import issuance_paused as issuance_paused
@@ -25,6 +26,7 @@ __all__ = [
     "badge_failed",
     "badge_issued",
     "badge_rejected",
+    "badge_replaced",
     "badge_revoked",
     "course_completed",
     "issuance_paused",

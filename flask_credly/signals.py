@@ -26,7 +26,12 @@ The sender is the application. What comes with each, as keywords:
 
 :data:`badge_revoked`
     ``issuance_id``, ``member_id``, ``course_id``, ``kind``, ``template_id``,
-    ``badge_id``, ``at``: as above. The badge was revoked at Credly.
+    ``badge_id``, ``at``: as above. The badge was revoked, here or at Credly.
+
+:data:`badge_replaced`
+    ``issuance_id``, ``member_id``, ``course_id``, ``kind``, ``template_id``,
+    ``badge_id``, ``at``: as above, and ``replaced_by``: Credly's id of the badge that
+    took its place.
 
 :data:`badge_failed`
     ``member_id``, ``course_id``, ``kind``, ``template_id``, ``error``: the reason, in
@@ -57,5 +62,6 @@ badge_issued = _signals.signal("badge-issued")
 badge_accepted = _signals.signal("badge-accepted")
 badge_rejected = _signals.signal("badge-rejected")
 badge_revoked = _signals.signal("badge-revoked")
+badge_replaced = _signals.signal("badge-replaced")
 badge_failed = _signals.signal("badge-failed")
 issuance_paused = _signals.signal("issuance-paused")

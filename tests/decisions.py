@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flask_credly.issuing.whose import Case
 from flask_credly.issuing.whose import CASES
+from flask_credly.ledger import log
 from flask_credly.ledger.decide import Rule
 from flask_credly.ledger.decide import RULES
 
@@ -25,6 +26,9 @@ Made from `flask_credly/ledger/decide.py` by `make docs`. A badge's way is: look
 it may have been issued already; issue, if it was not. Each row says what an answer
 means for the badge, and for everything else.
 
+To revoke and to replace begin with reading the badge. The row stays what it was where
+that fails: a badge that could not be revoked is still issued.
+
 "Not yet" is "absent" while the last request is so recent that its badge may not be
 listed. What failed so, and may be issued unseen, is checked once more when that is
 over: it stays failed, or is issued.
@@ -37,7 +41,11 @@ THEN = {
     "failed": "has failed",
     "wait": "waits, then goes on",
     "at once": "goes on once the gate is open",
-    "issue": "is asked for",
+    "go on": "is asked for",
+    "revoked": "is revoked",
+    "replaced": "is replaced",
+    "left": "stays as it is",
+    "anew": "is issued anew",
 }
 LAST = {None: "any", False: "1", True: "2"}
 MAYBE = {None: "as before", False: "no", True: "yes"}
@@ -114,7 +122,7 @@ def _line(rule: Rule) -> str:
         THEN[rule.then],
         "yes" if rule.counts else "",
         MAYBE[rule.outcome_unknown],
-        "Badge issuance failed" if rule.logged else "",
+        log.FAILED[rule.action] if rule.logged else "",
         rule.close or "",
     )
     return f"| {' | '.join(cells)} |\n"

@@ -24,11 +24,11 @@ TABLE: list[
     ("issue", "look-up", "held", 2, "held", False, False, False, None),
     ("issue", "look-up", "unlisted", 1, "wait", False, None, False, None),
     ("issue", "look-up", "unlisted", 2, "wait", False, None, False, None),
-    ("issue", "look-up", "absent", 1, "issue", False, False, False, None),
+    ("issue", "look-up", "absent", 1, "go on", False, False, False, None),
     ("issue", "look-up", "absent", 2, "failed", False, False, True, None),
-    ("issue", "look-up", "not yet", 1, "issue", False, None, False, None),
+    ("issue", "look-up", "not yet", 1, "go on", False, None, False, None),
     ("issue", "look-up", "not yet", 2, "failed", False, None, True, None),
-    ("issue", "look-up", "refused", 1, "issue", False, None, False, None),
+    ("issue", "look-up", "refused", 1, "go on", False, None, False, None),
     ("issue", "look-up", "refused", 2, "failed", False, None, True, None),
     ("issue", "look-up", "unknown", 1, "wait", False, None, False, None),
     ("issue", "look-up", "unknown", 2, "wait", False, None, False, None),
@@ -92,6 +92,8 @@ TABLE: list[
     ("issue", "issue", "held", 2, "held", True, False, False, None),
     ("issue", "issue", "unlisted", 1, "wait", True, True, False, None),
     ("issue", "issue", "unlisted", 2, "wait", True, True, False, None),
+    ("issue", "issue", "blocked", 1, "failed", True, None, True, None),
+    ("issue", "issue", "blocked", 2, "failed", True, None, True, None),
     ("issue", "issue", "refused", 1, "wait", True, None, False, None),
     ("issue", "issue", "refused", 2, "failed", True, None, True, None),
     ("issue", "issue", "unknown", 1, "wait", True, True, False, None),
@@ -176,6 +178,65 @@ TABLE: list[
     ("check", "look-up", "no word", 2, "failed", False, None, False, None),
 ]
 
+# Both actions about a badge that is there. By answer: becomes after the first and the
+# second attempt, counts, maybe done, logged, closes.
+LOOKED_UP: dict[Answer, tuple[str, str, bool | None, str | None]] = {
+    "in force": ("go on", "failed", False, None),
+    "not yet": ("wait", "wait", None, None),
+    "unknown": ("wait", "wait", None, None),
+    "foreign": ("wait", "wait", None, "unavailable"),
+    "no word": ("failed", "failed", None, None),
+    "rate limited": ("at once", "at once", None, "rate limit"),
+    "unauthorized": ("at once", "at once", None, "expired"),
+    "unavailable": ("at once", "at once", None, "unavailable"),
+    "not sent": ("at once", "at once", None, None),
+}
+ASKED: dict[Answer, tuple[str, str, bool, bool | None, str | None]] = {
+    "refused": ("wait", "failed", True, None, None),
+    "unknown": ("wait", "wait", True, True, None),
+    "foreign": ("wait", "wait", True, True, "unavailable"),
+    "in trouble": ("wait", "wait", False, True, "unavailable"),
+    "rate limited": ("at once", "at once", False, None, "rate limit"),
+    "unauthorized": ("at once", "at once", False, None, "expired"),
+    "unavailable": ("at once", "at once", False, None, "unavailable"),
+    "not sent": ("at once", "at once", False, None, None),
+}
+BOTH: tuple[t.Literal["revoke", "replace"], ...] = ("revoke", "replace")
+
+for action in BOTH:
+    for answer, (first, second, done, closes) in LOOKED_UP.items():
+        for attempts, then in ((1, first), (2, second)):
+            row = (then, False, done, then == "failed", closes)
+            TABLE.append((action, "look-up", answer, attempts, *row))
+
+    for answer, (first, second, counts, done, closes) in ASKED.items():
+        for attempts, then in ((1, first), (2, second)):
+            row = (then, counts, done, then == "failed", closes)
+            TABLE.append((action, action, answer, attempts, *row))
+
+for attempts in (1, 2):
+    TABLE += [
+        *[
+            ("revoke", "look-up", answer, attempts, then, False, False, False, None)
+            for answer, then in t.cast(
+                "list[tuple[Answer, str]]",
+                [
+                    ("revoked", "revoked"),
+                    ("declined", "left"),
+                    ("replaced", "replaced"),
+                ],
+            )
+        ],
+        ("revoke", "look-up", "missing", attempts, "failed", False, None, True, None),
+        ("revoke", "revoke", "revoked", attempts, "revoked", True, False, False, None),
+        ("replace", "look-up", "found", attempts, "issued", False, False, False, None),
+        ("replace", "look-up", "replaced", attempts, "failed", False, None, True, None),
+        ("replace", "look-up", "ended", attempts, "failed", False, None, True, None),
+        ("replace", "look-up", "outlived", attempts, "anew", False, False, False, None),
+        ("replace", "replace", "issued", attempts, "issued", True, False, False, None),
+        ("replace", "replace", "outlived", attempts, "anew", True, False, False, None),
+    ]
+
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(map(str, row[:4])))
 def test_each_answer_has_the_decided_consequence(row: t.Any) -> None:
@@ -213,7 +274,7 @@ def test_no_two_rules_speak_of_the_same_case() -> None:
 
 def test_only_a_final_failure_is_logged() -> None:
     def is_failure(rule: Rule) -> bool:
-        return rule.action == "issue" and rule.then == "failed"
+        return rule.action != "check" and rule.then == "failed"
 
     assert all(rule.logged == is_failure(rule) for rule in RULES)
 

@@ -43,6 +43,7 @@ from flask_credly import badge_accepted
 from flask_credly import badge_failed
 from flask_credly import badge_issued
 from flask_credly import badge_rejected
+from flask_credly import badge_replaced
 from flask_credly import badge_revoked
 from flask_credly import course_completed
 from flask_credly import issuance_paused
@@ -53,6 +54,7 @@ from flask_credly.issuing import notifier
 from flask_credly.issuing.poll import poll_now
 from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.ledger import backfills
+from flask_credly.ledger import polls
 from flask_credly.ledger import settle
 from flask_credly.models import Account
 from flask_credly.testing import CredlySimulator
@@ -94,6 +96,7 @@ def heard(connected: Connected) -> cabc.Iterator[dict[str, list[dict[str, t.Any]
         "badge_accepted": badge_accepted,
         "badge_rejected": badge_rejected,
         "badge_revoked": badge_revoked,
+        "badge_replaced": badge_replaced,
         "issuance_paused": issuance_paused,
     }
     heard: dict[str, list[dict[str, t.Any]]] = {name: [] for name in known}
@@ -120,6 +123,11 @@ def test_signals_bring_what_is_documented(
         act(credly.badges[0]["id"])
         poll_now(host.state)
 
+    host.complete("replaced")
+    host.drain()
+    credly.replace_badge(credly.badges[1]["id"])
+    polls.ask_for(host.state.engine, "default", host.rows()[1].id)
+    poll_now(host.state)
     credly.fail("issue", times=2, status=422)
     host.complete("2")
     host.drain()
@@ -136,14 +144,15 @@ def test_signals_bring_what_is_documented(
     }
     found = {name: list(given[0]) for name, given in heard.items()}
 
-    assert {name: len(given) for name, given in heard.items()} == dict.fromkeys(
-        found, 1
-    )
+    assert {name: len(given) for name, given in heard.items()} == {
+        **dict.fromkeys(found, 1),
+        "badge_issued": 2,
+    }
     assert found == SIGNALS
     assert {name: set(keys) for name, keys in in_docstring.items()} == {
         name: set(keys) for name, keys in SIGNALS.items()
     }
-    (issued,) = heard["badge_issued"]
+    issued, _ = heard["badge_issued"]
     assert issued["badge_id"] == credly.badges[0]["id"]
 
 

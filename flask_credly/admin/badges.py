@@ -50,6 +50,7 @@ STATUSES: dict[str, str] = {
     "failed": gettext_noop("Failed"),
     "skipped": gettext_noop("Skipped"),
     "revoked": gettext_noop("Revoked"),
+    "replaced": gettext_noop("Replaced"),
 }
 
 

@@ -43,6 +43,14 @@ class Badge:
     expires_at: dt.datetime | None = None
     public: bool | None = None
     replaced_by: str | None = None
+    first_name: str | None = None
+    last_name: str | None = None
+
+    def has_expired(self) -> bool:
+        """Whether its time is over."""
+        return self.expires_at is not None and self.expires_at <= dt.datetime.now(
+            dt.UTC
+        )
 
 
 def read(row: t.Any, own_host: str | None = None) -> Badge | None:
@@ -72,6 +80,8 @@ def read(row: t.Any, own_host: str | None = None) -> Badge | None:
         expires_at=read_time(row.get("expires_at")),
         public=public if isinstance(public, bool) else None,
         replaced_by=_id({"id": row.get("replacement_badge_id")}),
+        first_name=_text(row.get("issued_to_first_name")),
+        last_name=_text(row.get("issued_to_last_name")),
     )
 
 

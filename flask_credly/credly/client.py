@@ -97,6 +97,14 @@ class BadgeRequest:
             **{name: value for name, value in optional.items() if value is not None},
         }
 
+    def replacement(self) -> dict[str, t.Any]:
+        """Write it as a badge that takes the place of another: that one says to whom
+        it goes.
+        """
+        body = self.body()
+        del body["recipient_email"]
+        return body
+
 
 def _write_time(at: dt.datetime) -> str:
     return at.astimezone(dt.UTC).strftime("%Y-%m-%d %H:%M:%S +0000")
@@ -236,6 +244,42 @@ class Client:
         said = badges.read(data, self._own_host)
 
         if said is None or said.id != badge_id.lower():
+            raise OutcomeUnknown("Credly's answer could not be read.")
+
+        return said
+
+    def revoke(self, token: str, badge_id: str, *, reason: str, tell: bool) -> Badge:
+        """Revoke a badge.
+
+        :param reason: Required by Credly. The earner may read it.
+        :param tell: Whether Credly writes to the earner.
+        """
+        body = {"reason": reason, "suppress_revoke_notification_email": not tell}
+        path = f"badges/{badge_id}/revoke"
+        data = answers.data_of(self._ask(token, "PUT", path, body=body, hide=(reason,)))
+        said = badges.read(data, self._own_host)
+
+        if said is None or said.id != badge_id or said.state != "revoked":
+            raise OutcomeUnknown("Credly's answer could not be read.")
+
+        return said
+
+    def replace(self, token: str, badge_id: str, badge: BadgeRequest) -> Badge:
+        """Issue a badge in the place of another. Get the new one.
+
+        :param badge: The new one. Its address is not sent: the other's stays.
+        """
+        path = f"badges/{badge_id}/replace"
+        body = self._ask(
+            token, "POST", path, body=badge.replacement(), hide=badge.personal()
+        )
+        said = badges.read(answers.data_of(body), self._own_host)
+
+        if (
+            said is None
+            or said.id == badge_id
+            or said.template_id not in (None, badge.template_id)
+        ):
             raise OutcomeUnknown("Credly's answer could not be read.")
 
         return said
@@ -382,7 +426,7 @@ class Client:
         if (known := self._prepared.get((method, url))) is None:
             known = session.prepare_request(requests.Request(method, url))
 
-            if method == "POST":
+            if (method, url) == ("POST", f"{self._url}/badges"):
                 self._prepared[method, url] = known
 
         return known.copy()

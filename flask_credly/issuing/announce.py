@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import dataclasses
 import datetime as dt
 import logging
@@ -14,6 +15,7 @@ from .. import keys
 from .. import signals
 from ..errors import CredlyError
 from ..ledger import gates
+from ..ledger import polls
 from ..ledger.claim import Row
 from ..ledger.polls import Became
 from ..state import Community
@@ -44,13 +46,36 @@ def issued(state: Community, row: Row, badge: Badge | None) -> None:
 def became(state: Community, found: Became) -> None:
     """Say what has become of a badge."""
     payload = dataclasses.asdict(found)
+
+    if found.state != "replaced":
+        del payload["replaced_by"]
+
     _send(_BECAME[payload.pop("state")], state, **payload)
+
+
+def what_became(
+    state: Community,
+    ids: cabc.Collection[int] = (),
+    badge_ids: cabc.Collection[str] = (),
+) -> None:
+    """Say what has become of some badges, and note that it was said.
+
+    :param ids: Of rows.
+    :param badge_ids: Credly's, of rows that were not told of yet.
+    """
+    found = list(polls.to_tell(state.engine, state.tenant, ids, badge_ids))
+
+    for each in found:
+        became(state, each)
+
+    polls.note_told(state.engine, state.tenant, found)
 
 
 _BECAME = {
     "accepted": signals.badge_accepted,
     "rejected": signals.badge_rejected,
     "revoked": signals.badge_revoked,
+    "replaced": signals.badge_replaced,
 }
 
 

@@ -288,7 +288,7 @@ class _Lane:
         held_on = self._hold(len(turns) - len(begun))
         send_before = latest.or_in(LOOKAHEAD)
         requests: list[tuple[Row, Phase, Row]] = [
-            *((row, "issue", before) for row, before in begun),
+            *((row, _phase_of(row), before) for row, before in begun),
             *((row, "look-up", row) for row in held_on),
         ]
 
@@ -371,7 +371,11 @@ class _Lane:
 
             if row.crashes > claim.MAX_CRASHES:
                 self._fail(row, reason="crashed")
-            elif row.outcome_unknown or self._gate.restored:
+            elif (
+                row.outcome_unknown
+                or self._gate.restored
+                or row.action in ("revoke", "replace")
+            ):
                 self._to_look_up.append(row)
             else:
                 self._make_ready(row)
@@ -380,6 +384,10 @@ class _Lane:
         """Check that the request can be made, with the member's data as they are now
         where it is a retry or something is missing.
         """
+        if row.action == "revoke":
+            self._ready.append(row)
+            return
+
         # It may be there and not be listed yet. Only the very same request is refused.
         too_early = row.outcome_unknown and row.unsettled
 
@@ -387,11 +395,11 @@ class _Lane:
             claim.put_off(self._engine, row)
             return
 
-        if row.mapped_to is None:
+        if row.mapped_to is None and (row.action == "issue" or row.renewal):
             settle.cancel(self._engine, row)
             return
 
-        if row.mapped_to != row.template_id:
+        if row.action == "issue" and row.mapped_to != row.template_id:
             # It was looked up as what it was. Now it becomes the mapping's.
             if row.outcome_unknown:
                 self._fail(row, verdict.NO_WORD)
@@ -400,7 +408,10 @@ class _Lane:
 
             return
 
-        if not row.test and (row.attempts or profile.missing(row)):
+        # What an admin corrects stays as the admin says.
+        is_corrected = row.action == "replace" and not row.renewal
+
+        if not row.test and not is_corrected and (row.attempts or profile.missing(row)):
             row = profile.refresh(self._state, row)
 
         if missing := profile.missing(row):
@@ -484,11 +495,8 @@ class _Lane:
         for request, outcome in done:
             each = self._judge.judge(request, outcome)
 
-            if each.rule.then == "issue":
-                unknown = (
-                    each.was_uncertain if each.rule.outcome_unknown is None else False
-                )
-                self._make_ready(dataclasses.replace(each.row, outcome_unknown=unknown))
+            if each.rule.then == "go on":
+                self._go_on(each)
                 continue
 
             if each.rule.close:
@@ -508,6 +516,22 @@ class _Lane:
         finally:
             for each in saved:
                 self._announce(each)
+
+    def _go_on(self, each: Settlement) -> None:
+        """Go on to the request: what was looked for is not there, or what is to be
+        changed is.
+        """
+        row = dataclasses.replace(
+            each.row,
+            outcome_unknown=each.was_uncertain and each.rule.outcome_unknown is None,
+        )
+
+        if each.target is not None:
+            row = dataclasses.replace(
+                row, target=each.target.id, target_expired=each.target.has_expired()
+            )
+
+        self._make_ready(row)
 
     def _save(self, settlements: list[Settlement]) -> list[Settlement]:
         try:
@@ -554,14 +578,15 @@ class _Lane:
         phases = [
             request.phase
             for request, outcome in done
-            if outcome.answer in ("issued", "found", "held", "absent")
+            if outcome.answer
+            in ("issued", "found", "held", "absent", "in force", "revoked")
         ]
 
         if not phases:
             return
 
         # A look-up that succeeds says nothing about what is asked for next.
-        if self._paused and "issue" in phases:
+        if self._paused and any(phase != "look-up" for phase in phases):
             gates.resume(self._engine, self._gate.tenant, self._gate.generation)
             self._paused = False
 
@@ -573,9 +598,20 @@ class _Lane:
 
         if each.rule.then == "failed" and each.row.action == "issue":
             announce.failed(self._state, each.row, each.detail or "")
+        elif each.row.action == "revoke" and each.badge:
+            announce.what_became(self._state, [each.row.id])
         elif each.rule.then == "issued":
             self._issued += 1
             announce.issued(self._state, each.row, each.badge)
+
+            if replaced := {each.row.replaces, each.row.target} - {None}:
+                announce.what_became(
+                    self._state, badge_ids=t.cast("set[str]", replaced)
+                )
+
+
+def _phase_of(row: Row) -> Phase:
+    return "issue" if row.action == "check" else row.action
 
 
 def _answered(

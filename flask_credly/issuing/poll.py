@@ -261,16 +261,8 @@ class _Reader:
                 extra={"credly_event": "badge_mismatched"},
             )
 
-        if not learned.to_tell:
-            return
-
-        tenant = self._gate.tenant
-        found = list(polls.to_tell(self._engine, tenant, learned.to_tell))
-
-        for each in found:
-            announce.became(self._state, each)
-
-        polls.note_told(self._engine, tenant, found)
+        if learned.to_tell:
+            announce.what_became(self._state, learned.to_tell)
 
     def _ask(self, question: t.Callable[[Secret], T]) -> T:
         per_second = self._state.settings.max_per_second

@@ -68,11 +68,17 @@ class Request:
     token: SharedToken
 
 
+MAX_CHAIN = 20
+"""Badges that are read, each of which took the place of the one before."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Outcome:
     """What came of it.
 
-    :param shown: Badges that Credly lists, of the member or at the address.
+    :param shown: Badges that Credly lists, of the member or at the address. Where a
+        badge was read by its id: that one, and those that came in its place, the last
+        of which is in force.
     :param looked: Whether the list was read.
     """
 
@@ -137,10 +143,19 @@ class Sender:
 
     def _send(self, request: Request) -> Outcome:
         try:
-            if request.phase == "look-up":
-                return self._look_up(request)
+            if request.phase == "revoke":
+                return self._revoke(request)
 
-            return self._issue(request)
+            if request.phase == "replace":
+                return self._replace(request)
+
+            if request.phase == "issue":
+                return self._issue(request)
+
+            if request.row.action in ("revoke", "replace"):
+                return self._read(request)
+
+            return self._look_up(request)
         except CredlyError as e:
             if (answer := answer_to(e)) in CLOSING:
                 # At once: the others that wait for a thread would be refused as well.
@@ -168,6 +183,43 @@ class Sender:
             row.attempts >= MAX_ATTEMPTS and not row.allows_duplicates
         )
         return Outcome("absent", shown=self._find(request, explain), looked=True)
+
+    def _read(self, request: Request) -> Outcome:
+        """Read the badge that is to be revoked or replaced."""
+        row = request.row
+        next_id = row.badge_id if row.action == "revoke" else row.replaces
+        shown: list[Badge] = []
+
+        while next_id is not None and len(shown) < MAX_CHAIN:
+            shown.append(self._client.badge(request.token.value, next_id))
+            next_id = shown[-1].replaced_by if row.action == "replace" else None
+
+        return Outcome("in force", shown=tuple(shown), looked=True)
+
+    def _revoke(self, request: Request) -> Outcome:
+        row = request.row
+        assert row.target is not None
+
+        with leaving_before(request.send_before):
+            revoked = self._client.revoke(
+                request.token.value,
+                row.target,
+                reason=row.revocation_reason or "",
+                tell=bool(row.tell),
+            )
+
+        return Outcome("revoked", revoked)
+
+    def _replace(self, request: Request) -> Outcome:
+        row = request.row
+        assert row.target is not None
+
+        with leaving_before(request.send_before):
+            issued = self._client.replace(
+                request.token.value, row.target, self.request_of(row)
+            )
+
+        return Outcome("issued", issued)
 
     def _find(self, request: Request, explain: bool) -> tuple[Badge, ...]:
         """Get what carries our name of the member; else, to explain a refusal, what is

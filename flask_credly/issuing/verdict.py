@@ -14,6 +14,7 @@ from ..ledger.claim import Row
 from ..ledger.decide import Answer
 from ..ledger.decide import decide
 from ..ledger.decide import MAX_ATTEMPTS
+from ..ledger.decide import Then
 from ..ledger.settle import Settlement
 from . import whose
 from .sender import Outcome
@@ -38,6 +39,32 @@ NO_WORD = (
     "Credly did not say whether the badge was issued. Look there before you issue it by"
     " hand."
 )
+
+NOT_READ = "Credly did not say how the badge is. Nothing was changed."
+
+GONE_AFTER = 5
+"""Look-ups by which Credly has not known a badge for more than ten minutes: it is taken
+to be gone.
+"""
+
+BLOCKED = (
+    "Credly still counts the earlier badge of this member. Allow duplicates on the"
+    " template at Credly, or replace the earlier badge."
+)
+
+# Why nothing was done about a badge, or not what was asked for.
+_WORDS: dict[Answer, str] = {
+    "declined": "The member has declined this badge: there is nothing to revoke.",
+    "missing": "Credly does not know this badge any more.",
+    "replaced": "Another badge has taken the place of this one at Credly.",
+    "ended": (
+        "The badge that was to be replaced is not in force any more. You can issue it"
+        " again."
+    ),
+}
+
+
+_KEEPS_BADGE: tuple[Then, ...] = ("issued", "held", "revoked", "replaced", "left")
 
 
 class Judge:
@@ -77,7 +104,8 @@ class Judge:
             rule=rule,
             was_uncertain=request.was_uncertain,
             wait=self._wait(request, result) if rule.then == "wait" else 0,
-            badge=badge,
+            badge=badge if rule.then in _KEEPS_BADGE else None,
+            target=badge if rule.then == "go on" else None,
             detail=words or _detail(request.row, result, outcome),
             said=error.detail if error else None,
             status=error.status if error else None,
@@ -90,6 +118,9 @@ class Judge:
         if isinstance(outcome.error, Unauthorized):
             return self._token.judge(request.token, outcome.error), None, None
 
+        if request.row.action in ("revoke", "replace"):
+            return self._name_action(request, outcome)
+
         if outcome.looked or outcome.answer == "held":
             return self._read_list(request, outcome)
 
@@ -99,6 +130,65 @@ class Judge:
             return _read_silence(request.row, outcome.answer)
 
         return outcome.answer, outcome.badge, None
+
+    def _name_action(
+        self, request: Request, outcome: Outcome
+    ) -> tuple[Answer, Badge | None, str | None]:
+        row = request.row
+
+        if outcome.looked:
+            answer, badge = self._read_badge(row, outcome.shown)
+            return answer, badge, _WORDS.get(answer)
+
+        if request.phase == "look-up":
+            answer = outcome.answer
+
+            if outcome.error and outcome.error.status in (404, 410):
+                answer = "unknown" if row.look_ups < GONE_AFTER else _gone(row)
+            elif answer in ("refused", "unknown", "foreign"):
+                last = row.look_ups + 1 >= MAX_LOOK_UPS
+                answer = "no word" if last else "unknown"
+                answer = "foreign" if outcome.answer == "foreign" else answer
+
+            return answer, None, _WORDS.get(answer)
+
+        if outcome.answer == "held":  # which an action cannot be
+            return "refused", None, None
+
+        if outcome.answer == "refused" and row.renewal and row.target_expired:
+            return "outlived", None, None
+
+        return outcome.answer, outcome.badge, None
+
+    def _read_badge(
+        self, row: Row, shown: tuple[Badge, ...]
+    ) -> tuple[Answer, Badge | None]:
+        """Name how a badge is that is to be revoked or replaced."""
+        last = shown[-1]
+
+        if row.action == "replace":
+            asked = self._request_of(row)
+            later = shown[1:]
+            known = self._badges_of_others(row, [each.id for each in later])
+
+            for each in later:
+                if each.id not in known and whose.is_of(each, asked):
+                    return "found", each
+
+            if last.id in known or last.replaced_by or not whose.is_theirs(last, asked):
+                return "replaced", None
+        elif last.replaced_by:
+            return "replaced", last
+
+        if last.state == "revoked":
+            return ("revoked" if row.action == "revoke" else _gone(row)), last
+
+        if last.state == "rejected":
+            return ("declined" if row.action == "revoke" else _gone(row)), last
+
+        # What was sent may be on its way.
+        too_early = row.outcome_unknown and row.unsettled
+        return ("not yet" if too_early else "in force"), last
 
     def _read_list(
         self, request: Request, outcome: Outcome
@@ -119,7 +209,12 @@ class Judge:
         words = whose.explain(found.in_the_way, test=row.test)
 
         if outcome.answer == "held":  # Credly has refused the request
-            if words or not (request.sent_before or not outcome.looked):
+            first = not request.sent_before
+
+            if first and not words and whose.has_ended(shown, self._request_of(row)):
+                return "blocked", None, BLOCKED
+
+            if words or (first and outcome.looked):
                 return "held", None, words or whose.NOT_LISTED
 
             return "unlisted", None, None
@@ -148,6 +243,14 @@ class Judge:
         return self._retry_delay
 
 
+def _gone(row: Row) -> Answer:
+    """Name that the badge is in force no more which an action is about."""
+    if row.action == "revoke":
+        return "missing"
+
+    return "outlived" if row.renewal else "ended"
+
+
 def _read_silence(row: Row, answer: Answer) -> tuple[Answer, Badge | None, str | None]:
     last = row.look_ups + 1 >= MAX_LOOK_UPS
 
@@ -171,19 +274,24 @@ def doubt(each: Settlement) -> Settlement:
     """Get what is written where another row has taken the badge meanwhile: look once
     more.
     """
-    answer: Answer = "unknown" if each.phase == "issue" else "not sent"
+    answer: Answer = "not sent" if each.phase == "look-up" else "unknown"
     rule = decide(each.row.action, each.phase, answer, each.row.attempts)
     return dataclasses.replace(each, answer=answer, rule=rule, badge=None)
 
 
 def _detail(row: Row, answer: Answer, outcome: Outcome) -> str | None:
     if answer == "no word" and outcome.error:
-        return f"{NO_WORD} {outcome.error.detail}"
+        words = NO_WORD if row.action in ("issue", "check") else NOT_READ
+        return f"{words} {outcome.error.detail}"
 
     if outcome.error:
         return outcome.error.detail
 
-    if answer in ("absent", "not yet"):  # what is wrong is what went wrong before
+    if answer in (
+        "absent",
+        "not yet",
+        "in force",
+    ):  # what is wrong is what went wrong before
         return row.error or "No answer of Credly was received."
 
     return None

@@ -157,6 +157,36 @@ def look_through(
     return Found()
 
 
+def is_of(shown: Badge, asked: BadgeRequest) -> bool:
+    """Whether a badge that took another's place is the one that is asked for."""
+    names = (
+        (shown.first_name, asked.first_name),
+        (shown.last_name, asked.last_name),
+    )
+    return (
+        same_text(shown.earner_id, asked.earner_id)
+        and all(is_ is None or same_text(is_, name) for is_, name in names)
+        and shown.template_id == asked.template_id
+        and compare_times(shown.issued_at, asked.issued_at) != "other"
+    )
+
+
+def is_theirs(shown: Badge, asked: BadgeRequest) -> bool:
+    """Whether a badge is the member's, as far as it says."""
+    if shown.earner_id:
+        return same_text(shown.earner_id, asked.earner_id)
+
+    return shown.email is None or same_text(shown.email, asked.email)
+
+
+def has_ended(shown: cabc.Iterable[Badge], asked: BadgeRequest) -> bool:
+    """Whether the member had the badge, and it is in force no more."""
+    return any(
+        same_text(each.earner_id, asked.earner_id) and each.state not in STANDING
+        for each in shown
+    )
+
+
 def _rank(shown: Badge, asked: BadgeRequest) -> tuple[bool, bool]:
     return (
         compare_times(shown.issued_at, asked.issued_at) != "same",

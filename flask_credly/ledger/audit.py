@@ -56,6 +56,9 @@ ACTIONS: dict[str, str] = {
     "retry": gettext_noop("Retry badge %(target)s"),
     "retry all": gettext_noop("Retry all failed badges: %(target)s"),
     "check": gettext_noop("Check badge %(target)s at Credly"),
+    "revoke": gettext_noop("Revoke badge %(target)s"),
+    "correct": gettext_noop("Correct a badge: %(target)s"),
+    "issue again": gettext_noop("Issue a badge again: %(target)s"),
     "start backfill": gettext_noop(
         "Issue badges for earlier completions of %(target)s"
     ),

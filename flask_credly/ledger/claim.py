@@ -56,6 +56,10 @@ class Row:
     :param options: The mapping's: see :class:`flask_credly.options.Options`.
     :param extras: What the host says besides: see
         :func:`flask_credly.catalog.read_extras`.
+    :param badge_id: Credly's id of its badge.
+    :param replaces: That of the badge in whose place its own is issued.
+    :param target: That of the badge which a request is to be about, once it was read.
+    :param target_expired: Whether that has expired.
     :param mapped_to: The template that its course is mapped to. ``None``: to none.
     :param allows_duplicates: Whether Credly would issue the template twice.
     """
@@ -86,6 +90,13 @@ class Row:
     action: Action
     mapped_to: str | None
     allows_duplicates: bool
+    badge_id: str | None
+    replaces: str | None
+    renewal: bool
+    revocation_reason: str | None
+    tell: bool | None
+    target: str | None = None
+    target_expired: bool = False
 
 
 _COLUMNS = (
@@ -111,11 +122,16 @@ _COLUMNS = (
     Issuance.test,
     Issuance.options,
     Issuance.extras,
+    Issuance.badge_id,
+    Issuance.replaces,
+    Issuance.renewal,
+    Issuance.revocation_reason,
+    Issuance.tell,
 )
 
 
-ACTIONS: tuple[Action, ...] = ("issue", "check")
-"""What a worker can do about a row."""
+ACTIONS: tuple[Action, ...] = ("issue", "replace", "revoke", "check")
+"""What a worker can do about a row, in the order in which it is done."""
 
 
 def _due(gate: gates.Gate, now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
@@ -262,6 +278,9 @@ def _is_of_another(row: Row) -> bool:
     """Whether the course was mapped to another template since. What was perhaps issued
     is looked up as that first.
     """
+    if row.action not in ("issue", "check"):
+        return False
+
     return row.mapped_to not in (None, row.template_id) and not row.outcome_unknown
 
 
@@ -373,7 +392,12 @@ def begin(
             until,
             Issuance.attempts == attempts,
             gates.is_open(gate.tenant, gate.generation, now),
-            sa.exists().where(IS_MAPPED, Mapping.template_id == Issuance.template_id),
+            sa.or_(
+                Issuance.action != "issue",
+                sa.exists().where(
+                    IS_MAPPED, Mapping.template_id == Issuance.template_id
+                ),
+            ),
             begin=at_most,
         )
 
@@ -384,6 +408,7 @@ def begin(
                 {
                     "tenant": row.tenant,
                     "issuance_id": row.id,
+                    "action": row.action,
                     "lease": row.lease,
                     "started_at": now,
                 }

@@ -9,6 +9,7 @@ import secrets
 import typing as t
 
 import sqlalchemy as sa
+from sqlalchemy import orm
 
 from ..models import Account
 from ..models import Issuance
@@ -27,7 +28,9 @@ from .transaction import in_transaction
 from .transitions import IS_MAPPED
 from .transitions import is_of
 
-Status = t.Literal["waiting", "issued", "held", "failed", "skipped", "revoked"]
+Status = t.Literal[
+    "waiting", "issued", "held", "failed", "skipped", "revoked", "replaced"
+]
 
 STATES: dict[Status, tuple[str, ...]] = {
     "waiting": ("none",),
@@ -36,6 +39,7 @@ STATES: dict[Status, tuple[str, ...]] = {
     "failed": ("failed",),
     "skipped": ("cancelled",),
     "revoked": ("revoked",),
+    "replaced": ("replaced",),
 }
 
 
@@ -157,8 +161,8 @@ def solved(session: Session, tenant: str, ids: cabc.Collection[int]) -> set[int]
         sa.select(Issuance.id).where(
             is_of(tenant),
             Issuance.id.in_(ids),
-            # One that was revoked since was there, too.
-            Issuance.state.in_(("issued", "held", "revoked")),
+            # One that was revoked or replaced since was there, too.
+            Issuance.state.in_(("issued", "held", "revoked", "replaced")),
         )
     )
     return set(found)
@@ -223,16 +227,39 @@ def is_ours(tenant: str) -> sa.ColumnElement[bool]:
     """Whether a row is of the organization that the community is connected to. Another
     one's stay as they are: a new completion has a row of its own.
     """
-    return sa.and_(Issuance.tenant == tenant, _is_connected(tenant))
+    return sa.and_(Issuance.tenant == tenant, is_connected(tenant))
 
 
-def _is_connected(tenant: str) -> sa.ColumnElement[bool]:
+def is_connected(tenant: str) -> sa.ColumnElement[bool]:
+    """Whether a row is of the organization that the community is connected to."""
     connected = sa.select(Account.organization_id).where(Account.tenant == tenant)
     return Issuance.organization_id == connected.scalar_subquery()
 
 
 def _can_be_retried(tenant: str) -> sa.ColumnElement[bool]:
-    return sa.and_(is_ours(tenant), sa.exists().where(IS_MAPPED))
+    return sa.and_(is_ours(tenant), *_IS_CURRENT)
+
+
+_LATER = orm.aliased(Issuance)
+
+HAS_LATER = sa.exists().where(
+    _LATER.tenant == Issuance.tenant,
+    _LATER.member_id == Issuance.member_id,
+    _LATER.kind == Issuance.kind,
+    _LATER.course_id == Issuance.course_id,
+    _LATER.organization_id == Issuance.organization_id,
+    _LATER.cycle > Issuance.cycle,
+    _LATER.state != "cancelled",
+    # What could not be replaced is as it was.
+    sa.not_(sa.and_(_LATER.state == "failed", _LATER.replaces.is_not(None))),
+)
+"""Whether the member has a later badge for the same course, or is to have one."""
+
+_IS_CURRENT = (
+    sa.exists().where(IS_MAPPED),
+    sa.func.coalesce(Issuance.reason, "") != "not revoked",
+    sa.not_(HAS_LATER),
+)
 
 
 _WAITS_FOR_RETRY = sa.and_(
@@ -252,8 +279,8 @@ def can_be_retried(
         sa.select(Issuance.id).where(
             is_of(tenant),
             Issuance.id.in_(ids),
-            _is_connected(tenant),
-            sa.exists().where(IS_MAPPED),
+            is_connected(tenant),
+            *_IS_CURRENT,
         )
     )
     return set(found)
@@ -332,7 +359,13 @@ def retry(
     )
     due_at = sa.case((is_unsettled, Issuance.unsettled_until), else_=now)
     # What was perhaps issued keeps its name: it is looked up by that.
-    transitions.follow_mapping(connection, these, Issuance.outcome_unknown.is_(False))
+    transitions.follow_mapping(
+        connection,
+        these,
+        Issuance.outcome_unknown.is_(False),
+        # What replaces another badge stays what an admin or a completion has made it.
+        Issuance.replaces.is_(None),
+    )
     due = transitions.reopen(connection, these, due_at=due_at)
 
     if due and row_id is None:

@@ -21,22 +21,34 @@ from .paging import SIZE
 CONNECTION_EXPIRED = gettext_noop("Connection expired")
 EVIDENCE_LEFT_OUT = gettext_noop("Evidence left out")
 ISSUANCE_FAILED = gettext_noop("Badge issuance failed")
+REVOCATION_FAILED = gettext_noop("Badge revocation failed")
+REPLACEMENT_FAILED = gettext_noop("Badge replacement failed")
 RATE_LIMIT = gettext_noop("API Rate Limit")
 UNREACHABLE = gettext_noop("Credly unreachable")
 WRONG_KEY = gettext_noop("Wrong encryption key")
 ERRORS = (
-    *(CONNECTION_EXPIRED, ISSUANCE_FAILED, EVIDENCE_LEFT_OUT),
-    *(RATE_LIMIT, UNREACHABLE, WRONG_KEY),
+    *(CONNECTION_EXPIRED, ISSUANCE_FAILED, REPLACEMENT_FAILED, REVOCATION_FAILED),
+    *(EVIDENCE_LEFT_OUT, RATE_LIMIT, UNREACHABLE, WRONG_KEY),
 )
+FAILED: dict[str, str] = {
+    "issue": ISSUANCE_FAILED,
+    "replace": REPLACEMENT_FAILED,
+    "revoke": REVOCATION_FAILED,
+}
+"""What is written where an action has failed."""
 
 EXPIRED_DETAILS = (
     "Your Credly OAuth credentials have expired or were revoked. Please reconnect."
 )
 
 
-def failed_details(badge_name: str, email: str, error: str) -> str:
-    """Word the details of a badge that was not issued."""
-    return f"Failed to issue badge “{badge_name}” to “{email}”. {error}"
+def failed_details(
+    badge_name: str, email: str, error: str, action: str = "issue"
+) -> str:
+    """Word the details of a badge that was not issued, replaced or revoked."""
+    to = "of" if action == "revoke" else "to"
+    verb = "issue the corrected" if action == "replace" else action
+    return f"Failed to {verb} badge “{badge_name}” {to} “{email}”. {error}"
 
 
 def erased_details(badge_name: str) -> str:

@@ -87,6 +87,7 @@ class Became:
     badge_id: str
     state: str
     at: dt.datetime | None
+    replaced_by: str | None = None
 
 
 def due_for(engine: sa.Engine) -> list[str]:
@@ -314,9 +315,17 @@ def learn(
 
 
 def to_tell(
-    engine: sa.Engine, tenant: str, ids: cabc.Collection[int]
+    engine: sa.Engine,
+    tenant: str,
+    ids: cabc.Collection[int],
+    badge_ids: cabc.Collection[str] = (),
 ) -> cabc.Iterator[Became]:
-    """Get what has become of some badges, to be told to the host."""
+    """Get what has become of some badges, to be told to the host.
+
+    :param ids: Of rows.
+    :param badge_ids: Credly's.
+    """
+    is_replaced = Issuance.state == "replaced"
     with connect(engine) as connection:
         rows = connection.execute(
             sa.select(
@@ -326,14 +335,21 @@ def to_tell(
                 Issuance.kind,
                 Issuance.template_id,
                 Issuance.badge_id,
-                Issuance.badge_state,
-                Issuance.badge_state_at,
+                sa.case((is_replaced, "replaced"), else_=Issuance.badge_state),
+                sa.case(
+                    (is_replaced, Issuance.settled_at), else_=Issuance.badge_state_at
+                ),
+                Issuance.replaced_by,
             )
             .where(
                 Issuance.tenant == tenant,
-                Issuance.id.in_(ids),
+                Issuance.badge_id.in_(badge_ids) if badge_ids else Issuance.id.in_(ids),
                 Issuance.erased_at.is_(None),
-                Issuance.badge_state.in_(("accepted", "rejected", "revoked")),
+                Issuance.test.is_(False),
+                sa.or_(
+                    is_replaced,
+                    Issuance.badge_state.in_(("accepted", "rejected", "revoked")),
+                ),
             )
             .order_by(Issuance.id)
         ).all()
@@ -349,7 +365,7 @@ def note_told(
     """Note what the host was told."""
     for each in told:
         transitions.told(
-            connection, tenant, each.issuance_id, t.cast(BadgeState, each.state)
+            connection, tenant, each.issuance_id, t.cast(t.Any, each.state)
         )
 
 

@@ -43,7 +43,7 @@ _SENT_WHERE_KNOWN = {
 
 _LOG = t.cast(sa.Table, LogEntry.__table__)
 
-_MADE = (*STATES["issued"], *STATES["held"], *STATES["revoked"])
+_MADE = ("issued", "held", "revoked", "replaced")
 
 
 @dataclasses.dataclass(frozen=True)

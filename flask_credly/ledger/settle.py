@@ -21,6 +21,7 @@ from .claim import Row
 from .decide import Answer
 from .decide import Phase
 from .decide import Rule
+from .decide import Then
 from .transaction import in_transaction
 from .transitions import owns
 
@@ -37,6 +38,7 @@ class Settlement:
     :param row: The row as it was when the request went out.
     :param was_uncertain: Whether the badge was maybe issued before this request.
     :param badge: The badge, as Credly shows it.
+    :param target: The badge that a request is to be about.
     :param wait: Seconds until the row is due again, where it waits.
     :param detail: The error, worded for the admin.
     :param said: The same in Credly's words, if those are others.
@@ -49,6 +51,7 @@ class Settlement:
     was_uncertain: bool
     wait: float = 0
     badge: Badge | None = None
+    target: Badge | None = None
     detail: str | None = None
     said: str | None = None
     status: int | None = None
@@ -86,9 +89,10 @@ def fail(
     )
 
     # Of one that was called failed already nobody is told.
-    if not saved or row.action != "issue":
+    if not saved or row.action == "check":
         return None
 
+    _carry_on(connection, row, now, "failed")
     words = reasons.REASONS[reason] if reason else detail or ""
     _log_failure(connection, row, now, words)
     return words
@@ -96,6 +100,42 @@ def fail(
 
 def _this(row: Row) -> tuple[sa.ColumnElement[bool], ...]:
     return (Issuance.id == row.id, *owns(row.tenant, row.lease))
+
+
+def _following(row: Row) -> tuple[sa.ColumnElement[bool], ...]:
+    """The rows that have waited for a row's badge to be revoked."""
+    return (
+        Issuance.tenant == row.tenant,
+        Issuance.member_id == row.member_id,
+        Issuance.kind == row.kind,
+        Issuance.course_id == row.course_id,
+        transitions.AWAITS_REVOCATION,
+    )
+
+
+def _carry_on(
+    connection: sa.Connection,
+    row: Row,
+    now: dt.datetime,
+    then: Then,
+    badge: Badge | None = None,
+) -> None:
+    """See to the other rows that an action is about."""
+    if row.action == "revoke":
+        if then in ("revoked", "left"):  # it is in nobody's way any more
+            transitions.release_next(connection, now, *_following(row))
+        elif then in ("failed", "replaced"):
+            transitions.end(
+                connection, "cancelled", now, *_following(row), reason="not revoked"
+            )
+    elif row.action == "replace" and then == "issued" and badge:
+        transitions.supersede(
+            connection,
+            badge.id,
+            now,
+            Issuance.tenant == row.tenant,
+            Issuance.badge_id.in_([row.replaces, row.target or row.replaces]),
+        )
 
 
 @in_transaction
@@ -116,7 +156,7 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
         values = _values(each, now, last_look)
         rows.setdefault((each.badge is None, *values.items()), []).append(each)
 
-        if each.phase == "issue":
+        if each.phase != "look-up":
             said = (each.answer, each.status, each.said or each.detail)
             key = (each.row.tenant, each.row.lease, *said)
             attempts.setdefault(key, []).append(each)
@@ -148,6 +188,8 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
         )
 
     for each in settlements:
+        _carry_on(connection, each.row, now, each.rule.then, each.badge)
+
         if each.rule.logged:
             _log_failure(connection, each.row, now, each.detail or "")
         elif each.rule.then == "issued":
@@ -183,6 +225,10 @@ def _values(
     if rule.then in ("wait", "at once"):
         due_at = now + dt.timedelta(seconds=each.wait)
         values = transitions.waits(due_at, row.action)
+    elif rule.then == "anew":
+        values = transitions.issued_anew(now)
+    elif rule.then == "left" or (rule.then == "failed" and row.action == "revoke"):
+        values = transitions.at_rest()
     else:
         values = transitions.settled(t.cast(t.Any, rule.then), now)
 
@@ -191,7 +237,7 @@ def _values(
             values["state"] = "revoked"
 
     # What a badge was called failed for stays.
-    if row.action == "issue" or rule.then in ("issued", "held"):
+    if row.action != "check" or rule.then in ("issued", "held"):
         values["error"] = (each.detail or "")[:500] or None
 
     if each.phase == "look-up" and rule.then == "wait":
@@ -200,7 +246,7 @@ def _values(
     if each.answer == "unlisted":
         values["duplicate"] = True
 
-    if each.phase == "issue":
+    if each.phase != "look-up" and rule.then != "anew":
         if not rule.counts:
             values["attempts"] = row.attempts - 1
 
@@ -226,8 +272,8 @@ def _log_failure(
         connection,
         row.tenant,
         now,
-        log.ISSUANCE_FAILED,
-        log.failed_details(row.badge_name, row.email, detail),
+        log.FAILED[row.action],
+        log.failed_details(row.badge_name, row.email, detail, row.action),
         issuance_id=row.id,
     )
 

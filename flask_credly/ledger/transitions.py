@@ -103,8 +103,14 @@ NEW: dict[str, str | int] = {
 KEY = ("tenant", "member_id", "kind", "course_id")
 """With the organization and the cycle: what a row is about."""
 
-_MAY_RETURN = sa.and_(ROWS.c.state == "cancelled", ROWS.c.erased_at.is_(None))
-"""A row that is taken up by the same member's next completion of the course."""
+_MAY_RETURN = sa.and_(
+    ROWS.c.state == "cancelled",
+    ROWS.c.erased_at.is_(None),
+    sa.func.coalesce(ROWS.c.reason, "") != "dropped",
+)
+"""A row that is taken up by the same member's next completion of the course. What an
+admin took back is not.
+"""
 
 IS_IN_THE_WAY = sa.not_(_MAY_RETURN)
 """A row that a completion adds nothing to."""
@@ -215,6 +221,9 @@ def insert_test(connection: sa.Connection, **values: t.Any) -> int:
     return t.cast(int, added.inserted_primary_key[0])
 
 
+_FIRST_ACTION = sa.case((Issuance.replaces.is_not(None), "replace"), else_="issue")
+
+
 def _from_the_beginning(due_at: t.Any) -> list[tuple[t.Any, t.Any]]:
     # In this order: MariaDB would look at the new values.
     return [
@@ -228,7 +237,7 @@ def _from_the_beginning(due_at: t.Any) -> list[tuple[t.Any, t.Any]]:
         (Issuance.crashes, 0),
         (Issuance.look_ups, 0),
         (Issuance.state, "none"),
-        (Issuance.action, "issue"),
+        (Issuance.action, _FIRST_ACTION),
         (Issuance.settled_at, None),
         (Issuance.reason, None),
         (Issuance.error, None),
@@ -317,6 +326,102 @@ def follow_mapping(connection: sa.Connection, *these: Condition) -> None:
             duplicate=False,
         )
         .execution_options(synchronize_session=False)
+    )
+
+
+# What an admin has done about a badge that was issued.
+
+HAS_BADGE = sa.and_(
+    Issuance.state == "issued",
+    Issuance.badge_id.is_not(None),
+    Issuance.erased_at.is_(None),
+)
+"""A badge of ours was issued, and neither revoked nor replaced as far as we know."""
+
+
+def revoke(
+    connection: sa.Connection,
+    *these: Condition,
+    reason: str,
+    tell: bool,
+    due_at: t.Any,
+    **more: t.Any,
+) -> int:
+    """Let badges be revoked, with two attempts.
+
+    :param reason: Why, in words that the member may read.
+    :param tell: Whether Credly is to tell the member.
+    :param more: Other columns.
+    :return: How many.
+    """
+    return connection.execute(
+        sa.update(Issuance)
+        .where(*these, HAS_BADGE, Issuance.action.is_(None))
+        .values(
+            action="revoke",
+            due_at=due_at,
+            revocation_reason=reason,
+            tell=tell,
+            **_UNTRIED,
+            **more,
+        )
+        .execution_options(synchronize_session=False)
+    ).rowcount
+
+
+_UNTRIED: dict[str, t.Any] = {
+    "attempts": 0,
+    "outcome_unknown": False,
+    "unsettled_until": None,
+    "duplicate": False,
+    "crashes": 0,
+    "look_ups": 0,
+    "error": None,
+    "reason": None,
+}
+"""What is written where an action begins that has nothing to do with the one before."""
+
+
+def open_cycle(connection: sa.Connection, **values: t.Any) -> int:
+    """Write the row of a member's further badge for the same course.
+
+    :return: Its id.
+    """
+    added = connection.execute(sa.insert(Issuance).values(**NEW | values))
+    assert added.inserted_primary_key is not None
+    return t.cast(int, added.inserted_primary_key[0])
+
+
+def release_next(connection: sa.Connection, now: dt.datetime, *these: Condition) -> int:
+    """Let rows be issued that have waited for the badge before them to be revoked."""
+    return connection.execute(
+        sa.update(Issuance)
+        .where(*these, AWAITS_REVOCATION)
+        .values(due_at=now, reason=None)
+    ).rowcount
+
+
+AWAITS_REVOCATION = sa.and_(IS_OPEN, Issuance.reason == "awaits revocation")
+
+
+def supersede(
+    connection: sa.Connection,
+    new_id: str,
+    now: dt.datetime,
+    *these: Condition,
+) -> None:
+    """Note that badges were replaced by another.
+
+    :param new_id: Credly's id of that.
+    """
+    connection.execute(
+        sa.update(Issuance)
+        .where(*these, Issuance.state == "issued")
+        .values(
+            state="replaced",
+            settled_at=now,
+            replaced_by=sa.func.coalesce(Issuance.replaced_by, new_id),
+        )
     )
 
 
@@ -557,6 +662,9 @@ def learn(
 
             state = values.get("badge_state", row.badge_state)
 
+            if values.get("state", row.state) == "replaced":
+                state = "replaced"
+
             if state != "pending" and state != row.badge_told and not row.test:
                 to_tell.append(row.id)
 
@@ -607,8 +715,11 @@ def _learned(row: t.Any, badge: Badge, now: dt.datetime) -> dict[str, object]:
 
     values |= {"badge_state": state, "badge_state_at": at}
 
-    if state == "revoked" and row.state in ("issued", "held"):
-        values["state"] = "revoked"
+    ended = "replaced" if values.get("replaced_by") or row.replaced_by else None
+    ended = "revoked" if state == "revoked" else ended
+
+    if ended and row.state in ("issued", "held"):
+        values["state"] = ended
 
         if row.action is None:
             values["settled_at"] = now
@@ -621,15 +732,19 @@ def _learned(row: t.Any, badge: Badge, now: dt.datetime) -> dict[str, object]:
 
 
 def told(
-    connection: sa.Connection, tenant: str, row_id: int, state: BadgeState
+    connection: sa.Connection,
+    tenant: str,
+    row_id: int,
+    state: BadgeState | t.Literal["replaced"],
 ) -> None:
     """Note that the host was told what has become of a badge."""
+    column = Issuance.state if state == "replaced" else Issuance.badge_state
     connection.execute(
         sa.update(Issuance)
         .where(
             Issuance.tenant == tenant,
             Issuance.id == row_id,
-            Issuance.badge_state == state,
+            column == state,
         )
         .values(badge_told=state)
     )
@@ -649,6 +764,18 @@ def settled(state: IssuanceState, now: dt.datetime, **more: t.Any) -> dict[str, 
         "reason": None,
         **more,
     }
+
+
+def issued_anew(now: dt.datetime) -> dict[str, object]:
+    """What is written where the badge that was to be replaced is in force no more, and
+    a new one is issued.
+    """
+    return {**waits(now), **_UNTRIED, "replaces": None, "renewal": False}
+
+
+def at_rest() -> dict[str, object]:
+    """What is written where nothing more is to be done, and the state stays."""
+    return {"action": None, "lease": None, "due_at": None, "reason": None}
 
 
 def waits(due_at: dt.datetime, action: Action = "issue") -> dict[str, object]:
@@ -688,7 +815,7 @@ def save(
 
     # What Remove has ended stays so, and no later error of it comes into the log of an
     # account made since.
-    if values["action"] is not None or values["state"] == "failed":
+    if values["action"] is not None or values.get("state") in (None, "failed"):
         this = this.where(IS_OPEN)
 
     return connection.execute(this.values(values), rows).rowcount
@@ -704,8 +831,25 @@ def end(
 ) -> int:
     """End what is open about rows, without a request."""
     values = settled(state, now, reason=reason, error=error and error[:500])
+    return _end(connection, values, *these)
+
+
+def _end(connection: sa.Connection, values: dict[str, t.Any], *these: Condition) -> int:
+    # One that was to be revoked is still there, since when it was.
+    stays = Issuance.action == "revoke"
+
+    for name in ("state", "settled_at"):
+        column = getattr(Issuance, name)
+        value = sa.literal(values[name], column.type)
+        values[name] = sa.case((stays, column), else_=value)
+
+    # In this order: MariaDB would look at the new action.
+    ordered = sorted(values.items(), key=lambda each: each[0] == "action")
     return connection.execute(
-        sa.update(Issuance).where(*these, IS_OPEN).values(**values)
+        sa.update(Issuance)
+        .where(*these, IS_OPEN)
+        .ordered_values(*((getattr(Issuance, name), value) for name, value in ordered))
+        .execution_options(synchronize_session=False)
     ).rowcount
 
 
@@ -725,7 +869,7 @@ def abandon(connection: sa.Connection, tenant: str, now: dt.datetime) -> None:
     of_tenant = Issuance.tenant == tenant
     values = settled("failed", now, reason="removed", error=None)
     del values["lease"]
-    connection.execute(sa.update(Issuance).where(of_tenant, IS_OPEN).values(**values))
+    _end(connection, values, of_tenant)
     forget_names(connection, of_tenant)
 
 
