@@ -73,6 +73,14 @@ def format_datetime(at: dt.datetime) -> str:
     return str(_flask_babel().format_datetime(at, form, rebase=False))
 
 
+def format_date(day: dt.date) -> str:
+    """Word a day."""
+    if _catalogue() is None:
+        return f"{day:%-d %B %Y}"
+
+    return str(_flask_babel().format_date(day, "d MMMM y", rebase=False))
+
+
 def language() -> tuple[str, str]:
     """Get the language of the texts and its direction, as HTML has them."""
     if _catalogue() is None:

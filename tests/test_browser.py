@@ -925,6 +925,13 @@ def with_an_empty_test(page: Page) -> None:
     expect(page.get_by_role("alert")).to_be_visible()
 
 
+def with_wrong_months(page: Page) -> None:
+    page.get_by_label("Expiry").select_option("months")
+    page.get_by_label("Number of months").fill("601")
+    click(page, "Save options")
+    expect(page.get_by_role("alert")).to_be_visible()
+
+
 def with_the_dialog(page: Page) -> None:
     click(page, "Remove Credly", "link")
     expect(page.get_by_role("dialog")).to_be_visible()
@@ -974,6 +981,7 @@ SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
         None,
     ),
     "retry": (Site.fill, f"{WINDOW}/badges/retry", None),
+    "options": (Site.fill, f"{WINDOW}/mappings/1/options", with_wrong_months),
     "test": (Site.fill, f"{WINDOW}/mappings/1/test", with_an_empty_test),
     "errors": (Site.fill, f"{WINDOW}/errors", None),
     "activity": (
@@ -1150,6 +1158,28 @@ def check_looks(site: Site, page: Page, screen: str, shoot: Shoot) -> None:
         found[name] = overhang(page) + (complaints(page) if name in LOOKS else [])
 
     assert {name: each for name, each in found.items() if each} == {}
+
+
+def test_the_expiry_is_shown_while_it_is_typed(
+    make_site: MakeSite, open_page: OpenPage
+) -> None:
+    site = make_site()
+    site.fill()
+    page = open_page(site, f"{WINDOW}/mappings/1/options")
+    preview = page.locator("#credly-preview")
+    wait_for_htmx(page)
+    page.get_by_label("Number of months").fill("0")
+    page.get_by_label("Expiry").select_option("months")
+    expect(preview).to_have_text("Enter a number of months from 1 to 600.")
+    page.get_by_label("Number of months").press_sequentially("12", delay=20)
+    page.get_by_label("Number of months").fill("12")
+    expect(preview).to_contain_text("A badge earned today would expire on")
+    page.get_by_label("Expiry").select_option("never")
+    expect(preview).to_be_empty()
+    click(page, "Save options")
+
+    expect_said(page, "Options saved")
+    expect(page.locator("#credly-mapping-1")).to_contain_text("Never expires")
 
 
 # Keyboard

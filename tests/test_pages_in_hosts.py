@@ -682,6 +682,12 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
     first, second = visit.ids(Mapping.id)
     base = f"/credly/mappings/{first}"
     person = {"email": "a@example.org", "first_name": "<img src=x>", "last_name": "B"}
+    visit.get(f"{base}/options")
+
+    for headers, data in ((None, {}), (HX, {"preview": "1"}), (None, {"group": "<b>"})):
+        visit.post(f"{base}/options", headers=headers, data=data)
+
+    assert "Group tag: &lt;b&gt;" in visit.get("/credly").text
     visit.get(f"{base}/test")
     visit.post(f"{base}/test", data=person)
     visit.get(f"{base}/backfill")

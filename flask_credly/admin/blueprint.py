@@ -39,6 +39,7 @@ from . import forms
 from . import guard
 from . import index
 from . import log
+from . import mapping_options
 from . import mappings
 from . import remove
 from . import test_badge
@@ -108,6 +109,12 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/mappings/<int:mapping_id>", mappings.change),
     ("GET", "/credly/mappings/<int:mapping_id>/row", mappings.row),
     ("POST", "/credly/mappings/<int:mapping_id>/remove", mappings.remove_mapping),
+    ("GET", "/credly/mappings/<int:mapping_id>/options", mapping_options.edit_options),
+    (
+        "POST",
+        "/credly/mappings/<int:mapping_id>/options",
+        mapping_options.change_options,
+    ),
     ("GET", "/credly/mappings/<int:mapping_id>/test", test_badge.edit_test),
     ("POST", "/credly/mappings/<int:mapping_id>/test", test_badge.send_test),
     ("GET", "/credly/badges", badges.badges),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import re
 import typing as t
 import uuid
@@ -21,6 +22,11 @@ from wtforms.fields.core import UnboundField
 from ..catalog import clean
 from ..i18n import gettext
 from ..i18n import gettext_noop
+from ..options import LOCALES
+from ..options import MEMBER
+from ..options import MONTHS
+from ..options import NEVER
+from ..options import Options
 from ..secret import Secret
 
 LENGTH = 255
@@ -200,9 +206,88 @@ class MappingForm(Form):
             raise ValidationError(gettext("Select a badge template."))
 
 
+class OptionsForm(Form):
+    """The options of a mapping."""
+
+    locale = StringField(filters=[_strip])
+    mail = StringField(filters=[_strip])
+    expires = StringField(filters=[_strip])
+    months = StringField(gettext_noop("Number of months"), filters=[_strip])
+    evidence = StringField(filters=[_strip])
+    group = StringField(gettext_noop("Group tag"), filters=[_strip])
+    preview = StringField()
+    """Whether the form is sent for what it would come to."""
+
+    @classmethod
+    def of(cls, options: Options) -> t.Self:
+        """Show options."""
+        in_months = isinstance(options.expires, int)
+        return cls(
+            data={
+                "locale": options.locale,
+                "mail": "" if options.mail else "off",
+                "expires": "months" if in_months else options.expires,
+                "months": str(options.expires) if in_months else "",
+                "evidence": "on" if options.evidence else "",
+                "group": options.group,
+            }
+        )
+
+    def options(self) -> Options:
+        """Get what was chosen, once it is valid."""
+        expires = self.expires.data
+        return Options(
+            locale=self.locale.data,
+            mail=self.mail.data != "off",
+            expires=int(self.months.data) if expires == "months" else expires,
+            evidence=self.evidence.data == "on",
+            group=clean(self.group.data, LENGTH),
+        )
+
+    def validate_locale(self, field: t.Any) -> None:
+        _one_of(field, ("", MEMBER, *LOCALES))
+
+    def validate_mail(self, field: t.Any) -> None:
+        _one_of(field, ("", "off"))
+
+    def validate_expires(self, field: t.Any) -> None:
+        _one_of(field, ("", NEVER, "months"))
+
+    def validate_months(self, field: t.Any) -> None:
+        if self.expires.data != "months":
+            return
+
+        # As many digits as it has: more of them Python would refuse to read.
+        if not re.fullmatch(r"[0-9]{1,4}", field.data) or int(field.data) not in MONTHS:
+            raise ValidationError(
+                gettext(
+                    "Enter a number of months from %(first)s to %(last)s.",
+                    first=MONTHS[0],
+                    last=MONTHS[-1],
+                )
+            )
+
+    def validate_evidence(self, field: t.Any) -> None:
+        _one_of(field, ("", "on"))
+
+    def validate_group(self, field: t.Any) -> None:
+        if len(field.data) > LENGTH:
+            raise ValidationError(
+                gettext(
+                    "The group tag is too long: use %(number)s characters at most.",
+                    number=LENGTH,
+                )
+            )
+
+
+def _one_of(field: t.Any, values: cabc.Collection[str]) -> None:
+    if field.data not in values:
+        raise ValidationError(gettext("Choose one of the list."))
+
+
 FIELD_NAMES = {
     name
-    for form in (ConnectForm, TestForm, MappingForm)
+    for form in (ConnectForm, TestForm, MappingForm, OptionsForm)
     for name, field in vars(form).items()
     if isinstance(field, UnboundField)
 }

@@ -32,6 +32,7 @@ from .rows import find_deleted
 from .rows import find_removed
 from .rows import kept
 from .rows import searched
+from .rows import summarize
 from .window import show_with
 
 GONE = gettext_noop("This mapping is not there any more.")
@@ -209,6 +210,7 @@ def _text_row(mapping: Mapping, said: str = "") -> Response:
         said=said,
         focus=True,
         deleted=find_deleted([mapping], courses),
+        summaries={mapping.id: summarize(mapping)},
         twins=read(accounts.find_twins, [mapping.template]),
         kind_names=KIND_NAMES,
     )

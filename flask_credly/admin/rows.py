@@ -15,8 +15,14 @@ from flask import request
 from .. import accounts
 from ..catalog import clean
 from ..catalog import Course
+from ..i18n import gettext
+from ..i18n import ngettext
 from ..models import Mapping
 from ..models import RemovedMapping
+from ..options import LOCALES
+from ..options import MEMBER
+from ..options import NEVER
+from ..options import Options
 from .courses import key_of
 from .courses import KIND_NAMES
 from .courses import list_courses
@@ -135,6 +141,7 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
     return {
         "courses": courses,
         "deleted": find_deleted(mappings, courses),
+        "summaries": {each.id: summarize(each) for each in mappings},
         "kind_names": KIND_NAMES,
         "templates": read(accounts.count_templates),
         "mappings": mappings,
@@ -229,6 +236,40 @@ def find_deleted(mappings: list[Mapping], courses: list[Course] | None) -> set[i
         shown.pop((course.kind, course.id), None)
 
     return set(shown.values())
+
+
+def summarize(mapping: Mapping) -> list[str]:
+    """Word the options of a mapping that are not as Credly does by itself."""
+    options = Options.read(mapping.options)
+    found: list[str] = []
+
+    if options.locale == MEMBER:
+        found.append(gettext("Mail in the member's language"))
+    elif options.locale:
+        language = LOCALES.get(options.locale, options.locale)
+        found.append(gettext("Mail in %(language)s", language=language))
+
+    if not options.mail:
+        found.append(gettext("No mail from Credly"))
+
+    if options.expires == NEVER:
+        found.append(gettext("Never expires"))
+    elif isinstance(options.expires, int):
+        found.append(
+            ngettext(
+                "Expires after %(number)s month",
+                "Expires after %(number)s months",
+                options.expires,
+            )
+        )
+
+    if options.evidence:
+        found.append(gettext("With evidence"))
+
+    if options.group:
+        found.append(gettext("Group tag: %(group)s", group=options.group))
+
+    return found
 
 
 def _template_choices(row: EditRow) -> Choices:
