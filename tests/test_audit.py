@@ -151,6 +151,7 @@ class Walk:
         this = f"{mappings}/{self.mapping_id()}"
         course = {"course": "course:py-101", **template}
         self.post(this, "change mapping", python, "ok", **course)
+        self.post(f"{this}/options", "change options", python, "ok", group="2026")
         self.post(f"{WINDOW}/pause", "pause", "", "ok")
         self.post(f"{WINDOW}/resume", "resume", "", "ok")
         connected = Connected(self.host, credly, self.template_id)
