@@ -31,10 +31,13 @@ from werkzeug.test import Client
 
 from flask_credly import accounts
 from flask_credly import testing
+from flask_credly.testing import control
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing import Organization
 from flask_credly.testing import Received
 from flask_credly.testing import SimulatorServer
+from flask_credly.testing.manners import Manners
+from flask_credly.testing.record import KINDS
 from flask_credly.testing.rules import Refusal
 
 API = "https://api.credly.com/v1"
@@ -3475,6 +3478,22 @@ def test_a_command_serves_several_organizations() -> None:
         refused = subprocess.run([*command, number], capture_output=True, text=True)
         assert refused.returncode == 2
         assert "--organizations" in refused.stderr
+
+
+PAGE_OF_DOCS = pathlib.Path(__file__).parent.parent / "docs/testing.md"
+
+
+def test_its_page_holds_what_it_says(sim: CredlySimulator) -> None:
+    text = PAGE_OF_DOCS.read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    exec(compile(code, PAGE_OF_DOCS.name, "exec"), {})
+
+    switches = re.findall(r"^\| `(\w+)` \|", text, re.M)
+    assert switches == sorted(t.get_type_hints(Manners))
+    assert all(hasattr(sim, name) for name in re.findall(r"`credly\.(\w+)", text))
+    kinds = text.partition("scripts a fault for ")[2].partition("`*`")[0]
+    assert set(KINDS) - {"other"} <= set(re.findall(r'"([\w-]+)"', kinds))
+    assert set(re.findall(r"`([a-z-]+)`", text)) >= set(control.COMMANDS)
 
 
 MODULES = """

@@ -18,7 +18,7 @@ from .serving import Reply
 
 _CONTROL = "/_simulator/"
 _BADGES = "/badges/"
-_COMMANDS = {
+COMMANDS = {
     "fail": "fail",
     "clear": "clear_faults",
     "revoke": "revoke_client",
@@ -53,12 +53,12 @@ def _control(organizations: list[Organization], call: Call) -> Reply:
             organization, _ = _pick(organizations, dict(call.query))
             return json_reply(200, _report(organization, organizations))
 
-        if call.method != "POST" or command not in _COMMANDS:
+        if call.method != "POST" or command not in COMMANDS:
             return json_reply(404, {"error": "Unknown control endpoint."})
 
         given = json.loads(call.body or b"{}")
         organization, options = _pick(organizations, given)
-        getattr(organization, _COMMANDS[command])(**options)
+        getattr(organization, COMMANDS[command])(**options)
     except Refusal as refusal:
         return json_reply(400, {"error": refusal.message})
     except KeyError as error:
