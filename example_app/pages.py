@@ -57,6 +57,8 @@ FAULTS: dict[str, tuple[str, str, dict[str, t.Any]]] = {
     "clear": ("Back to normal", "clear", {}),
 }
 
+ACTS = {"accept": "Accept", "reject": "Decline", "revoke-badge": "Revoke"}
+
 
 class TokenForm(FlaskForm):  # type: ignore[misc]
     """A form without fields but its token."""
@@ -119,7 +121,21 @@ def complete_course(course_id: str) -> ResponseReturnValue:
 @pages.get("/simulator")
 def simulator() -> str:
     record = _ask("GET", "record", params={"organization_id": _organization()})
-    return render_template("example/simulator.html", record=record, faults=FAULTS)
+    return render_template(
+        "example/simulator.html", record=record, acts=ACTS, faults=FAULTS
+    )
+
+
+@pages.post("/simulator/badges/<badge_id>/<act>")
+def act_on_badge(badge_id: str, act: str) -> ResponseReturnValue:
+    """Do what an earner or an issuer does at Credly."""
+    if act not in ACTS:
+        abort(404)
+
+    arguments = {"organization_id": _organization(), "badge_id": badge_id}
+    error = _ask("POST", act, json=arguments).get("error")
+    flash(error or f"Done: {ACTS[act]}.")
+    return redirect(url_for(".simulator"), 303)
 
 
 @pages.post("/simulator/<fault>")

@@ -168,6 +168,26 @@ def test_two_communities_have_nothing_in_common() -> None:
     assert not set(accounts[0]) & set(accounts[1])
 
 
+def test_a_person_accepts_and_revokes_at_the_simulator() -> None:
+    with demo(port := free_port()) as process:
+        wait_until_ready(process)
+        visitor = Visitor(port)
+        visitor.post("/be/1", "/")  # the admin
+        visitor.connect_and_map("py-101")
+        visitor.post("/be/2", "/")  # Ada
+        visitor.post("/complete/py-101", "/")
+        page = visitor.wait_for_badge()
+        (accept,) = re.findall(r'action="(.+?/accept)"', page)
+        revoke = accept.replace("/accept", "/revoke-badge")
+        assert "<td>pending</td>" in page
+        assert "<td>accepted</td>" in visitor.post(accept, "/simulator")
+        assert "<td>revoked</td>" in visitor.post(revoke, "/simulator")
+        assert "does not become" in visitor.post(accept, "/simulator")
+        page = visitor.get("/simulator")
+        assert accept not in page
+        assert revoke not in page
+
+
 def test_a_fault_is_one_communitys() -> None:
     with demo(port := free_port(), "--communities", "2") as process:
         wait_until_ready(process)

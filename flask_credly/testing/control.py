@@ -9,6 +9,7 @@ import dataclasses
 import html
 import json
 
+from . import rules
 from .organization import Organization
 from .rules import Refusal
 from .rules import Row
@@ -84,6 +85,7 @@ def _pick(organizations: list[Organization], options: Row) -> tuple[Organization
 def _report(organization: Organization, organizations: list[Organization]) -> Row:
     with organization.lock:
         return {
+            "now": rules.stamp(organization.now()),
             "badges": organization.badges,
             "received": [dataclasses.asdict(one) for one in organization.received],
             "mails": [dataclasses.asdict(one) for one in organization.mails],

@@ -119,6 +119,10 @@ class Organization(Manners):
         """Get the simulator's time in epoch seconds."""
         return self.service.clock()
 
+    def now(self) -> dt.datetime:
+        """Get the simulator's time, in UTC."""
+        return dt.datetime.fromtimestamp(self.clock(), dt.UTC)
+
     # Templates
 
     def add_template(
@@ -225,7 +229,7 @@ class Organization(Manners):
         """
         with self.lock:
             at = self.clock()
-            issued_at = issued_at or dt.datetime.fromtimestamp(at, dt.UTC)
+            issued_at = issued_at or self.now()
             body = {
                 "badge_template_id": template_id,
                 "recipient_email": recipient_email,
@@ -278,8 +282,7 @@ class Organization(Manners):
         """
         with self.lock:
             old, at = self.book.find(badge_id).row, self.clock()
-            now = rules.stamp(dt.datetime.fromtimestamp(at, dt.UTC))
-            body = {"issued_at": now} | changes
+            body = {"issued_at": rules.stamp(self.now())} | changes
             body["badge_template_id"] = template_id or old["badge_template"]["id"]
             return t.cast(str, self.book.replace(badge_id, body, at, "issuer")["id"])
 
