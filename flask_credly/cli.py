@@ -32,6 +32,7 @@ from .issuing import unrecorded
 from .issuing import workers
 from .issuing.trouble import explain
 from .issuing.trouble import WrongQueue
+from .ledger import actions
 from .ledger import audit
 from .ledger import backfills
 from .ledger import issuances
@@ -41,6 +42,7 @@ from .ledger import tables
 from .ledger import turns
 from .ledger import unrecorded as counted
 from .ledger.transaction import in_session
+from .models import Issuance
 from .state import Community
 from .state import get_state
 
@@ -152,6 +154,8 @@ def make_group() -> AppGroup:
     group.command("sync")(sync)
     group.command("poll")(poll)
     group.command("retry")(retry)
+    group.command("revoke")(revoke)
+    group.command("reissue")(reissue)
     group.command("backfill")(backfill)
     group.command("dismiss")(dismiss)
     group.command("doctor")(doctor)
@@ -329,6 +333,159 @@ def retry(ids: tuple[int, ...], everything: bool, tenant: str | None) -> None:
 
     if tried and not notifier.notify(state):
         _say("Redis cannot be reached. A worker's sweep finds them.")
+
+
+def _told(command: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
+    """Let a command be told why badges are revoked, and whether members are told."""
+    for option in (
+        click.option("--silent", is_flag=True, help="Do not tell the member."),
+        click.option("--tell", is_flag=True, help="Credly writes to the member."),
+        click.option(
+            "--reason",
+            metavar="TEXT",
+            help="Why it is revoked. Credly keeps it, and the member may read it.",
+        ),
+    ):
+        command = option(command)
+
+    return command
+
+
+_PROBLEMS: dict[actions.Problem, str] = {
+    "short": "Say in a few words why: --reason TEXT, of at least 3 characters.",
+    "long": "The reason is too long: it has at most 500 characters.",
+    "address": "Leave e-mail addresses out of the reason: the member may read it.",
+}
+
+
+def _read_reason(reason: str | None, tell: bool, silent: bool) -> str:
+    if tell == silent:
+        raise click.UsageError("Say whether the member is told: --tell or --silent.")
+
+    if problem := actions.problem_with(reason or ""):
+        raise click.UsageError(_PROBLEMS[problem])
+
+    return reason or ""
+
+
+def _find(state: Community, ids: tuple[int, ...]) -> list[Issuance]:
+    """Get rows of the ledger.
+
+    :raises click.ClickException: If there is none of one of these numbers.
+    """
+    rows = []
+
+    for each in dict.fromkeys(ids):
+        if (row := in_session(state.engine, issuances.get, state.tenant, each)) is None:
+            raise click.ClickException(f"No badge has the number {each}.")
+
+        rows.append(row)
+
+    return rows
+
+
+def _end_actions(state: Community, done: int, left: list[str]) -> None:
+    if done and not notifier.notify(state):
+        _say("Redis cannot be reached. A worker's sweep finds them.")
+
+    if left:
+        raise click.ClickException("\n".join(left))
+
+
+@click.argument("ids", nargs=-1, type=int, metavar="ID…", required=True)
+@_told
+@_of_tenant
+def revoke(
+    ids: tuple[int, ...],
+    reason: str | None,
+    tell: bool,
+    silent: bool,
+    tenant: str | None,
+) -> None:
+    """Revoke badges at Credly, by their number in the ledger.
+
+    One that was not sent yet is taken back. A worker does the rest.
+    """
+    why = _read_reason(reason, tell, silent)
+    state = _community(tenant)
+    done = {
+        row.id: actions.revoke(
+            state.engine,
+            state.tenant,
+            row.id,
+            reason=why,
+            tell=tell,
+            by=audit.COMMAND_LINE,
+        )
+        for row in _find(state, ids)
+    }
+    number = list(done.values()).count
+    _say(f"{number('revoke')} to be revoked, {number('drop')} taken back.")
+    left = [
+        f"Badge {each} cannot be revoked: there is none at Credly, or something is"
+        " being done about it."
+        for each, what in done.items()
+        if what is None
+    ]
+    _end_actions(state, len(done) - len(left), left)
+
+
+@click.argument("ids", nargs=-1, type=int, metavar="ID…", required=True)
+@_told
+@_of_tenant
+def reissue(
+    ids: tuple[int, ...],
+    reason: str | None,
+    tell: bool,
+    silent: bool,
+    tenant: str | None,
+) -> None:
+    """Issue badges again, to the address and names that the member has now.
+
+    One that is in force is revoked first: say why, and whether the member is told.
+    """
+    from .issuing import profile
+
+    why = None
+
+    if reason is not None or tell or silent:
+        why = _read_reason(reason, tell, silent)
+
+    state = _community(tenant)
+    rows = _find(state, ids)
+
+    if why is None and (still := [row.id for row in rows if actions.is_in_force(row)]):
+        raise click.UsageError(
+            f"Badge {still[0]} is in force, and is revoked first: say why with"
+            " --reason TEXT, and --tell or --silent."
+        )
+
+    left = []
+
+    for row in rows:
+        member = profile.load(state, row) or row
+        new_id = actions.issue_again(
+            state.engine,
+            state.tenant,
+            row.id,
+            email=member.email,
+            first_name=member.first_name,
+            last_name=member.last_name,
+            reason=why,
+            tell=tell if why else None,
+            by=audit.COMMAND_LINE,
+        )
+
+        if new_id is None:
+            left.append(
+                f"Badge {row.id} cannot be issued again: it was not issued, there is a"
+                " later one, something is being done about it, or its course is not"
+                " mapped any more."
+            )
+        else:
+            _say(f"Badge {row.id} is issued again as badge {new_id}.")
+
+    _end_actions(state, len(rows) - len(left), left)
 
 
 def _time(ctx: click.Context, param: click.Parameter, given: str) -> dt.datetime | None:

@@ -12,12 +12,14 @@ from conftest import connect
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
+from conftest import MakeHost
 
 from flask_credly import accounts
 from flask_credly import badge_failed
 from flask_credly import badge_issued
 from flask_credly import badge_replaced
 from flask_credly import badge_revoked
+from flask_credly import Member
 from flask_credly.ledger import actions
 from flask_credly.ledger import issuances
 from flask_credly.models import AuditEntry
@@ -638,3 +640,79 @@ class TestCorrecting:
         host.drain()
 
         assert states(host) == [("replaced", None), ("issued", None)]
+
+
+class TestCommands:
+    WHY = ("--reason", REASON, "--silent")
+
+    def run(self, host: Host, *words: str) -> tuple[int, str]:
+        result = host.app.test_cli_runner().invoke(args=["credly", *words])
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result.exit_code, result.output
+
+    def test_revoke(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        row = issued(host)
+        host.complete("43")
+        waiting = host.rows()[1]
+        ids = (str(row.id), str(waiting.id))
+
+        code, output = self.run(host, "revoke", *ids, *self.WHY)
+        assert (code, output.splitlines()[0]) == (
+            *(0, "1 to be revoked, 1 taken back."),
+        )
+        host.drain()
+        assert states(host) == [("revoked", None), ("cancelled", None)]
+        assert last_change(credly, row) == ("revoked", "request", REASON, False)
+        code, output = self.run(host, "revoke", *ids, *self.WHY)
+        assert code == 1
+        assert f"Badge {row.id} cannot be revoked" in output
+
+    @pytest.mark.parametrize(
+        ("words", "said"),
+        [
+            ((), "--tell or --silent"),
+            (("--tell", "--silent", "--reason", REASON), "--tell or --silent"),
+            (("--tell",), "--reason TEXT"),
+            (("--tell", "--reason", "x"), "at least 3"),
+            (("--tell", "--reason", "x" * 501), "at most 500"),
+            (("--silent", "--reason", "Ask ada@example.org"), "e-mail addresses"),
+        ],
+    )
+    def test_what_it_has_to_be_told(
+        self, connected: Connected, words: tuple[str, ...], said: str
+    ) -> None:
+        host, _, _ = connected
+        row = issued(host)
+        code, output = self.run(host, "revoke", str(row.id), *words)
+
+        assert (code, states(host)) == (2, [("issued", None)])
+        assert said in output
+
+    def test_an_unknown_number(self, connected: Connected) -> None:
+        host, _, _ = connected
+        row = issued(host)
+        code, output = self.run(host, "revoke", str(row.id), "99", *self.WHY)
+
+        assert (code, states(host)) == (1, [("issued", None)])
+        assert "No badge has the number 99." in output
+
+    def test_reissue(self, make_host: MakeHost, credly: CredlySimulator) -> None:
+        def member(member_id: str) -> Member:
+            return Member(member_id, "ada@example.com", "Ada", "Example")
+
+        host = make_host(member=member)
+
+        with host.app.app_context():
+            connect(host, credly)
+            row = issued(host)
+            code, output = self.run(host, "reissue", str(row.id))
+            assert (code, "in force" in output) == (2, True)
+            code, output = self.run(host, "reissue", str(row.id), *self.WHY)
+            assert (code, f"as badge {row.id + 1}." in output) == (0, True)
+            host.drain(2)
+
+            assert states(host) == [("revoked", None), ("issued", None)]
+            assert credly.badges[1]["recipient_email"] == "ada@example.com"
+            code, output = self.run(host, "reissue", str(row.id))
+            assert (code, "there is a later one" in output) == (1, True)

@@ -88,6 +88,9 @@ def host(make_host: MakeHost, actor: t.Any) -> Host:
     return make_host(actor=actor, past_completions=lambda course, since: past)
 
 
+WHY = ("--reason", "By mistake.", "--silent")
+
+
 class Walk:
     """Does, as an admin, everything that there is to do."""
 
@@ -357,6 +360,9 @@ class TestCommands:
     ) -> None:
         host = connected.host
         row_id = fail_one(connected).id
+        host.complete("43")
+        host.drain()
+        issued = row_id + 1
         old = AuditEntry(
             tenant="default", actor="", action="test", target="", outcome="ok"
         )
@@ -368,6 +374,8 @@ class TestCommands:
             "prune": ["prune"],
             "sync": ["sync"],
             "retry": ["retry", str(row_id)],
+            "revoke": ["revoke", str(issued), *WHY],
+            "reissue": ["reissue", str(issued)],
             "backfill": ["backfill"],
             "restored": ["restored"],
             "dismiss": ["dismiss"],
@@ -382,12 +390,17 @@ class TestCommands:
 
             self.run(host, *words)
 
+            if words[0] == "revoke":
+                host.drain()
+
         commands = t.cast(t.Any, host.app.cli.commands["credly"]).commands
 
         assert entries(host) == [
             ("command line", "prune", "1", "ok"),
             ("command line", "sync", "", "ok"),
             ("command line", "retry", str(row_id), "ok"),
+            ("command line", "revoke", str(issued), "ok"),
+            ("command line", "issue again", f"{issued} → {issued + 1}", "ok"),
             ("command line", "start backfill", "Python 101", "ok"),
             ("command line", "restored", "", "ok"),
             ("command line", "dismiss", "2", "ok"),

@@ -161,6 +161,10 @@ def test_each_job_names_the_community_in_each_statement(
 def test_each_command_names_the_community_in_each_statement(lived: Lived) -> None:
     site = lived.site
     row = site.rows("acme")[0].id
+    issued = next(each.id for each in site.rows("acme") if each.state == "issued")
+    site.complete("acme", "77")
+    waiting = site.rows("acme")[-1].id
+    why = ("--reason", "By mistake.", "--silent")
 
     with statements(site) as read:
         for command in (
@@ -168,6 +172,8 @@ def test_each_command_names_the_community_in_each_statement(lived: Lived) -> Non
             ["sync"],
             ["retry", str(row)],
             ["retry", "--all"],
+            ["reissue", str(issued), *why],
+            ["revoke", str(waiting), *why],
             ["backfill"],
             ["dismiss"],
             ["export-member", "42"],

@@ -13,6 +13,7 @@ from ..catalog import Member
 from ..catalog import read_details
 from ..ledger import claim
 from ..ledger.claim import Row
+from ..models import Issuance
 from ..state import Community
 
 logger = logging.getLogger("flask_credly")
@@ -31,7 +32,7 @@ def missing(row: Row | Member) -> str | None:
 
 def refresh(state: Community, row: Row) -> Row:
     """Load the profile as it is now, where the host gives the hook, and save it."""
-    if (member := _load(state, row)) is None:
+    if (member := load(state, row)) is None:
         return row
 
     fresh = dataclasses.replace(
@@ -58,7 +59,10 @@ def _with_details(row: Row, member: Member) -> dict[str, t.Any] | None:
     return {**kept, **{name: now[name] for name in said if name in now}} or None
 
 
-def _load(state: Community, row: Row) -> Member | None:
+def load(state: Community, row: Row | Issuance) -> Member | None:
+    """Ask the host for a row's member as of now. ``None``: it has no hook, does not
+    know the member, or the hook failed, which the log tells.
+    """
     if state.load_member is None:
         return None
 

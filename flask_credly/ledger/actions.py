@@ -335,8 +335,13 @@ def _open_cycle(
     same = ("tenant", "member_id", "kind", "course_id", "organization_id")
     row_id = transitions.open_cycle(
         connection,
-        **{name: getattr(old, name) for name in (*same, "options", "extras")},
-        **{"due_at": now, "recorded_at": now, "cycle": (cycle or 0) + 1} | values,
+        **{
+            **{name: getattr(old, name) for name in (*same, "options", "extras")},
+            "due_at": now,
+            "recorded_at": now,
+            "cycle": (cycle or 0) + 1,
+            **values,
+        },
     )
     audit.note(connection, old.tenant, by, noted, f"{old.id} → {row_id}")
     return row_id
