@@ -1353,6 +1353,23 @@ def test_a_third_issue_request_is_noted(caller: Caller, sim: CredlySimulator) ->
     assert f"issue request no. 3 for template {template_id}" in problem
 
 
+@pytest.mark.parametrize("step", ["revoke_badge", "replace_badge", "accept"])
+def test_issue_requests_are_counted_anew_for_a_badge_that_ended(
+    caller: Caller, sim: CredlySimulator, step: str
+) -> None:
+    template_id = sim.add_template("Python 101", allow_duplicate_badges=True)
+    sim.badges_allowed = 99
+    caller.issue(template_id)
+    getattr(sim, step)(sim.badges[0]["id"])
+
+    for _ in range(2):
+        caller.issue(template_id)
+
+    assert len(sim.problems) == (step == "accept")
+    caller.issue(template_id)
+    assert f"issue request no. {4 if step == 'accept' else 3}" in sim.problems[-1]
+
+
 def test_what_was_not_processed_does_not_count(
     caller: Caller, sim: CredlySimulator
 ) -> None:

@@ -190,6 +190,12 @@ class Book:
         entry.history.append(Change(state, at, by, **more))
         return row
 
+    def count_ended(self, template_id: str, who: str) -> int:
+        """Count an earner's badges that requests issued and that are not in force."""
+        now = self._now()
+        named = self.holders.named(template_id, who)
+        return sum(one.asked_for and not one.in_force(now) for one in named)
+
     # Issuing and replacing
 
     def issue(self, body: object, at: float, by: By) -> Row:
@@ -356,7 +362,8 @@ class Book:
         self, order: orders.Order, now: dt.datetime, old: Entry | None
     ) -> None:
         if self.templates[order.template_id]["allow_duplicate_badges"]:
-            found = [one for one in self.holders.named(order) if one.asked_for]
+            named = self.holders.named(order.template_id, order.who)
+            found = [one for one in named if one.asked_for]
             allowed = self._manners.badges_allowed
         else:
             found, allowed = self.holders.same(order), 1

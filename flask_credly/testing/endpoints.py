@@ -112,7 +112,7 @@ def write_late(
     except Refusal:
         return
 
-    if what_is_written(route, body) is None:
+    if what_is_written(organization, route, body) is None:
         return
 
     def write(at: float) -> None:
@@ -135,12 +135,14 @@ def read_body(call: Call, kind: Kind) -> object | None:
         return None
 
 
-def what_is_written(route: Route | None, body: object) -> str | None:
+def what_is_written(
+    organization: Organization, route: Route | None, body: object
+) -> str | None:
     """Get what a request would write, in words. ``None`` if it writes nothing."""
     if route is None:
         return None
 
-    return writing.what_is_written(route.kind, route.found, body)
+    return writing.what_is_written(organization, route.kind, route.found, body)
 
 
 # The addresses

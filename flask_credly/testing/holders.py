@@ -23,18 +23,12 @@ class Holders:
         )
 
     def add(self, entry: Entry) -> None:
-        row = entry.row
-        template_id = row["badge_template"]["id"]
-        email_key = orders.email_key(row["recipient_email"])
-        self._entries[template_id, email_key].append(entry)
-
-        if row["issuer_earner_id"]:
-            earner_key = orders.earner_key(row["issuer_earner_id"])
-            self._entries[template_id, earner_key].append(entry)
+        for key in _keys(entry.row):
+            self._entries[key].append(entry)
 
     def remove(self, gone: Entry) -> None:
-        for entries in self._entries.values():
-            entries[:] = [entry for entry in entries if entry is not gone]
+        for key in _keys(gone.row):
+            self._entries[key] = [one for one in self._entries[key] if one is not gone]
 
     def clear(self) -> None:
         self._entries.clear()
@@ -54,11 +48,11 @@ class Holders:
         )
         return list({entry.row["id"]: entry for entry in found}.values())
 
-    def named(self, order: orders.Order) -> list[Entry]:
-        """Get the badges of the template of an earner who has the same name: the
-        ``issuer_earner_id`` or, without one, the address.
+    def named(self, template_id: str, who: str) -> list[Entry]:
+        """Get the badges of a template that an earner of a name has, see
+        :func:`.orders.who`.
         """
-        return list(self._entries[order.template_id, order.who])
+        return list(self._entries[template_id, who])
 
     def owns(self, row: Row, email: str) -> bool:
         """Whether a badge belongs to the user who has this address."""
@@ -70,3 +64,13 @@ class Holders:
             return []
 
         return [known for known, id in self._users.items() if id == user_id]
+
+
+def _keys(row: Row) -> list[tuple[str, str]]:
+    template_id, earner_id = row["badge_template"]["id"], row["issuer_earner_id"]
+    keys = [(template_id, orders.email_key(row["recipient_email"]))]
+
+    if earner_id:
+        keys.append((template_id, orders.earner_key(earner_id)))
+
+    return keys

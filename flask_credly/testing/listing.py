@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import urllib.parse
 
@@ -110,19 +111,19 @@ def search(organization: Organization, call: Call, org: str) -> Reply:
     if (value := query.get("search_after")) is not None:
         after = _find_cursor(organization, value, (text, form)).after
 
+    filters = badge_filters(organization)
+    clauses = [] if text is None else _read(organization, call, text, filters)
     # A place in the order issued: no badge is left out or shown twice, whatever becomes
     # of the others between two pages.
-    entries = [one for one in shown_badges(organization) if one.number > after]
-
-    if text is not None:
-        filters = badge_filters(organization)
-        clauses = _read(organization, call, text, filters)
-        entries = [e for e in entries if lists.select([e.row], clauses, filters)]
-
-    page = entries[: organization.search_page_size]
+    found = (
+        one
+        for one in shown_badges(organization)
+        if one.number > after and lists.select([one.row], clauses, filters)
+    )
+    page = list(itertools.islice(found, organization.search_page_size))
     url = None
 
-    if len(entries) > len(page):
+    if next(found, None) is not None:
         if value is None or not organization.search_repeats_cursor:
             until = organization.clock() + organization.cursor_seconds
             value = organization.cursors.give(page[-1].number, (text, form), until)

@@ -64,7 +64,8 @@ class Manners:
     posts_allowed: int
     """Issue requests for one template and earner, or revoke or replace requests for
     one badge, before it is a problem. A test in which an admin retries by hand needs
-    more than the default of 2.
+    more than the default of 2. Issue requests are counted anew when the earner's badge
+    is not in force any more.
     """
 
     badges_allowed: int

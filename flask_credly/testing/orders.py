@@ -295,8 +295,8 @@ def invalid(errors: list[tuple[str, str]]) -> Refusal:
 # What a request is about
 
 
-def written_by(body: object) -> str | None:
-    """Get the template and the earner that an issue body is about, in words."""
+def read_subject(body: object) -> tuple[str, str] | None:
+    """Get the template's id and the earner's name that an issue body is about."""
     if not isinstance(body, dict):
         return None
 
@@ -306,7 +306,7 @@ def written_by(body: object) -> str | None:
     if not all(isinstance(value, str) for value in (template_id, earner_id, email)):
         return None
 
-    return f"template {template_id.lower()} and {who(earner_id, email)}"
+    return template_id.lower(), who(earner_id, email)
 
 
 def who(earner_id: str | None, email: str) -> str:

@@ -153,7 +153,7 @@ class CredlySimulator(Organization):
                 one.record.note(call, f"the simulator failed: {error!r}")
                 reply, counts = json_reply(500, {"error": repr(error)}), False
 
-            about = endpoints.what_is_written(route, body)
+            about = endpoints.what_is_written(one, route, body)
 
             if counts and about is not None:
                 one.record.count_write(call, kind, about, one.posts_allowed)

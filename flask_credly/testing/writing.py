@@ -85,12 +85,20 @@ def _revoke(organization: Organization, badge_id: str, body: object, at: float) 
     return entry.row
 
 
-def what_is_written(kind: Kind, found: Found, body: object) -> str | None:
+def what_is_written(
+    organization: Organization, kind: Kind, found: Found, body: object
+) -> str | None:
     """Get what a request would write, in words. ``None`` if it writes nothing."""
-    if kind == "issue":
-        return orders.written_by(body)
+    if kind != "issue":
+        return f"badge {found['id']}" if kind in _BECAME else None
 
-    return f"badge {found['id']}" if kind in _BECAME else None
+    if (subject := orders.read_subject(body)) is None:
+        return None
+
+    template_id, who = subject
+    ended = organization.book.count_ended(template_id, who)
+    again = f", who had {ended} before" if ended else ""
+    return f"template {template_id} and {who}{again}"
 
 
 def find(organization: Organization, badge_id: str) -> Entry:
