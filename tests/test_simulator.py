@@ -2155,6 +2155,24 @@ def test_to_replace_again_without_a_look_is_noted(
     assert len(sim.badges) == 2
 
 
+def test_of_many_at_once_one_replaces(remote: Caller, sim: CredlySimulator) -> None:
+    template_id = sim.add_template("Python 101")
+    old_id = sim.award(template_id, "a@example.org")
+    remote.badges()  # a token
+
+    def ask(_: int) -> requests.Response:
+        return replace(remote, old_id, template_id)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        responses = list(pool.map(ask, range(8)))
+
+    (new,) = sim.badges_for(in_force=True)
+    found = collections.Counter(response.status_code for response in responses)
+    assert found == {201: 1, 422: 7}
+    refused = [r.json()["metadata"] for r in responses if r.status_code == 422]
+    assert refused == [{"current_badge_id": new["id"]}] * 7
+
+
 @pytest.mark.parametrize("after", [False, True])
 @pytest.mark.parametrize("how", ["reset", "hang", "truncate"])
 def test_the_answer_to_a_replacement_can_be_lost(
