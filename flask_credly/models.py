@@ -163,7 +163,7 @@ class Account(Base):
     """When it was last known what became of the badges, as far as Credly says."""
     poll_due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When Credly is to be asked for that once more. Moved ahead while a worker does.
-    Null: at once.
+    Null: once a badge is issued.
     """
     poll_watermark: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """Up to which change, by Credly's clock, all is read."""
@@ -174,7 +174,19 @@ class Account(Base):
     poll_unsorted: orm.Mapped[bool] = orm.mapped_column(
         default=False, server_default="0"
     )
-    """The list did not have the latest change first: all of it is read, once a day."""
+    """The list did not have the latest change first: only the survey knows all."""
+    survey_due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When all badges are to be read once more. Moved ahead while a worker does. Null:
+    a day after the first badge was issued.
+    """
+    survey_next: orm.Mapped[str | None] = orm.mapped_column(sa.Text)
+    """What is asked for next, where that has been begun."""
+    survey_next_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When Credly said what is next."""
+    survey_pages: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
+    """Pages that were read so far."""
+    surveyed_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When all badges were last read to the end."""
 
     token: orm.Mapped[str | None] = orm.mapped_column(sa.Text)
     """Sealed."""

@@ -12,6 +12,7 @@ import uuid
 import pytest
 import sqlalchemy as sa
 from conftest import connect
+from conftest import connect_and_map
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
@@ -243,12 +244,12 @@ class TestLongLists:
         crowd(credly, 120)
         poll(host)
         assert account(host).poll_unsorted
-        assert wait_of(host) == polls.UNSORTED
+        assert wait(host) > polls.UNSORTED - dt.timedelta(minutes=1)
         watermark = account(host).poll_watermark
         credly.accept(badge_id)
         before = credly.count("look-up")
         poll(host)
-        assert credly.count("look-up") == before + 3
+        assert credly.count("look-up") == before + 1
         assert now(host) == ("issued", "accepted")
         assert account(host).poll_watermark == watermark
         credly.ignored_sorts = set()
@@ -352,7 +353,496 @@ def move_watermark(host: Host, by: dt.timedelta) -> None:
     host.db.session.commit()
 
 
+class TestOrder:
+    def test_our_clock_is_ahead_of_credlys(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        badge_id = issue(connected)
+        row = host.row()
+        row.recorded_at += dt.timedelta(hours=3)
+        host.db.session.commit()
+        credly.accept(badge_id)
+        crowd(credly, 60)
+        poll(host)
+        assert now(host) == ("issued", "accepted")
+        # Nor is anything of the next hours taken for known.
+        credly.reject(badge_id)
+        credly.advance(polls.OVERLAP.total_seconds() + 1)
+        crowd(credly, 60)
+        poll(host)
+        assert now(host) == ("issued", "rejected")
+
+    def test_credlys_clock_is_ahead_of_ours(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.advance(3 * 3600)
+        badge_id = issue(connected)
+
+        for act, state in ((credly.accept, "accepted"), (credly.reject, "rejected")):
+            act(badge_id)
+            crowd(credly, 60)
+            poll(host)
+            assert now(host) == ("issued", state)
+
+    def test_those_that_do_not_say_when_come_last(self, connected: Connected) -> None:
+        host, credly, template_id = connected
+        badge_id = issue(connected)
+
+        for stamp in (dt.datetime.now(dt.UTC).isoformat(), None):
+            rows = [badge_row(template_id, stamp) for _ in range(50)]
+            body = {"data": rows, "metadata": {"total_pages": 2}}
+            credly.fail("look-up", status=200, body=body)
+
+        poll(host)
+        assert not account(host).poll_unsorted
+        assert account(host).polled_at is not None
+        credly.accept(badge_id)
+        poll(host)
+        assert now(host) == ("issued", "accepted")
+
+    def test_none_that_says_when_comes_after_one_that_does_not(
+        self, connected: Connected
+    ) -> None:
+        host, credly, template_id = connected
+        issue(connected)
+        stamp = dt.datetime.now(dt.UTC).isoformat()
+
+        for stamps in ([stamp, None], [stamp, stamp]):
+            rows = [badge_row(template_id, each) for each in stamps]
+            body = {"data": rows, "metadata": {"total_pages": 3}}
+            credly.fail("look-up", status=200, body=body)
+
+        poll(host)
+        assert account(host).poll_unsorted
+
+    @pytest.mark.parametrize("times", ["none first", "none at all", "none between"])
+    def test_other_orders_are_none(
+        self, connected: Connected, times: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, credly, template_id = connected
+        issue(connected)
+        stamps: list[str | None] = [
+            f"2026-01-01T00:{59 - each:02}:00Z" for each in range(50)
+        ]
+
+        if times == "none at all":
+            stamps = [None] * 50
+        else:
+            stamps[0 if times == "none first" else 20] = None
+
+        rows = [badge_row(template_id, stamp) for stamp in stamps]
+        body = {"data": rows, "metadata": {"total_pages": 3}}
+        credly.fail("look-up", status=200, body=body, times=None)
+        poll(host)
+        assert account(host).poll_unsorted
+
+    def test_nothing_is_asked_once_the_gate_is_closed(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, credly, _ = connected
+        credly.accept(issue(connected))
+        crowd(credly, 120)
+        gate = gates.read(host.state.engine, "default")
+        assert gate is not None
+        advance = polls.advance
+
+        def pause(engine: sa.Engine, /, poll: polls.Poll) -> None:
+            advance(engine, poll)
+            # A worker that issues is told so.
+            gates.pause(engine, "default", gate.generation, "rate limit", 60, "slow")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(polls, "advance", pause)
+            poll(host)
+
+        assert credly.count("look-up") == 1
+        assert account(host).poll_page == 1
+
+    def test_neither_is_one_badge_after_the_other(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, credly, _ = connected
+
+        for member_id in ("42", "43"):
+            issue(connected, member_id)
+
+        for row in host.rows():
+            polls.ask_for(host.state.engine, "default", row.id)
+
+        checked = polls.checked
+
+        def pause(engine: sa.Engine, /, *given: t.Any) -> None:
+            checked(engine, *given)
+            gates.switch(engine, "default", on=False)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(polls, "checked", pause)
+            jobs.poll()
+
+        assert credly.count("badge") == 1
+        assert len(host.db.session.scalars(sa.select(ToCheck)).all()) == 1
+
+
+def badge_row(template_id: str, stamp: str | None) -> dict[str, t.Any]:
+    """Make a row of Credly's list of which nobody here knows."""
+    return {
+        "id": str(uuid.uuid4()),
+        "state": "accepted",
+        "state_updated_at": stamp,
+        "badge_template": {"id": template_id},
+    }
+
+
+def survey(host: Host) -> None:
+    """Let the time pass until all badges are read, and run the job."""
+    host.db.session.rollback()
+    past = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(hours=1)
+    host.db.session.execute(
+        sa.update(Account).values(survey_due_at=past, poll_due_at=later)
+    )
+    host.db.session.commit()
+    jobs.poll()
+
+
+def survey_wait(host: Host) -> dt.timedelta:
+    due_at = account(host).survey_due_at
+    assert due_at is not None
+    return due_at - dt.datetime.now(dt.UTC)
+
+
+class TestAllBadges:
+    def test_are_read_a_day_after_the_first(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        poll(host)
+        assert account(host).survey_due_at is None
+        issue(connected)
+        poll(host)
+        due_at = account(host).survey_due_at
+        assert survey_wait(host) > dt.timedelta(hours=23)
+        poll(host)
+        assert account(host).survey_due_at == due_at
+        assert credly.count("search") == 0
+        survey(host)
+        assert credly.count("search") == 1
+        assert account(host).surveyed_at is not None
+        assert survey_wait(host) > dt.timedelta(hours=23)
+
+    @every_database
+    def test_say_what_has_slipped_through(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        badge_id = issue(connected)
+        crowd(credly, 120)
+        poll(host)
+        credly.search_page_size = 50
+        credly.accept(badge_id)
+
+        with told(host) as found:
+            survey(host)
+            survey(host)
+
+        assert (now(host), found) == (
+            ("issued", "accepted"),
+            [("accepted", host.row().id)],
+        )
+        assert credly.count("search") == 2 * 3
+        assert account(host).survey_next is None
+
+    def test_clear_nothing_that_they_do_not_say(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        issue(connected)
+        row = host.row()
+        row.accept_url = "https://www.credly.com/go/abc"
+        row.expires_at = dt.datetime(2040, 1, 1, tzinfo=dt.UTC)
+        row.replaced_by = str(uuid.uuid4())
+        row.revocation_reason = "A mistake."
+        host.db.session.commit()
+        before = (row.accept_url, row.expires_at, row.replaced_by, row.checked_at)
+        survey(host)
+        row = host.row()
+        assert (row.accept_url, row.expires_at, row.replaced_by) == before[:3]
+        assert row.revocation_reason == "A mistake."
+        assert row.checked_at is not None and row.checked_at > before[3]
+        assert now(host) == ("issued", "pending")
+
+    def test_are_nobodys_who_is_not_known_here(self, connected: Connected) -> None:
+        host, credly, template_id = connected
+        issue(connected)
+        credly.accept(
+            credly.award(credly.add_template("Other"), "member-42@example.org")
+        )
+        survey(host)
+        assert now(host) == ("issued", "pending")
+
+    @pytest.mark.parametrize(
+        "address", ["https://evil.example.org/v1/x", "http://127.0.0.1:1/a"]
+    )
+    def test_are_asked_for_at_our_own_address(
+        self, connected: Connected, address: str
+    ) -> None:
+        host, credly, _ = connected
+        credly.accept(issue(connected))
+        crowd(credly, 20)
+        credly.search_page_size = 5
+        credly.search_next_address = address
+        survey(host)
+        assert credly.count("search") == 5
+        assert account(host).surveyed_at is not None
+
+    @pytest.mark.parametrize(
+        "following",
+        [
+            "",
+            "search_after=x",
+            "/v1/x?search_after=x",
+            "javascript:x",
+            5,
+            [],
+            "https://[",
+        ]
+        + ["https://a.example.org/b", "https://a.example.org/?a=" + 5000 * "x"],
+    )
+    def test_go_on_by_the_list_where_what_is_next_is_no_address(
+        self, connected: Connected, following: t.Any
+    ) -> None:
+        host, credly, _ = connected
+        credly.accept(issue(connected))
+        crowd(credly, 60)
+        body = {"data": [], "metadata": {"next_page_url": following}}
+        credly.fail("search", status=200, body=body, times=None)
+        survey(host)
+        assert now(host) == ("issued", "accepted")
+        assert (credly.count("search"), credly.count("look-up")) == (1, 2)
+
+    @pytest.mark.parametrize("status", [403, 404, 410, 500])
+    def test_go_on_by_the_list_where_there_is_no_search(
+        self, connected: Connected, status: int
+    ) -> None:
+        host, credly, _ = connected
+        credly.accept(issue(connected))
+        crowd(credly, 60)
+        credly.fail("search", status=status, body={"data": {"message": "No"}})
+        survey(host)
+        assert now(host) == ("issued", "accepted")
+        assert (credly.count("search"), credly.count("look-up")) == (1, 2)
+        assert account(host).surveyed_at is not None
+        survey(host)
+        assert credly.count("search") == 2
+
+    @pytest.mark.parametrize("body", [{}, {"data": []}, {"data": [], "metadata": {}}])
+    def test_have_no_end_that_is_not_said(
+        self, connected: Connected, body: t.Any
+    ) -> None:
+        host, credly, _ = connected
+        credly.accept(issue(connected))
+        credly.fail("search", status=200, body=body)
+        survey(host)
+        assert now(host) == ("issued", "accepted")
+        assert credly.count("look-up") == 1
+
+    def test_whose_next_page_is_the_same(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.accept(issue(connected))
+        crowd(credly, 20)
+        credly.search_page_size = 5
+        credly.search_repeats_cursor = True
+        survey(host)
+        assert (credly.count("search"), credly.count("look-up")) == (2, 1)
+        assert account(host).surveyed_at is not None
+
+    def test_without_an_end(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, credly, _ = connected
+        monkeypatch.setattr(polling, "MAX_SEARCH_PAGES", 3)
+        credly.accept(issue(connected))
+        crowd(credly, 20)
+        credly.search_page_size = 2
+        survey(host)
+        assert (credly.count("search"), credly.count("look-up")) == (3, 1)
+
+    def test_where_neither_can_be_read(
+        self, connected: Connected, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        host, credly, _ = connected
+        credly.accept(issue(connected))
+        body = {"data": {"message": "No"}}
+        credly.fail("search", status=403, body=body)
+        credly.fail("look-up", status=403, body=body)
+        survey(host)
+        assert account(host).surveyed_at is None
+        assert dt.timedelta(minutes=50) < survey_wait(host)
+        assert account(host).survey_next is None
+        assert now(host) == ("issued", "pending")
+        survey(host)
+        assert now(host) == ("issued", "accepted")
+
+    @every_database
+    @pytest.mark.parametrize("hours", [0, 2])
+    def test_go_on_after_a_workers_death(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch, hours: int
+    ) -> None:
+        host, credly, _ = connected
+        badge_id = issue(connected)
+        crowd(credly, 20)
+        poll(host)
+        credly.search_page_size = 5
+
+        class Died(BaseException):
+            pass
+
+        advance = polls.advance_survey
+
+        def die(engine: sa.Engine, /, survey: polls.Survey) -> None:
+            advance(engine, survey)
+
+            if survey.pages == 2:
+                raise Died
+
+        with monkeypatch.context() as patch, pytest.raises(Died):
+            patch.setattr(polls, "advance_survey", die)
+            survey(host)
+
+        assert account(host).survey_pages == 2
+        found = account(host)
+        assert found.survey_next_at is not None
+        found.survey_next_at -= dt.timedelta(hours=hours)
+        host.db.session.commit()
+        credly.accept(badge_id)
+        before = credly.count("search")
+        survey(host)
+        # What Credly called next may be unknown to it by now: it is begun anew.
+        assert credly.count("search") == before + (5 if hours else 3)
+        assert now(host)[1] == ("accepted" if hours else "pending")
+        assert account(host).surveyed_at is not None
+
+    def test_whose_next_page_credly_has_forgotten(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.accept(issue(connected))
+        crowd(credly, 20)
+        credly.search_page_size = 5
+        credly.cursor_seconds = 0
+        survey(host)
+        assert now(host) == ("issued", "accepted")
+        assert account(host).surveyed_at is not None
+
+    def test_give_way(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, credly, _ = connected
+        issue(connected)
+        crowd(credly, 20)
+        credly.search_page_size = 5
+        monkeypatch.setattr(claim, "any_due", lambda *_: True)
+        survey(host)
+        assert credly.count("search") == 1
+        assert dt.timedelta(0) < survey_wait(host) <= polling.GIVE_WAY
+        monkeypatch.setattr(claim, "any_due", lambda *_: False)
+        survey(host)
+        assert credly.count("search") == 5
+
+    def test_are_read_in_turns(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, credly, _ = connected
+        monkeypatch.setattr(polling, "PAGES_A_TURN", 2)
+        monkeypatch.setattr(polling, "AT_A_TIME", 2)
+        badge_id = issue(connected)
+        crowd(credly, 20)
+        credly.accept(badge_id)
+        credly.search_page_size = 5
+        survey(host)
+        assert credly.count("search") == 5
+        assert now(host) == ("issued", "accepted")
+
+    @every_database
+    def test_are_read_by_one_worker(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.accept(issue(connected))
+        past = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+        host.db.session.rollback()
+        host.db.session.execute(
+            sa.update(Account).values(survey_due_at=past, poll_due_at=None)
+        )
+        host.db.session.commit()
+        both = threading.Barrier(2)
+
+        def run() -> None:
+            with host.app.app_context():
+                both.wait()
+                polling.poll(host.state)
+
+        with told(host) as found:
+            threads = [threading.Thread(target=run) for _ in range(2)]
+
+            for each in threads:
+                each.start()
+
+            for each in threads:
+                each.join()
+
+        assert found == [("accepted", host.row().id)]
+        assert credly.count("search") == 1
+
+    def test_of_another_organization_say_nothing(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, credly, _ = connected
+        badge_id = issue(connected)
+        other = credly.add_organization()
+        template_id = other.add_template("Python Badge")
+        crowd(credly, 20)
+        credly.search_page_size = 5
+        advance = polls.advance_survey
+
+        def change(engine: sa.Engine, /, survey: polls.Survey) -> None:
+            accounts.remove(host.state)
+            connect_and_map(host, other, template_id)
+            advance(engine, survey)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(polls, "advance_survey", change)
+            survey(host)
+
+        credly.accept(badge_id)
+        assert credly.count("search") == 1
+        assert account(host).survey_next is None
+        survey(host)
+        assert now(host) == ("issued", "pending")
+
+    def test_are_read_from_the_beginning_after_a_limit(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        credly.accept(issue(connected))
+        credly.fail("search", status=429, headers={"Retry-After": "120"})
+        survey(host)
+        assert account(host).pause_reason == "rate limit"
+        assert credly.count("look-up") == 0
+        assert now(host) == ("issued", "pending")
+        assert account(host).survey_next is None
+
+
 class TestTrouble:
+    def test_an_outage_ends_where_nothing_is_to_be_issued(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        issue(connected)
+
+        for _ in range(2):
+            credly.fail("look-up", status=503)
+            poll(host)
+            host.db.session.execute(
+                sa.update(Account).values(
+                    paused_until=dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+                )
+            )
+            host.db.session.commit()
+            poll(host)
+            assert account(host).failures == 0
+
+        # Each of the two is one, and none goes on.
+        assert [error for error, _ in host.log()] == ["Credly unreachable"] * 2
+
     def test_a_worker_that_dies_before_it_has_told(
         self, connected: Connected, monkeypatch: pytest.MonkeyPatch
     ) -> None:

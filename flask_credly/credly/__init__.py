@@ -10,6 +10,7 @@ from .client import BadgePage as BadgePage
 from .client import BadgeRequest as BadgeRequest
 from .client import Client as Client
 from .client import same_text as same_text
+from .client import SearchPage as SearchPage
 from .client import TemplatePage as TemplatePage
 from .client import TemplateRow as TemplateRow
 from .token import fetch_token as fetch_token

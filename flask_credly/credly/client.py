@@ -23,6 +23,11 @@ from .badge import STATES
 
 MAX_PAGES = 200
 
+_SEARCH = "high_volume_issued_badge_search"
+
+_MAX_QUERY = 4000
+"""Characters of a query that Credly tells us to ask with."""
+
 NEWS = ("accepted", "rejected", "revoked")
 """States that a badge comes to after it was issued."""
 
@@ -116,13 +121,27 @@ class BadgePage:
 
     :param rows: Those that can be read.
     :param ids: All that were listed, whatever else was said of them.
-    :param newest_first: Whether the one that changed last comes first, and each says
-        when it did.
+    :param newest_first: Whether the one that changed last comes first, and those that
+        do not say when they did come last.
     """
 
     rows: list[Badge]
     ids: list[str]
     newest_first: bool
+    is_last: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchPage:
+    """One page of all badges of the organization.
+
+    :param rows: Those that can be read, without all that is known of them.
+    :param next: What to ask for the next page with. ``None``: there is none, or it
+        cannot be asked for.
+    """
+
+    rows: list[Badge]
+    next: str | None
     is_last: bool
 
 
@@ -284,22 +303,46 @@ class Client:
 
         return said
 
-    def news(self, token: str, page: int) -> BadgePage:
-        """Get one page of what became of badges, the latest first.
+    def news(
+        self, token: str, page: int, *, sort: str = "-state_updated_at"
+    ) -> BadgePage:
+        """Get one page of what became of badges.
 
         :param page: From 1.
+        :param sort: The latest change first. "created_at": in an order that does not
+            change while it is read.
         """
-        query = {"filter": f"state::{','.join(NEWS)}", "sort": "-state_updated_at"}
+        query = {"filter": f"state::{','.join(NEWS)}", "sort": sort}
         rows, is_last = self._page(token, "badges", query, page)
         found = [said for row in rows if (said := badges.read(row, self._own_host))]
         times = [said.state_at for said in found]
         known = [at for at in times if at is not None]
+        in_order = known == sorted(known)[::-1] and times[: len(known)] == known
         return BadgePage(
             # Had the service ignored the filter, there were others among them.
             [said for said in found if said.state in NEWS],
             [said.id for said in found],
-            newest_first=len(known) == len(rows) and known == sorted(known)[::-1],
+            newest_first=in_order and len(found) == len(rows),
             is_last=is_last,
+        )
+
+    def search(self, token: str, query: str | None = None) -> SearchPage:
+        """Get one page of all badges, whatever their state.
+
+        :param query: As the page before says. ``None``: the first page.
+        """
+        query = query or urllib.parse.urlencode({"badge_format": "minimal"})
+        body = self._ask(token, "GET", f"{_SEARCH}?{query}")
+        rows = answers.data_of(body)
+        about = body.get("metadata") if isinstance(rows, list) else None
+
+        if not isinstance(about, dict) or "next_page_url" not in about:
+            raise OutcomeUnknown("Credly's answer could not be read.")
+
+        return SearchPage(
+            [said for row in rows if (said := badges.read(row, self._own_host))],
+            _query_of(about["next_page_url"]),
+            is_last=about["next_page_url"] is None,
         )
 
     def find(
@@ -437,6 +480,23 @@ class Client:
             return self._sessions.pop()
         except IndexError:
             return transport.prepare(requests.Session(), self._url, self._timeout)
+
+
+def _query_of(url: t.Any) -> str | None:
+    # Its host and path are never followed: whoever answers may not say where the token
+    # is sent.
+    if not isinstance(url, str) or not re.match(r"https?://[^/?#]", url):
+        return None
+
+    try:
+        pairs = urllib.parse.parse_qsl(
+            urllib.parse.urlsplit(url).query, keep_blank_values=True
+        )
+    except ValueError:
+        return None
+
+    query = urllib.parse.urlencode(pairs)
+    return query if 0 < len(query) <= _MAX_QUERY else None
 
 
 def same_text(one: t.Any, other: str) -> bool:

@@ -1,8 +1,10 @@
 """Asks Credly what became of the badges: whether they were accepted, declined, revoked.
 
-What changed last comes first, so that a page or two say all that is new. It is
-matched with the ledger by the badge's id alone. Whatever dies in the midst is done
-again: a page counts as read once its badges are written down and the host was told.
+What changed last comes first, so that a page or two say all that is new. Once a day a
+survey reads all badges, for what has slipped through: lists move while they are read.
+Both are matched with the ledger by the badge's id alone, and neither says that a badge
+is missing. Whatever dies in the midst is done again: a page counts as read once its
+badges are written down and the host was told.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from ..ledger import claim
 from ..ledger import gates
 from ..ledger import polls
 from ..ledger.polls import Poll
+from ..ledger.polls import Survey
 from ..secret import Secret
 from ..state import AppState
 from ..state import Community
@@ -46,6 +49,11 @@ PAGES_A_TURN = 20
 MAX_PAGES = 20_000
 """Pages of 50 after which a list is taken for endless."""
 
+MAX_SEARCH_PAGES = 10_000
+
+AT_A_TIME = 500
+"""Badges that are looked for in the ledger at once."""
+
 GIVE_WAY = dt.timedelta(seconds=10)
 """For which a list waits while badges are issued: one page at a time."""
 
@@ -55,6 +63,10 @@ AFTER_A_REFUSAL = dt.timedelta(hours=1)
 
 _PATIENCE = 10.0
 """Seconds to wait at most for the time of a request."""
+
+
+_LIST = "list?"
+"""Begins what a survey asks for where Credly has no search: the page of its list."""
 
 
 class _GiveWay(Exception):
@@ -131,13 +143,16 @@ class _Reader:
         self._client = client
 
     def run(self) -> bool:
-        taken: Poll | None = None
+        taken: Poll | Survey | None = None
 
         try:
             self._check()
 
             if (taken := polls.take(self._engine, self._gate)) is not None:
                 self._read(taken)
+
+            if (taken := polls.take_survey(self._engine, self._gate)) is not None:
+                self._survey(taken)
         except polls.Lost:
             return False
         except _GiveWay:
@@ -156,7 +171,7 @@ class _Reader:
 
         return True
 
-    def _stop(self, taken: Poll | None, error: CredlyError) -> None:
+    def _stop(self, taken: Poll | Survey | None, error: CredlyError) -> None:
         answer = answer_to(error)
 
         if answer in CLOSING or answer == "unauthorized":
@@ -176,7 +191,7 @@ class _Reader:
     def _check(self) -> None:
         """Read the badges that an admin waits for."""
         for row_id, badge_id in polls.to_check(self._engine, self._gate):
-            if stopping.is_set():
+            if not self._may_go_on():
                 return
 
             if badge_id is not None:
@@ -206,26 +221,20 @@ class _Reader:
         """Read the list, page by page, as far as it is new."""
         before: BadgePage | None = None
 
-        for _ in range(PAGES_A_TURN):
-            if stopping.is_set():
-                break
-
-            if before is not None and claim.any_due(self._engine, self._gate):
-                polls.leave(self._engine, poll, GIVE_WAY)
+        for turn in range(PAGES_A_TURN):
+            if turn and self._gives_way(poll):
                 return
 
             number = poll.page
             read_at = polls.time_of(self._engine)
             page = self._ask(functools.partial(self._client.news, page=number))
-
-            if number > MAX_PAGES or before and page.ids and page.ids == before.ids:
-                raise Refused("Credly's list has no end.")
-
+            _refuse_endless(number, page, before)
             self._judge_order(poll, page, before)
             self._learn(page.rows, read_at)
 
-            if page.is_last or (not poll.unsorted and _is_known(poll, page)):
+            if page.is_last or poll.unsorted or _is_known(poll, page):
                 polls.finish(self._engine, poll)
+                self._resume()
                 return
 
             polls.advance(self._engine, poll)
@@ -234,6 +243,97 @@ class _Reader:
 
         polls.leave(self._engine, poll)
 
+    def _gives_way(self, taken: Poll | Survey) -> bool:
+        """Leave a list in its midst where others go first, or nothing may be asked."""
+        if not self._may_go_on():
+            polls.leave(self._engine, taken)
+            return True
+
+        if claim.any_due(self._engine, self._gate):
+            polls.leave(self._engine, taken, GIVE_WAY)
+            return True
+
+        return False
+
+    def _may_go_on(self) -> bool:
+        if stopping.is_set():
+            return False
+
+        gate = gates.read(self._engine, self._gate.tenant)
+        return (
+            gate is not None
+            and gate.is_open
+            and gate.generation == self._gate.generation
+        )
+
+    def _resume(self) -> None:
+        # That Credly answers says nothing about badges that are asked for next. Where
+        # none is, nobody else says that an outage has ended.
+        if self._gate.probing and not claim.any_due(self._engine, self._gate):
+            gates.resume(self._engine, self._gate.tenant, self._gate.generation)
+
+    def _survey(self, survey: Survey) -> None:
+        """Read all badges, page by page."""
+        before: BadgePage | None = None
+
+        for turn in range(PAGES_A_TURN):
+            if turn and self._gives_way(survey):
+                return
+
+            if survey.next is not None and survey.next.startswith(_LIST):
+                before = self._survey_list(survey, before)
+            else:
+                self._survey_search(survey)
+
+            if survey.next is None:
+                polls.finish_survey(self._engine, survey)
+                self._resume()
+                return
+
+            polls.advance_survey(self._engine, survey)
+
+        polls.leave(self._engine, survey)
+
+    def _survey_search(self, survey: Survey) -> None:
+        read_at = polls.time_of(self._engine)
+        query = survey.next
+
+        try:
+            page = self._ask(lambda token: self._client.search(token, query))
+        except (Refused, OutcomeUnknown) as e:
+            if isinstance(e, OutcomeUnknown) and e.foreign:
+                raise
+
+            self._take_list(survey, str(e))
+            return
+
+        self._learn(page.rows, read_at)
+        survey.pages += 1
+
+        if page.is_last:
+            survey.next = None
+        elif page.next in (None, query) or survey.pages >= MAX_SEARCH_PAGES:
+            self._take_list(survey, "its pages lead nowhere")
+        else:
+            survey.next = page.next
+
+    def _take_list(self, survey: Survey, why: str) -> None:
+        logger.info("Credly's search was not read to its end: %s", why)
+        survey.next, survey.pages = f"{_LIST}1", 0
+
+    def _survey_list(self, survey: Survey, before: BadgePage | None) -> BadgePage:
+        assert survey.next is not None
+        number = int(survey.next.removeprefix(_LIST))
+        read_at = polls.time_of(self._engine)
+        page = self._ask(
+            functools.partial(self._client.news, page=number, sort="created_at")
+        )
+        _refuse_endless(number, page, before)
+        self._learn(page.rows, read_at)
+        survey.pages += 1
+        survey.next = None if page.is_last else f"{_LIST}{number + 1}"
+        return page
+
     def _judge_order(
         self, poll: Poll, page: BadgePage, before: BadgePage | None
     ) -> None:
@@ -241,17 +341,24 @@ class _Reader:
         highest = before.rows[0].state_at if before and before.rows else None
 
         if poll.page == 1:
+            in_order = page.newest_first and (first is not None or not page.rows)
             # One page is read as a whole, in whatever order.
-            poll.unsorted = not (page.newest_first or page.is_last)
+            poll.unsorted = not (in_order or page.is_last)
 
-            if page.newest_first and first is not None:
+            if in_order and first is not None:
                 poll.newest = first
-        elif not page.newest_first or (
-            first is not None and highest is not None and first > highest
-        ):
+        elif not page.newest_first:
             poll.unsorted = True
+        elif first is not None and before is not None and before.rows:
+            # Those that do not say when they changed come last.
+            if before.rows[-1].state_at is None or (highest and first > highest):
+                poll.unsorted = True
 
     def _learn(self, badges: list[Badge], read_at: dt.datetime) -> None:
+        for start in range(0, len(badges), AT_A_TIME):
+            self._learn_some(badges[start : start + AT_A_TIME], read_at)
+
+    def _learn_some(self, badges: list[Badge], read_at: dt.datetime) -> None:
         learned = polls.learn(self._engine, self._gate, badges, read_at)
 
         if learned.mismatched:
@@ -276,6 +383,11 @@ class _Reader:
                 raise _GiveWay
 
         return with_token(self._state, self._gate.generation, question)
+
+
+def _refuse_endless(number: int, page: BadgePage, before: BadgePage | None) -> None:
+    if number > MAX_PAGES or before and page.ids and page.ids == before.ids:
+        raise Refused("Credly's list has no end.")
 
 
 def _is_known(poll: Poll, page: BadgePage) -> bool:

@@ -14,6 +14,7 @@ from ..models import Account
 from ..models import BadgeState
 from ..models import Issuance
 from ..models import ToCheck
+from ..models import UTCDateTime
 from . import audit
 from . import clock
 from . import gates
@@ -37,7 +38,13 @@ AT_REST = dt.timedelta(hours=1)
 """While none does: one may still be declined or revoked."""
 
 UNSORTED = dt.timedelta(days=1)
-"""Where the whole list has to be read."""
+"""Where the list has another order, and the survey says what is new."""
+
+SURVEY_EVERY = dt.timedelta(days=1)
+"""After which all badges are read."""
+
+CURSOR_LIFE = dt.timedelta(hours=1)
+"""For which Credly is taken to know what it has called next."""
 
 OVERLAP = dt.timedelta(minutes=10)
 """What is read once more of what was read: Credly's list may lag, and clocks differ."""
@@ -46,6 +53,10 @@ LEASE = dt.timedelta(minutes=10)
 """For how long a worker has a list, from one page to the next."""
 
 _KNOWN: tuple[BadgeState, ...] = ("pending", "accepted", "rejected", "revoked")
+
+
+SKEW = dt.timedelta(days=1)
+"""By which Credly's clock may be behind ours, as far as nothing else is known."""
 
 
 class Lost(Exception):
@@ -60,8 +71,11 @@ class Poll:
     :param page: The page to read next.
     :param known: Up to which change all is known.
     :param newest: The latest change of those that were read.
-    :param unsorted: Whether all of it has to be read.
+    :param unsorted: Whether it has another order than it should.
     """
+
+    due_at: t.ClassVar = "poll_due_at"
+    anew: t.ClassVar[dict[str, t.Any]] = {"poll_page": None, "poll_newest": None}
 
     tenant: str
     generation: str
@@ -70,6 +84,29 @@ class Poll:
     known: dt.datetime
     newest: dt.datetime | None
     unsorted: bool
+
+
+@dataclasses.dataclass
+class Survey:
+    """All badges, in a worker's hands.
+
+    :param until: As in :class:`Poll`.
+    :param next: What to ask for. ``None``: the first page.
+    :param pages: How many were read.
+    """
+
+    due_at: t.ClassVar = "survey_due_at"
+    anew: t.ClassVar[dict[str, t.Any]] = {
+        "survey_next": None,
+        "survey_next_at": None,
+        "survey_pages": 0,
+    }
+
+    tenant: str
+    generation: str
+    until: dt.datetime
+    next: str | None
+    pages: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +135,13 @@ def due_for(engine: sa.Engine) -> list[str]:
         now = clock.now(connection)
         is_due = sa.or_(
             Account.poll_due_at <= now,
+            Account.survey_due_at <= now,
             Account.tenant.in_(sa.select(ToCheck.tenant)),
         )
         query = sa.select(Account.tenant).where(
             is_due, *gates.may_issue(), gates.is_unpaused(now)
         )
-        # What an admin waits for has no time, or a later one.
+        # What an admin waits for has no time, or a later one. A survey has all night.
         is_later = sa.case((Account.poll_due_at <= now, 1), else_=0)
         return list(
             connection.scalars(
@@ -140,50 +178,87 @@ def at_once(connection: sa.Connection, tenant: str) -> None:
 
 
 def is_held(engine: sa.Engine, tenant: str) -> bool:
-    """Whether a list is not read to its end yet."""
+    """Whether what is new is not read to its end yet."""
+    is_surveyed = sa.and_(Account.poll_unsorted, Account.survey_next.is_not(None))
+
     with connect(engine) as connection:
-        page = sa.select(Account.poll_page).where(Account.tenant == tenant)
-        return connection.scalar(page) is not None
+        held = sa.select(Account.tenant).where(
+            Account.tenant == tenant,
+            sa.or_(Account.poll_page.is_not(None), is_surveyed),
+        )
+        return connection.scalar(held) is not None
 
 
 @in_transaction
 def take(connection: sa.Connection, gate: gates.Gate) -> Poll | None:
     """Take the list of an account, if it is due and no other worker has it."""
+    if (taken := _take(connection, gate, "poll_due_at")) is None:
+        return None
+
+    account, until = taken
+    known = account.poll_watermark
+
+    if known is None and (first := _first_issued(connection, gate.tenant)):
+        # By our clock, and the list goes by Credly's.
+        known = first - SKEW
+
+    poll = Poll(
+        gate.tenant,
+        gate.generation,
+        until,
+        page=(account.poll_page or 0) + 1,
+        known=known or until,
+        newest=account.poll_newest,
+        unsorted=account.poll_unsorted,
+    )
+
+    if known is None:
+        # Nothing was issued yet: the next badge asks for it.
+        connection.execute(_held(poll).values(poll_due_at=None))
+        return None
+
+    return poll
+
+
+@in_transaction
+def take_survey(connection: sa.Connection, gate: gates.Gate) -> Survey | None:
+    """Take all badges of an account, if they are due and no other worker has them."""
+    if (taken := _take(connection, gate, "survey_due_at")) is None:
+        return None
+
+    account, until = taken
+    since = account.survey_next_at
+
+    if since is None or since < clock.now(connection) - CURSOR_LIFE:
+        return Survey(gate.tenant, gate.generation, until, next=None, pages=0)
+
+    return Survey(
+        gate.tenant,
+        gate.generation,
+        until,
+        next=account.survey_next,
+        pages=account.survey_pages,
+    )
+
+
+def _take(
+    connection: sa.Connection, gate: gates.Gate, name: str
+) -> tuple[Account, dt.datetime] | None:
     now = clock.now(connection)
     until = now + LEASE
     this = gates.this(gate.tenant, gate.generation)
+    due = getattr(Account, name) <= now
 
     if not connection.execute(
         sa.update(Account)
-        .where(
-            *this,
-            Account.poll_due_at <= now,
-            *gates.may_issue(),
-            gates.is_unpaused(now),
-        )
-        .values(poll_due_at=until)
+        .where(*this, due, *gates.may_issue(), gates.is_unpaused(now))
+        .values({name: until})
         .execution_options(synchronize_session=False)
     ).rowcount:
         return None
 
-    with orm.Session(connection) as session:
-        account = session.scalars(sa.select(Account).where(*this)).one()
-        known = account.poll_watermark or _first_issued(connection, gate.tenant)
-
-        if known is None:
-            # Nothing was issued yet: the next badge asks for it.
-            connection.execute(_held(gate, until).values(poll_due_at=None))
-            return None
-
-        return Poll(
-            gate.tenant,
-            gate.generation,
-            until,
-            page=(account.poll_page or 0) + 1,
-            known=known,
-            newest=account.poll_newest,
-            unsorted=account.poll_unsorted,
-        )
+    with orm.Session(connection, expire_on_commit=False) as session:
+        return session.scalars(sa.select(Account).where(*this)).one(), until
 
 
 def has_issued(connection: sa.Connection, tenant: str) -> bool:
@@ -202,17 +277,18 @@ def _first_issued(connection: sa.Connection, tenant: str) -> dt.datetime | None:
     return at
 
 
-def _held(poll: Poll | gates.Gate, until: dt.datetime) -> sa.Update:
+def _held(taken: Poll | Survey) -> sa.Update:
     return sa.update(Account).where(
-        *gates.this(poll.tenant, poll.generation), Account.poll_due_at == until
+        *gates.this(taken.tenant, taken.generation),
+        getattr(Account, taken.due_at) == taken.until,
     )
 
 
-def _write(connection: sa.Connection, poll: Poll, **values: t.Any) -> None:
-    if not connection.execute(_held(poll, poll.until).values(**values)).rowcount:
+def _write(connection: sa.Connection, taken: Poll | Survey, **values: t.Any) -> None:
+    if not connection.execute(_held(taken).values(**values)).rowcount:
         raise Lost
 
-    poll.until = values["poll_due_at"]
+    taken.until = values[taken.due_at]
 
 
 @in_transaction
@@ -238,18 +314,66 @@ def finish(connection: sa.Connection, poll: Poll) -> None:
     :raises Lost: Another worker has it.
     """
     now = clock.now(connection)
-    # Of a clock that is ahead, all that follows would be taken for known.
-    newest = max(poll.known, min(poll.newest or poll.known, now))
+    next_survey: t.Any = sa.func.coalesce(
+        Account.survey_due_at, sa.literal(now + SURVEY_EVERY, UTCDateTime)
+    )
+
+    if poll.unsorted:
+        # Not that one under way begins anew.
+        is_begun = sa.or_(Account.survey_next.is_not(None), Account.survey_due_at < now)
+        next_survey = sa.case(
+            (is_begun, Account.survey_due_at), else_=sa.literal(now, UTCDateTime)
+        )
+
     _write(
         connection,
         poll,
         poll_page=None,
         poll_newest=None,
-        # Who knows what was moved while it was read.
-        poll_watermark=poll.known if poll.unsorted else newest,
+        # Of a clock that is ahead, all that follows would be taken for known. One that
+        # is behind says when its own changes were, and nothing else does.
+        poll_watermark=(
+            poll.known if poll.unsorted else min(poll.newest or poll.known, now)
+        ),
         poll_unsorted=poll.unsorted,
-        polled_at=now,
+        # The survey says so.
+        polled_at=Account.polled_at if poll.unsorted else now,
         poll_due_at=now + _wait(connection, poll, now),
+        survey_due_at=next_survey,
+    )
+
+
+@in_transaction
+def advance_survey(connection: sa.Connection, survey: Survey) -> None:
+    """Note that a page was read, and what comes next.
+
+    :raises Lost: Another worker has the survey.
+    """
+    now = clock.now(connection)
+    _write(
+        connection,
+        survey,
+        survey_next=survey.next,
+        survey_next_at=now,
+        survey_pages=survey.pages,
+        survey_due_at=now + LEASE,
+    )
+
+
+@in_transaction
+def finish_survey(connection: sa.Connection, survey: Survey) -> None:
+    """Note that all badges were read.
+
+    :raises Lost: Another worker has the survey.
+    """
+    now = clock.now(connection)
+    _write(
+        connection,
+        survey,
+        **survey.anew,
+        surveyed_at=now,
+        polled_at=now,
+        survey_due_at=now + SURVEY_EVERY,
     )
 
 
@@ -278,7 +402,7 @@ def _wait(connection: sa.Connection, poll: Poll, now: dt.datetime) -> dt.timedel
 @in_transaction
 def leave(
     connection: sa.Connection,
-    poll: Poll,
+    taken: Poll | Survey,
     wait: dt.timedelta = dt.timedelta(0),
     *,
     anew: bool = False,
@@ -287,12 +411,12 @@ def leave(
 
     :param anew: Whether that begins with the first page.
     """
-    values: dict[str, t.Any] = {"poll_due_at": clock.now(connection) + wait}
+    values: dict[str, t.Any] = {taken.due_at: clock.now(connection) + wait}
 
     if anew:
-        values |= {"poll_page": None, "poll_newest": None}
+        values |= taken.anew
 
-    connection.execute(_held(poll, poll.until).values(**values))
+    connection.execute(_held(taken).values(**values))
 
 
 def time_of(engine: sa.Engine) -> dt.datetime:
