@@ -31,7 +31,7 @@ Violations = list[str]
 
 MADE = ("issued", "held")
 SHOWN = ("failed", "cancelled")
-FINAL = MADE + SHOWN
+FINAL = (*MADE, *SHOWN, "revoked", "replaced")
 
 COUNTED = ("issued", "found", "held", "refused", "unknown")
 """Answers that use up one of the two attempts."""
