@@ -152,6 +152,7 @@ LATE = {
     # What one command of many is about.
     "flask_credly.doctor": "a command",
     "flask_credly.issuing.poll": "a command",
+    "flask_credly.issuing.profile": "a command",
     "flask_credly.issuing.sweep": "a command",
     "flask_credly.issuing.worker": "a command",
     "flask_credly.ledger.retention": "a command",
