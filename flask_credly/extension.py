@@ -73,6 +73,8 @@ class Credly:
         self._actor: ActorHook | None = None
         self._tenant: TenantHook | None = None
         self._is_operator: AdminHook | None = None
+        self._is_viewer: AdminHook | None = None
+        self._may_revoke: AdminHook | None = None
 
     def courses(self, hook: HookT) -> HookT:
         """Register the function that lists the courses and learning paths that can be
@@ -139,6 +141,25 @@ class Credly:
         self._is_operator = hook
         return hook
 
+    def is_viewer(self, hook: HookT) -> HookT:
+        """Register the function that says whether the current visitor, who is no admin,
+        may see the pages and change nothing: for those who answer members' questions.
+
+        E-mail addresses are masked for a viewer, and nothing can be exported. As
+        :meth:`is_admin`: only ``True`` lets in. Without it, nobody is a viewer.
+        """
+        self._is_viewer = hook
+        return hook
+
+    def may_revoke(self, hook: HookT) -> HookT:
+        """Register the function that says whether the current visitor, who is an admin,
+        may take back what was issued: revoke a badge, correct it, issue it again.
+
+        As :meth:`is_admin`: only ``True`` lets in. Without it, each admin may.
+        """
+        self._may_revoke = hook
+        return hook
+
     def init_app(self, app: Flask) -> None:
         """Register the extension on an application.
 
@@ -173,6 +194,8 @@ class Credly:
             ("actor", self._actor),
             ("tenant", self._tenant),
             ("is_operator", self._is_operator),
+            ("is_viewer", self._is_viewer),
+            ("may_revoke", self._may_revoke),
         ):
             if inspect.iscoroutinefunction(hook) or inspect.isasyncgenfunction(hook):
                 raise RuntimeError(
@@ -194,6 +217,8 @@ class Credly:
             name_actor=self._actor,
             name_tenant=self._tenant,
             is_operator=self._is_operator,
+            is_viewer=self._is_viewer,
+            may_revoke=self._may_revoke,
         )
         warn_of_unknown(app.config)
         warn_of_ignored(app.config, os.environ)

@@ -95,6 +95,8 @@ class AppState:
     name_actor: ActorHook | None = None
     name_tenant: TenantHook | None = None
     is_operator: AdminHook | None = None
+    is_viewer: AdminHook | None = None
+    may_revoke: AdminHook | None = None
     web_queue: WebQueue = dataclasses.field(default_factory=WebQueue)
     uncounted: Uncounted = dataclasses.field(default_factory=Uncounted)
 
@@ -151,7 +153,10 @@ class AppState:
         return Community(**values, tenant=tenant)
 
 
-_HOOKS = ("list_courses", "is_admin", "load_member", "past_completions", "name_actor")
+_HOOKS = (
+    *("list_courses", "load_member", "past_completions"),
+    *("is_admin", "is_viewer", "may_revoke", "name_actor"),
+)
 
 
 def _takes_tenant(hook: cabc.Callable[..., object]) -> bool:

@@ -308,6 +308,8 @@ def make_host(database: str, bytecode: jinja2.BytecodeCache) -> cabc.Iterator[Ma
         actor: cabc.Callable[..., t.Any] | None = None,
         tenant: cabc.Callable[[], t.Any] | None = None,
         is_operator: cabc.Callable[[], t.Any] | None = None,
+        is_viewer: cabc.Callable[..., t.Any] | None = None,
+        may_revoke: cabc.Callable[..., t.Any] | None = None,
         setup: cabc.Callable[[Flask, SQLAlchemy], None] | None = None,
         app: Flask | None = None,
         db: SQLAlchemy | None = None,
@@ -344,6 +346,12 @@ def make_host(database: str, bytecode: jinja2.BytecodeCache) -> cabc.Iterator[Ma
 
         if is_operator is not None:
             credly.is_operator(is_operator)
+
+        if is_viewer is not None:
+            credly.is_viewer(is_viewer)
+
+        if may_revoke is not None:
+            credly.may_revoke(may_revoke)
 
         if setup is not None:
             setup(app, db)

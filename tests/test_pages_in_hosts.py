@@ -706,9 +706,14 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
     assert "Issued badges" in badges.partition("</title>")[0]
     assert "&lt;img src=x&gt;" in badges and "<img src=x>" not in badges
     assert "Not found." in badges
-    visit.get(f"/credly/badges/{row_id}", headers=HX)
+    alone = f"/credly/badges/{row_id}"
+    page = visit.get(alone).text
+    assert page.count('<h1 id="credly-h1"') == 1 and "&lt;img src=x&gt;" in page
+    visit.get(alone, headers=HX)
+    visit.get(f"{alone}/row", headers=HX)
     visit.get("/credly/badges/retry")
-    visit.post(f"/credly/badges/{row_id}/retry", headers=HX)
+    row = visit.post(f"{alone}/retry?listed=1", headers=HX).text
+    assert row.strip().startswith("<tr")
     fail_one(visit, row_id)
     visit.post("/credly/badges/retry")
     visit.post(f"/credly/badges/{row_id}/check", headers=HX)

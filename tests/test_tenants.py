@@ -532,10 +532,8 @@ def test_an_id_of_another_community_is_answered_as_an_unknown_one(
     [
         "/credly?edit={mapping}",
         "/credly?undo={mapping}",
-        "/credly/badges?id={row}",
         "/credly/badges?before={row}",
         "/credly/badges?after={row}",
-        "/credly/badges.csv?id={row}",
         "/credly/errors?id={row}",
     ],
 )

@@ -29,6 +29,7 @@ def activity() -> ResponseReturnValue:
         who=_who,
         what=_what_in_html,
         outcomes=audit.OUTCOMES,
+        of_a_badge=audit.OF_A_BADGE,
     )
 
 
@@ -38,15 +39,16 @@ def export_activity() -> ResponseReturnValue:
     note("export activity")
     header = [gettext("Timestamp"), gettext("Who"), gettext("What"), gettext("Outcome")]
     cells = (
-        [each.at.isoformat(), *_words(each)]
+        [each.at.isoformat(), *words_of(each)]
         for each in audit.every(community.engine, community.tenant)
     )
     return csv_file("credly-activity", header, cells)
 
 
-def _words(entry: AuditEntry) -> list[str]:
+def words_of(entry: AuditEntry) -> tuple[str, str, str]:
+    """Say who did what, and what came of it."""
     what = gettext(audit.ACTIONS.get(entry.action, entry.action), target=entry.target)
-    return [_who(entry), what, gettext(audit.OUTCOMES[entry.outcome])]
+    return _who(entry), what, gettext(audit.OUTCOMES[entry.outcome])
 
 
 def _who(entry: AuditEntry) -> str:

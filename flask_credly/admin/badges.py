@@ -1,4 +1,4 @@
-"""The ledger: every badge that was asked for, with filters, retries and an export."""
+"""The ledger: every badge that was asked for, with filters and an export."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ import collections.abc as cabc
 import datetime as dt
 import functools
 import typing as t
-import urllib.parse
 
 from flask import request
-from flask import Response
 from flask.typing import ResponseReturnValue
 
 from .. import accounts
@@ -19,7 +17,6 @@ from ..i18n import ngettext
 from ..issuing import notifier
 from ..ledger import gates
 from ..ledger import issuances
-from ..ledger import polls
 from ..ledger import reasons
 from ..ledger.issuances import Filter
 from ..models import Issuance
@@ -29,18 +26,17 @@ from .courses import list_courses
 from .export import csv_file
 from .export import note
 from .guard import actor
+from .guard import may_act
 from .query import number
 from .query import read_key
 from .query import searched
 from .query import write_key
 from .reading import read
-from .respond import EXPIRED
 from .respond import flash
 from .respond import fragment
 from .respond import go_to
 from .respond import page
 from .respond import wants_fragment
-from .respond import when_expired
 from .rows import MANY
 
 STATUSES: dict[str, str] = {
@@ -70,98 +66,31 @@ def badges() -> ResponseReturnValue:
 
     wanted = _filter()
     found = read(issuances.page, wanted, before=number("before"), after=number("after"))
-    names = _names(found.rows)
+    names = names_of(found.rows)
     return page(
         "credly/badges.html",
         badges=found,
         wanted=wanted,
         can_retry=read(issuances.retriable, 1),
-        live=wanted.id is not None,
         choices=_choices(wanted, names["titles"]),
         **names,
     )
 
 
-def show_badge(issuance_id: int) -> ResponseReturnValue:
-    """Show one once more, on a page that stays open."""
+def badge_row(issuance_id: int) -> ResponseReturnValue:
+    """Show one row once more, on a page that stays open."""
     row = read(issuances.get, issuance_id)
 
     if row is None or not wants_fragment():
-        return go_to("credly.badges", id=issuance_id)
+        return go_to("credly.badges", **address())
 
-    names = _names([row])
-    ended = (
-        row.state not in issuances.STATES["waiting"] and row.id not in names["asked"]
-    )
     return fragment(
         "credly/_badge_alone.html",
         row=row,
-        said=_said(row) if ended else "",
+        said="" if is_under_way(row) else status_of(row),
         live=True,
-        **names,
+        **names_of([row]),
     )
-
-
-def _show_anew(issuance_id: int) -> Response:
-    # With its filters.
-    flash(gettext(EXPIRED), wrong=True)
-    return go_to("credly.badges", **_address())
-
-
-def _said(row: Issuance) -> str:
-    found = issuances.became(row)
-    status = status_of(row)
-    return f"{status}: {gettext(BECAME[found])}" if found else status
-
-
-@when_expired(_show_anew)
-def check(issuance_id: int) -> ResponseReturnValue:
-    """Ask for what has become of one, by a worker: no page waits for Credly."""
-    state = here()
-    wrong = not polls.ask_for(state.engine, state.tenant, issuance_id, by=actor())
-
-    if wrong:
-        said = gettext("There is no badge at Credly to ask for.")
-    else:
-        notifier.ask_for_poll(state)
-        said = gettext("Credly is asked what became of the badge.")
-
-    return _respond(issuance_id, said, wrong=wrong)
-
-
-@when_expired(_show_anew)
-def retry(issuance_id: int) -> ResponseReturnValue:
-    """Try one once more that was not issued."""
-    state = here()
-
-    if issuances.retry(state.engine, state.tenant, issuance_id, by=actor()):
-        notifier.notify(state)
-        wrong, said = False, gettext("The badge is tried once more.")
-    else:
-        wrong = True
-        said = gettext(
-            "This badge cannot be tried again: it is on its way already, or its course"
-            " is not mapped any more."
-        )
-
-    return _respond(issuance_id, said, wrong=wrong)
-
-
-def _respond(issuance_id: int, said: str, *, wrong: bool) -> Response:
-    """Show the row whose button was pressed, with what came of it."""
-    if wants_fragment() and (row := read(issuances.get, issuance_id)):
-        return fragment(
-            "credly/_badge_alone.html",
-            row=row,
-            said=said,
-            wrong=wrong,
-            focus=True,
-            live=True,
-            **_names([row]),
-        )
-
-    flash(said, wrong=wrong)
-    return go_to("credly.badges", **_address())
 
 
 def confirm_retry() -> ResponseReturnValue:
@@ -264,6 +193,11 @@ def status_of(row: Issuance, *, paused: bool = False) -> str:
     )
 
 
+def is_under_way(row: Issuance) -> bool:
+    """Whether something is being done that somebody may wait for."""
+    return row.action not in (None, "check")
+
+
 def _filter() -> Filter:
     status = request.args.get("status", "")
     became = request.args.get("became", "")
@@ -273,18 +207,19 @@ def _filter() -> Filter:
         kind=kind,
         course_id=course_id,
         text=searched(),
-        id=number("id"),
+        whole_address=not may_act(),
         became=t.cast(issuances.Became, became) if became in BECAME else None,
     )
 
 
-def _address() -> dict[str, str]:
+def address() -> dict[str, str]:
     """Keep the filters and the page in an address."""
-    kept = ("status", "became", "course", "q", "id", "before", "after")
+    kept = ("status", "became", "course", "q", "before", "after")
     return {name: request.args[name] for name in kept if request.args.get(name)}
 
 
-def _names(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
+def names_of(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
+    """Gather what rows are shown with."""
     state = here()
     courses = {(each.kind, each.id): each.title for each in list_courses() or []}
     mapped = read(accounts.titles, {(row.kind, row.course_id) for row in rows})
@@ -292,11 +227,11 @@ def _names(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
     paused = gate is not None and not gate.is_open
     can_be_retried = read(issuances.can_be_retried, [row.id for row in rows])
     return {
-        "address": _address(),
+        "address": address(),
         "statuses": STATUSES,
         "became": BECAME,
         "became_of": issuances.became,
-        "asked": polls.asked_for(state.engine, state.tenant, [row.id for row in rows]),
+        "is_under_way": is_under_way,
         "explain": reasons.explain,
         "status_of": functools.partial(status_of, paused=paused),
         "paused": paused,
@@ -306,7 +241,6 @@ def _names(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
         "titles": mapped | courses,
         "kind_names": KIND_NAMES,
         "mapped": mapped,
-        "credly_site": _site(state.settings.token_url),
     }
 
 
@@ -324,9 +258,3 @@ def _choices(wanted: Filter, titles: dict[tuple[str, str], str]) -> dict[str, st
     named = {each: titles.get(each, title) for each, title in found.items()}
     by_title = sorted(named.items(), key=lambda each: each[1])
     return {write_key(*course): title for course, title in by_title}
-
-
-def _site(token_url: str) -> str:
-    """Get the address under which a badge's public page is."""
-    parts = urllib.parse.urlsplit(token_url)
-    return f"{parts.scheme}://{parts.netloc}"

@@ -33,6 +33,7 @@ from ..settings import Settings
 from ..state import get_state
 from . import activity
 from . import backfills
+from . import badge
 from . import badges
 from . import communities
 from . import forms
@@ -119,9 +120,10 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/mappings/<int:mapping_id>/test", test_badge.send_test),
     ("GET", "/credly/badges", badges.badges),
     ("GET", "/credly/badges.csv", badges.export_badges),
-    ("GET", "/credly/badges/<int:issuance_id>", badges.show_badge),
-    ("POST", "/credly/badges/<int:issuance_id>/retry", badges.retry),
-    ("POST", "/credly/badges/<int:issuance_id>/check", badges.check),
+    ("GET", "/credly/badges/<int:issuance_id>", badge.show_badge),
+    ("GET", "/credly/badges/<int:issuance_id>/row", badges.badge_row),
+    ("POST", "/credly/badges/<int:issuance_id>/retry", badge.retry),
+    ("POST", "/credly/badges/<int:issuance_id>/check", badge.check),
     ("GET", "/credly/badges/retry", badges.confirm_retry),
     ("POST", "/credly/badges/retry", badges.retry_all),
     ("GET", "/credly/mappings/<int:mapping_id>/backfill", backfills.confirm_backfill),
@@ -147,6 +149,24 @@ ON_PURPOSE = {
         backfills.confirm_backfill,
         badges.export_badges,
         log.export_errors,
+    )
+}
+
+
+# What a viewer may look at. Nothing that is there to change something, and no export,
+# which is noted in the trail and holds addresses.
+FOR_VIEWERS = {
+    f"credly.{view.__name__}"
+    for view in (
+        activity.activity,
+        backfills.show_backfill,
+        badge.show_badge,
+        badges.badge_row,
+        badges.badges,
+        index.index,
+        log.errors,
+        window.banners,
+        window.show,
     )
 }
 
@@ -240,12 +260,14 @@ def _guard() -> ResponseReturnValue | None:
 
 
 def _refuse_visitor() -> ResponseReturnValue | None:
-    """Refuse who is no admin, and what an admin's browser was made to send."""
+    """Refuse who is no admin, or a viewer who wants more than to look, and what an
+    admin's browser was made to send.
+    """
     try:
         if request.endpoint == "credly.communities":
             allowed = guard.check_operator()
         else:
-            allowed = guard.check_admin()
+            allowed = guard.check_visitor(to_look=request.endpoint in FOR_VIEWERS)
     except HTTPException as e:
         # The community or the page is not there.
         return current_app.handle_http_exception(e)
@@ -254,7 +276,7 @@ def _refuse_visitor() -> ResponseReturnValue | None:
         _log_refusal("access", f"Access to {request.endpoint} was denied.")
 
         if allowed is False:
-            return _refuse(gettext(DENIED), 403, admin=False)
+            return _refuse(gettext(DENIED), 403, let_in=False)
 
         # Handled here and not raised: also in the handler of an error, and where a
         # host traps these.
@@ -303,10 +325,10 @@ def _read_form() -> int:
         return e.code or 400
 
 
-def _refuse(text: str, status: int, *, admin: bool = True) -> ResponseReturnValue:
+def _refuse(text: str, status: int, *, let_in: bool = True) -> ResponseReturnValue:
     name = "_denied" if wants_fragment() else "denied"
     make = render if wants_fragment() else render_page
-    html = make(f"credly/{name}.html", text=text, status=status, admin=admin)
+    html = make(f"credly/{name}.html", text=text, status=status, let_in=let_in)
     return respond(html, status, IN_PLACE if wants_fragment() else None)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import typing as t
 
+from flask import g
+from flask import has_request_context
 from flask import request
 from werkzeug.exceptions import HTTPException
 from werkzeug.wrappers import Response
@@ -19,11 +22,61 @@ from .community import here
 logger = logging.getLogger("flask_credly")
 
 
-def check_admin() -> bool | Response | HTTPException:
-    """Ask the host. A response, or what the hook has called ``abort()`` with, is the
-    refusal as the host wants it.
+_ROLE = "credly_role"
+
+_ADDRESS = re.compile("([^\\s@“\"'<(]?)[^\\s@“]*@")
+
+
+def check_visitor(*, to_look: bool) -> bool | Response | HTTPException:
+    """Ask the host whether the visitor is an admin, and if not, a viewer. A response,
+    or what the hook has called ``abort()`` with, is the refusal as the host wants it.
+
+    :param to_look: Whether a viewer may do what is asked for.
     """
-    return _check("is_admin", here().is_admin)
+    community = here()
+    allowed = _check("is_admin", community.is_admin)
+    _note_role("admin" if allowed is True else "")
+
+    if allowed is True or community.is_viewer is None:
+        return allowed
+
+    if _check("is_viewer", community.is_viewer) is not True:
+        return allowed
+
+    _note_role("viewer")
+    return to_look
+
+
+def _note_role(role: str) -> None:
+    # A context of the host's may be around several requests.
+    setattr(g, _ROLE, (_this_request(), role))
+
+
+def _this_request() -> object:
+    return request._get_current_object() if has_request_context() else None  # type: ignore[attr-defined]
+
+
+def may_act() -> bool:
+    """Whether the visitor is an admin, and no viewer."""
+    return g.get(_ROLE) == (_this_request(), "admin")
+
+
+def check_revoker() -> bool | Response | HTTPException:
+    """Ask the host whether an admin may take back what was issued."""
+    hook = here().may_revoke
+    return hook is None or _check("may_revoke", hook)
+
+
+def may_revoke() -> bool:
+    """Whether the visitor may take back what was issued."""
+    return may_act() and check_revoker() is True
+
+
+def mask(text: str) -> str:
+    """Take from a text what only an admin may read: all of an e-mail address but its
+    first letter and its host.
+    """
+    return text if may_act() else _ADDRESS.sub(r"\1…@", text)
 
 
 def check_operator() -> bool | Response | HTTPException:
@@ -64,10 +117,10 @@ def _check(name: str, hook: t.Callable[[], object]) -> bool | Response | HTTPExc
     return False
 
 
-def is_admin() -> bool:
-    """Whether the current visitor is let in."""
+def is_let_in() -> bool:
+    """Whether the current visitor may look at the pages."""
     try:
-        return check_admin() is True
+        return check_visitor(to_look=True) is True
     except HTTPException:
         return False  # there is no community here
 

@@ -18,7 +18,7 @@ from ..ledger import audit
 from ..ledger import overview
 from ..ledger.transaction import beside_the_host
 from .community import here
-from .guard import is_admin
+from .guard import is_let_in
 from .rendering import render
 from .respond import page
 
@@ -35,8 +35,10 @@ def index() -> ResponseReturnValue:
 
 
 def card() -> Markup:
-    """Render the card for a host's own list. Empty for everybody but an admin."""
-    if not is_admin():
+    """Render the card for a host's own list. Empty for everybody but an admin and a
+    viewer.
+    """
+    if not is_let_in():
         return Markup()
 
     if has_request_context():

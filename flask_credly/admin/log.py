@@ -21,6 +21,7 @@ from ..models import LogEntry
 from .community import here
 from .export import csv_file
 from .export import note
+from .guard import may_act
 from .query import number
 from .query import searched
 from .reading import read
@@ -123,4 +124,6 @@ def export_errors() -> ResponseReturnValue:
 
 def _filter() -> tuple[str, str]:
     error = request.args.get("type", "")
-    return error if error in log.ERRORS else "", searched()
+    # The details name addresses, which could be guessed letter by letter.
+    text = searched() if may_act() else ""
+    return error if error in log.ERRORS else "", text

@@ -27,6 +27,7 @@ from .. import i18n
 from ..models import Template
 from ..state import get_state
 from . import forms
+from . import guard
 from .query import write_key
 
 OWN_LAYOUT = "credly/base.html"
@@ -147,6 +148,8 @@ def _make_environment() -> jinja2.Environment:
         "credly_version": assets.version,
         "credly_token": forms.token,
         "credly_picture": _picture,
+        "credly_may_act": guard.may_act,
+        "credly_masked": guard.mask,
         "credly_key": write_key,
         "credly_gettext": i18n.html_gettext,
         "credly_ngettext": i18n.html_ngettext,

@@ -28,6 +28,7 @@ from .courses import KIND_NAMES
 from .courses import list_courses
 from .courses import name_anew
 from .forms import MappingForm
+from .guard import may_act
 from .query import read_key
 from .query import read_number
 from .reading import read
@@ -135,7 +136,7 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
     mappings = read(accounts.list_mappings, start=start, limit=A_PAGE)
     name_anew(mappings, courses)
 
-    if not mapped and not rows:
+    if not mapped and not rows and may_act():
         rows = [EditRow(secrets.token_hex(4))]
 
     return {

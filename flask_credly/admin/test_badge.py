@@ -63,7 +63,7 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
     else:
         flash(gettext("Issuing is paused. The test badge waits until it goes on."))
 
-    return go_to("credly.badges", id=added)
+    return go_to("credly.show_badge", issuance_id=added)
 
 
 def _test_page(

@@ -29,6 +29,7 @@ from .community import here
 from .courses import name_anew
 from .forms import ConnectForm
 from .guard import actor
+from .guard import may_act
 from .index import AT_MOST
 from .log import fold
 from .reading import read
@@ -67,13 +68,16 @@ NO_KEY = gettext_noop(
 def show() -> ResponseReturnValue:
     """Show the window."""
     wanted = request.args.get("mapping", "")
-    rows = [EditRow.of(wanted)] if wanted == "new" or wanted.isdecimal() else []
-    return show_with(rows)
+    is_open = may_act() and (wanted == "new" or wanted.isdecimal())
+    return show_with([EditRow.of(wanted)] if is_open else [])
 
 
 def show_with(rows: list[EditRow], status: int = 200) -> Response:
     """Show the window with some mapping rows open."""
     connected = read(accounts.get)
+
+    if connected is None and not may_act():
+        return go_to("credly.index")
 
     if connected is None:
         return page("credly/connect.html", form=ConnectForm(), connection=None)

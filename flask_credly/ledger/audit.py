@@ -76,6 +76,9 @@ ACTIONS: dict[str, str] = {
     "rotate keys": gettext_noop("Encrypt the stored secrets with the newest key"),
 }
 
+OF_A_BADGE = ("send test badge", "retry", "check")
+"""Whose target is a badge's number in the ledger."""
+
 OUTCOMES: dict[str, str] = {
     "ok": gettext_noop("Done"),
     "refused": gettext_noop("Refused"),
@@ -299,6 +302,29 @@ def page(
 
 def _of(tenant: str) -> sa.Select[AuditEntry]:
     return sa.select(AuditEntry).where(AuditEntry.tenant == tenant)
+
+
+def of_badge(
+    session: Session, tenant: str, row_id: int, since: dt.datetime, at_most: int
+) -> list[AuditEntry]:
+    """Get what was done to one badge, newest first.
+
+    :param since: When the badge was recorded: there is nothing before.
+    :param at_most: So many entries.
+    """
+    return list(
+        session.scalars(
+            _of(tenant)
+            .where(
+                # By the index on the time.
+                AuditEntry.at >= since,
+                AuditEntry.action.in_(OF_A_BADGE),
+                AuditEntry.target == str(row_id),
+            )
+            .order_by(AuditEntry.id.desc())
+            .limit(at_most)
+        )
+    )
 
 
 def any_entry(session: Session, tenant: str) -> bool:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from ..models import Account
+from ..models import Attempt
 from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
@@ -82,14 +83,15 @@ class Filter:
     :param became: What has become of the badge.
     :param kind: The kind of ``course_id``.
     :param text: A member's id, or how the e-mail address or one of the names begins.
-    :param id: One row.
+    :param whole_address: The e-mail address is found by the whole of it only: whoever
+        must not see it could guess it letter by letter.
     """
 
     status: Status | None = None
     kind: str = ""
     course_id: str = ""
     text: str = ""
-    id: int | None = None
+    whole_address: bool = False
     became: Became | None = None
 
     def select(self, tenant: str) -> sa.Select[Issuance]:
@@ -107,25 +109,28 @@ class Filter:
                 Issuance.kind == self.kind, Issuance.course_id == self.course_id
             )
 
-        if self.id is not None:
-            query = query.where(Issuance.id == self.id)
-
         if self.text:
-            query = query.where(sa.or_(*_names(self.text)))
+            query = query.where(sa.or_(*_names(self.text, self.whole_address)))
 
         return query
 
 
-def _names(text: str) -> list[sa.ColumnElement[bool]]:
+def _names(text: str, whole_address: bool) -> list[sa.ColumnElement[bool]]:
     """What a member that is searched for may be named by."""
 
     def begins(column: t.Any, text: str) -> sa.ColumnElement[bool]:
         found: sa.ColumnElement[bool] = column.istartswith(text, autoescape=True)
         return found
 
-    columns = (Issuance.email, Issuance.first_name, Issuance.last_name)
     words = text.split()
-    found = [Issuance.member_id == text, *(begins(column, text) for column in columns)]
+    found = [
+        Issuance.member_id == text,
+        begins(Issuance.first_name, text),
+        begins(Issuance.last_name, text),
+        sa.func.lower(Issuance.email) == text.lower()
+        if whole_address
+        else begins(Issuance.email, text),
+    ]
 
     for number in range(1, len(words)):
         first, last = " ".join(words[:number]), " ".join(words[number:])
@@ -153,6 +158,38 @@ def get(session: Session, tenant: str, row_id: int) -> Issuance | None:
     """Get one row."""
     this = (Issuance.id == row_id, Issuance.tenant == tenant)
     return session.scalars(sa.select(Issuance).where(*this)).one_or_none()
+
+
+def cycles(
+    session: Session, tenant: str, row: Issuance, at_most: int
+) -> list[Issuance]:
+    """Get the badges of the same member for the same course, newest first: the row
+    itself is one of them, unless there are more than that.
+    """
+    same = ("member_id", "kind", "course_id", "organization_id")
+    these = [getattr(Issuance, name) == getattr(row, name) for name in same]
+    return list(
+        session.scalars(
+            sa.select(Issuance)
+            .where(Issuance.tenant == tenant, *these)
+            .order_by(Issuance.cycle.desc())
+            .limit(at_most)
+        )
+    )
+
+
+def requests(
+    session: Session, tenant: str, row_id: int, at_most: int
+) -> list[Attempt]:
+    """Get the requests that were made for a badge, newest first."""
+    return list(
+        session.scalars(
+            sa.select(Attempt)
+            .where(Attempt.tenant == tenant, Attempt.issuance_id == row_id)
+            .order_by(Attempt.id.desc())
+            .limit(at_most)
+        )
+    )
 
 
 def solved(session: Session, tenant: str, ids: cabc.Collection[int]) -> set[int]:
@@ -262,6 +299,9 @@ _IS_CURRENT = (
 )
 
 
+_HAS_NOT_BEEN_ISSUED = sa.and_(
+    Issuance.state.in_(("failed", "cancelled")), Issuance.erased_at.is_(None)
+)
 _WAITS_FOR_RETRY = sa.and_(
     sa.or_(
         Issuance.state == "failed",
@@ -274,11 +314,12 @@ _WAITS_FOR_RETRY = sa.and_(
 def can_be_retried(
     session: Session, tenant: str, ids: cabc.Collection[int]
 ) -> set[int]:
-    """Get those of some rows that :func:`retry` would take, were they to be retried."""
+    """Get those of some rows that :func:`retry` would take."""
     found = session.scalars(
         sa.select(Issuance.id).where(
             is_of(tenant),
             Issuance.id.in_(ids),
+            _HAS_NOT_BEEN_ISSUED,
             is_connected(tenant),
             *_IS_CURRENT,
         )
@@ -344,8 +385,7 @@ def retry(
     else:
         these = sa.and_(
             Issuance.id == row_id,
-            Issuance.state.in_(("failed", "cancelled")),
-            Issuance.erased_at.is_(None),
+            _HAS_NOT_BEEN_ISSUED,
             _can_be_retried(tenant),
         )
 

@@ -1,0 +1,182 @@
+"""One badge's own page: what is true of it, and all that was asked and done."""
+
+from __future__ import annotations
+
+import typing as t
+import urllib.parse
+
+from flask import request
+from flask import Response
+from flask.typing import ResponseReturnValue
+
+from .. import accounts
+from ..i18n import gettext
+from ..i18n import gettext_noop
+from ..issuing import notifier
+from ..ledger import audit
+from ..ledger import issuances
+from ..ledger import polls
+from ..models import Issuance
+from .activity import words_of
+from .badges import address
+from .badges import BECAME
+from .badges import is_under_way
+from .badges import names_of
+from .badges import status_of
+from .community import here
+from .guard import actor
+from .reading import read
+from .respond import EXPIRED
+from .respond import flash
+from .respond import fragment
+from .respond import go_to
+from .respond import page
+from .respond import wants_fragment
+from .respond import when_expired
+
+AT_MOST = 100
+"""So many of each kind are shown: the newest."""
+
+GONE = gettext_noop("There is no such badge here.")
+
+ANSWERS: dict[str, str] = {
+    "issued": gettext_noop("Credly issued the badge."),
+    "found": gettext_noop("Credly had issued this badge already."),
+    "held": gettext_noop("The member has this badge from elsewhere."),
+    "unlisted": gettext_noop(
+        "Credly refused it as a second badge, and did not show the first."
+    ),
+    "refused": gettext_noop("Credly refused it."),
+    "unknown": gettext_noop("The answer was not clear. Credly may have done it."),
+    "foreign": gettext_noop(
+        "Something between this site and Credly answered, such as a firewall."
+    ),
+    "rate limited": gettext_noop("Credly's API rate limit was reached."),
+    "unauthorized": gettext_noop("Credly refused the credentials."),
+    "unavailable": gettext_noop("Credly could not be reached."),
+    "in trouble": gettext_noop("Credly was in trouble. It may have done it."),
+    "not sent": gettext_noop("The request was not sent."),
+    "died": gettext_noop("The worker died before it had an answer."),
+}
+"""What :attr:`.Attempt.answer` says."""
+
+ACTIONS: dict[str, str] = {
+    "issue": gettext_noop("Issue the badge"),
+    "revoke": gettext_noop("Revoke the badge"),
+    "replace": gettext_noop("Replace the badge"),
+}
+"""What :attr:`.Attempt.action` says."""
+
+
+def show_badge(issuance_id: int) -> ResponseReturnValue:
+    """Show one badge, or again what changes on its page."""
+    connected = read(accounts.get)
+
+    if connected is None:
+        return go_to("credly.show")
+
+    row = read(issuances.get, issuance_id)
+
+    if row is None:
+        flash(gettext(GONE), wrong=True)
+        return go_to("credly.badges")
+
+    state = here()
+    cycles = read(issuances.cycles, row, AT_MOST)
+    asked = row.id in polls.asked_for(state.engine, state.tenant, [row.id])
+    context: dict[str, t.Any] = {
+        "row": row,
+        "connection": connected,
+        "asked": asked,
+        "live": asked or is_under_way(row),
+        "cycles": cycles,
+        "requests": read(issuances.requests, row.id, AT_MOST),
+        "answers": ANSWERS,
+        "actions": ACTIONS,
+        "done": [
+            (entry, *words_of(entry))
+            for entry in read(audit.of_badge, row.id, row.recorded_at, AT_MOST)
+        ],
+        "at_most": AT_MOST,
+        "credly_site": _site(state.settings.token_url),
+        **names_of(cycles if any(row.id == each.id for each in cycles) else [row]),
+    }
+
+    if not wants_fragment():
+        return page("credly/badge.html", **context)
+
+    said = "" if context["live"] else _said(row)
+    return fragment("credly/_badge_page.html", said=said, **context)
+
+
+def _said(row: Issuance) -> str:
+    found = issuances.became(row)
+    status = status_of(row)
+    return f"{status}: {gettext(BECAME[found])}" if found else status
+
+
+def _site(token_url: str) -> str:
+    """Get the address under which a badge's public page is."""
+    parts = urllib.parse.urlsplit(token_url)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _show_anew(issuance_id: int) -> Response:
+    flash(gettext(EXPIRED), wrong=True)
+    return _back(issuance_id)
+
+
+def _back(issuance_id: int) -> Response:
+    """Go to where the button was pressed."""
+    if "listed" in request.args:
+        return go_to("credly.badges", **address())
+
+    return go_to("credly.show_badge", issuance_id=issuance_id)
+
+
+@when_expired(_show_anew)
+def check(issuance_id: int) -> ResponseReturnValue:
+    """Ask for what has become of one, by a worker: no page waits for Credly."""
+    state = here()
+
+    if polls.ask_for(state.engine, state.tenant, issuance_id, by=actor()):
+        notifier.ask_for_poll(state)
+        flash(gettext("Credly is asked what became of the badge."))
+    else:
+        flash(gettext("There is no badge at Credly to ask for."), wrong=True)
+
+    return _back(issuance_id)
+
+
+@when_expired(_show_anew)
+def retry(issuance_id: int) -> ResponseReturnValue:
+    """Try one once more that was not issued."""
+    state = here()
+
+    if issuances.retry(state.engine, state.tenant, issuance_id, by=actor()):
+        notifier.notify(state)
+        wrong, said = False, gettext("The badge is tried once more.")
+    else:
+        wrong = True
+        said = gettext(
+            "This badge cannot be tried again: it is on its way already, or its course"
+            " is not mapped any more."
+        )
+
+    if (
+        "listed" in request.args
+        and wants_fragment()
+        and (row := read(issuances.get, issuance_id))
+    ):
+        return fragment(
+            "credly/_badge_alone.html",
+            row=row,
+            said=said,
+            wrong=wrong,
+            focus=True,
+            live=True,
+            **names_of([row]),
+        )
+
+    flash(said, wrong=wrong)
+    return _back(issuance_id)
