@@ -65,7 +65,7 @@ GERMAN: dict[str, str | tuple[str, ...]] = {
     "Enter your %(label)s.": "Hier fehlt: %(label)s.",
     "Error": "Fehler",
     "Failed": "Gescheitert",
-    "Issued": 'Vergeben" onclick="x',
+    "Requested": 'Angefragt" onclick="x',
     "Member": "Mitglied",
     "Not connected": "Nicht verbunden",
     "Organization ID": "Organisationskennung",
@@ -291,7 +291,7 @@ class TestGerman:
 
         assert "&lt;b&gt;Schon&lt;/b&gt; ausgestellt" in page
         assert "<b>" not in page
-        assert 'data-label="Vergeben&quot; onclick=&quot;x"' in page
+        assert 'data-label="Angefragt&quot; onclick=&quot;x"' in page
 
     @pytest.mark.usefixtures("request_context")
     def test_a_value_brings_no_tags_in_unless_it_is_markup(self) -> None:

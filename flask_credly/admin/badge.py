@@ -55,6 +55,11 @@ ANSWERS: dict[str, str] = {
     "unauthorized": gettext_noop("Credly refused the credentials."),
     "unavailable": gettext_noop("Credly could not be reached."),
     "in trouble": gettext_noop("Credly was in trouble. It may have done it."),
+    "blocked": gettext_noop(
+        "Credly refused it because of an earlier badge that is in force no more."
+    ),
+    "revoked": gettext_noop("Credly revoked the badge."),
+    "outlived": gettext_noop("The badge to be replaced is in force no more."),
     "not sent": gettext_noop("The request was not sent."),
     "died": gettext_noop("The worker died before it had an answer."),
 }

@@ -58,7 +58,7 @@ def _this_request() -> object:
 
 def may_act() -> bool:
     """Whether the visitor is an admin, and no viewer."""
-    return g.get(_ROLE) == (_this_request(), "admin")
+    return bool(g.get(_ROLE) == (_this_request(), "admin"))
 
 
 def check_revoker() -> bool | Response | HTTPException:

@@ -178,9 +178,7 @@ def cycles(
     )
 
 
-def requests(
-    session: Session, tenant: str, row_id: int, at_most: int
-) -> list[Attempt]:
+def requests(session: Session, tenant: str, row_id: int, at_most: int) -> list[Attempt]:
     """Get the requests that were made for a badge, newest first."""
     return list(
         session.scalars(
