@@ -11,6 +11,7 @@ from conftest import Host
 from conftest import MakeHost
 from flask import abort
 from flask import redirect
+from flask import render_template_string
 from test_guard import forms_of
 from test_pages import Browser
 from test_pages import HX
@@ -232,8 +233,6 @@ def test_an_admin_is_asked_for_first(make_host: MakeHost) -> None:
 
 
 def test_the_card_of_a_viewer(site: Site) -> None:
-    from flask import render_template_string
-
     site.host.app.add_url_rule(
         "/settings",
         "settings",

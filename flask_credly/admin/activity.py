@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import typing as t
+import re
 
+from flask import url_for
 from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 
@@ -26,10 +27,9 @@ def activity() -> ResponseReturnValue:
         "credly/activity.html",
         activity=read(audit.page, before=number("before"), after=number("after")),
         connection=read(accounts.get),
-        who=_who,
-        what=_what_in_html,
+        who=who,
+        what=what_in_html,
         outcomes=audit.OUTCOMES,
-        of_a_badge=audit.OF_A_BADGE,
     )
 
 
@@ -39,19 +39,19 @@ def export_activity() -> ResponseReturnValue:
     note("export activity")
     header = [gettext("Timestamp"), gettext("Who"), gettext("What"), gettext("Outcome")]
     cells = (
-        [each.at.isoformat(), *words_of(each)]
+        [each.at.isoformat(), *_words(each)]
         for each in audit.every(community.engine, community.tenant)
     )
     return csv_file("credly-activity", header, cells)
 
 
-def words_of(entry: AuditEntry) -> tuple[str, str, str]:
-    """Say who did what, and what came of it."""
+def _words(entry: AuditEntry) -> tuple[str, str, str]:
     what = gettext(audit.ACTIONS.get(entry.action, entry.action), target=entry.target)
-    return _who(entry), what, gettext(audit.OUTCOMES[entry.outcome])
+    return who(entry), what, gettext(audit.OUTCOMES[entry.outcome])
 
 
-def _who(entry: AuditEntry) -> str:
+def who(entry: AuditEntry) -> str:
+    """Name who did it."""
     if entry.actor == audit.COMMAND_LINE:
         return gettext("Command line")
 
@@ -61,5 +61,22 @@ def _who(entry: AuditEntry) -> str:
     return entry.actor or gettext("Unknown")
 
 
-def _what_in_html(entry: AuditEntry, **values: t.Any) -> Markup:
-    return html_gettext(audit.ACTIONS.get(entry.action, entry.action), **values)
+def what_in_html(entry: AuditEntry, *, linked: bool) -> Markup:
+    """Say what was done.
+
+    :param linked: Whether badges have their pages: not without a connection.
+    """
+    target = Markup("<bdi>{}</bdi>").format(entry.target)
+
+    if linked and entry.action in audit.OF_A_BADGE:
+        parts = re.split(r"(\d+)", entry.target)
+        target = Markup().join(
+            _link(part) if part.isdecimal() else part for part in parts
+        )
+
+    return html_gettext(audit.ACTIONS.get(entry.action, entry.action), target=target)
+
+
+def _link(number: str) -> Markup:
+    url = url_for("credly.show_badge", issuance_id=int(number))
+    return Markup('<a href="{}">{}</a>').format(url, number)

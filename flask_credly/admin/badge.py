@@ -17,7 +17,8 @@ from ..ledger import audit
 from ..ledger import issuances
 from ..ledger import polls
 from ..models import Issuance
-from .activity import words_of
+from .activity import what_in_html
+from .activity import who
 from .badges import address
 from .badges import BECAME
 from .badges import is_under_way
@@ -99,9 +100,10 @@ def show_badge(issuance_id: int) -> ResponseReturnValue:
         "answers": ANSWERS,
         "actions": ACTIONS,
         "done": [
-            (entry, *words_of(entry))
+            (entry, who(entry), what_in_html(entry, linked=True))
             for entry in read(audit.of_badge, row.id, row.recorded_at, AT_MOST)
         ],
+        "outcomes": audit.OUTCOMES,
         "at_most": AT_MOST,
         "credly_site": _site(state.settings.token_url),
         **names_of(cycles if any(row.id == each.id for each in cycles) else [row]),

@@ -76,8 +76,13 @@ ACTIONS: dict[str, str] = {
     "rotate keys": gettext_noop("Encrypt the stored secrets with the newest key"),
 }
 
-OF_A_BADGE = ("send test badge", "retry", "check")
-"""Whose target is a badge's number in the ledger."""
+OF_A_BADGE = (
+    *("send test badge", "retry", "check"),
+    *("revoke", "correct", "issue again"),
+)
+"""Whose target is a badge's number in the ledger: one, or "12 → 15" where a new badge
+came of it.
+"""
 
 OUTCOMES: dict[str, str] = {
     "ok": gettext_noop("Done"),
@@ -319,7 +324,11 @@ def of_badge(
                 # By the index on the time.
                 AuditEntry.at >= since,
                 AuditEntry.action.in_(OF_A_BADGE),
-                AuditEntry.target == str(row_id),
+                sa.or_(
+                    AuditEntry.target == str(row_id),
+                    AuditEntry.target.startswith(f"{row_id} → "),
+                    AuditEntry.target.endswith(f" → {row_id}"),
+                ),
             )
             .order_by(AuditEntry.id.desc())
             .limit(at_most)
