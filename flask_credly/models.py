@@ -403,6 +403,12 @@ class Issuance(Base):
     public: orm.Mapped[bool | None]
     replaced_by: orm.Mapped[str | None] = orm.mapped_column(_id(36))
     """Credly's id of the badge that was issued in its place."""
+    missed_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When Credly, asked for the badge by its id, first said that there is none. Null:
+    it has not, or has shown it since.
+    """
+    missing_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When it said so again, long enough after to be believed."""
     replaces: orm.Mapped[str | None] = orm.mapped_column(_id(36))
     """Credly's id of the badge in whose place this one is issued."""
     renewal: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
@@ -434,6 +440,10 @@ class ToCheck(Base):
     tenant: orm.Mapped[str] = orm.mapped_column(
         sa.ForeignKey(Account.tenant, ondelete="CASCADE"), index=True
     )
+    asked_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
+    """When the admin last asked."""
+    due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When Credly is to be asked. Null: it was."""
 
 
 class Batch(Base):

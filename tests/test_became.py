@@ -143,6 +143,38 @@ class TestCheckNow:
         assert "Accepted" in shown and "every 3s" not in shown
         assert "Check now" in shown and "<h1" not in shown
 
+    def test_it_is_not_asked_for_again_at_once(self, mapped: Mapped) -> None:
+        visitor, connected, _ = mapped
+        host = connected.host
+        host.complete()
+        host.drain()
+        number = host.row().id
+        visitor.post(f"{BADGES}/{number}/check")
+        jobs.poll()
+        visitor.post(f"{BADGES}/{number}/check")
+        html = visitor.get(f"{BADGES}/{number}").text
+        assert "Credly was asked a moment ago." in html
+        assert "Check now" in html
+
+    def test_it_is_not_found(self, mapped: Mapped) -> None:
+        visitor, connected, _ = mapped
+        host = connected.host
+        host.complete()
+        host.drain()
+        row = host.row()
+        row.missing_at = row.checked_at
+        host.db.session.commit()
+
+        for url in (BADGES, f"{BADGES}?became=missing"):
+            assert 'data-became="missing"' in visitor.get(url).text
+
+        html = visitor.get(f"{BADGES}/{row.id}").text
+        assert "Not found at Credly" in html
+
+        assert (
+            'data-became="missing"' not in visitor.get(f"{BADGES}?became=pending").text
+        )
+
     def test_there_is_nothing_to_ask_for(self, mapped: Mapped) -> None:
         visitor, connected, _ = mapped
         connected.host.complete()

@@ -27,7 +27,9 @@ from flask_credly.issuing import periodic
 from flask_credly.issuing import poll as polling
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
+from flask_credly.ledger import issuances
 from flask_credly.ledger import polls
+from flask_credly.ledger import transitions
 from flask_credly.models import Account
 from flask_credly.models import ToCheck
 from flask_credly.testing import CredlySimulator
@@ -478,7 +480,8 @@ class TestOrder:
             jobs.poll()
 
         assert credly.count("badge") == 1
-        assert len(host.db.session.scalars(sa.select(ToCheck)).all()) == 1
+        waits = sa.select(ToCheck).where(ToCheck.due_at.is_not(None))
+        assert len(host.db.session.scalars(waits).all()) == 1
 
 
 def badge_row(template_id: str, stamp: str | None) -> dict[str, t.Any]:
@@ -1023,6 +1026,19 @@ def test_removed_while_it_is_read(
     assert account(host).poll_page is None
 
 
+def pass_for_checks(host: Host, time: dt.timedelta) -> None:
+    """Let the time pass for what an admin has asked for."""
+    host.db.session.rollback()
+
+    for each in host.db.session.scalars(sa.select(ToCheck)):
+        each.asked_at -= time
+
+        if each.due_at is not None:
+            each.due_at -= time
+
+    host.db.session.commit()
+
+
 class TestOneBadge:
     def test_is_read_though_no_poll_is_due(self, connected: Connected) -> None:
         host, credly, _ = connected
@@ -1039,15 +1055,81 @@ class TestOneBadge:
 
         assert (now(host), found) == (("issued", "accepted"), [("accepted", number)])
         assert (credly.count("look-up"), credly.count("badge")) == (1, 1)
-        assert host.db.session.scalars(sa.select(ToCheck)).all() == []
+        assert polls.asked_for(engine, "default", [number]) == set()
 
-    def test_one_that_is_gone(self, connected: Connected) -> None:
+    def test_is_asked_for_once_in_half_a_minute(self, connected: Connected) -> None:
         host, credly, _ = connected
-        credly.delete_badge(issue(connected))
+        issue(connected)
+        number = host.row().id
+
+        def ask() -> str | None:
+            return polls.ask_for(host.state.engine, "default", number)
+
+        assert (ask(), ask()) == ("asked", "asked")
+        credly.fail("badge", status=500)
+        jobs.poll()
+        assert ask() == "just asked"
+        jobs.poll()
+        assert credly.count("badge") == 1
+        pass_for_checks(host, polls.CHECK_EVERY)
+        assert ask() == "asked"
+        jobs.poll()
+        assert credly.count("badge") == 2
+
+    @every_database
+    @pytest.mark.parametrize("status", [404, 410])
+    def test_one_that_is_gone(self, connected: Connected, status: int) -> None:
+        host, credly, _ = connected
+        issue(connected)
+        polls.ask_for(host.state.engine, "default", host.row().id)
+        body = {"data": {"message": "Not found"}}
+        credly.fail("badge", status=status, body=body, times=3)
+        jobs.poll()
+        # Credly's lists lag, and so may this.
+        assert issuances.became(host.row()) == "pending"
+        assert host.row().missed_at is not None
+        assert polls.asked_for(host.state.engine, "default", [host.row().id]) == set()
+        jobs.poll()
+        assert credly.count("badge") == 1
+        # An admin who asks too early is told no more.
+        pass_for_checks(host, polls.CHECK_EVERY)
         polls.ask_for(host.state.engine, "default", host.row().id)
         jobs.poll()
+        assert host.row().missing_at is None
+        row = host.row()
+        assert row.missed_at is not None
+        row.missed_at -= transitions.MISSES_APART
+        host.db.session.commit()
+        pass_for_checks(host, transitions.MISSES_APART)
+        jobs.poll()
+        assert issuances.became(host.row()) == "missing"
         assert now(host) == ("issued", "pending")
-        assert host.db.session.scalars(sa.select(ToCheck)).all() == []
+        assert credly.count("badge") == 3
+        # It is there after all.
+        pass_for_checks(host, polls.CHECK_EVERY)
+        polls.ask_for(host.state.engine, "default", host.row().id)
+        jobs.poll()
+        assert issuances.became(host.row()) == "pending"
+        assert host.row().missed_at is None
+
+    @pytest.mark.parametrize("status", [401, 403, 500, 503])
+    def test_one_that_cannot_be_read_is_not_gone(
+        self, connected: Connected, status: int
+    ) -> None:
+        host, credly, _ = connected
+        issue(connected)
+        polls.ask_for(host.state.engine, "default", host.row().id)
+        credly.fail("badge", status=status, body={"data": {"message": "No"}})
+        jobs.poll()
+        assert host.row().missed_at is None
+
+    def test_no_list_says_that_one_is_gone(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.delete_badge(issue(connected))
+        poll(host)
+        survey(host)
+        survey(host)
+        assert host.row().missed_at is None
 
     def test_none_to_read(self, connected: Connected) -> None:
         host = connected.host

@@ -146,11 +146,15 @@ def check(issuance_id: int) -> ResponseReturnValue:
     """Ask for what has become of one, by a worker: no page waits for Credly."""
     state = here()
 
-    if polls.ask_for(state.engine, state.tenant, issuance_id, by=actor()):
+    asked = polls.ask_for(state.engine, state.tenant, issuance_id, by=actor())
+
+    if asked is None:
+        flash(gettext("There is no badge at Credly to ask for."), wrong=True)
+    elif asked == "just asked":
+        flash(gettext("Credly was asked a moment ago. Ask again in half a minute."))
+    else:
         notifier.ask_for_poll(state)
         flash(gettext("Credly is asked what became of the badge."))
-    else:
-        flash(gettext("There is no badge at Credly to ask for."), wrong=True)
 
     return _back(issuance_id)
 

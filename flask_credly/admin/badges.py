@@ -56,6 +56,7 @@ BECAME: dict[str, str] = {
     "rejected": gettext_noop("Declined"),
     "revoked": gettext_noop("Revoked"),
     "expired": gettext_noop("Expired"),
+    "missing": gettext_noop("Not found at Credly"),
 }
 
 

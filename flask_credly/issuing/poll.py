@@ -194,12 +194,11 @@ class _Reader:
             if not self._may_go_on():
                 return
 
-            if badge_id is not None:
-                self._check_one(badge_id)
+            again = badge_id is not None and not self._check_one(badge_id)
+            polls.checked(self._engine, self._gate.tenant, row_id, again)
 
-            polls.checked(self._engine, self._gate.tenant, row_id)
-
-    def _check_one(self, badge_id: str) -> None:
+    def _check_one(self, badge_id: str) -> bool:
+        """Read one badge. Get whether that is all that is to be asked of it."""
         read_at = polls.time_of(self._engine)
 
         try:
@@ -209,6 +208,9 @@ class _Reader:
             if isinstance(e, OutcomeUnknown) and e.foreign:
                 raise
 
+            if e.status in (404, 410):
+                return polls.miss(self._engine, self._gate, badge_id, read_at)
+
             logger.warning(
                 "Credly did not say what became of a badge: %s",
                 e,
@@ -216,6 +218,8 @@ class _Reader:
             )
         else:
             self._learn([badge], read_at)
+
+        return True
 
     def _read(self, poll: Poll) -> None:
         """Read the list, page by page, as far as it is new."""

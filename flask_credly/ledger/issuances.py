@@ -44,13 +44,16 @@ STATES: dict[Status, tuple[str, ...]] = {
 }
 
 
-Became = t.Literal["pending", "accepted", "rejected", "revoked", "expired"]
+Became = t.Literal["pending", "accepted", "rejected", "revoked", "expired", "missing"]
 """What has become of a badge: see :func:`became`."""
 
 
 def became(row: Issuance) -> Became | None:
     """Say what has become of a badge, as far as Credly said so."""
     expires_at = row.expires_at
+
+    if row.missing_at is not None and row.badge_state != "revoked":
+        return "missing"
 
     if (
         row.badge_state in ("pending", "accepted")
@@ -67,13 +70,24 @@ def _became(wanted: Became) -> sa.ColumnElement[bool]:
         Issuance.expires_at <= dt.datetime.now(dt.UTC), sa.false()
     )
 
+    if wanted == "revoked":
+        return Issuance.badge_state == wanted
+
+    if wanted == "missing":
+        return sa.and_(
+            Issuance.missing_at.is_not(None), Issuance.badge_state != "revoked"
+        )
+
+    is_there = Issuance.missing_at.is_(None)
+
     if wanted == "expired":
-        return sa.and_(Issuance.badge_state.in_(("pending", "accepted")), has_expired)
+        lives = Issuance.badge_state.in_(("pending", "accepted"))
+        return sa.and_(is_there, lives, has_expired)
 
     if wanted in ("pending", "accepted"):
-        return sa.and_(Issuance.badge_state == wanted, sa.not_(has_expired))
+        return sa.and_(is_there, Issuance.badge_state == wanted, sa.not_(has_expired))
 
-    return Issuance.badge_state == wanted
+    return sa.and_(is_there, Issuance.badge_state == wanted)
 
 
 @dataclasses.dataclass(frozen=True)

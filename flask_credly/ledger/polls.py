@@ -55,6 +55,9 @@ LEASE = dt.timedelta(minutes=10)
 _KNOWN: tuple[BadgeState, ...] = ("pending", "accepted", "rejected", "revoked")
 
 
+CHECK_EVERY = dt.timedelta(seconds=30)
+"""Within which one badge is asked for once."""
+
 SKEW = dt.timedelta(days=1)
 """By which Credly's clock may be behind ours, as far as nothing else is known."""
 
@@ -136,7 +139,7 @@ def due_for(engine: sa.Engine) -> list[str]:
         is_due = sa.or_(
             Account.poll_due_at <= now,
             Account.survey_due_at <= now,
-            Account.tenant.in_(sa.select(ToCheck.tenant)),
+            Account.tenant.in_(sa.select(ToCheck.tenant).where(ToCheck.due_at <= now)),
         )
         query = sa.select(Account.tenant).where(
             is_due, *gates.may_issue(), gates.is_unpaused(now)
@@ -499,15 +502,15 @@ def note_told(
 @in_transaction
 def ask_for(
     connection: sa.Connection, tenant: str, row_id: int, *, by: str | None = None
-) -> bool:
-    """Ask for one badge to be read anew.
+) -> t.Literal["asked", "just asked"] | None:
+    """Ask for one badge to be read anew, unless it was just now.
 
     :param by: Who does it, for :func:`.audit.note`.
-    :return: Whether there is anything to be read.
+    :return: ``None``: there is nothing to be read.
     """
     # First, so that no other does the same at this moment.
     if not gates.lock(connection, tenant):
-        return False
+        return None
 
     found = connection.scalar(
         sa.select(Issuance.id)
@@ -526,25 +529,40 @@ def ask_for(
     )
 
     if found is None:
-        return False
+        return None
 
-    there = (ToCheck.tenant == tenant, ToCheck.issuance_id == row_id)
+    now = clock.now(connection)
+    this = (ToCheck.tenant == tenant, ToCheck.issuance_id == row_id)
+    times = {"asked_at": now, "due_at": now}
+    known = connection.execute(
+        sa.select(ToCheck.asked_at, ToCheck.due_at).where(*this)
+    ).one_or_none()
 
-    if connection.scalar(sa.select(ToCheck.issuance_id).where(*there)) is None:
-        connection.execute(sa.insert(ToCheck).values(issuance_id=row_id, tenant=tenant))
-        audit.note(connection, tenant, by, "check", str(row_id))
+    if known is None:
+        row = {"issuance_id": row_id, "tenant": tenant, **times}
+        connection.execute(sa.insert(ToCheck).values(**row))
+    elif known.due_at is not None and known.due_at <= now:
+        return "asked"  # and not answered yet
+    elif known.asked_at > now - CHECK_EVERY:
+        return "just asked"
+    else:
+        connection.execute(sa.update(ToCheck).where(*this).values(**times))
 
-    return True
+    audit.note(connection, tenant, by, "check", str(row_id))
+    return "asked"
 
 
 def asked_for(
     engine: sa.Engine, tenant: str, ids: cabc.Collection[int]
 ) -> cabc.Set[int]:
-    """Get those of some rows that are to be read anew."""
+    """Get those of some rows that are to be read anew now."""
     with connect(engine) as connection:
-        query = sa.select(ToCheck.issuance_id)
-        these = (ToCheck.tenant == tenant, ToCheck.issuance_id.in_(ids))
-        return set(connection.scalars(query.where(*these)))
+        these = (
+            ToCheck.tenant == tenant,
+            ToCheck.issuance_id.in_(ids),
+            ToCheck.due_at <= clock.now(connection),
+        )
+        return set(connection.scalars(sa.select(ToCheck.issuance_id).where(*these)))
 
 
 def to_check(engine: sa.Engine, gate: gates.Gate) -> list[tuple[int, str | None]]:
@@ -554,18 +572,47 @@ def to_check(engine: sa.Engine, gate: gates.Gate) -> list[tuple[int, str | None]
         found = connection.execute(
             sa.select(ToCheck.issuance_id, sa.case((is_theirs, Issuance.badge_id)))
             .join(Issuance, Issuance.id == ToCheck.issuance_id)
-            .where(ToCheck.tenant == gate.tenant, Issuance.tenant == gate.tenant)
-            .order_by(ToCheck.issuance_id)
+            .where(
+                ToCheck.tenant == gate.tenant,
+                ToCheck.due_at <= clock.now(connection),
+                Issuance.tenant == gate.tenant,
+            )
+            .order_by(ToCheck.due_at, ToCheck.issuance_id)
             .limit(20)
         )
         return [(id_, badge_id) for id_, badge_id in found]
 
 
 @in_transaction
-def checked(connection: sa.Connection, tenant: str, row_id: int) -> None:
-    """Note that one was read anew."""
+def checked(
+    connection: sa.Connection, tenant: str, row_id: int, again: bool = False
+) -> None:
+    """Note that one was read anew.
+
+    :param again: Whether it is to be read once more, to be believed.
+    """
+    now = clock.now(connection)
+    due_at = now + transitions.MISSES_APART if again else None
+    connection.execute(
+        sa.update(ToCheck)
+        .where(ToCheck.tenant == tenant, ToCheck.issuance_id == row_id)
+        .values(due_at=due_at)
+    )
+    # Those that nobody has to be kept from asking for.
     connection.execute(
         sa.delete(ToCheck).where(
-            ToCheck.tenant == tenant, ToCheck.issuance_id == row_id
+            ToCheck.tenant == tenant,
+            ToCheck.due_at.is_(None),
+            ToCheck.asked_at <= now - CHECK_EVERY,
         )
+    )
+
+
+@in_transaction
+def miss(
+    connection: sa.Connection, gate: gates.Gate, badge_id: str, read_at: dt.datetime
+) -> bool:
+    """Note that Credly has no such badge. See :func:`.transitions.miss`."""
+    return transitions.miss(
+        connection, gate.tenant, gate.organization_id, badge_id, read_at=read_at
     )

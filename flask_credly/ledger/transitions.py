@@ -63,7 +63,7 @@ NO_BADGE: dict[str, None] = dict.fromkeys(
     (
         *("badge_id", "badge_state", "badge_state_at", "badge_told", "checked_at"),
         *("accept_url", "page_url", "expires_at", "public", "replaced_by"),
-        *("replaces", "revocation_reason", "tell"),
+        *("replaces", "revocation_reason", "tell", "missed_at", "missing_at"),
     )
 )
 """What is known of a badge at Credly, once that is forgotten."""
@@ -595,7 +595,7 @@ class Learned:
 _LEARNING = (
     *("id", "badge_id", "state", "action", "template_id", "test", "badge_told"),
     *("badge_state", "badge_state_at", "checked_at", "accept_url", "page_url"),
-    *("expires_at", "public", "replaced_by"),
+    *("expires_at", "public", "replaced_by", "missed_at", "missing_at"),
 )
 
 
@@ -715,6 +715,9 @@ def _learned(row: t.Any, badge: Badge, now: dt.datetime) -> dict[str, object]:
 
     values |= {"badge_state": state, "badge_state_at": at}
 
+    if row.missed_at is not None and row.missed_at < now:
+        values |= {"missed_at": None, "missing_at": None}
+
     ended = "replaced" if values.get("replaced_by") or row.replaced_by else None
     ended = "revoked" if state == "revoked" else ended
 
@@ -729,6 +732,42 @@ def _learned(row: t.Any, badge: Badge, now: dt.datetime) -> dict[str, object]:
         for name, new in values.items()
         if name == "settled_at" or new != getattr(row, name)
     }
+
+
+MISSES_APART = dt.timedelta(minutes=10)
+"""Between two answers that there is no such badge, before they are believed."""
+
+
+def miss(
+    connection: sa.Connection,
+    tenant: str,
+    organization_id: str,
+    badge_id: str,
+    *,
+    read_at: dt.datetime,
+) -> bool:
+    """Note that Credly was asked for a badge by its id, and has none.
+
+    :return: Whether that is believed: it has said so before.
+    """
+    this = sa.update(ROWS).where(
+        ROWS.c.tenant == tenant,
+        ROWS.c.organization_id == organization_id,
+        ROWS.c.badge_id == badge_id,
+        ROWS.c.erased_at.is_(None),
+    )
+    again = this.where(ROWS.c.missed_at <= read_at - MISSES_APART)
+    missing_at = sa.func.coalesce(
+        ROWS.c.missing_at, sa.literal(read_at, ROWS.c.missing_at.type)
+    )
+
+    if connection.execute(
+        again.values(missing_at=missing_at, checked_at=read_at)
+    ).rowcount:
+        return True
+
+    connection.execute(this.where(ROWS.c.missed_at.is_(None)).values(missed_at=read_at))
+    return False
 
 
 def told(
