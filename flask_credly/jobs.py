@@ -27,6 +27,7 @@ from .issuing.heal import heal as heal_ledger
 from .issuing.meanwhile import issuing_meanwhile
 from .issuing.poll import poll as poll_credly
 from .issuing.stopping import stopping
+from .issuing.undo import run as run_undos
 from .ledger import turns
 from .ledger.retention import prune as prune_ledger
 from .state import get_state
@@ -52,6 +53,21 @@ def backfill() -> None:
     with _app().app_context(), issuing_meanwhile(get_state()):
         run_backfills(get_state())
         workers.note_success(get_state(), periodic.BACKFILL)
+
+
+def undo() -> None:
+    """Take badges back, for every run that is due."""
+    with _app().app_context():
+        state = get_state()
+
+        with issuing_meanwhile(state):
+            is_left = run_undos(state)
+
+        if is_left:
+            notifier.ask_for_undo(state)
+
+        notifier.notify(state)
+        workers.note_success(state, periodic.UNDO)
 
 
 def heal() -> None:

@@ -447,7 +447,9 @@ class ToCheck(Base):
 
 
 class Batch(Base):
-    """Many badges at once: one run that records the past completions of a course."""
+    """Many badges at once: one run that records the past completions of a course, or
+    one that takes badges back.
+    """
 
     __tablename__ = "credly_batch"
 
@@ -462,7 +464,10 @@ class Batch(Base):
     """Only completions from then on. Null: all."""
     started_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
     state: orm.Mapped[str] = orm.mapped_column(_id(10))
-    """``"recording"``, ``"recorded"``, ``"stopped"`` or ``"failed"``."""
+    """Of a backfill: ``"recording"``, ``"recorded"``, ``"stopped"`` or ``"failed"``. Of
+    an undo: ``"choosing"``, ``"revoking"``, ``"stopping"``, ``"stopped"`` or
+    ``"done"``.
+    """
     due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime, index=True)
     """When a worker may take it up: moved ahead while one records, null at the end."""
     lease: orm.Mapped[str | None] = orm.mapped_column(_id(32))
@@ -473,6 +478,54 @@ class Batch(Base):
     """Those of members without an address or name."""
     healing: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
     """Begun by no person: it adds only what the ledger has never had."""
+
+    verb: orm.Mapped[str] = orm.mapped_column(_id(10), server_default="backfill")
+    """``"backfill"`` or ``"undo"``. What follows is of an undo."""
+    undoes: orm.Mapped[int | None]
+    """The backfill whose badges are taken back."""
+    until: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """Only badges that were recorded before then, and from ``since`` on. Null: all."""
+    wanted: orm.Mapped[dict[str, t.Any] | None] = orm.mapped_column(_JSON)
+    """What else the badges page was filtered by, until the badges are chosen."""
+    last_id: orm.Mapped[int | None]
+    """The last row that there was when the admin saw how many there are."""
+    reached: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
+    """The last row that was looked at to choose."""
+    number: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
+    """How many badges the admin has confirmed."""
+    reason: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
+    """Why, in words that the members may read."""
+    tell_pending: orm.Mapped[bool | None]
+    """Whether Credly is to tell those who have not accepted the badge."""
+    tell_accepted: orm.Mapped[bool | None]
+    """Whether Credly is to tell those who have."""
+
+
+class BatchRow(Base):
+    """A badge that an undo has chosen, and what came of it."""
+
+    __tablename__ = "credly_batch_row"
+    __table_args__ = (
+        sa.Index(None, "tenant", "batch_id", "outcome", "issuance_id"),
+        Base.__table_args__,
+    )
+
+    batch_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(Batch.id, ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+    )
+    issuance_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(Issuance.id, ondelete="CASCADE"),
+        primary_key=True,
+        autoincrement=False,
+        index=True,
+    )
+    tenant: orm.Mapped[str] = _tenant_column()
+    outcome: orm.Mapped[str] = orm.mapped_column(_id(20))
+    """One of :data:`flask_credly.ledger.undos.Outcome`."""
+
+    issuance: orm.Mapped[Issuance] = orm.relationship(lazy="raise", viewonly=True)
 
 
 class Unrecorded(Base):

@@ -28,6 +28,7 @@ from .periodic import BACKFILL
 from .periodic import DRAIN
 from .periodic import POLL
 from .periodic import SYNC
+from .periodic import UNDO
 from .periodic import Work
 from .trouble import explain
 from .trouble import WrongQueue
@@ -185,6 +186,11 @@ def _is_new(queue: rq.Queue, work: Work, *, insist: bool) -> bool:
 def ask_for_backfill(state: AppState) -> bool:
     """Ask for the runs that are due to be recorded in the background."""
     return _try(state, lambda queue: enqueue(queue, BACKFILL, insist=True))
+
+
+def ask_for_undo(state: AppState) -> bool:
+    """Ask for badges to be taken back in the background."""
+    return _try(state, lambda queue: enqueue(queue, UNDO, insist=True))
 
 
 def ask_for_poll(state: AppState) -> bool:

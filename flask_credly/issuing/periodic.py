@@ -10,6 +10,7 @@ import dataclasses
 from ..ledger import backfills
 from ..ledger import polls
 from ..ledger import turns
+from ..ledger import undos
 from ..state import AppState
 
 
@@ -48,6 +49,10 @@ def _to_record(state: AppState) -> list[str]:
     return backfills.due_for(state.engine)
 
 
+def _to_undo(state: AppState) -> list[str]:
+    return undos.due_for(state.engine)
+
+
 def _to_heal(state: AppState) -> list[str]:
     return turns.tenants(state.engine) if state.heals else []
 
@@ -62,11 +67,13 @@ DAY = 86_400
 DRAIN = Work("rung", "flask_credly.jobs.drain", 60, 600, _to_issue)
 SYNC = Work("sync", "flask_credly.jobs.sync", 60, 600, _to_sync)
 POLL = Work("poll", "flask_credly.jobs.poll", 60, 600, _to_poll)
+# While badges are revoked, it looks again and again whether there is room for more.
+UNDO = Work("undo", "flask_credly.jobs.undo", 5, 600, _to_undo)
 # These go through all that the host or the ledger has.
 BACKFILL = Work("backfill", "flask_credly.jobs.backfill", 60, DAY // 4, _to_record)
 HEAL = Work("heal", "flask_credly.jobs.heal", DAY, DAY // 4, _to_heal)
 PRUNE = Work("prune", "flask_credly.jobs.prune", DAY, DAY // 4)
 
-WORK = (DRAIN, SYNC, POLL, BACKFILL, HEAL, PRUNE)
+WORK = (DRAIN, SYNC, POLL, UNDO, BACKFILL, HEAL, PRUNE)
 
 FUNCTIONS = {work.function: work for work in WORK}

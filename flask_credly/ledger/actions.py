@@ -87,9 +87,7 @@ def revoke(
         connection, *this, reason=clean(reason, 500), tell=tell, due_at=now
     ):
         done = "revoke"
-    elif transitions.end(
-        connection, "cancelled", now, *this, _CAN_DROP, reason=DROPPED
-    ):
+    elif transitions.end(connection, "cancelled", now, *this, CAN_DROP, reason=DROPPED):
         done = "drop"
 
     if done:
@@ -100,12 +98,13 @@ def revoke(
 
 DROPPED: t.Literal["dropped"] = "dropped"
 
-_CAN_DROP = sa.and_(
+CAN_DROP = sa.and_(
     NEVER_SENT,
     Issuance.state == "none",
     Issuance.lease.is_(None),
     Issuance.erased_at.is_(None),
 )
+"""It waits, and Credly was never asked for it."""
 
 
 @in_transaction
@@ -251,7 +250,7 @@ def what_may_be_done(
             *_TO_JUDGE,
             HAS_LATER.label("has_later"),
             sa.exists().where(IS_MAPPED).label("mapped"),
-            _CAN_DROP.label("can_drop"),
+            CAN_DROP.label("can_drop"),
         ).where(Issuance.id.in_(ids), is_of(tenant), is_connected(tenant))
     )
     found = {row.id: frozenset(_possible(row)) for row in rows}

@@ -63,6 +63,8 @@ ACTIONS: dict[str, str] = {
         "Issue badges for earlier completions of %(target)s"
     ),
     "stop backfill": gettext_noop("Stop badges for earlier completions of %(target)s"),
+    "take back": gettext_noop("Take back badges: %(target)s"),
+    "stop taking back": gettext_noop("Stop taking back badges: %(target)s"),
     "heal": gettext_noop("Add missed completions of %(target)s"),
     "dismiss": gettext_noop(
         "Dismiss completions that could not be recorded: %(target)s"

@@ -38,6 +38,9 @@ has to begin to give completions within it.
 """
 
 
+IS_BACKFILL = Batch.verb == "backfill"
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """A run that this worker has taken up."""
@@ -117,6 +120,7 @@ def start(
     recording = connection.scalar(
         sa.select(Batch.id).where(
             Batch.tenant == tenant,
+            IS_BACKFILL,
             Batch.state == "recording",
             Batch.kind == mapping.kind,
             Batch.course_id == mapping.course_id,
@@ -133,6 +137,7 @@ def start(
             since=since,
             started_at=now,
             due_at=now,
+            verb="backfill",
             state="recording",
             healing=healing,
         )
@@ -151,7 +156,7 @@ def due_for(engine: sa.Engine) -> list[str]:
 
 
 def _due(now: dt.datetime) -> sa.Select[int, str]:
-    due = sa.select(Batch.id, Batch.tenant).where(Batch.due_at <= now)
+    due = sa.select(Batch.id, Batch.tenant).where(Batch.due_at <= now, IS_BACKFILL)
     return due.order_by(Batch.id)
 
 
@@ -349,7 +354,7 @@ def stop(
     this = (Batch.id == run_id, Batch.tenant == tenant)
     goes_on = Batch.state.in_(("recording", "recorded"))
 
-    if _end(connection, *this, goes_on, state="stopped"):
+    if stop_recording(connection, *this, goes_on):
         title = connection.scalar(sa.select(Batch.course_title).where(*this))
         audit.note(connection, tenant, by, "stop backfill", title or "")
 
@@ -365,6 +370,14 @@ def stop(
     )
 
 
+def stop_recording(connection: sa.Connection, *these: sa.ColumnElement[bool]) -> bool:
+    """Let runs record nothing more. What they have recorded stays as it is.
+
+    :return: Whether there was one.
+    """
+    return _end(connection, *these, IS_BACKFILL, state="stopped")
+
+
 def _end(connection: sa.Connection, *these: sa.ColumnElement[bool], state: str) -> bool:
     return bool(
         connection.execute(
@@ -375,7 +388,7 @@ def _end(connection: sa.Connection, *these: sa.ColumnElement[bool], state: str) 
 
 def progress(session: Session, tenant: str, run_id: int) -> Progress | None:
     """Count how far a run is."""
-    this = (Batch.id == run_id, Batch.tenant == tenant)
+    this = (Batch.id == run_id, Batch.tenant == tenant, IS_BACKFILL)
     query = sa.select(Batch).where(*this).execution_options(populate_existing=True)
     run = session.scalars(query).one_or_none()
     return _progress(session, run) if run else None
@@ -383,7 +396,7 @@ def progress(session: Session, tenant: str, run_id: int) -> Progress | None:
 
 def under_way(session: Session, tenant: str) -> list[Progress]:
     """Get the latest runs that are not over yet, latest first."""
-    runs = sa.select(Batch).where(Batch.tenant == tenant)
+    runs = sa.select(Batch).where(Batch.tenant == tenant, IS_BACKFILL)
     latest = session.scalars(runs.order_by(Batch.id.desc()).limit(5))
     found = [_progress(session, run) for run in latest]
     return [each for each in found if not each.is_over]
