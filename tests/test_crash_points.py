@@ -36,6 +36,7 @@ from flask_credly.credly import Client
 from flask_credly.issuing import lane
 from flask_credly.issuing import notifier
 from flask_credly.issuing import verdict
+from flask_credly.ledger import actions
 from flask_credly.ledger import claim
 from flask_credly.ledger import settle
 from flask_credly.models import Account
@@ -52,6 +53,17 @@ POINTS: dict[str, tuple[object, str, bool]] = {
     "after the look-up": (Client, "find", True),
     "before the request": (Client, "issue", False),
     "after the request": (Client, "issue", True),
+    "before it is saved": (settle, "settle", False),
+    "after it was saved": (settle, "settle", True),
+}
+# The same for what is done about a badge that was issued.
+OF_ACTIONS: dict[str, tuple[object, str, bool]] = {
+    "after the claim": (claim, "claim", True),
+    "after the badge was read": (Client, "badge", True),
+    "before the intent": (claim, "begin", False),
+    "after the intent": (claim, "begin", True),
+    "before the request": (Client, "{}", False),
+    "after the request": (Client, "{}", True),
     "before it is saved": (settle, "settle", False),
     "after it was saved": (settle, "settle", True),
 }
@@ -80,10 +92,12 @@ def make_app(config: dict[str, t.Any]) -> Flask:
     return app
 
 
-def child(config: dict[str, t.Any], point: str) -> None:
+def child(config: dict[str, t.Any], point: str, action: str = "issue") -> None:
     """Set the trap, and go the way of a completion or a drain."""
     app = make_app(config)
-    owner, name, after = POINTS[point]
+    points = POINTS if action == "issue" else OF_ACTIONS
+    owner, name, after = points[point]
+    name = name.format(action)
     true = getattr(owner, name)
 
     def die(*args: t.Any, **given: t.Any) -> t.NoReturn:
@@ -126,8 +140,8 @@ def start(
     return process
 
 
-def die_at(host: Host, point: str) -> None:
-    process = start(host, child, point)
+def die_at(host: Host, point: str, action: str = "issue") -> None:
+    process = start(host, child, point, action)
     process.join(60)
     assert process.exitcode == DIED, f"it did not get to the point {point!r}"
 
@@ -267,4 +281,76 @@ def die_and_go_on(
         *invariants.too_many_posts(rows, attempts, posts),
         *invariants.unsettled(rows, attempts),
     ]
+    assert host.log() == [] or mode == "asks to wait"
+
+
+@pytest.mark.parametrize(
+    "mode", ["fails", "fails but books", "books late", "asks to wait"]
+)
+@pytest.mark.parametrize("point", OF_ACTIONS)
+@pytest.mark.parametrize("action", ["revoke", "replace"])
+def test_death_over_an_action(
+    served: tuple[Host, CredlySimulator, str], action: str, point: str, mode: str
+) -> None:
+    die_over(served, action, point, mode)
+
+
+@servers
+@pytest.mark.parametrize("point", OF_ACTIONS)
+@pytest.mark.parametrize("action", ["revoke", "replace"])
+def test_death_over_an_action_with_a_database_server(
+    served: tuple[Host, CredlySimulator, str], action: str, point: str
+) -> None:
+    die_over(served, action, point, "hangs and books")
+
+
+def die_over(
+    served: tuple[Host, CredlySimulator, str], action: str, point: str, mode: str
+) -> None:
+    host, credly, _ = served
+    host.complete()
+    host.drain()
+    row = host.row()
+    engine = host.state.engine
+
+    if action == "revoke":
+        actions.revoke(engine, "default", row.id, reason="By mistake.", tell=False)
+    else:
+        actions.correct(
+            engine,
+            "default",
+            row.id,
+            first_name="Grace",
+            last_name=row.last_name,
+            completed_at=row.completed_at,
+            template_id=row.template_id,
+        )
+
+    if fault := MODES[mode]:
+        credly.fail(t.cast(t.Any, action), **fault)
+
+    die_at(host, point, action)
+
+    for _ in range(8):
+        # What was sent is there by now, if it will be.
+        credly.advance(10)
+        host.let_lists_catch_up()
+        open_again(host)
+        host.drain()
+
+    rows, badges = host.rows(), credly.badges
+
+    if action == "revoke":
+        assert [(each.state, each.action) for each in rows] == [("revoked", None)]
+        assert [badge["state"] for badge in badges] == ["revoked"]
+        changes = [each.state for each in credly.history(badges[0]["id"])]
+        assert changes == ["pending", "revoked"]
+    else:
+        assert [(each.state, each.action) for each in rows] == [
+            *(("replaced", None), ("issued", None)),
+        ]
+        assert [badge["id"] for badge in badges] == [each.badge_id for each in rows]
+        assert badges[0]["replacement_badge_id"] == badges[1]["id"]
+
+    assert invariants.unsettled(rows, host.attempts()) == []
     assert host.log() == [] or mode == "asks to wait"

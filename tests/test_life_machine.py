@@ -50,7 +50,12 @@ POINTS: tuple[tuple[object, str, bool], ...] = (
     (settle, "settle", True),
 )
 
-KINDS = ("issue", "look-up", "badge", "revoke", "revoke", "replace", "replace")
+KINDS = ("issue", "look-up", "badge")
+
+moods = st.sampled_from([None, None, *sorted(MOODS)])
+"""How Credly answers what an admin has done. Drawn with it, or the two would seldom
+meet.
+"""
 
 
 class Lives(stateful.RuleBasedStateMachine):
@@ -82,8 +87,10 @@ class Lives(stateful.RuleBasedStateMachine):
         for course, template in zip(COURSES, (self.once, self.often), strict=False):
             accounts.add_mapping(self.host.state, course, template)
 
-        self.complete("1", 0)
-        self.complete("2", 1)
+        for member in ("1", "2"):
+            for course in (0, 1):
+                self.complete(member, course)
+
         self.host.drain()
 
     def some(self, number: int) -> Issuance | None:
@@ -123,8 +130,17 @@ class Lives(stateful.RuleBasedStateMachine):
 
     # The admin.
 
-    @stateful.rule(number=st.integers(0, 9), tell=st.booleans())
-    def revoke(self, number: int, tell: bool) -> None:
+    def meet(self, kind: t.Any, mood: str | None, at_once: bool) -> None:
+        if mood:
+            self.credly.fail(kind, **MOODS[mood])
+
+        if at_once:
+            self.host.drain()
+
+    @stateful.rule(
+        number=st.integers(0, 9), tell=st.booleans(), mood=moods, at_once=st.booleans()
+    )
+    def revoke(self, number: int, tell: bool, mood: str | None, at_once: bool) -> None:
         if row := self.some(number):
             done = actions.revoke(
                 self.engine, "default", row.id, reason="A reason.", tell=tell
@@ -134,8 +150,15 @@ class Lives(stateful.RuleBasedStateMachine):
                 assert row.badge_id is not None
                 self.ordered.add(row.badge_id)
 
-    @stateful.rule(number=st.integers(0, 9), name=st.sampled_from(["Roe", "Doe"]))
-    def correct(self, number: int, name: str) -> None:
+        self.meet("revoke", mood, at_once)
+
+    @stateful.rule(
+        number=st.integers(0, 9),
+        mood=moods,
+        at_once=st.booleans(),
+        name=st.sampled_from(["Roe", "Doe"]),
+    )
+    def correct(self, number: int, name: str, mood: str | None, at_once: bool) -> None:
         if row := self.some(number):
             actions.correct(
                 self.engine,
@@ -147,8 +170,10 @@ class Lives(stateful.RuleBasedStateMachine):
                 template_id=row.template_id,
             )
 
-    @stateful.rule(number=st.integers(0, 9))
-    def issue_again(self, number: int) -> None:
+        self.meet("replace", mood, at_once)
+
+    @stateful.rule(number=st.integers(0, 9), mood=moods, at_once=st.booleans())
+    def issue_again(self, number: int, mood: str | None, at_once: bool) -> None:
         if row := self.some(number):
             new_id = actions.issue_again(
                 self.engine,
@@ -164,6 +189,8 @@ class Lives(stateful.RuleBasedStateMachine):
             if new_id and actions.is_in_force(row):
                 assert row.badge_id is not None
                 self.ordered.add(row.badge_id)
+
+        self.meet("revoke", mood, at_once)
 
     @stateful.rule(number=st.integers(0, 9))
     def retry(self, number: int) -> None:
