@@ -34,7 +34,7 @@ from flask_credly.ledger import settle
 from flask_credly.models import Issuance
 from flask_credly.testing.rules import Refusal
 
-EXAMPLES = int(os.environ.get("CREDLY_TEST_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("CREDLY_TEST_EXAMPLES", "12"))
 
 POINTS: tuple[tuple[object, str, bool], ...] = (
     (claim, "claim", True),
