@@ -138,11 +138,13 @@ class PastCompletion:
     :param member: As in a pair.
     :param completed_at: An aware time.
     :param evidence: As in :data:`.course_completed`.
+    :param completion_id: Likewise.
     """
 
     member: Member
     completed_at: dt.datetime
     evidence: cabc.Sequence[UrlEvidence | IdEvidence] = ()
+    completion_id: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +152,7 @@ class Completion:
     """One member's completion of one course, checked and ready for the ledger.
 
     :param extras: What else is known, fit for JSON: see :func:`read_extras`.
+    :param completion_id: The host's own id of it.
     """
 
     member: Member
@@ -158,6 +161,7 @@ class Completion:
     completed_at: dt.datetime
     tenant: str = DEFAULT_TENANT
     extras: dict[str, t.Any] | None = None
+    completion_id: str | None = None
 
 
 _SPELLING = "\u200c\u200d\u180e"
@@ -244,6 +248,7 @@ def read_completion(
     kind: t.Any = "course",
     completed_at: t.Any = None,
     evidence: t.Any = None,
+    completion_id: t.Any = None,
     tenant: str = DEFAULT_TENANT,
     raises: tuple[type[Exception], ...] = (),
     **unknown: t.Any,
@@ -298,7 +303,20 @@ def read_completion(
         completed_at=when or dt.datetime.now(dt.UTC),
         tenant=tenant,
         extras=read_extras(member, evidence, raises),
+        completion_id=_read_completion_id(completion_id),
     )
+
+
+def _read_completion_id(value: t.Any) -> str | None:
+    if value is None:
+        return None
+
+    try:
+        # MariaDB and MySQL would take it for the one without the blank.
+        return read_id(value, "completion_id").rstrip(" ") or None
+    except ValueError as e:
+        _warn_once("completion_id", "%s It was left out.", e)
+        return None
 
 
 DETAILS = ("middle_name", "locale", "country", "state_or_province")

@@ -285,6 +285,7 @@ Reason = t.Literal[
     "dropped",
     "awaits revocation",
     "not revoked",
+    "no duplicates",
 ]
 """Why a row is as it is, where that was not Credly's answer: see
 :data:`flask_credly.ledger.reasons.REASONS` for the words.
@@ -383,6 +384,8 @@ class Issuance(Base):
     """Credly's id of the issued badge. It belongs to one row."""
     options: orm.Mapped[dict[str, t.Any] | None] = orm.mapped_column(_JSON)
     """The mapping's, as they were when it was recorded."""
+    completion_id: orm.Mapped[str | None] = orm.mapped_column(_id(191))
+    """The host's own id of the completion."""
     extras: orm.Mapped[dict[str, t.Any] | None] = orm.mapped_column(_JSON)
     """What else the host says of the member and the completion: see
     :func:`flask_credly.catalog.read_extras`.

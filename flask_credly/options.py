@@ -33,6 +33,15 @@ NEVER = "never"
 
 MONTHS = range(1, 601)
 
+RENEW = "renew"
+"""A further completion replaces the badge."""
+
+EACH = "each"
+"""A further completion gives a badge more."""
+
+GAPS = {RENEW: dt.timedelta(days=30), EACH: dt.timedelta(days=1)}
+"""How much later than the last one a completion is at least, to be a further one."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -45,6 +54,8 @@ class Options:
         :data:`NEVER`. Empty: as the badge template says.
     :param evidence: Whether the evidence is sent that comes with a completion.
     :param group: Credly's group tag, of 255 characters at most. Empty: none.
+    :param again: What a further completion of the same member does: :data:`RENEW` or
+        :data:`EACH`. Empty: nothing.
     """
 
     locale: str = ""
@@ -52,6 +63,7 @@ class Options:
     expires: str | int = ""
     evidence: bool = False
     group: str = ""
+    again: str = ""
 
     @classmethod
     def read(cls, stored: cabc.Mapping[str, t.Any] | None) -> Options:

@@ -5,10 +5,11 @@ The sender is the application. What comes with each, as keywords:
 :data:`course_completed`
     ``member`` (a :class:`.Member`), ``course_id``; as options ``kind``,
     ``completed_at`` (an aware time), ``evidence`` (up to five of :class:`.UrlEvidence`
-    and :class:`.IdEvidence`, for mappings that send it), ``session``, and ``tenant``,
-    the community, which is required outside of a request where the host has
-    ``@credly.tenant``. The only error that rises out of ``send()`` is one by which the
-    database has ended the host's transaction.
+    and :class:`.IdEvidence`, for mappings that send it), ``completion_id`` (your own id
+    of this completion, of at most 191 characters, where a further one counts),
+    ``session``, and ``tenant``, the community, which is required outside of a request
+    where the host has ``@credly.tenant``. The only error that rises out of ``send()``
+    is one by which the database has ended the host's transaction.
 
 :data:`badge_issued`
     ``member_id``, ``course_id``, ``kind``, ``template_id``, ``badge_id``, Credly's id

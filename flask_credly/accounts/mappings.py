@@ -238,6 +238,7 @@ def _change(
             .where(Mapping.id == mapping_id, Mapping.tenant == tenant)
             .values(**values)
         )
+        transitions.release(connection, tenant, clock.now(connection))
         session.refresh(mapping)
 
     _note(connection, tenant, by, "change mapping", course, template)
@@ -273,6 +274,7 @@ def _change_options(
             .where(Mapping.id == mapping_id, Mapping.tenant == tenant)
             .values(options=options.stored())
         )
+        transitions.release(connection, tenant, clock.now(connection))
         session.refresh(mapping)
 
     course = course_of(mapping)

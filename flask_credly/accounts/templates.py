@@ -17,6 +17,7 @@ from ..issuing.token import with_token
 from ..ledger import audit
 from ..ledger import clock
 from ..ledger import gates
+from ..ledger import transitions
 from ..ledger.paging import Session
 from ..ledger.transaction import in_session
 from ..ledger.transaction import in_transaction
@@ -262,6 +263,7 @@ def _save(
             ),
             changed,
         )
+        transitions.release(connection, tenant, clock.now(connection))
 
 
 @in_transaction

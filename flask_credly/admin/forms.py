@@ -22,11 +22,13 @@ from wtforms.fields.core import UnboundField
 from ..catalog import clean
 from ..i18n import gettext
 from ..i18n import gettext_noop
+from ..options import EACH
 from ..options import LOCALES
 from ..options import MEMBER
 from ..options import MONTHS
 from ..options import NEVER
 from ..options import Options
+from ..options import RENEW
 from ..secret import Secret
 
 LENGTH = 255
@@ -215,6 +217,9 @@ class OptionsForm(Form):
     months = StringField(gettext_noop("Number of months"), filters=[_strip])
     evidence = StringField(filters=[_strip])
     group = StringField(gettext_noop("Group tag"), filters=[_strip])
+    again = StringField(filters=[_strip])
+    may_repeat = False
+    """Whether a further completion may give a badge more."""
     preview = StringField()
     """Whether the form is sent for what it would come to."""
 
@@ -230,6 +235,7 @@ class OptionsForm(Form):
                 "months": str(options.expires) if in_months else "",
                 "evidence": "on" if options.evidence else "",
                 "group": options.group,
+                "again": options.again,
             }
         )
 
@@ -242,6 +248,7 @@ class OptionsForm(Form):
             expires=int(self.months.data) if expires == "months" else expires,
             evidence=self.evidence.data == "on",
             group=clean(self.group.data, LENGTH),
+            again=self.again.data,
         )
 
     def validate_locale(self, field: t.Any) -> None:
@@ -264,6 +271,17 @@ class OptionsForm(Form):
                     "Enter a number of months from %(first)s to %(last)s.",
                     first=MONTHS[0],
                     last=MONTHS[-1],
+                )
+            )
+
+    def validate_again(self, field: t.Any) -> None:
+        _one_of(field, ("", RENEW, EACH))
+
+        if field.data == EACH and not self.may_repeat:
+            raise ValidationError(
+                gettext(
+                    "Credly issues this badge template to each member once. Allow"
+                    " duplicates on it at Credly, and refresh the templates here."
                 )
             )
 

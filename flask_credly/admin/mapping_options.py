@@ -11,10 +11,13 @@ from flask.typing import ResponseReturnValue
 from .. import accounts
 from ..i18n import format_date
 from ..i18n import gettext
+from ..models import Mapping
+from ..options import EACH
 from ..options import LOCALES
 from ..options import MEMBER
 from ..options import NEVER
 from ..options import Options
+from ..options import RENEW
 from .community import here
 from .courses import list_courses
 from .courses import name_anew
@@ -39,7 +42,15 @@ def edit_options(mapping_id: int) -> ResponseReturnValue:
     if mapping is None:
         return gone()
 
-    return _options_page(mapping_id, OptionsForm.of(Options.read(mapping.options)))
+    form = OptionsForm.of(Options.read(mapping.options))
+    form.may_repeat = _may_repeat(mapping)
+    return _options_page(mapping_id, form)
+
+
+def _may_repeat(mapping: Mapping) -> bool:
+    # What was chosen before can be kept: the row says what is wrong with it.
+    chosen = Options.read(mapping.options).again
+    return mapping.template.allows_duplicates or chosen == EACH
 
 
 def _options_expired(mapping_id: int) -> Response:
@@ -50,6 +61,12 @@ def _options_expired(mapping_id: int) -> Response:
 def change_options(mapping_id: int) -> ResponseReturnValue:
     """Save the options of a mapping, or show what they would come to."""
     form = OptionsForm.sent()
+    mapping = read(accounts.get_mapping, mapping_id)
+
+    if mapping is None:
+        return gone()
+
+    form.may_repeat = _may_repeat(mapping)
     valid = form.validate()
 
     # By its button, or while somebody types.
@@ -61,11 +78,6 @@ def change_options(mapping_id: int) -> ResponseReturnValue:
 
     if not valid:
         return _options_page(mapping_id, form, 422)
-
-    mapping = read(accounts.get_mapping, mapping_id)
-
-    if mapping is None:
-        return gone()
 
     before, options = Options.read(mapping.options), form.options()
 
@@ -80,6 +92,12 @@ def change_options(mapping_id: int) -> ResponseReturnValue:
     if before.expires != options.expires:
         said += " " + gettext(
             "The new expiry is from now on. Badges issued before keep theirs."
+        )
+
+    if options.again == RENEW != before.again:
+        said += " " + gettext(
+            "Further completions replace the badge from now on. Badges issued before"
+            " keep their expiry."
         )
 
     flash(said)
@@ -103,11 +121,24 @@ def _options_page(
         problem=problem,
         locales=LOCALES,
         member=MEMBER,
+        again=_choices(form),
         never=NEVER,
         # What is wrong stands above the field.
         preview="" if form.errors else _preview(form),
         kept=kept(),
     )
+
+
+def _choices(form: OptionsForm) -> list[tuple[str, str]]:
+    found = [
+        ("", gettext("Nothing: one badge for each member")),
+        (RENEW, gettext("Renew: the new badge replaces the last one")),
+    ]
+
+    if form.may_repeat or form.again.data == EACH:
+        found.append((EACH, gettext("Each time: one badge more")))
+
+    return found
 
 
 def _preview(form: OptionsForm) -> str:

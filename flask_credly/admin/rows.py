@@ -19,10 +19,12 @@ from ..i18n import gettext
 from ..i18n import ngettext
 from ..models import Mapping
 from ..models import RemovedMapping
+from ..options import EACH
 from ..options import LOCALES
 from ..options import MEMBER
 from ..options import NEVER
 from ..options import Options
+from ..options import RENEW
 from .courses import key_of
 from .courses import KIND_NAMES
 from .courses import list_courses
@@ -266,6 +268,11 @@ def summarize(mapping: Mapping) -> list[str]:
 
     if options.evidence:
         found.append(gettext("With evidence"))
+
+    if options.again == RENEW:
+        found.append(gettext("Renewed when completed again"))
+    elif options.again == EACH:
+        found.append(gettext("One more each time"))
 
     if options.group:
         found.append(gettext("Group tag: %(group)s", group=options.group))

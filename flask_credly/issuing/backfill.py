@@ -21,6 +21,7 @@ from ..catalog import PastCompletion
 from ..catalog import read_completion
 from ..catalog import read_time
 from ..ledger import backfills
+from ..options import RENEW
 from ..state import AppState
 from ..state import Community
 from . import notifier
@@ -89,6 +90,7 @@ def read(
             kind=course.kind,
             completed_at=completed_at,
             evidence=past.evidence,
+            completion_id=past.completion_id,
             tenant=state.tenant,
         )
         state.check_ids(member_id=completion.member.id, course_id=course.id)
@@ -145,8 +147,10 @@ def preview(
     :raises TypeError: See :func:`read`; so are the others.
     """
     until = None if seconds is None else time.monotonic() + seconds
+    again = backfills.again_of(state.engine, state.tenant, course.kind, course.id)
     found = Preview()
     incomplete: dict[str, bool] = {}
+    read_so_far: list[Completion] = []
 
     # Read first, and looked up afterwards: the host's query may hold the only
     # connection or the only lock that there is.
@@ -155,12 +159,19 @@ def preview(
             for each in chunk:
                 incomplete.setdefault(each.member.id, bool(missing(each.member)))
 
+            # Only where a member may have several.
+            read_so_far += chunk if again else []
+
             if until is not None and time.monotonic() > until:
                 found.whole = False
                 break
 
     if not has_request_context():
         state.session.remove()
+
+    if again:
+        _count_further(state, course, found, _in_order(read_so_far, again), again)
+        return found
 
     for ids in _chunks(iter(incomplete)):
         known = backfills.states(
@@ -180,19 +191,54 @@ def preview(
     return found
 
 
+def _count_further(
+    state: Community,
+    course: Course,
+    found: Preview,
+    completions: list[Completion],
+    again: str,
+) -> None:
+    """Count what a backfill would do where a further completion counts."""
+    whole = _whole(completions)
+    found.completed = len(completions)
+    found.incomplete = len(completions) - len(whole)
+    to_issue = sum(
+        backfills.count_further(
+            state.engine, state.tenant, course.kind, course.id, each, again
+        )
+        for each in _by_member(whole)
+    )
+    found.there = len(whole) - to_issue
+
+
+def _by_member(completions: list[Completion]) -> cabc.Iterator[list[Completion]]:
+    """Part completions so that those of a member stay together."""
+    by_member: dict[str, list[Completion]] = {}
+
+    for each in completions:
+        by_member.setdefault(each.member.id, []).append(each)
+
+    for members in _chunks(iter(by_member.values())):
+        yield list(itertools.chain.from_iterable(members))
+
+
 def misses_any(state: Community, course: Course, since: dt.datetime) -> bool:
     """Whether the ledger has never had a completion that the host knows of.
 
     :raises TypeError: See :func:`read`; so are the others.
     """
+    again = backfills.again_of(state.engine, state.tenant, course.kind, course.id)
+
     try:
         # Read first, and looked up afterwards: as in a preview.
-        whole = _whole(list(read(state, course, since)))
+        whole = _whole(_in_order(read(state, course, since), again))
     finally:
         state.session.remove()
 
     return any(
-        backfills.never_there(state.engine, state.tenant, course.kind, course.id, chunk)
+        backfills.never_there(
+            state.engine, state.tenant, course.kind, course.id, chunk, again
+        )
         for chunk in _chunks(iter(whole))
     )
 
@@ -244,8 +290,10 @@ def _record(state: Community, run: backfills.Run) -> None:
     first = list(itertools.islice(completions, 1))
     completions = itertools.chain(first, completions)
 
-    if blocks or _holds_write_lock(state):
-        completions = iter(list(completions))
+    again = backfills.again_of(state.engine, run.tenant, run.kind, run.course_id)
+
+    if again or blocks or _holds_write_lock(state):
+        completions = iter(_in_order(completions, again))
         state.session.remove()
 
     for chunk in _chunks(completions):
@@ -254,7 +302,7 @@ def _record(state: Community, run: backfills.Run) -> None:
 
         if run.healing:
             whole = backfills.never_there(
-                state.engine, run.tenant, run.kind, run.course_id, whole
+                state.engine, run.tenant, run.kind, run.course_id, whole, again
             )
 
         if not backfills.add(state.engine, run, whole, incomplete=incomplete):
@@ -265,6 +313,21 @@ def _record(state: Community, run: backfills.Run) -> None:
             return
 
     backfills.finish(state.engine, run)
+
+
+def _in_order(completions: cabc.Iterable[Completion], again: str) -> list[Completion]:
+    """Put completions into an order in which each may be a further one: the host gives
+    them in any. Where they renew the badge, the last of a member is all that counts.
+    """
+    if not again:
+        return list(completions)
+
+    ordered = sorted(completions, key=lambda each: each.completed_at)
+
+    if again == RENEW:
+        return list({each.member.id: each for each in ordered}.values())
+
+    return ordered
 
 
 def _whole(chunk: list[Completion]) -> list[Completion]:

@@ -21,6 +21,9 @@ from ..models import Batch
 from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
+from ..options import GAPS
+from ..options import Options
+from ..options import RENEW
 from . import audit
 from . import clock
 from . import gates
@@ -255,6 +258,18 @@ def add(
         "bulk": True,
         "batch_id": run.id,
     }
+    # The course may have been mapped anew meanwhile.
+    fresh = [
+        each
+        for each in completions
+        if not run.healing or (mapped_at and each.completed_at >= mapped_at)
+    ]
+    again = Options.read(common["options"]).again
+    found = [(each, 1) for each in fresh]
+
+    if again:
+        found = _further(connection, run.tenant, run.kind, run.course_id, fresh, again)
+
     rows = [
         {
             **common,
@@ -263,20 +278,123 @@ def add(
             "first_name": each.member.first_name,
             "last_name": each.member.last_name,
             "completed_at": each.completed_at,
+            "completion_id": each.completion_id,
             "extras": each.extras,
+            "cycle": cycle,
+            "action": "replace" if again == RENEW and cycle > 1 else "issue",
+            "renewal": again == RENEW and cycle > 1,
         }
-        for each in completions
-        # The course may have been mapped anew meanwhile.
-        if not run.healing or (mapped_at and each.completed_at >= mapped_at)
+        for each, cycle in found
     ]
+    first = [row for row in rows if row["cycle"] == 1]
+
+    if first and not run.healing:
+        _revive(connection, first)
 
     if rows:
-        if not run.healing:
-            _revive(connection, rows)
-
         transitions.insert_new(connection, rows)
 
     return True
+
+
+def _further(
+    connection: sa.Connection,
+    tenant: str,
+    kind: str,
+    course_id: str,
+    completions: cabc.Iterable[Completion],
+    again: str,
+) -> list[tuple[Completion, int]]:
+    """Choose the completions that are not in the ledger yet, the first of a member and
+    those that are further ones: each with its cycle, oldest first. As where one comes
+    in by itself, a completion that is not later than the last opens none.
+
+    :param again: Which of :data:`flask_credly.options.GAPS`.
+    """
+    ordered = sorted(completions, key=lambda each: each.completed_at)
+    rows = connection.execute(
+        sa.select(
+            Issuance.member_id,
+            Issuance.cycle,
+            Issuance.completed_at,
+            Issuance.completion_id,
+            transitions.IS_IN_THE_WAY.label("in_the_way"),
+        ).where(
+            is_ours(tenant),
+            Issuance.kind == kind,
+            Issuance.course_id == course_id,
+            Issuance.member_id.in_({each.member.id for each in ordered}),
+        )
+    )
+    cycles: dict[str, int] = {}
+    known: dict[str, list[tuple[dt.datetime, str | None]]] = {}
+
+    for row in rows:
+        cycles[row.member_id] = max(row.cycle, cycles.get(row.member_id, 0))
+
+        if row.in_the_way:
+            before = (row.completed_at, row.completion_id)
+            known.setdefault(row.member_id, []).append(before)
+
+    found: list[tuple[Completion, int]] = []
+
+    for each in ordered:
+        id_ = each.member.id
+        before_it = known.setdefault(id_, [])
+
+        if any(_adds_nothing(each, at, cid, again) for at, cid in before_it):
+            continue
+
+        cycle = cycles.get(id_, 0) + 1 if before_it else 1
+        cycles[id_] = max(cycle, cycles.get(id_, 0))
+        before_it.append((each.completed_at, each.completion_id))
+        found.append((each, cycle))
+
+    return found
+
+
+def _adds_nothing(
+    new: Completion, at: dt.datetime, completion_id: str | None, again: str
+) -> bool:
+    """Whether a completion may be the same as one that is there, or is older: as the
+    statement says in :mod:`.insert`.
+    """
+    if new.completion_id is None:
+        return at > new.completed_at - GAPS[again]
+
+    return (
+        completion_id == new.completion_id
+        or at > new.completed_at
+        or (at == new.completed_at and completion_id is None)
+    )
+
+
+def count_further(
+    engine: sa.Engine,
+    tenant: str,
+    kind: str,
+    course_id: str,
+    completions: cabc.Sequence[Completion],
+    again: str,
+) -> int:
+    """Count the completions that would be recorded: see :func:`never_there`."""
+    with connect(engine) as connection:
+        found = _further(connection, tenant, kind, course_id, completions, again)
+        return len(found)
+
+
+def again_of(engine: sa.Engine, tenant: str, kind: str, course_id: str) -> str:
+    """Get what a further completion of a course does: see :attr:`.Options.again`."""
+    with connect(engine) as connection:
+        options = connection.scalar(
+            sa.select(Mapping.options).where(
+                Mapping.tenant == tenant,
+                Mapping.kind == kind,
+                Mapping.course_id == course_id,
+            )
+        )
+
+    return Options.read(options).again
 
 
 def _held(run: Run) -> tuple[sa.ColumnElement[bool], ...]:
@@ -300,6 +418,7 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
             Issuance.course_id == rows[0]["course_id"],
             Issuance.member_id.in_(given),
             Issuance.organization_id == rows[0]["organization_id"],
+            Issuance.cycle == 1,
             *_TAKEN_BACK,
         )
     ).all()
@@ -308,6 +427,7 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
         names = (
             *("template_id", "badge_name", "due_at", "batch_id"),
             *("email", "first_name", "last_name", "options", "extras"),
+            *("completed_at", "completion_id"),
         )
         transitions.reopen_for_batch(
             connection,
@@ -446,29 +566,25 @@ def never_there(
     kind: str,
     course_id: str,
     completions: cabc.Sequence[Completion],
+    again: str = "",
 ) -> list[Completion]:
     """Choose the completions that the ledger has never had, whatever became of those
     that it had.
+
+    :param again: Which of :data:`flask_credly.options.GAPS`: a further completion of a
+        member who is there may be one. Empty: none is.
 
     A member who was erased is known by the time of completion alone. Where that is
     near, the completion is taken to be there.
     """
     with connect(engine) as connection:
         this = (Issuance.kind == kind, Issuance.course_id == course_id)
-        given = {each.member.id: each for each in reversed(completions)}
-        known = connection.scalars(
-            sa.select(Issuance.member_id).where(
-                is_ours(tenant), *this, Issuance.member_id.in_(given)
-            )
-        )
-
-        for id_ in known:
-            given.pop(id_, None)
+        given = _unknown(connection, tenant, kind, course_id, completions, again)
 
         if not given:
             return []
 
-        times = [each.completed_at for each in given.values()]
+        times = [each.completed_at for each in given]
         near = Issuance.completed_at.between(
             min(times) - ERASED_NEAR, max(times) + ERASED_NEAR
         )
@@ -483,9 +599,37 @@ def never_there(
 
     return [
         each
-        for each in given.values()
+        for each in given
         if not any(abs(each.completed_at - at) <= ERASED_NEAR for at in erased)
     ]
+
+
+def _unknown(
+    connection: sa.Connection,
+    tenant: str,
+    kind: str,
+    course_id: str,
+    completions: cabc.Sequence[Completion],
+    again: str,
+) -> list[Completion]:
+    if again:
+        found = _further(connection, tenant, kind, course_id, completions, again)
+        return [each for each, _ in found]
+
+    given = {each.member.id: each for each in reversed(completions)}
+    known = connection.scalars(
+        sa.select(Issuance.member_id).where(
+            is_ours(tenant),
+            Issuance.kind == kind,
+            Issuance.course_id == course_id,
+            Issuance.member_id.in_(given),
+        )
+    )
+
+    for id_ in known:
+        given.pop(id_, None)
+
+    return list(given.values())
 
 
 @in_transaction

@@ -13,11 +13,14 @@ import secrets
 import typing as t
 
 import sqlalchemy as sa
+from sqlalchemy import orm
 
 from ..models import Attempt
 from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
+from ..options import EACH
+from ..options import Options
 from . import clock
 from . import gates
 from . import transitions
@@ -60,6 +63,7 @@ class Row:
     :param replaces: That of the badge in whose place its own is issued.
     :param target: That of the badge which a request is to be about, once it was read.
     :param target_expired: Whether that has expired.
+    :param cycle: Which of the member's badges for the course it is.
     :param mapped_to: The template that its course is mapped to. ``None``: to none.
     :param allows_duplicates: Whether Credly would issue the template twice.
     """
@@ -86,6 +90,7 @@ class Row:
     test: bool
     options: dict[str, t.Any] | None
     extras: dict[str, t.Any] | None
+    cycle: int
     unsettled: bool
     action: Action
     mapped_to: str | None
@@ -122,6 +127,7 @@ _COLUMNS = (
     Issuance.test,
     Issuance.options,
     Issuance.extras,
+    Issuance.cycle,
     Issuance.badge_id,
     Issuance.replaces,
     Issuance.renewal,
@@ -233,6 +239,12 @@ def _take(
     _write_down_crashes(connection, gate.tenant, lease, now)
     rows = _read(connection, gate.tenant, lease, now)
 
+    if further := [row for row in rows if row.cycle > 1 and not row.attempts]:
+        for row in further:
+            _look_back(connection, row, now)
+
+        rows = _read(connection, gate.tenant, lease, now)
+
     # After a restore each may have been issued as what it was: that is looked up first.
     if not gate.restored and any(_is_of_another(row) for row in rows):
         transitions.follow_mapping(
@@ -272,6 +284,67 @@ def _read(
         .order_by(Issuance.bulk, Issuance.id)
     )
     return [Row(**row._mapping) for row in found]
+
+
+_EARLIER = orm.aliased(Issuance)
+
+
+def _look_back(connection: sa.Connection, row: Row, now: dt.datetime) -> None:
+    """See what has become of the badges before a further one: which of them it
+    replaces, and whether it can be issued besides.
+    """
+    again = Options.read(row.options).again
+    is_renewal = row.renewal and row.replaces is None
+    is_besides = again == EACH and row.action == "issue" and not row.allows_duplicates
+
+    if not is_renewal and not is_besides:
+        return
+
+    this = (Issuance.id == row.id, *owns(row.tenant, row.lease))
+    earlier = connection.execute(
+        sa.select(
+            _EARLIER.state,
+            _EARLIER.badge_state,
+            _EARLIER.badge_id,
+            _EARLIER.action,
+            _EARLIER.due_at,
+        )
+        .join(
+            Issuance,
+            sa.and_(
+                *(
+                    getattr(_EARLIER, name) == getattr(Issuance, name)
+                    for name in (*transitions.KEY, "organization_id")
+                ),
+                _EARLIER.cycle < Issuance.cycle,
+            ),
+        )
+        .where(*this, _EARLIER.tenant == row.tenant)
+        .order_by(_EARLIER.cycle.desc())
+    ).all()
+    stands = None
+
+    for each in earlier:
+        if each.state != "issued" and each.action is not None:
+            # That has to be known first.
+            due_at = max(each.due_at or now, now) + BEFORE_IT
+            transitions.requeue(
+                connection, due_at, *this, outcome_unknown=row.outcome_unknown
+            )
+            return
+
+        if each.state == "issued" and each.badge_state not in ("rejected", "revoked"):
+            stands = each.badge_id
+            break
+
+    if is_renewal:
+        transitions.aim(connection, *this, replaces=stands)
+    elif stands:
+        transitions.hold_back(connection, *this)
+
+
+BEFORE_IT = dt.timedelta(minutes=1)
+"""How long a further badge waits after the one before it is due."""
 
 
 def _is_of_another(row: Row) -> bool:

@@ -12,6 +12,9 @@ from ..catalog import Completion
 from ..models import Account
 from ..models import Mapping
 from ..models import Template
+from ..options import EACH
+from ..options import GAPS
+from ..options import RENEW
 from . import clock
 from .transaction import begin
 from .transaction import in_transaction
@@ -31,22 +34,22 @@ def insert(connection: sa.Connection, completion: Completion) -> bool:
     :return: Whether a row may have been written.
     """
     name, parameters = connection.dialect.name, _parameters(completion)
-    with_extras = "extras" in parameters
+    optional = tuple(each for each in _OPTIONAL if each in parameters)
     # Not named as the columns are: those would be set and not selected.
     given = {f"p_{column}": value for column, value in parameters.items()}
 
     if name not in ("mysql", "mariadb"):
-        statement = _statement(name, with_extras)
-        return connection.execute(statement, given).rowcount != 0
+        return connection.execute(_statement(name, optional), given).rowcount != 0
 
     # INSERT … SELECT would lock what it reads until the host's commit, and so would a
     # duplicate key: no worker could touch the row or close the gate meanwhile.
-    found = connection.execute(_new_row(name), given).one_or_none()
+    found = connection.execute(_new_row(name, optional), given).one_or_none()
 
     if found is None:
         return False
 
     row = parameters | NEW | dict(found._mapping)
+    row = {name: value for name, value in row.items() if name not in _AFTER}
     return connection.execute(insert_or_return(), row).rowcount != 0
 
 
@@ -67,7 +70,8 @@ def insert_alone(engine: sa.Engine, completion: Completion) -> bool:
 
 
 def _parameters(completion: Completion) -> dict[str, t.Any]:
-    member, extras = completion.member, completion.extras
+    member, at = completion.member, completion.completed_at
+    given = {"extras": completion.extras, "completion_id": completion.completion_id}
     return {
         "tenant": completion.tenant,
         "member_id": member.id,
@@ -76,11 +80,18 @@ def _parameters(completion: Completion) -> dict[str, t.Any]:
         "email": member.email,
         "first_name": member.first_name,
         "last_name": member.last_name,
-        "completed_at": completion.completed_at,
+        "completed_at": at,
+        **{name: at - GAPS[again] for name, again in _AFTER.items()},
         "recorded_at": dt.datetime.now(dt.UTC),
         # Most have none.
-        **({"extras": extras} if extras else {}),
+        **{name: value for name, value in given.items() if value is not None},
     }
+
+
+_OPTIONAL = ("extras", "completion_id")
+
+_AFTER = {"after_renewal": RENEW, "after_each": EACH}
+"""A completion is not a further one where there is one after these times."""
 
 
 def _given(column: str) -> sa.BindParameter[t.Any]:
@@ -94,6 +105,10 @@ def _from_mapping(dialect: str) -> dict[str, sa.ColumnElement[t.Any]]:
     if now is None:
         now = _given("recorded_at")
 
+    # Which badge it replaces is seen when its turn comes: that may be on its way.
+    renews = sa.and_(
+        _AGAIN == _constant(RENEW), sa.exists().where(*_same(), IS_IN_THE_WAY)
+    )
     return {
         "organization_id": Account.organization_id.expression,
         "template_id": Template.id.expression,
@@ -101,7 +116,34 @@ def _from_mapping(dialect: str) -> dict[str, sa.ColumnElement[t.Any]]:
         "options": Mapping.options.expression,
         "recorded_at": now,
         "due_at": now,
+        "cycle": sa.case((_AGAIN.is_(None), _constant(1)), else_=_next_cycle()),
+        "action": sa.case((renews, _constant("replace")), else_=_constant("issue")),
+        "renewal": sa.case((renews, sa.true()), else_=sa.false()),
     }
+
+
+_AGAIN = Mapping.options["again"].as_string()
+"""What a further completion does: see :attr:`.Options.again`. Null: nothing."""
+
+
+def _same() -> tuple[sa.ColumnElement[bool], ...]:
+    """Whether a row is of the same member and course."""
+    return (
+        *(_given(column) == ROWS.c[column] for column in KEY),
+        ROWS.c.organization_id == Account.organization_id,
+    )
+
+
+def _next_cycle() -> sa.ScalarSelect[t.Any]:
+    """Count on from all that is there, if any of it is in the way."""
+    in_the_way = sa.func.count(sa.case((IS_IN_THE_WAY, _constant(1))))
+    following = sa.func.max(ROWS.c.cycle) + _constant(1)
+    return (
+        sa.select(sa.case((in_the_way > _constant(0), following), else_=_constant(1)))
+        .where(*_same())
+        .correlate(Mapping, Account)
+        .scalar_subquery()
+    )
 
 
 def of_mapping(*columns: t.Any) -> sa.Select[t.Any]:
@@ -124,16 +166,34 @@ def _look_up(columns: dict[str, sa.ColumnElement[t.Any]]) -> sa.Select[t.Any]:
 
 
 @functools.cache
-def _new_row(dialect: str) -> sa.Select[t.Any]:
+def _new_row(dialect: str, optional: tuple[str, ...]) -> sa.Select[t.Any]:
     """What is looked up, unless the row is there already."""
-    return _look_up(_from_mapping(dialect)).where(~_is_there())
+    return _look_up(_from_mapping(dialect)).where(~_is_there(optional))
 
 
-def _is_there() -> sa.ColumnElement[bool]:
+def _is_there(optional: tuple[str, ...]) -> sa.ColumnElement[bool]:
+    """Whether a completion adds nothing to the rows that are there: to any, where a
+    further one does not count, and otherwise to those that may be the same, or later.
+    """
+    at = _given("completed_at")
+
+    if "completion_id" in optional:
+        is_known = sa.or_(
+            ROWS.c.completion_id == _given("completion_id"),
+            ROWS.c.completed_at > at,
+            # Recorded before the host gave ids.
+            sa.and_(ROWS.c.completed_at == at, ROWS.c.completion_id.is_(None)),
+        )
+    else:
+        renewal, each = (
+            sa.bindparam(f"p_{name}", type_=ROWS.c.completed_at.type) for name in _AFTER
+        )
+        is_known = ROWS.c.completed_at > sa.case(
+            (_AGAIN == _constant(RENEW), renewal), else_=each
+        )
+
     return sa.exists().where(
-        *(_given(column) == ROWS.c[column] for column in KEY),
-        ROWS.c.organization_id == Account.organization_id,
-        IS_IN_THE_WAY,
+        *_same(), IS_IN_THE_WAY, sa.or_(_AGAIN.is_(None), is_known)
     )
 
 
@@ -145,16 +205,18 @@ def _constant(value: str | int) -> sa.ColumnElement[t.Any]:
 
 
 @functools.cache
-def _statement(dialect: str, with_extras: bool) -> sa.Insert:
+def _statement(dialect: str, optional: tuple[str, ...]) -> sa.Insert:
     """``INSERT … SELECT … FROM mapping … WHERE NOT EXISTS … ON CONFLICT DO UPDATE``. Of
     a row that is there the conflict alone would keep a lock until the host's commit.
     """
     names = (*KEY, "email", "first_name", "last_name", "completed_at")
     columns: dict[str, sa.ColumnElement[t.Any]] = {
         **{name: _given(name) for name in names},
-        **({"extras": _given("extras")} if with_extras else {}),
+        **{name: _given(name) for name in optional},
         # Written into the statement: each parameter costs a host's request something.
         **{name: _constant(value) for name, value in NEW.items()},
         **_from_mapping(dialect),
     }
-    return insert_from(dialect, list(columns), _look_up(columns).where(~_is_there()))
+    return insert_from(
+        dialect, list(columns), _look_up(columns).where(~_is_there(optional))
+    )

@@ -20,6 +20,10 @@ REASONS: dict[Reason, str] = {
     "dropped": "An admin took it back before it was issued.",
     "awaits revocation": "The badge before it is to be revoked first.",
     "not revoked": "The badge before it was not revoked.",
+    "no duplicates": (
+        "Credly does not issue this badge template more than once any more. It waits"
+        " until duplicates are allowed again."
+    ),
 }
 
 TAKEN_UP_AGAIN: tuple[Reason, ...] = ("unmapped", "stopped")

@@ -124,12 +124,13 @@ def _returned(given: t.Any) -> dict[str, t.Any]:
     """
     same = (
         *("email", "first_name", "last_name", "recorded_at", "due_at", "bulk"),
-        *("options", "extras"),
+        *("options", "extras", "completion_id"),
     )
     row = ROWS.c
     return {
         **{name: given[name] for name in same},
-        # As after a retry. The time of the completion stays: a look-up may need it.
+        "completed_at": _time_of(given.completed_at, row),
+        # As after a retry.
         "outcome_unknown": sa.or_(row.outcome_unknown, row.attempts > 0),
         "attempts": given.attempts,
         "crashes": given.crashes,
@@ -140,6 +141,13 @@ def _returned(given: t.Any) -> dict[str, t.Any]:
         "action": given.action,
         "state": given.state,
     }
+
+
+def _time_of(given: t.Any, row: t.Any) -> sa.ColumnElement[t.Any]:
+    """Get when the course was completed, of a row that is taken up again. Where a
+    request was begun it stays: a look-up may need it.
+    """
+    return sa.case((row.issued_at.is_(None), given), else_=row.completed_at)
 
 
 @functools.cache
@@ -290,6 +298,7 @@ def reopen_for_batch(
     names = [name for name in rows[0] if name != "id"]
     given: dict[str, t.Any] = {name: sa.bindparam(f"new_{name}") for name in names}
     beginning = _from_the_beginning(given.pop("due_at"))
+    given["completed_at"] = _time_of(given["completed_at"], ROWS.c)
     connection.execute(
         sa.update(ROWS)
         .where(ROWS.c.id == sa.bindparam("row"), *these)
@@ -426,6 +435,62 @@ def supersede(
 
 
 # In a worker's hands.
+
+
+def aim(connection: sa.Connection, *these: Condition, replaces: str | None) -> None:
+    """Say which badge a renewal replaces.
+
+    :param replaces: Credly's id of it. ``None``: there is none, and it is issued.
+    """
+    action: Action = "issue" if replaces is None else "replace"
+    connection.execute(
+        sa.update(Issuance)
+        .where(*these)
+        .values(replaces=replaces, renewal=replaces is not None, action=action)
+    )
+
+
+def hold_back(connection: sa.Connection, *these: Condition) -> None:
+    """Take rows back from a worker until their template allows duplicates."""
+    connection.execute(
+        sa.update(Issuance)
+        .where(*these, IS_OPEN)
+        .values(lease=None, due_at=None, reason="no duplicates")
+    )
+
+
+IS_HELD_BACK = sa.and_(
+    Issuance.action == "issue",
+    Issuance.due_at.is_(None),
+    Issuance.reason == "no duplicates",
+)
+
+
+def release(connection: sa.Connection, tenant: str, now: dt.datetime) -> int:
+    """Let go on what was held back, where its course is mapped to a template that
+    allows duplicates, or its further completions replace the badge by now.
+
+    :return: How many rows.
+    """
+    these = (Issuance.tenant == tenant, IS_HELD_BACK)
+    again = Mapping.options["again"].as_string()
+    mapped = sa.exists().where(
+        IS_MAPPED, Template.tenant == tenant, Template.id == Mapping.template_id
+    )
+    renews = connection.execute(
+        sa.update(Issuance)
+        .where(*these, mapped.where(again == "renew"))
+        .values(due_at=now, reason=None, action="replace", renewal=True)
+        .execution_options(synchronize_session=False)
+    ).rowcount
+    return renews + (
+        connection.execute(
+            sa.update(Issuance)
+            .where(*these, mapped.where(Template.allows_duplicates))
+            .values(due_at=now, reason=None)
+            .execution_options(synchronize_session=False)
+        ).rowcount
+    )
 
 
 def lease_due(
@@ -948,7 +1013,9 @@ def erase(connection: sa.Connection, tenant: str, rows: list[dict[str, t.Any]]) 
         sa.update(ROWS)
         .where(ROWS.c.id == sa.bindparam("row_id"), ROWS.c.tenant == tenant)
         .values(
-            **NOBODY, **NO_BADGE, action=None, error=None, options=None, extras=None
+            **NOBODY,
+            **NO_BADGE,
+            **dict.fromkeys(("action", "error", "options", "extras", "completion_id")),
         ),
         rows,
     )
