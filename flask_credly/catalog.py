@@ -354,8 +354,16 @@ def read_details(
     member: t.Any, raises: tuple[type[Exception], ...] = ()
 ) -> dict[str, str]:
     """Read what is in :data:`DETAILS`, without what is missing or cannot be used."""
-    given = {name: _short(_field(member, name, raises), 255) for name in DETAILS}
-    return {name: value for name, value in given.items() if value}
+    if type(member) is Member:
+        given = {name: getattr(member, name) for name in DETAILS}
+    else:
+        given = {name: _field(member, name, raises) for name in DETAILS}
+
+    return {
+        name: text
+        for name, value in given.items()
+        if value is not None and (text := _short(value, 255))
+    }
 
 
 def _short(value: object, length: int) -> str:

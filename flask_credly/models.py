@@ -241,6 +241,8 @@ class Mapping(Base):
     """When this course was mapped. Null: not known."""
     options: orm.Mapped[dict[str, t.Any] | None] = orm.mapped_column(_JSON)
     """How its badges are issued, where that is not as Credly does by itself."""
+    again: orm.Mapped[str | None] = orm.mapped_column(_id(10))
+    """What stands among the options of a further completion: each completion asks."""
 
     template: orm.Mapped[Template] = orm.relationship(lazy="joined", innerjoin=True)
 
@@ -415,8 +417,8 @@ class Issuance(Base):
     replaces: orm.Mapped[str | None] = orm.mapped_column(_id(36))
     """Credly's id of the badge in whose place this one is issued."""
     renewal: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
-    """Replaces a badge because the member has completed the course once more. Where
-    that one is in force no more, a new one is issued. Otherwise an admin corrects it.
+    """Replaces the badge of the member's last completion, if there is one. Where that
+    one is in force no more, a new one is issued. Otherwise an admin corrects it.
     """
     revocation_reason: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
     """Why an admin has it revoked, in words that the member may read."""

@@ -55,13 +55,13 @@ class TestPage:
         browser, connected, mapping_id = mapped
         path = f"{WINDOW}/mappings/{mapping_id}/options"
 
-        assert chosen(browser.get(path).text) == ["", "", "", ""]
+        assert chosen(browser.get(path).text) == [""] * 5
 
-        options = Options("zh-CN", False, 18, True, "Class “A” & <b>")
+        options = Options("zh-CN", False, 18, True, "Class “A” & <b>", "renew")
         accounts.change_options(connected.host.state, mapping_id, options)
         html = browser.get(path).text
 
-        assert chosen(html) == ["zh-CN", "off", "months", "on"]
+        assert chosen(html) == ["zh-CN", "off", "months", "renew", "on"]
         assert 'value="18"' in html
         assert "Class “A” &amp; &lt;b&gt;" in html
         assert f"would expire on {in_months(18)}." in html
@@ -187,6 +187,57 @@ class TestPage:
 
         assert f'action="{path}"' in html
         assert browser.post(path, page=path).location == f"{WINDOW}?page=2"
+
+
+class TestCompletedAgain:
+    def test_each_time_is_offered_where_the_template_allows_it(
+        self, mapped: Mapped
+    ) -> None:
+        browser, connected, mapping_id = mapped
+        path = f"{WINDOW}/mappings/{mapping_id}/options"
+
+        assert 'value="each"' not in browser.get(path).text
+        answer = browser.post(path, page=path, again="each")
+        assert answer.status_code == 422
+        assert "Allow duplicates on it at Credly" in answer.text
+
+        self.allow(connected, True)
+        assert 'value="each"' in browser.get(path).text
+        assert browser.post(path, page=path, again="each").status_code == 303
+        assert options_of(connected) == {"again": "each"}
+        assert "One more each time" in browser.get(WINDOW).text
+        assert "until duplicates are allowed" not in browser.get(WINDOW).text
+
+    def test_a_template_that_does_not_allow_it_any_more_is_named(
+        self, mapped: Mapped
+    ) -> None:
+        browser, connected, mapping_id = mapped
+        path = f"{WINDOW}/mappings/{mapping_id}/options"
+        self.allow(connected, True)
+        browser.post(path, page=path, again="each")
+        self.allow(connected, False)
+
+        assert "until duplicates are allowed again" in browser.get(WINDOW).text
+        # Other options can be changed all the same.
+        assert chosen(browser.get(path).text)[3] == "each"
+        answer = browser.post(path, page=path, again="each", mail="off")
+        assert answer.status_code == 303
+        assert options_of(connected) == {"again": "each", "mail": False}
+
+    def test_renewing_is_from_now_on(self, mapped: Mapped) -> None:
+        browser, connected, mapping_id = mapped
+        path = f"{WINDOW}/mappings/{mapping_id}/options"
+        browser.post(path, page=path, again="renew")
+
+        text = text_of(browser.get(WINDOW))
+        assert "Further completions replace the badge from now on." in text
+        assert "Renewed when completed again" in text
+
+    def allow(self, connected: Connected, allow: bool) -> None:
+        connected.credly.change_template(
+            connected.template_id, allow_duplicate_badges=allow
+        )
+        accounts.sync_templates(connected.host.state)
 
 
 class TestPreview:

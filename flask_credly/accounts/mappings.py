@@ -142,6 +142,7 @@ def _add(
 ) -> Mapping:
     with orm.Session(connection) as session:
         template = _active_template(session, tenant, template_id)
+        options = _removed_options(session, tenant, course) if undo else None
         mapping = Mapping(
             tenant=tenant,
             kind=course.kind,
@@ -149,7 +150,8 @@ def _add(
             course_title=clean(course.title, 500),
             template=template,
             created_at=clock.now(connection),
-            options=_removed_options(session, tenant, course) if undo else None,
+            options=options,
+            again=Options.read(options).again or None,
         )
         session.add(mapping)
         session.flush()
@@ -272,7 +274,7 @@ def _change_options(
         connection.execute(
             sa.update(Mapping)
             .where(Mapping.id == mapping_id, Mapping.tenant == tenant)
-            .values(options=options.stored())
+            .values(options=options.stored(), again=options.again or None)
         )
         transitions.release(connection, tenant, clock.now(connection))
         session.refresh(mapping)

@@ -322,7 +322,7 @@ def _in_order(completions: cabc.Iterable[Completion], again: str) -> list[Comple
     if not again:
         return list(completions)
 
-    ordered = sorted(completions, key=lambda each: each.completed_at)
+    ordered = sorted(completions, key=backfills.by_time)
 
     if again == RENEW:
         return list({each.member.id: each for each in ordered}.values())

@@ -281,20 +281,23 @@ def add(
             "completion_id": each.completion_id,
             "extras": each.extras,
             "cycle": cycle,
-            "action": "replace" if again == RENEW and cycle > 1 else "issue",
-            "renewal": again == RENEW and cycle > 1,
+            "renewal": again == RENEW,
         }
         for each, cycle in found
     ]
-    first = [row for row in rows if row["cycle"] == 1]
-
-    if first and not run.healing:
-        _revive(connection, first)
 
     if rows:
+        if not run.healing and not again:
+            _revive(connection, rows)
+
         transitions.insert_new(connection, rows)
 
     return True
+
+
+def by_time(completion: Completion) -> tuple[dt.datetime, str]:
+    """Order completions, the oldest first: the same, however they were given."""
+    return completion.completed_at, completion.completion_id or ""
 
 
 def _further(
@@ -311,7 +314,7 @@ def _further(
 
     :param again: Which of :data:`flask_credly.options.GAPS`.
     """
-    ordered = sorted(completions, key=lambda each: each.completed_at)
+    ordered = sorted(completions, key=by_time)
     rows = connection.execute(
         sa.select(
             Issuance.member_id,
@@ -345,10 +348,9 @@ def _further(
         if any(_adds_nothing(each, at, cid, again) for at, cid in before_it):
             continue
 
-        cycle = cycles.get(id_, 0) + 1 if before_it else 1
-        cycles[id_] = max(cycle, cycles.get(id_, 0))
+        cycles[id_] = cycles.get(id_, 0) + 1
         before_it.append((each.completed_at, each.completion_id))
-        found.append((each, cycle))
+        found.append((each, cycles[id_]))
 
     return found
 
@@ -418,7 +420,6 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
             Issuance.course_id == rows[0]["course_id"],
             Issuance.member_id.in_(given),
             Issuance.organization_id == rows[0]["organization_id"],
-            Issuance.cycle == 1,
             *_TAKEN_BACK,
         )
     ).all()
@@ -427,7 +428,7 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
         names = (
             *("template_id", "badge_name", "due_at", "batch_id"),
             *("email", "first_name", "last_name", "options", "extras"),
-            *("completed_at", "completion_id"),
+            "completion_id",
         )
         transitions.reopen_for_batch(
             connection,

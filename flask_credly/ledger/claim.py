@@ -20,7 +20,6 @@ from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
 from ..options import EACH
-from ..options import Options
 from . import clock
 from . import gates
 from . import transitions
@@ -64,6 +63,7 @@ class Row:
     :param target: That of the badge which a request is to be about, once it was read.
     :param target_expired: Whether that has expired.
     :param cycle: Which of the member's badges for the course it is.
+    :param again: What a further completion does: see :attr:`.Options.again`.
     :param mapped_to: The template that its course is mapped to. ``None``: to none.
     :param allows_duplicates: Whether Credly would issue the template twice.
     """
@@ -91,6 +91,7 @@ class Row:
     options: dict[str, t.Any] | None
     extras: dict[str, t.Any] | None
     cycle: int
+    again: str | None
     unsettled: bool
     action: Action
     mapped_to: str | None
@@ -268,6 +269,7 @@ def _read(
             ),
             Issuance.action,
             Mapping.template_id.label("mapped_to"),
+            Mapping.again,
             # A template that we do not know may allow them.
             sa.func.coalesce(Template.allows_duplicates, sa.true()).label(
                 "allows_duplicates"
@@ -293,9 +295,10 @@ def _look_back(connection: sa.Connection, row: Row, now: dt.datetime) -> None:
     """See what has become of the badges before a further one: which of them it
     replaces, and whether it can be issued besides.
     """
-    again = Options.read(row.options).again
     is_renewal = row.renewal and row.replaces is None
-    is_besides = again == EACH and row.action == "issue" and not row.allows_duplicates
+    is_besides = (
+        row.again == EACH and row.action == "issue" and not row.allows_duplicates
+    )
 
     if not is_renewal and not is_besides:
         return

@@ -105,10 +105,6 @@ def _from_mapping(dialect: str) -> dict[str, sa.ColumnElement[t.Any]]:
     if now is None:
         now = _given("recorded_at")
 
-    # Which badge it replaces is seen when its turn comes: that may be on its way.
-    renews = sa.and_(
-        _AGAIN == _constant(RENEW), sa.exists().where(*_same(), IS_IN_THE_WAY)
-    )
     return {
         "organization_id": Account.organization_id.expression,
         "template_id": Template.id.expression,
@@ -116,14 +112,15 @@ def _from_mapping(dialect: str) -> dict[str, sa.ColumnElement[t.Any]]:
         "options": Mapping.options.expression,
         "recorded_at": now,
         "due_at": now,
-        "cycle": sa.case((_AGAIN.is_(None), _constant(1)), else_=_next_cycle()),
-        "action": sa.case((renews, _constant("replace")), else_=_constant("issue")),
-        "renewal": sa.case((renews, sa.true()), else_=sa.false()),
+        # What it replaces, if anything, is seen when its turn comes.
+        "renewal": sa.case(
+            (Mapping.again == _constant(RENEW), sa.true()), else_=sa.false()
+        ),
+        "cycle": sa.case(
+            (Mapping.again.is_(None), _constant(1)),
+            else_=_next_cycle(),
+        ),
     }
-
-
-_AGAIN = Mapping.options["again"].as_string()
-"""What a further completion does: see :attr:`.Options.again`. Null: nothing."""
 
 
 def _same() -> tuple[sa.ColumnElement[bool], ...]:
@@ -135,15 +132,9 @@ def _same() -> tuple[sa.ColumnElement[bool], ...]:
 
 
 def _next_cycle() -> sa.ScalarSelect[t.Any]:
-    """Count on from all that is there, if any of it is in the way."""
-    in_the_way = sa.func.count(sa.case((IS_IN_THE_WAY, _constant(1))))
-    following = sa.func.max(ROWS.c.cycle) + _constant(1)
-    return (
-        sa.select(sa.case((in_the_way > _constant(0), following), else_=_constant(1)))
-        .where(*_same())
-        .correlate(Mapping, Account)
-        .scalar_subquery()
-    )
+    last = sa.func.coalesce(sa.func.max(ROWS.c.cycle), _constant(0))
+    following = sa.select(last + _constant(1)).where(*_same())
+    return following.correlate(Account).scalar_subquery()
 
 
 def of_mapping(*columns: t.Any) -> sa.Select[t.Any]:
@@ -189,11 +180,11 @@ def _is_there(optional: tuple[str, ...]) -> sa.ColumnElement[bool]:
             sa.bindparam(f"p_{name}", type_=ROWS.c.completed_at.type) for name in _AFTER
         )
         is_known = ROWS.c.completed_at > sa.case(
-            (_AGAIN == _constant(RENEW), renewal), else_=each
+            (Mapping.again == _constant(RENEW), renewal), else_=each
         )
 
     return sa.exists().where(
-        *_same(), IS_IN_THE_WAY, sa.or_(_AGAIN.is_(None), is_known)
+        *_same(), IS_IN_THE_WAY, sa.or_(Mapping.again.is_(None), is_known)
     )
 
 

@@ -92,6 +92,7 @@ NEW: dict[str, str | int] = {
     "action": "issue",
     "attempts": 0,
     "outcome_unknown": False,
+    "duplicate": False,
     "crashes": 0,
     "look_ups": 0,
     "test": False,
@@ -103,10 +104,11 @@ NEW: dict[str, str | int] = {
 KEY = ("tenant", "member_id", "kind", "course_id")
 """With the organization and the cycle: what a row is about."""
 
+# Written into the statement: each parameter costs a host's request something.
 _MAY_RETURN = sa.and_(
-    ROWS.c.state == "cancelled",
+    ROWS.c.state == sa.literal_column("'cancelled'"),
     ROWS.c.erased_at.is_(None),
-    sa.func.coalesce(ROWS.c.reason, "") != "dropped",
+    ROWS.c.reason.is_distinct_from(sa.literal_column("'dropped'")),
 )
 """A row that is taken up by the same member's next completion of the course. What an
 admin took back is not.
@@ -129,9 +131,10 @@ def _returned(given: t.Any) -> dict[str, t.Any]:
     row = ROWS.c
     return {
         **{name: given[name] for name in same},
-        "completed_at": _time_of(given.completed_at, row),
-        # As after a retry.
-        "outcome_unknown": sa.or_(row.outcome_unknown, row.attempts > 0),
+        # As after a retry. The time of the completion stays: a look-up may need it.
+        "outcome_unknown": sa.or_(
+            row.outcome_unknown, row.attempts > sa.literal_column("0")
+        ),
         "attempts": given.attempts,
         "crashes": given.crashes,
         "look_ups": given.look_ups,
@@ -141,13 +144,6 @@ def _returned(given: t.Any) -> dict[str, t.Any]:
         "action": given.action,
         "state": given.state,
     }
-
-
-def _time_of(given: t.Any, row: t.Any) -> sa.ColumnElement[t.Any]:
-    """Get when the course was completed, of a row that is taken up again. Where a
-    request was begun it stays: a look-up may need it.
-    """
-    return sa.case((row.issued_at.is_(None), given), else_=row.completed_at)
 
 
 @functools.cache
@@ -298,7 +294,6 @@ def reopen_for_batch(
     names = [name for name in rows[0] if name != "id"]
     given: dict[str, t.Any] = {name: sa.bindparam(f"new_{name}") for name in names}
     beginning = _from_the_beginning(given.pop("due_at"))
-    given["completed_at"] = _time_of(given["completed_at"], ROWS.c)
     connection.execute(
         sa.update(ROWS)
         .where(ROWS.c.id == sa.bindparam("row"), *these)
@@ -473,24 +468,16 @@ def release(connection: sa.Connection, tenant: str, now: dt.datetime) -> int:
     :return: How many rows.
     """
     these = (Issuance.tenant == tenant, IS_HELD_BACK)
-    again = Mapping.options["again"].as_string()
     mapped = sa.exists().where(
         IS_MAPPED, Template.tenant == tenant, Template.id == Mapping.template_id
     )
-    renews = connection.execute(
+    let_go = sa.or_(Template.allows_duplicates, Mapping.again == "renew")
+    return connection.execute(
         sa.update(Issuance)
-        .where(*these, mapped.where(again == "renew"))
-        .values(due_at=now, reason=None, action="replace", renewal=True)
+        .where(*these, mapped.where(let_go))
+        .values(due_at=now, reason=None, renewal=mapped.where(Mapping.again == "renew"))
         .execution_options(synchronize_session=False)
     ).rowcount
-    return renews + (
-        connection.execute(
-            sa.update(Issuance)
-            .where(*these, mapped.where(Template.allows_duplicates))
-            .values(due_at=now, reason=None)
-            .execution_options(synchronize_session=False)
-        ).rowcount
-    )
 
 
 def lease_due(
