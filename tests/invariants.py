@@ -372,6 +372,70 @@ def host_lost(there: cabc.Collection[str], told: cabc.Iterable[str]) -> Violatio
     ]
 
 
+def twice_in_force(badges: cabc.Iterable[dict[str, t.Any]]) -> Violations:
+    """I15: a member has one badge of a template in force."""
+    count = collections.Counter(
+        (badge["recipient_email"], badge["badge_template"]["id"])
+        for badge in badges
+        if badge["state"] in ("pending", "accepted")
+        and badge["replacement_badge_id"] is None
+    )
+    return [
+        f"{address}/{template_id[:8]} has {number} badges in force"
+        for (address, template_id), number in count.items()
+        if number > 1
+    ]
+
+
+def differing(rows: Rows, badges: cabc.Iterable[dict[str, t.Any]]) -> Violations:
+    """I15: the ledger says of each badge what the book says: in force, revoked, or
+    replaced, and by which.
+    """
+    book = {badge["id"]: badge for badge in badges}
+    found = []
+
+    for row in rows:
+        if row.badge_id is None:
+            continue
+
+        badge = book[row.badge_id]
+        replaced_by = badge["replacement_badge_id"]
+        true = "revoked" if badge["state"] == "revoked" else "issued"
+        true = "replaced" if replaced_by else true
+
+        if (row.state, row.replaced_by) != (true, replaced_by):
+            found.append(f"{_name(badge_of(row))} is {row.state!r}, and truly {true!r}")
+
+    known = {row.badge_id for row in rows}
+    return found + [
+        f"badge {id_} is in the book and in no row" for id_ in book if id_ not in known
+    ]
+
+
+def too_often(
+    rows: Rows, attempts: cabc.Iterable[Attempt], ordered: cabc.Mapping[int, int]
+) -> Violations:
+    """I15: what is revoked or replaced is asked for twice at most, and what is revoked
+    was ordered to be.
+
+    :param ordered: How often a row's badge was ordered to be revoked.
+    """
+    counted = collections.Counter(
+        (each.issuance_id, each.action)
+        for each in attempts
+        if each.action != "issue" and each.answer in (*COUNTED, "revoked", "outlived")
+    )
+    return [
+        f"badge {id_} had {number} attempts to {action}"
+        for (id_, action), number in counted.items()
+        if number > 2 * (ordered[id_] if action == "revoke" else 1)
+    ] + [
+        f"{_name(badge_of(row))} is revoked, and nobody wanted it"
+        for row in rows
+        if row.state == "revoked" and not ordered[row.id]
+    ]
+
+
 def unsettled(rows: Rows, attempts: cabc.Iterable[Attempt] = ()) -> Violations:
     """I11: in the end every row is in a final state, nothing is to be done about it,
     and every attempt has an end.

@@ -232,6 +232,9 @@ class Judge:
         return "not yet" if row.unsettled else "absent", None, None
 
     def _wait(self, request: Request, result: Answer) -> float:
+        if result == "not yet":  # which ends with the lease that it was sent under
+            return max(self._retry_delay, LOOK_UP_WAIT)
+
         if request.phase == "look-up":
             return max(self._retry_delay, LOOK_UP_WAIT * 2.0**request.row.look_ups)
 

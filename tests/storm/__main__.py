@@ -42,6 +42,9 @@ _COLUMNS = {
     "flushes": "flsh",
     "Redis restarts": "rds",
     "database stops": "db",
+    "revoked": "rev",
+    "replaced": "repl",
+    "issued again": "again",
     "posts": "posts",
     "look-ups": "looks",
     "token calls": "toks",
@@ -72,6 +75,7 @@ dup      badges too many              unexp  badges that nobody asked for
 f.iss    said to be made, and not so  f.fail said to have failed, and not so
 unrec    made, and not recorded so    recov  made; the host died before it knew
 par hrs both web   processes killed   flsh rds db  Redis flushed, killed; database away
+rev repl again     badges that an admin has had revoked, replaced, issued again
 dead     completions whose transaction ended in a deadlock, and the host was told
 quiet    seconds from the last fault until nothing waits
 p50 p99 max        seconds from the host's commit to the badge

@@ -58,6 +58,7 @@ class Evidence:
     :param removed_at: When a community's mapping was removed.
     :param must_cancel: Members whose course was unmapped before a worker could begin,
         with their community.
+    :param ordered: How often a row's badge was ordered to be revoked.
     :param canaries: What must not be in Redis or a log.
     :param secrets: What must not be in the database either.
     """
@@ -75,6 +76,7 @@ class Evidence:
     database_away: list[tuple[float, float]]
     removed_at: dict[tuple[str, str], dt.datetime]
     must_cancel: list[tuple[str, str]]
+    ordered: collections.Counter[int]
     canaries: dict[str, str]
     secrets: dict[str, str]
     redis: list[bytes]
@@ -148,7 +150,7 @@ def judge(evidence: Evidence) -> Verdict:
         seconds
         for tenant, part in parts.items()
         if several and tenant != TROUBLED
-        for seconds in _latency(part, invariants.read_book(part.badges, member_of))
+        for seconds in _latency(part, invariants.read_book(_first(part), member_of))
     )
     figures |= {
         "communities": len(parts),
@@ -200,9 +202,12 @@ def _find_violations_of(
     tenant: str, evidence: Evidence, *, several: bool
 ) -> dict[str, list[str]]:
     """Judge what there is of one community."""
-    rows, attempts = evidence.rows, evidence.attempts
+    everything, tries = evidence.rows, evidence.attempts
     organization = evidence.organizations[tenant]
-    book = invariants.read_book(evidence.badges, member_of)
+    # What an admin has corrected or issued again is judged apart.
+    rows = [row for row in everything if row.cycle == 1]
+    attempts = [one for one in tries if one.action == "issue"]
+    book = invariants.read_book(_first(evidence), member_of)
     statuses = _statuses(evidence)
     posts = [one for one in evidence.received if one.kind == "issue"]
     done = evidence.done
@@ -219,11 +224,11 @@ def _find_violations_of(
         "I4 false failed": invariants.false_failed(rows, book),
         "I5 unexpected": [
             *invariants.unexpected(book, _badges(evidence, "attempted")),
-            *invariants.sent_unmapped(rows, attempts, removed_at),
+            *invariants.sent_unmapped(everything, attempts, removed_at),
             *_not_cancelled(evidence, book),
         ],
         "I6 requests": [
-            *invariants.too_many_posts(rows, attempts, _count_posts(posts)),
+            *invariants.too_many_posts(everything, attempts, _count_posts(posts)),
             *invariants.sent_while_closed(
                 [one.at for one in posts], organization.closed
             ),
@@ -243,14 +248,25 @@ def _find_violations_of(
                 number for (_, status), number in statuses.items() if status == 429
             ),
         ),
-        "I11 unsettled": invariants.unsettled(rows, attempts),
+        "I11 unsettled": invariants.unsettled(everything, tries),
         "I13 strayed": invariants.strayed(
-            rows, addresses, domain_of(tenant), organization.organization_id
+            everything, addresses, domain_of(tenant), organization.organization_id
         ),
         "I14 starved": invariants.starved(_latency(evidence, book), STARVED)
         if several and tenant != TROUBLED
         else [],
+        "I15 actions": [
+            *invariants.twice_in_force(evidence.badges),
+            *invariants.differing(everything, evidence.badges),
+            *invariants.too_often(everything, tries, evidence.ordered),
+        ],
     }
+
+
+def _first(evidence: Evidence) -> list[dict[str, t.Any]]:
+    """The badges in the book but for those that an admin has asked for."""
+    later = {row.badge_id for row in evidence.rows if row.cycle > 1}
+    return [badge for badge in evidence.badges if badge["id"] not in later]
 
 
 def _find_violations(evidence: Evidence) -> dict[str, list[str]]:
@@ -385,7 +401,7 @@ def _latency(evidence: Evidence, book: list[Booked]) -> list[float]:
 
 
 def _count(evidence: Evidence) -> dict[str, float]:
-    book = invariants.read_book(evidence.badges, member_of)
+    book = invariants.read_book(_first(evidence), member_of)
     attempted = _badges(evidence, "attempted")
     acknowledged = _acknowledged(evidence)
     booked = collections.Counter(entry.badge for entry in book)
@@ -421,6 +437,11 @@ def _count(evidence: Evidence) -> dict[str, float]:
         "flushes": done["flushes"],
         "Redis restarts": done["restarts"],
         "database stops": done["database stops"],
+        "revoked": sum(badge["state"] == "revoked" for badge in evidence.badges),
+        "replaced": sum(
+            badge["replacement_badge_id"] is not None for badge in evidence.badges
+        ),
+        "issued again": _acts(evidence)["issue again"],
         "posts": kinds["issue"],
         "look-ups": kinds["look-up"],
         "token calls": kinds["token"],
@@ -438,16 +459,26 @@ def _count(evidence: Evidence) -> dict[str, float]:
     }
 
 
+def _acts(evidence: Evidence) -> collections.Counter[str]:
+    """What the admin has done, by what it is called."""
+    return sum(
+        (each.done for each in evidence.organizations.values()),
+        collections.Counter[str](),
+    )
+
+
 def _claims(evidence: Evidence) -> tuple[set[Badge], set[Badge], set[Badge]]:
     """What is said to be made, and what is shown to have failed or to be cancelled."""
     if evidence.ours:
         by_state: dict[str, set[Badge]] = collections.defaultdict(set)
 
         for row in evidence.rows:
-            if row.state in invariants.MADE or explain(row):
+            if row.cycle == 1 and (row.state not in invariants.SHOWN or explain(row)):
                 by_state[row.state].add(invariants.badge_of(row))
 
-        made = set().union(*(by_state[state] for state in invariants.MADE))
+        made = set().union(
+            *(by_state[state] for state in (*invariants.MADE, "revoked", "replaced"))
+        )
         return made, by_state["failed"], by_state["cancelled"]
 
     template_id = evidence.template_of[DEFAULT_TENANT, COURSE.id]

@@ -28,7 +28,9 @@ from rq.registry import StartedJobRegistry
 
 from flask_credly import accounts
 from flask_credly.errors import CredlyError
+from flask_credly.issuing import notifier
 from flask_credly.issuing import throttle
+from flask_credly.ledger import actions
 from flask_credly.ledger import clock
 from flask_credly.models import Account
 from flask_credly.models import Attempt
@@ -70,8 +72,13 @@ System = t.Literal["flask-credly", "naive-rq"]
 Duplicates = t.Literal["refused", "allowed"]
 
 TIMEOUT = 1.0
-QUIET = 90.0
-"""Seconds within which every row must be settled once the weather has cleared."""
+QUIET = 240.0
+"""Seconds within which every row must be settled once the weather has cleared: what was
+lost on its way to be revoked or replaced is looked at when its lease is over.
+"""
+
+ACT = 1.0
+"""Mean seconds between two things that the admin does."""
 
 PATIENCE = 60.0
 """Seconds within which a closed gate is seen to be closed, on a slow machine."""
@@ -207,7 +214,9 @@ class _Storm:
         self._removed_at: dict[tuple[str, str], dt.datetime] = {}
         self._must_cancel: list[tuple[str, str]] = []
         self._in_redis: list[bytes] = []
+        self._ordered = collections.Counter[int]()
         self._over = threading.Event()
+        self._calm = threading.Event()
         self._enough_trouble = threading.Event()
         self._steady = threading.Lock()  # the database is there while it is held
         environment = {
@@ -306,11 +315,17 @@ class _Storm:
                 threading.Thread(target=self._guard, args=(self._make_trouble,))
             )
 
+        admin = threading.Thread(target=self._guard, args=(self._administer,))
+
+        if self._ours:
+            admin.start()
+
         for thread in (*threads, sampler):
             thread.start()
 
         try:
             self._rage(threads)
+            self._calm.set()
             cleared = time.monotonic()
             self._clear_up()
             quiet = self._wait_until_quiet()
@@ -318,7 +333,7 @@ class _Storm:
         finally:
             self._over.set()
 
-            for thread in (*threads, sampler):
+            for thread in (*threads, sampler, *([admin] if self._ours else [])):
                 thread.join()
 
         if self._trouble:
@@ -465,6 +480,69 @@ class _Storm:
 
             with self.context():
                 act()
+
+    def _administer(self) -> None:
+        """Revoke, correct and issue again what was issued, at random."""
+        rng = random.Random(f"admin {self._options.seed}")
+
+        while not self._calm.wait(rng.expovariate(1 / ACT)) and not self._over.is_set():
+            with self.context(), self._steady:
+                try:
+                    self._act(rng)
+                except sa.exc.OperationalError as e:
+                    self._notes.append(f"The admin was refused: {type(e).__name__}")
+
+                self._host.db.session.remove()
+
+    def _act(self, rng: random.Random) -> None:
+        tenant = rng.choice(self._tenants)
+        engine = self._host.state_of(tenant).engine
+        rows = self._host.db.session.scalars(
+            sa.select(Issuance).where(
+                Issuance.tenant == tenant,
+                Issuance.course_id == COURSE.id,
+                Issuance.state.in_(("issued", "revoked")),
+                Issuance.action.is_(None),
+            )
+        ).all()
+
+        if not rows:
+            return
+
+        row = rng.choice(rows)
+        act = rng.choice(["revoke", "correct", "correct", "issue again"])
+        why: dict[str, t.Any] = {"reason": "By mistake.", "tell": rng.random() < 0.5}
+        done: object = None
+
+        if act == "revoke":
+            done = actions.revoke(engine, tenant, row.id, **why)
+            self._ordered[row.id] += bool(done)
+        elif act == "correct":
+            done = actions.correct(
+                engine,
+                tenant,
+                row.id,
+                first_name=row.first_name,
+                last_name=row.last_name,
+                completed_at=row.completed_at - dt.timedelta(days=1),
+                template_id=row.template_id,
+            )
+        else:
+            in_force = actions.is_in_force(row)
+            done = actions.issue_again(
+                engine,
+                tenant,
+                row.id,
+                email=row.email,
+                first_name=row.first_name,
+                last_name=row.last_name,
+                **why,
+            )
+            self._ordered[row.id] += bool(done and in_force)
+
+        if done:
+            self._done_to[tenant][act] += 1
+            notifier.notify(self._host.state_of(tenant))
 
     def _wait_for_progress(self, share: float) -> None:
         while not self._over.is_set():
@@ -788,6 +866,7 @@ class _Storm:
             database_away=self._database_away,
             removed_at=self._removed_at,
             must_cancel=self._must_cancel,
+            ordered=self._ordered,
             canaries={
                 "a member's address": host_.MAIL,
                 "a member's first name": host_.FIRST_NAME,

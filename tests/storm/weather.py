@@ -59,6 +59,12 @@ _LOOK_UP_FAULTS: list[Fault] = [
     (0.01, {"status": 429, "headers": {"Retry-After": str(SHORT_PAUSE)}}),
 ]
 
+_READ_FAULTS: list[Fault] = [
+    (0.02, {"status": 500}),
+    (0.01, {"how": "reset"}),
+    (0.01, {"status": 429, "headers": {"Retry-After": str(SHORT_PAUSE)}}),
+]
+
 _TOKEN_FAULTS: list[Fault] = [
     (0.04, {"status": 500}),
     (0.03, {"how": "hang", "delay": _HANG}),
@@ -74,7 +80,10 @@ def break_out(simulator: Organization, seed: int, *, lateness: float) -> None:
 
     for kind, faults in (
         ("issue", _issue_faults(lateness)),
+        ("revoke", _issue_faults(lateness)),
+        ("replace", _issue_faults(lateness)),
         ("look-up", _LOOK_UP_FAULTS),
+        ("badge", _READ_FAULTS),
         ("token", _TOKEN_FAULTS),
     ):
         for share, fault in faults:
@@ -87,7 +96,7 @@ def fail_all(organization: Organization, fault: dict[str, t.Any]) -> None:
     """Let Credly fail every call of one organization, until it is cleared."""
     organization.clear_faults()
 
-    for kind in ("issue", "look-up", "token"):
+    for kind in ("issue", "revoke", "replace", "look-up", "badge", "token"):
         organization.fail(t.cast(t.Any, kind), times=None, **fault)
 
 
