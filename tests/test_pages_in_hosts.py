@@ -711,6 +711,12 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
     assert page.count('<h1 id="credly-h1"') == 1 and "&lt;img src=x&gt;" in page
     visit.get(alone, headers=HX)
     visit.get(f"{alone}/row", headers=HX)
+
+    for action in ("revoke", "correct", "again"):
+        assert visit.get(f"{alone}/{action}").location.endswith(alone)
+        answer = visit.post(f"{alone}/{action}", headers=HX)
+        assert answer.headers["HX-Redirect"].endswith(alone)
+
     visit.get("/credly/badges/retry")
     row = visit.post(f"{alone}/retry?listed=1", headers=HX).text
     assert row.strip().startswith("<tr")

@@ -21,6 +21,7 @@ from .mappings import change_mapping as change_mapping
 from .mappings import change_options as change_options
 from .mappings import course_of as course_of
 from .mappings import get_mapping as get_mapping
+from .mappings import get_mapping_of as get_mapping_of
 from .mappings import get_removed as get_removed
 from .mappings import list_mappings as list_mappings
 from .mappings import mapped_courses as mapped_courses

@@ -99,6 +99,15 @@ def get_mapping(session: Session, tenant: str, mapping_id: int) -> Mapping | Non
     return session.scalars(sa.select(Mapping).where(*this)).one_or_none()
 
 
+def get_mapping_of(
+    session: Session, tenant: str, kind: str, course_id: str
+) -> Mapping | None:
+    """Get the mapping of a course."""
+    this = (Mapping.kind == kind, Mapping.course_id == course_id)
+    query = sa.select(Mapping).where(Mapping.tenant == tenant, *this)
+    return session.scalars(query).one_or_none()
+
+
 def course_of(mapping: Mapping) -> Course:
     """Get the course of a mapping, with the title that it had when it was mapped."""
     kind = t.cast(Kind, mapping.kind)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import typing as t
 import urllib.parse
 
@@ -13,6 +14,7 @@ from .. import accounts
 from ..i18n import gettext
 from ..i18n import gettext_noop
 from ..issuing import notifier
+from ..ledger import actions
 from ..ledger import audit
 from ..ledger import issuances
 from ..ledger import polls
@@ -26,6 +28,7 @@ from .badges import names_of
 from .badges import status_of
 from .community import here
 from .guard import actor
+from .guard import may_revoke
 from .reading import read
 from .respond import EXPIRED
 from .respond import flash
@@ -104,6 +107,7 @@ def show_badge(issuance_id: int) -> ResponseReturnValue:
             for entry in read(audit.of_badge, row.id, row.recorded_at, AT_MOST)
         ],
         "outcomes": audit.OUTCOMES,
+        "possible": _possible(row),
         "at_most": AT_MOST,
         "credly_site": _site(state.settings.token_url),
         **names_of(cycles if any(row.id == each.id for each in cycles) else [row]),
@@ -114,6 +118,11 @@ def show_badge(issuance_id: int) -> ResponseReturnValue:
 
     said = "" if context["live"] else _said(row)
     return fragment("credly/_badge_page.html", said=said, **context)
+
+
+def _possible(row: Issuance) -> cabc.Set[actions.Possible]:
+    found = read(actions.what_may_be_done, [row.id]).get(row.id)
+    return found if found and may_revoke() else frozenset()
 
 
 def _said(row: Issuance) -> str:

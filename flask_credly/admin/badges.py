@@ -144,6 +144,9 @@ def export_badges() -> ResponseReturnValue:
         gettext("Since"),
         gettext("Checked"),
         gettext("Expires"),
+        gettext("In place of"),
+        gettext("Replaced by"),
+        gettext("Reason of the revocation"),
         gettext("Test"),
     ]
     return csv_file("credly-badges", header, (_cells(row) for row in rows))
@@ -168,6 +171,9 @@ def _cells(row: Issuance) -> list[str]:
         _iso(row.badge_state_at),
         _iso(row.checked_at),
         _iso(row.expires_at),
+        row.replaces or "",
+        row.replaced_by or "",
+        row.revocation_reason or "",
         gettext("Test") if row.test else "",
     ]
 
@@ -181,6 +187,12 @@ def status_of(row: Issuance, *, paused: bool = False) -> str:
 
     :param paused: Whether nothing is issued at present.
     """
+    if row.reason == "awaits revocation":
+        return gettext("Waits for the revocation")
+
+    if row.action == "revoke":
+        return gettext("Being revoked")
+
     if row.action and not row.lease and paused:
         return gettext("Paused")
 

@@ -31,6 +31,7 @@ from ..ledger import tables
 from ..ledger.transaction import end_hosts_transaction
 from ..settings import Settings
 from ..state import get_state
+from . import actions
 from . import activity
 from . import backfills
 from . import badge
@@ -124,6 +125,12 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("GET", "/credly/badges/<int:issuance_id>/row", badges.badge_row),
     ("POST", "/credly/badges/<int:issuance_id>/retry", badge.retry),
     ("POST", "/credly/badges/<int:issuance_id>/check", badge.check),
+    ("GET", "/credly/badges/<int:issuance_id>/revoke", actions.edit_revoke),
+    ("POST", "/credly/badges/<int:issuance_id>/revoke", actions.revoke),
+    ("GET", "/credly/badges/<int:issuance_id>/correct", actions.edit_correction),
+    ("POST", "/credly/badges/<int:issuance_id>/correct", actions.correct),
+    ("GET", "/credly/badges/<int:issuance_id>/again", actions.edit_again),
+    ("POST", "/credly/badges/<int:issuance_id>/again", actions.issue_again),
     ("GET", "/credly/badges/retry", badges.confirm_retry),
     ("POST", "/credly/badges/retry", badges.retry_all),
     ("GET", "/credly/mappings/<int:mapping_id>/backfill", backfills.confirm_backfill),
@@ -167,6 +174,20 @@ FOR_VIEWERS = {
         log.errors,
         window.banners,
         window.show,
+    )
+}
+
+
+# What takes back what was issued: only for whom "may_revoke" lets in besides.
+REVOKING = {
+    f"credly.{view.__name__}"
+    for view in (
+        actions.correct,
+        actions.edit_again,
+        actions.edit_correction,
+        actions.edit_revoke,
+        actions.issue_again,
+        actions.revoke,
     )
 }
 
@@ -268,6 +289,9 @@ def _refuse_visitor() -> ResponseReturnValue | None:
             allowed = guard.check_operator()
         else:
             allowed = guard.check_visitor(to_look=request.endpoint in FOR_VIEWERS)
+
+            if allowed is True and request.endpoint in REVOKING:
+                allowed = guard.check_revoker()
     except HTTPException as e:
         # The community or the page is not there.
         return current_app.handle_http_exception(e)
@@ -276,7 +300,7 @@ def _refuse_visitor() -> ResponseReturnValue | None:
         _log_refusal("access", f"Access to {request.endpoint} was denied.")
 
         if allowed is False:
-            return _refuse(gettext(DENIED), 403, let_in=False)
+            return _refuse(gettext(DENIED), 403, let_in=guard.may_act())
 
         # Handled here and not raised: also in the handler of an error, and where a
         # host traps these.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import datetime as dt
 import re
 import typing as t
 import uuid
@@ -22,6 +23,7 @@ from wtforms.fields.core import UnboundField
 from ..catalog import clean
 from ..i18n import gettext
 from ..i18n import gettext_noop
+from ..ledger import actions
 from ..options import EACH
 from ..options import LOCALES
 from ..options import MEMBER
@@ -95,6 +97,11 @@ def _text(value: str | None) -> str:
     return clean(value, LENGTH)
 
 
+def _passage(value: str | None) -> str:
+    # As it was typed, also where it is too long.
+    return clean(value, 10_000)
+
+
 def _label(field: t.Any) -> str:
     return gettext(field.label.text)
 
@@ -157,8 +164,8 @@ class ConnectForm(Form):
         _plain(self, field)
 
 
-class TestForm(Form):
-    """Who gets a test badge."""
+class PersonForm(Form):
+    """Who gets a badge."""
 
     email = StringField(gettext_noop("E-mail address"), filters=[_strip])
     first_name = StringField(gettext_noop("First name"), filters=[_text])
@@ -184,6 +191,100 @@ class TestForm(Form):
     def validate_last_name(self, field: t.Any) -> None:
         if not field.data:
             raise ValidationError(gettext("Enter a last name."))
+
+
+class TestForm(PersonForm):
+    """Who gets a test badge."""
+
+
+class RevokeForm(Form):
+    """Why a badge is revoked, and whether its member is told."""
+
+    reason = StringField(gettext_noop("Reason"), filters=[_passage])
+    tell = StringField(filters=[_strip])
+
+    def validate_reason(self, field: t.Any) -> None:
+        problem = actions.problem_with(field.data)
+        least, most = actions.REASON_LENGTH
+
+        if problem == "short":
+            raise ValidationError(
+                gettext("Give a reason of %(number)s characters or more.", number=least)
+            )
+
+        if problem == "long":
+            raise ValidationError(
+                gettext(
+                    "The reason has %(length)s characters. It can have %(number)s.",
+                    length=len(field.data),
+                    number=most,
+                )
+            )
+
+        if problem == "address":
+            raise ValidationError(
+                gettext("Leave e-mail addresses out of the reason: it may be read.")
+            )
+
+    def validate_tell(self, field: t.Any) -> None:
+        if field.data not in ("yes", "no"):
+            raise ValidationError(gettext("Choose whether the member is told."))
+
+
+class AgainForm(PersonForm, RevokeForm):
+    """To whom a badge is issued again, and why the one in force is revoked."""
+
+    @classmethod
+    def sent_with(cls, *, in_force: bool) -> t.Self:
+        """Read what was sent.
+
+        :param in_force: Whether there is a badge to revoke.
+        """
+        form = cls.sent()
+
+        if not in_force:
+            del form.reason, form.tell
+
+        return form
+
+
+class CorrectForm(Form):
+    """What stands on a badge."""
+
+    first_name = StringField(gettext_noop("First name"), filters=[_text])
+    last_name = StringField(gettext_noop("Last name"), filters=[_text])
+    completed = StringField(gettext_noop("Date of completion"), filters=[_strip])
+    template = StringField(gettext_noop("Credly badge template"), filters=[_text])
+    template_text = StringField(filters=[_text])
+    search = StringField()
+    """Whether the templates are searched, by its button."""
+    step = StringField()
+    """``"confirm"``: what was shown is done. ``"edit"``: it is not meant."""
+
+    def validate_first_name(self, field: t.Any) -> None:
+        if not field.data:
+            raise ValidationError(gettext("Enter a first name."))
+
+    def validate_last_name(self, field: t.Any) -> None:
+        if not field.data:
+            raise ValidationError(gettext("Enter a last name."))
+
+    def validate_completed(self, field: t.Any) -> None:
+        try:
+            day = dt.date.fromisoformat(field.data)
+        except ValueError:
+            raise ValidationError(
+                gettext("Enter a date as year, month and day, such as 2026-03-31.")
+            ) from None
+
+        if not dt.date(1970, 1, 1) <= day <= dt.datetime.now(dt.UTC).date():
+            raise ValidationError(
+                gettext("Enter a date that is not ahead, and not before 1970.")
+            )
+
+    def validate_template(self, field: t.Any) -> None:
+        if not field.data:
+            raise ValidationError(gettext("Select a badge template."))
 
 
 class MappingForm(Form):
@@ -305,8 +406,9 @@ def _one_of(field: t.Any, values: cabc.Collection[str]) -> None:
 
 FIELD_NAMES = {
     name
-    for form in (ConnectForm, TestForm, MappingForm, OptionsForm)
-    for name, field in vars(form).items()
+    for form in (ConnectForm, AgainForm, CorrectForm, MappingForm, OptionsForm)
+    for each in form.__mro__
+    for name, field in vars(each).items()
     if isinstance(field, UnboundField)
 }
 """Which a host's token cannot have for its own."""

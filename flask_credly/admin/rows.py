@@ -186,7 +186,9 @@ def find_choices(
 ) -> dict[str, dict[str, Choices]]:
     """Gather what the lists of open rows offer."""
     of_courses = {row.key: _course_choices(row, courses, mapped) for row in rows}
-    of_templates = {row.key: _template_choices(row) for row in rows}
+    of_templates = {
+        row.key: template_choices(row.template, row.template_text) for row in rows
+    }
 
     for row in rows:
         if row.mapping_id is None:
@@ -280,7 +282,12 @@ def summarize(mapping: Mapping) -> list[str]:
     return found
 
 
-def _template_choices(row: EditRow) -> Choices:
+def template_choices(template_id: str, text: str) -> Choices:
+    """Get the active badge templates to choose from.
+
+    :param template_id: The chosen one.
+    :param text: What was searched for, where there are many.
+    """
     number = read(accounts.count_templates)
 
     if number <= MANY:
@@ -288,9 +295,8 @@ def _template_choices(row: EditRow) -> Choices:
         twins = read(accounts.find_twins, every)
         return Choices(every, number, searched=False, twins=twins)
 
-    text = row.template_text
     shown = read(accounts.list_templates, text=text, limit=SHOWN)
-    chosen = read(accounts.get_template, row.template) if row.template else None
+    chosen = read(accounts.get_template, template_id) if template_id else None
 
     if chosen and chosen.active and chosen.id not in {each.id for each in shown}:
         shown = [chosen, *shown]
