@@ -232,6 +232,8 @@ class TestCorrect:
         new = answer.location
         assert new != alone
         assert "takes the place of badge 1" in said(visitor, new)
+        assert "Status Being replaced" in said(visitor, alone)
+        assert "Being replaced" in said(visitor, BADGES)
 
         with host.app.app_context():
             host.drain()
@@ -248,6 +250,9 @@ class TestCorrect:
         assert "All badges of this member for this course" in words
         words = said(visitor, alone)
         assert "Status Replaced" in words and "Replaced by Badge 2" in words
+        assert "1 issued, 1 not accepted yet" in said(visitor, "/integrations/")
+        assert "At Credly" not in words and "Check now" not in words
+        assert f'href="{alone}"' not in visitor.get(f"{BADGES}?became=pending").text
 
         for path in (alone, new):
             assert "Correct a badge: 1 → 2" in said(visitor, path)

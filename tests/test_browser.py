@@ -50,6 +50,7 @@ from flask_credly import Member
 from flask_credly.credly.answers import clean
 from flask_credly.errors import CredlyError
 from flask_credly.issuing import notifier
+from flask_credly.ledger import actions
 from flask_credly.ledger import audit
 from flask_credly.ledger import backfills
 from flask_credly.ledger import gates
@@ -260,10 +261,28 @@ class Site:
 
         self.fail()
 
+    def correct(self, row_id: int) -> None:
+        """Correct a badge without the browser."""
+        with self.context():
+            row = self.host.rows()[row_id - 1]
+            actions.correct(
+                self.host.state.engine,
+                "default",
+                row_id,
+                first_name="Ada",
+                last_name="Lovelace",
+                completed_at=row.completed_at,
+                template_id=row.template_id,
+                by="Grace Example",
+            )
+            self.host.drain()
+
     def fill_up(self) -> None:
         """Connect, and have more of everything than can be shown."""
         self.connect()
+        self.add_templates()
 
+    def add_templates(self) -> None:
         with self.context():
             self.host.db.session.execute(
                 sa.insert(Template),
@@ -939,6 +958,18 @@ def with_the_dialog(page: Page) -> None:
 
 Steps = cabc.Callable[[t.Any], None]
 
+
+def with_no_reason(page: Page) -> None:
+    click(page, "Revoke")
+    expect(page.get_by_role("alert")).to_be_focused()
+
+
+def with_another_name(page: Page) -> None:
+    page.get_by_label("Last name").fill("Lovelace")
+    click(page, "Continue")
+    expect_title(page, "This is what changes")
+
+
 SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
     "list": (None, LIST, None),
     "list-connected": (Site.fill, LIST, None),
@@ -970,6 +1001,31 @@ SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
     "badge-issued": (
         lambda site: (site.fill(), site.complete("6")),
         f"{WINDOW}/badges/2",
+        None,
+    ),
+    "badge-corrected": (
+        lambda site: (site.fill(), site.complete("6"), site.correct(2)),
+        f"{WINDOW}/badges/2",
+        None,
+    ),
+    "revoke": (
+        lambda site: (site.fill(), site.complete("6")),
+        f"{WINDOW}/badges/2/revoke",
+        with_no_reason,
+    ),
+    "correct": (
+        lambda site: (site.fill(), site.complete("6"), site.add_templates()),
+        f"{WINDOW}/badges/2/correct",
+        None,
+    ),
+    "correction": (
+        lambda site: (site.fill(), site.complete("6")),
+        f"{WINDOW}/badges/2/correct",
+        with_another_name,
+    ),
+    "again": (
+        lambda site: (site.fill(), site.complete("6")),
+        f"{WINDOW}/badges/2/again",
         None,
     ),
     "badges-empty": (Site.connect, f"{WINDOW}/badges?status=failed", None),
@@ -1850,6 +1906,68 @@ def test_an_admin_asks_what_became_of_a_badge(
     click(page, "Apply")
     expect(page.locator("tbody tr")).to_have_count(1)
     expect(page.locator("tbody")).to_contain_text("Accepted")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_admin_corrects_a_badge_and_revokes_it(
+    make_site: MakeSite, open_page: OpenPage, way: str
+) -> None:
+    site = make_site(**WAYS[way])
+    site.connect()
+    site.map()
+    site.add_templates()
+    site.complete("1")
+    page = open_page(
+        site, f"{WINDOW}/badges/1", java_script_enabled=way != "no-javascript"
+    )
+    click(page, "Correct…", "link")
+    expect_title(page, "Correct the badge")
+
+    # Of many templates some are searched, and what was typed stays.
+    page.get_by_label("Last name").fill("Lovelace")
+    page.get_by_label("Search badge templates").fill("299")
+    found = page.get_by_label("Credly badge template").get_by_role("option")
+
+    if way not in WITH_HTMX:
+        click(page, "Search badge templates")
+
+    # "Select…", the one that is chosen, and the one that was found
+    expect(found).to_have_count(3)
+    expect(page.get_by_label("Last name")).to_have_value("Lovelace")
+    page.get_by_label("Last name").press("Enter")
+    expect_title(page, "This is what changes")
+    expect(page.get_by_role("row", name="Last name")).to_contain_text("Lovelace")
+    click(page, "Back")
+    expect(page.get_by_label("Last name")).to_have_value("Lovelace")
+    click(page, "Continue")
+    click(page, "Replace the badge")
+    expect_title(page, "Badge 2")
+    expect_said(page, "This badge takes the place of badge 1")
+
+    with site.context():
+        site.host.drain()
+
+    page.goto(f"{WINDOW}/badges/2")
+    click(page, "Revoke…", "link")
+    expect_title(page, "Revoke the badge")
+    page.get_by_label("Reason").fill("Ask dan@example.org.")
+    click(page, "Revoke")
+    expect(page.get_by_label("Reason")).to_have_value("Ask dan@example.org.")
+    expect(page.get_by_role("radio", checked=True)).to_have_count(0)
+    page.get_by_label("Reason").fill("Not earned.")
+    page.get_by_label("Do not tell the member").check()
+    click(page, "Revoke")
+    expect_title(page, "Badge 2")
+    expect_said(page, "The badge is being revoked.")
+
+    with site.context():
+        site.host.drain()
+
+    page.goto(f"{WINDOW}/badges/2")
+    expect(page.get_by_role("region", name="Status")).to_contain_text("Not earned.")
+    (old, new) = site.credly.badges
+    assert (new["state"], new["issued_to_last_name"]) == ("revoked", "Lovelace")
+    assert old["replacement_badge_id"] == new["id"]
 
 
 @pytest.mark.parametrize("way", WAYS)

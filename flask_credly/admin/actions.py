@@ -171,6 +171,7 @@ def _revoke_page(
         row=row,
         name=_named(row),
         unsent="drop" in possible,
+        can_correct="correct" in possible,
         form=form,
         problem=problem,
     )

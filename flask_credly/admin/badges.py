@@ -182,11 +182,20 @@ def _iso(at: dt.datetime | None) -> str:
     return at.isoformat() if at else ""
 
 
-def status_of(row: Issuance, *, paused: bool = False) -> str:
+def status_of(
+    row: Issuance,
+    *,
+    paused: bool = False,
+    being_replaced: cabc.Container[int] = frozenset(),
+) -> str:
     """Say a row's state in words.
 
     :param paused: Whether nothing is issued at present.
+    :param being_replaced: See :func:`.issuances.being_replaced`.
     """
+    if row.id in being_replaced:
+        return gettext("Being replaced")
+
     if row.reason == "awaits revocation":
         return gettext("Waits for the revocation")
 
@@ -246,7 +255,11 @@ def names_of(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
         "became_of": issuances.became,
         "is_under_way": is_under_way,
         "explain": reasons.explain,
-        "status_of": functools.partial(status_of, paused=paused),
+        "status_of": functools.partial(
+            status_of,
+            paused=paused,
+            being_replaced=read(issuances.being_replaced, [row.id for row in rows]),
+        ),
         "paused": paused,
         "becoming": read(issuances.becoming, [row.id for row in rows]),
         "can_be_retried": can_be_retried,

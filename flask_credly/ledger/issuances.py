@@ -49,7 +49,12 @@ Became = t.Literal["pending", "accepted", "rejected", "revoked", "expired", "mis
 
 
 def became(row: Issuance) -> Became | None:
-    """Say what has become of a badge, as far as Credly said so."""
+    """Say what has become of a badge, as far as Credly said so. Nothing any more, once
+    another one has taken its place.
+    """
+    if row.state == "replaced":
+        return None
+
     expires_at = row.expires_at
 
     if row.missing_at is not None and row.badge_state != "revoked":
@@ -66,6 +71,10 @@ def became(row: Issuance) -> Became | None:
 
 
 def _became(wanted: Became) -> sa.ColumnElement[bool]:
+    return sa.and_(Issuance.state != "replaced", _is_at_credly(wanted))
+
+
+def _is_at_credly(wanted: Became) -> sa.ColumnElement[bool]:
     has_expired = sa.func.coalesce(
         Issuance.expires_at <= dt.datetime.now(dt.UTC), sa.false()
     )
@@ -190,6 +199,34 @@ def cycles(
             .limit(at_most)
         )
     )
+
+
+def being_replaced(
+    session: Session, tenant: str, ids: cabc.Collection[int]
+) -> set[int]:
+    """Get those of some rows in whose badge's place another one is being issued."""
+    later = orm.aliased(Issuance)
+    found = session.scalars(
+        sa.select(Issuance.id)
+        .join(
+            later,
+            sa.and_(
+                later.tenant == Issuance.tenant,
+                later.member_id == Issuance.member_id,
+                later.kind == Issuance.kind,
+                later.course_id == Issuance.course_id,
+                later.organization_id == Issuance.organization_id,
+                later.replaces == Issuance.badge_id,
+            ),
+        )
+        .where(
+            Issuance.tenant == tenant,
+            Issuance.id.in_(ids),
+            Issuance.state == "issued",
+            later.action == "replace",
+        )
+    )
+    return set(found)
 
 
 def requests(session: Session, tenant: str, row_id: int, at_most: int) -> list[Attempt]:

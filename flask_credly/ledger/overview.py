@@ -147,7 +147,13 @@ def _count(
 ) -> sa.ScalarSelect[int]:
     rows = (
         sa.select(Issuance.id)
-        .where(Issuance.tenant == tenant, column == state, Issuance.test.is_(False))
+        .where(
+            Issuance.tenant == tenant,
+            column == state,
+            Issuance.test.is_(False),
+            # Nobody waits for one in whose place there is another.
+            Issuance.state != "replaced",
+        )
         .limit(at_most)
     )
     return sa.select(sa.func.count()).select_from(rows.subquery()).scalar_subquery()
