@@ -171,10 +171,35 @@ class Walk:
         self.post(f"{WINDOW}/backfills/1/stop", "stop backfill", "Python 101", "ok")
         unrecorded.add(self.host.state.engine, "default", unrecorded.Count(1, NOW))
         self.post(f"{WINDOW}/unrecorded/1/dismiss", "dismiss", "1", "ok")
+        self.put_right(badges)
         self.get(f"{badges}.csv", "export badges", "", "ok")
         self.get(f"{WINDOW}/errors.csv", "export errors", "", "ok")
         self.get(f"{ACTIVITY}.csv", "export activity", "", "ok")
         self.post(f"{WINDOW}/remove", "remove", organization, "ok")
+
+    def put_right(self, badges: str) -> None:
+        """Have one revoked, one corrected and one issued again."""
+        ids = [self.have_issued(member) for member in ("81", "82", "83")]
+        revoked, corrected, again = (f"{badges}/{row_id}" for row_id in ids)
+        who = {"first_name": "Ada", "last_name": "Lovelace"}
+        right = {**who, "completed": "2026-01-31", "template": self.template_id}
+        why = {"reason": "By mistake.", "tell": "no"}
+        new = ids[-1] + 1
+        to = f"{ids[1]} → {new}"
+        self.post(f"{revoked}/revoke", "revoke", str(ids[0]), "ok", **why)
+        self.post(f"{corrected}/correct", "correct", to, "ok", step="confirm", **right)
+        to, who["email"] = f"{ids[2]} → {new + 1}", "ada@example.org"
+        self.post(f"{again}/again", "issue again", to, "ok", **who, **why)
+
+    def have_issued(self, member_id: str) -> int:
+        self.host.complete(member_id)
+        row_id = self.host.rows()[-1].id
+        this = sa.update(Issuance).where(Issuance.id == row_id)
+        self.host.db.session.execute(
+            this.values(state="issued", action=None, due_at=None)
+        )
+        self.have_badge(row_id)
+        return row_id
 
     def have_badge(self, row_id: int) -> None:
         this = sa.update(Issuance).where(Issuance.id == row_id)

@@ -105,6 +105,11 @@ FIELDS = {
     "email": "a@example.org",
     "first_name": "A",
     "last_name": "B",
+    "completed": "2026-01-31",
+    "step": "confirm",
+    "reason": "By mistake.",
+    "tell": "no",
+    "group": "2026",
 }
 
 
@@ -337,18 +342,20 @@ def test_an_admin_does_something_by_every_unsafe_route(
     client = host.app.test_client()
     data = {**connect_fields(credly), "template": template_id}
     # What needs something comes before what ends it.
-    first = ("/backfills/1/stop", "/badges/1/retry", "/badges/retry")
-    order = [f"{WINDOW}{path}" for path in first]
+    badges = ("/badges/1/retry", "/badges/retry", "/badges/1/again")
+    order = [f"{WINDOW}{path}" for path in ("/backfills/1/stop", *badges)]
     last = [f"{WINDOW}{path}" for path in ("/resume", "/mappings/1/remove", "/remove")]
     paths = [path for _, path in unsafe(host.app)]
     order += [path for path in paths if path not in order + last] + last
     idle = []
 
     for path in order:
-        if path.endswith("/check"):
-            # It failed, so that there is nothing to ask Credly for.
+        if path.endswith(("/check", "/revoke", "/correct", "/again")):
+            # It failed, so that there is nothing at Credly.
             with host.app.app_context():
+                host.db.session.execute(sa.delete(Issuance).where(Issuance.cycle > 1))
                 issued = sa.update(Issuance).where(Issuance.id == 1)
+                issued = issued.values(state="issued", action=None, due_at=None)
                 host.db.session.execute(issued.values(badge_id=str(uuid.uuid4())))
                 host.db.session.commit()
 

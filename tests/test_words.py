@@ -618,6 +618,7 @@ class TestNothingIsForgotten:
             *(details for _, details in host.log()),
             *(row.error for row in host.rows()),
             *(row.email for row in host.rows()),
+            *(row.badge_id for row in host.rows()),
             connected.credly.organization_id,
             connected.credly.client_id,
         }
@@ -632,6 +633,7 @@ class TestNothingIsForgotten:
     def test_pages(self, filled: tuple[Browser, Connected, int]) -> None:
         browser, connected, mapping_id = filled
         page = browser.get(WINDOW).text
+        ids = {row.state: row.id for row in connected.host.rows()}
         self.check(
             browser,
             connected,
@@ -644,6 +646,11 @@ class TestNothingIsForgotten:
             BADGES,
             f"{BADGES}?status=failed",
             f"{BADGES}?q=nobody",
+            *(f"{BADGES}/{row_id}" for row_id in ids.values()),
+            *(
+                f"{BADGES}/{ids['issued']}/{action}"
+                for action in ("revoke", "correct", "again")
+            ),
             f"{BADGES}/retry",
             f"{WINDOW}/errors",
             f"{WINDOW}/errors?q=nothing",
@@ -808,6 +815,7 @@ class TestNothingIsForgotten:
             credly.organization_id,
             credly.client_id,
             "name@example.org",
+            *("x" * 501, "a@b.example", "Because", "A", "B"),
         }
         failed = next(row.id for row in host.rows() if row.state == "failed")
         issued = next(row.id for row in host.rows() if row.state == "issued")
@@ -816,6 +824,10 @@ class TestNothingIsForgotten:
         new = {"page": f"{WINDOW}?mapping=new"}
         good = {"course": "course:sql", "template": template_id}
         who = {"email": "a@b.c", "first_name": "A", "last_name": "B"}
+        corrected = {
+            **{"first_name": "A", "last_name": "B"},
+            **{"completed": "2026-01-31", "template": template_id},
+        }
         sent: list[tuple[str, dict[str, str]]] = [
             (WINDOW, {"page": f"{WINDOW}/connection"}),
             (WINDOW, {"organization_id": "x", "client_id": "a b"}),
@@ -833,6 +845,18 @@ class TestNothingIsForgotten:
             (f"{WINDOW}/badges/{failed}/retry", {}),
             (f"{WINDOW}/badges/{issued}/retry", {}),
             (f"{WINDOW}/badges/retry", {}),
+            (f"{BADGES}/{issued}/check", {}),
+            (f"{BADGES}/{issued}/revoke", {}),
+            (f"{BADGES}/{issued}/revoke", {"reason": "x" * 501}),
+            (f"{BADGES}/{issued}/revoke", {"reason": "a@b.example"}),
+            (f"{BADGES}/{issued}/correct", {}),
+            (f"{BADGES}/{issued}/correct", {**corrected, "completed": "nothing"}),
+            (f"{BADGES}/{issued}/correct", {**corrected, "completed": "2999-01-01"}),
+            (f"{BADGES}/{issued}/correct", {**corrected, "template": "nothing"}),
+            (f"{BADGES}/{issued}/again", {}),
+            (f"{BADGES}/{issued}/again", {**who, "tell": "no", "reason": "Because"}),
+            (f"{BADGES}/{issued}/revoke", {"reason": "Because", "tell": "no"}),
+            (f"{BADGES}/{failed}/revoke", {"reason": "Because", "tell": "no"}),
             (f"{WINDOW}/test", {}),
             (f"{WINDOW}/test", {"csrf_token": "wrong"}),
             (f"{WINDOW}/templates", {}),

@@ -128,7 +128,12 @@ def _possible(row: Issuance) -> cabc.Set[actions.Possible]:
 def _said(row: Issuance) -> str:
     found = issuances.became(row)
     status = status_of(row)
-    return f"{status}: {gettext(BECAME[found])}" if found else status
+
+    if found is None:
+        return status
+
+    became = gettext(BECAME[found])
+    return gettext("%(status)s: %(became)s", status=status, became=became)
 
 
 def _site(token_url: str) -> str:
