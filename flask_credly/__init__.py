@@ -12,6 +12,7 @@ from .signals import badge_issued as badge_issued
 from .signals import badge_rejected as badge_rejected
 from .signals import badge_replaced as badge_replaced
 from .signals import badge_revoked as badge_revoked
+from .signals import completion_withdrawn as completion_withdrawn
 from .signals import course_completed as course_completed
 from .signals import issuance_paused as issuance_paused
 
@@ -28,6 +29,7 @@ __all__ = [
     "badge_rejected",
     "badge_replaced",
     "badge_revoked",
+    "completion_withdrawn",
     "course_completed",
     "issuance_paused",
 ]

@@ -164,6 +164,17 @@ class Completion:
     completion_id: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Withdrawal:
+    """A completion that does not count any more, checked and ready for the ledger."""
+
+    member_id: str
+    course_id: str
+    kind: Kind
+    withdrawn_at: dt.datetime
+    tenant: str = DEFAULT_TENANT
+
+
 _SPELLING = "\u200c\u200d\u180e"
 """Invisible, but Persian, the scripts of India and Mongolian spell with them."""
 
@@ -265,12 +276,7 @@ def read_completion(
             "unknown", "course_completed does not take %s. It was left out.", names
         )
 
-    kind = _plain(kind)
-
-    if kind not in KINDS:
-        raise ValueError(
-            f"kind must be 'course' or 'learning_path', not {show(kind)!r}."
-        )
+    kind = _read_kind(kind)
 
     # Two of the text would be one member.
     if (given := id_of_member(member, raises)) in (None, "None"):
@@ -299,12 +305,59 @@ def read_completion(
             last_name=clean(_field(member, "last_name", raises), 255),
         ),
         course_id=read_id(course_id, "course_id"),
-        kind=t.cast(Kind, kind),
+        kind=kind,
         completed_at=when or dt.datetime.now(dt.UTC),
         tenant=tenant,
         extras=read_extras(member, evidence, raises),
         completion_id=_read_completion_id(completion_id),
     )
+
+
+def read_withdrawal(
+    *,
+    member_id: t.Any = None,
+    course_id: t.Any = None,
+    kind: t.Any = "course",
+    withdrawn_at: t.Any = None,
+    tenant: str = DEFAULT_TENANT,
+    **unknown: t.Any,
+) -> Withdrawal:
+    """Check what the host says of a completion that was withdrawn.
+
+    :raises ValueError: An id, the kind or the time cannot be used: that of now could
+        take a badge away which was earned since.
+    """
+    if unknown:
+        names = ", ".join(clean(name, 50) for name in sorted(unknown))
+        _warn_once(
+            "unknown of withdrawn",
+            "completion_withdrawn does not take %s. It was left out.",
+            names,
+        )
+
+    when = None if withdrawn_at is None else read_time(withdrawn_at, "withdrawn_at")
+
+    if when is None and withdrawn_at is not None:
+        raise ValueError("withdrawn_at must be an aware time, or be left out.")
+
+    return Withdrawal(
+        member_id=read_id(member_id, "member_id"),
+        course_id=read_id(course_id, "course_id"),
+        kind=_read_kind(kind),
+        withdrawn_at=when or dt.datetime.now(dt.UTC),
+        tenant=tenant,
+    )
+
+
+def _read_kind(value: t.Any) -> Kind:
+    kind = _plain(value)
+
+    if kind not in KINDS:
+        raise ValueError(
+            f"kind must be 'course' or 'learning_path', not {show(kind)!r}."
+        )
+
+    return t.cast(Kind, kind)
 
 
 def _read_completion_id(value: t.Any) -> str | None:
@@ -514,10 +567,11 @@ def _field(member: t.Any, name: str, raises: tuple[type[Exception], ...]) -> obj
         return None
 
 
-def read_time(value: t.Any) -> dt.datetime | None:
-    """Read the time of a completion as the host gives it, also without a time zone, as
-    a date or in ISO 8601. One that is ahead becomes the present time.
+def read_time(value: t.Any, name: str = "completed_at") -> dt.datetime | None:
+    """Read a time as the host gives it, also without a time zone, as a date or in ISO
+    8601. One that is ahead becomes the present time.
 
+    :param name: What a warning calls it.
     :return: ``None`` if it cannot be read.
     """
     try:
@@ -525,9 +579,10 @@ def read_time(value: t.Any) -> dt.datetime | None:
 
         if found.utcoffset() is None:
             _warn_once(
-                "naive",
-                "completed_at has no time zone: it is taken as UTC. Send an aware time,"
-                " such as datetime.now(UTC).",
+                f"naive {name}",
+                "%s has no time zone: it is taken as UTC. Send an aware time, such as"
+                " datetime.now(UTC).",
+                name,
             )
             found = found.replace(tzinfo=dt.UTC)
 
@@ -543,9 +598,10 @@ def read_time(value: t.Any) -> dt.datetime | None:
 
     if found > now + FUTURE:
         _warn_once(
-            "future",
-            "completed_at is in the future (%s): the present time is taken. Is it a"
-            " local time that was marked as UTC?",
+            f"future {name}",
+            "%s is in the future (%s): the present time is taken. Is it a local time"
+            " that was marked as UTC?",
+            name,
             found,
         )
         return now

@@ -28,6 +28,7 @@ from .issuing.meanwhile import issuing_meanwhile
 from .issuing.poll import poll as poll_credly
 from .issuing.stopping import stopping
 from .issuing.undo import run as run_undos
+from .issuing.withdrawals import release as release_withdrawn
 from .ledger import turns
 from .ledger.retention import prune as prune_ledger
 from .state import get_state
@@ -41,6 +42,7 @@ def drain() -> None:
         state = get_state()
         notifier.acknowledge(state)
         workers.sign_job(state)
+        release_withdrawn(state)
 
         if drain_ledger(state):
             notifier.notify(state)

@@ -188,6 +188,11 @@ class Account(Base):
     surveyed_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When all badges were last read to the end."""
 
+    withdrawals: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
+    """Badges that were revoked because their completion was withdrawn, in an hour."""
+    withdrawals_since: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When that hour began."""
+
     token: orm.Mapped[str | None] = orm.mapped_column(sa.Text)
     """Sealed."""
     token_version: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
@@ -288,6 +293,8 @@ Reason = t.Literal[
     "awaits revocation",
     "not revoked",
     "no duplicates",
+    "withdrawn",
+    "awaits approval",
 ]
 """Why a row is as it is, where that was not Credly's answer: see
 :data:`flask_credly.ledger.reasons.REASONS` for the words.
@@ -424,6 +431,8 @@ class Issuance(Base):
     """Why an admin has it revoked, in words that the member may read."""
     tell: orm.Mapped[bool | None]
     """Whether Credly is to tell the member of the revocation."""
+    withdrawn_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When the host says that the completion was withdrawn. Null: it stands."""
     error: orm.Mapped[str | None] = orm.mapped_column(sa.String(500))
     """What went wrong with the last try, worded for the admin."""
     test: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")

@@ -39,6 +39,12 @@ RENEW = "renew"
 EACH = "each"
 """A further completion gives a badge more."""
 
+TELL = "tell"
+"""The badge of a withdrawn completion is revoked, and Credly tells the member."""
+
+SILENT = "silent"
+"""It is revoked, and Credly does not tell the member."""
+
 GAPS = {RENEW: dt.timedelta(days=30), EACH: dt.timedelta(days=1)}
 """How much later than the last one a completion is at least, to be a further one."""
 
@@ -56,6 +62,8 @@ class Options:
     :param group: Credly's group tag, of 255 characters at most. Empty: none.
     :param again: What a further completion of the same member does: :data:`RENEW` or
         :data:`EACH`. Empty: nothing.
+    :param withdrawn: What becomes of the badge when the completion is withdrawn:
+        :data:`TELL` or :data:`SILENT`. Empty: it stays.
     """
 
     locale: str = ""
@@ -64,6 +72,7 @@ class Options:
     evidence: bool = False
     group: str = ""
     again: str = ""
+    withdrawn: str = ""
 
     @classmethod
     def read(cls, stored: cabc.Mapping[str, t.Any] | None) -> Options:

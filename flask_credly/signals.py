@@ -1,4 +1,4 @@
-"""The signals. The host sends the first; the extension sends the others.
+"""The signals. The host sends the first two; the extension sends the others.
 
 The sender is the application. What comes with each, as keywords:
 
@@ -10,6 +10,13 @@ The sender is the application. What comes with each, as keywords:
     ``session``, and ``tenant``, the community, which is required outside of a request
     where the host has ``@credly.tenant``. The only error that rises out of ``send()``
     is one by which the database has ended the host's transaction.
+
+:data:`completion_withdrawn`
+    ``member_id``, ``course_id``; as options ``kind``, ``withdrawn_at`` (an aware time:
+    now, where it is left out), ``session`` and ``tenant``, as above. The member's last
+    completion of the course does not count any more: what becomes of its badge is an
+    option of the mapping. One that is older than the completion changes nothing. What
+    rises is as above.
 
 :data:`badge_issued`
     ``member_id``, ``course_id``, ``kind``, ``template_id``, ``badge_id``, Credly's id
@@ -59,6 +66,7 @@ import blinker
 _signals = blinker.Namespace()
 
 course_completed = _signals.signal("course-completed")
+completion_withdrawn = _signals.signal("completion-withdrawn")
 badge_issued = _signals.signal("badge-issued")
 badge_accepted = _signals.signal("badge-accepted")
 badge_rejected = _signals.signal("badge-rejected")

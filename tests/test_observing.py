@@ -45,6 +45,7 @@ from flask_credly import badge_issued
 from flask_credly import badge_rejected
 from flask_credly import badge_replaced
 from flask_credly import badge_revoked
+from flask_credly import completion_withdrawn
 from flask_credly import course_completed
 from flask_credly import issuance_paused
 from flask_credly import jobs
@@ -57,6 +58,7 @@ from flask_credly.ledger import backfills
 from flask_credly.ledger import polls
 from flask_credly.ledger import settle
 from flask_credly.models import Account
+from flask_credly.options import Options
 from flask_credly.testing import CredlySimulator
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -260,6 +262,32 @@ def completion_taken_back(on: Connected, patch: pytest.MonkeyPatch) -> None:
     on.host.db.session.execute(sa.text("UPDATE credly_template SET name = 'x'"))
     on.host.complete()
     on.host.db.session.rollback()
+
+
+@provokes
+def withdrawal_lost(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    completion_withdrawn.send(on.host.app, member_id="42", course_id="")
+
+
+@provokes
+def withdrawal_taken_back(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    on.host.complete()
+    on.host.db.session.rollback()
+    on.host.db.session.execute(sa.text("UPDATE credly_template SET name = 'x'"))
+    completion_withdrawn.send(on.host.app, member_id="42", course_id="py-101")
+    on.host.db.session.rollback()
+
+
+@provokes
+def withdrawals_wait(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("flask_credly.ledger.withdrawals.MOST", 0)
+    (mapping,) = accounts.list_mappings(on.host.db.session, "default")
+    on.host.db.session.rollback()
+    accounts.change_options(on.host.state, mapping.id, Options(withdrawn="silent"))
+    on.host.complete()
+    on.host.drain()
+    completion_withdrawn.send(on.host.app, member_id="42", course_id="py-101")
+    on.host.drain()
 
 
 @provokes
@@ -471,6 +499,14 @@ VALUES: dict[str, dict[str, object]] = {
         "credly_completed_at": "now",
     },
     "completion_taken_back": {"credly_member": "42", "credly_course": "py-101"},
+    "withdrawal_lost": {
+        "credly_member": "42",
+        "credly_course": "",
+        "credly_withdrawn_at": "now",
+        "credly_tenant": "",
+    },
+    "withdrawal_taken_back": {"credly_member": "42", "credly_course": "py-101"},
+    "withdrawals_wait": {"credly_count": 1, "credly_tenant": "default"},
     "badge_failed": {"credly_issuance": 1},
     "badge_not_saved": {"credly_issuance": 1},
     "request_failed": {"credly_issuance": 1},
@@ -535,7 +571,9 @@ def test_a_record_says_what_happened_and_names_nobody(
     assert credly.client_secret not in said
 
     for record in ours:
-        if not record.get("credly_event", "").startswith("completion_"):
+        event_of = record.get("credly_event", "")
+
+        if not event_of.startswith(("completion_", "withdrawal_")):
             assert "'42'" not in json.dumps(record, default=str)
             assert "credly_member" not in record
 

@@ -55,13 +55,13 @@ class TestPage:
         browser, connected, mapping_id = mapped
         path = f"{WINDOW}/mappings/{mapping_id}/options"
 
-        assert chosen(browser.get(path).text) == [""] * 5
+        assert chosen(browser.get(path).text) == [""] * 6
 
-        options = Options("zh-CN", False, 18, True, "Class “A” & <b>", "renew")
+        options = Options("zh-CN", False, 18, True, "Class “A” & <b>", "renew", "tell")
         accounts.change_options(connected.host.state, mapping_id, options)
         html = browser.get(path).text
 
-        assert chosen(html) == ["zh-CN", "off", "months", "renew", "on"]
+        assert chosen(html) == ["zh-CN", "off", "months", "renew", "tell", "on"]
         assert 'value="18"' in html
         assert "Class “A” &amp; &lt;b&gt;" in html
         assert f"would expire on {in_months(18)}." in html
@@ -82,6 +82,7 @@ class TestPage:
             expires="months",
             months=" 012 ",
             evidence="on",
+            withdrawn="silent",
             group=" Class\tof 2026 ",
         )
 
@@ -92,11 +93,13 @@ class TestPage:
             "expires": 12,
             "evidence": True,
             "group": "Class of 2026",
+            "withdrawn": "silent",
         }
         text = text_of(browser.get(WINDOW))
         assert (
             "Mail in the member's language · No mail from Credly · Expires after 12"
-            " months · With evidence · Group tag: Class of 2026" in text
+            " months · With evidence · Revoked when withdrawn · Group tag: Class of"
+            " 2026" in text
         )
         assert (
             "Options saved: Python 101. The new expiry is from now on. Badges issued"

@@ -31,6 +31,8 @@ from ..options import MONTHS
 from ..options import NEVER
 from ..options import Options
 from ..options import RENEW
+from ..options import SILENT
+from ..options import TELL
 from ..secret import Secret
 
 LENGTH = 255
@@ -319,6 +321,7 @@ class OptionsForm(Form):
     evidence = StringField(filters=[_strip])
     group = StringField(gettext_noop("Group tag"), filters=[_strip])
     again = StringField(filters=[_strip])
+    withdrawn = StringField(filters=[_strip])
     may_repeat = False
     """Whether a further completion may give a badge more."""
     preview = StringField()
@@ -337,6 +340,7 @@ class OptionsForm(Form):
                 "evidence": "on" if options.evidence else "",
                 "group": options.group,
                 "again": options.again,
+                "withdrawn": options.withdrawn,
             }
         )
 
@@ -350,6 +354,7 @@ class OptionsForm(Form):
             evidence=self.evidence.data == "on",
             group=clean(self.group.data, LENGTH),
             again=self.again.data,
+            withdrawn=self.withdrawn.data,
         )
 
     def validate_locale(self, field: t.Any) -> None:
@@ -385,6 +390,9 @@ class OptionsForm(Form):
                     " duplicates on it at Credly, and refresh the templates here."
                 )
             )
+
+    def validate_withdrawn(self, field: t.Any) -> None:
+        _one_of(field, ("", TELL, SILENT))
 
     def validate_evidence(self, field: t.Any) -> None:
         _one_of(field, ("", "on"))

@@ -18,6 +18,8 @@ from ..options import MEMBER
 from ..options import NEVER
 from ..options import Options
 from ..options import RENEW
+from ..options import SILENT
+from ..options import TELL
 from .community import here
 from .courses import list_courses
 from .courses import name_anew
@@ -122,6 +124,11 @@ def _options_page(
         locales=LOCALES,
         member=MEMBER,
         again=_choices(form),
+        withdrawn=[
+            ("", gettext("Leave the badge")),
+            (TELL, gettext("Revoke it and tell the member")),
+            (SILENT, gettext("Revoke it without telling")),
+        ],
         never=NEVER,
         # What is wrong stands above the field.
         preview="" if form.errors else _preview(form),

@@ -276,6 +276,9 @@ def summarize(mapping: Mapping) -> list[str]:
     elif options.again == EACH:
         found.append(gettext("One more each time"))
 
+    if options.withdrawn:
+        found.append(gettext("Revoked when withdrawn"))
+
     if options.group:
         found.append(gettext("Group tag: %(group)s", group=options.group))
 

@@ -1,4 +1,4 @@
-"""Completions that could not be recorded: each is logged and counted."""
+"""What could not be recorded: each is logged, and completions are counted."""
 
 from __future__ import annotations
 
@@ -58,6 +58,32 @@ def note_lost(
         if app is not None:
             state = app.extensions["credly"].of(_tenant_or_empty(app, given))
             _count(state, given.get("session"), ended=ended)
+
+
+def note_lost_withdrawal(given: dict[str, t.Any]) -> None:
+    """Say that a withdrawn completion was not recorded: its badge stays.
+
+    :param given: What was sent.
+    """
+    member_id = show(given.get("member_id"))
+    course, kind = show(given.get("course_id")), show(given.get("kind", "course"))
+    when = show(given.get("withdrawn_at", "now"))
+    logger.exception(
+        "A withdrawal was not recorded: member %r, %s %r, withdrawn at %s. Send it"
+        " again after fixing the cause.",
+        member_id,
+        kind,
+        course,
+        when,
+        extra={
+            "credly_event": "withdrawal_lost",
+            "credly_member": member_id,
+            "credly_kind": kind,
+            "credly_course": course,
+            "credly_withdrawn_at": when,
+            "credly_tenant": show(given.get("tenant") or ""),
+        },
+    )
 
 
 def _tenant_or_empty(app: Flask, given: dict[str, t.Any]) -> str:

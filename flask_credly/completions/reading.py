@@ -14,6 +14,8 @@ from ..catalog import Completion
 from ..catalog import DEFAULT_TENANT
 from ..catalog import read_completion
 from ..catalog import read_tenant
+from ..catalog import read_withdrawal
+from ..catalog import Withdrawal
 from ..state import AppState
 
 logger = logging.getLogger("flask_credly")
@@ -85,6 +87,18 @@ def read(
         **{name: value for name, value in given.items() if name not in _FOR_US},
         tenant=tenant_of(state, given.get("tenant")),
         raises=raises,
+    )
+
+
+def read_withdrawn(state: AppState, given: dict[str, t.Any]) -> Withdrawal:
+    """Check what was sent of a completion that was withdrawn.
+
+    :raises TypeError: There is too much.
+    :raises ValueError: Something is missing, or cannot be right.
+    """
+    return read_withdrawal(
+        **{name: value for name, value in given.items() if name not in _FOR_US},
+        tenant=tenant_of(state, given.get("tenant")),
     )
 
 

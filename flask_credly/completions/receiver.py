@@ -1,7 +1,9 @@
-"""Receives completions, and breaks no request of the host's with one."""
+"""Receives what the host sends, and breaks no request of the host's with it."""
 
 from __future__ import annotations
 
+import collections.abc as cabc
+import contextlib
 import typing as t
 
 import sqlalchemy as sa
@@ -12,16 +14,24 @@ from sqlalchemy import orm
 
 from .. import interruption
 from ..catalog import Completion
+from ..ledger.insert import insert
+from ..ledger.withdrawals import withdraw
+from ..signals import completion_withdrawn
 from ..signals import course_completed
 from ..state import AppState
 from . import host_transaction
 from .lost import note_lost
+from .lost import note_lost_withdrawal
+from .outcome import OfCompletion
+from .outcome import OfWithdrawal
 from .outcome import Outcome
 from .reading import app_of
 from .reading import read
+from .reading import read_withdrawn
 from .recording import record
 from .recording import Settled
 from .recording import TransactionEnded
+from .recording import Write
 
 
 def listen() -> None:
@@ -29,6 +39,7 @@ def listen() -> None:
     # Found through the sender: blinker would forget a function made here, and a proxy
     # of the app is not the sender it compares with.
     course_completed.connect(receive)
+    completion_withdrawn.connect(receive_withdrawn)
 
 
 def receive(sender: t.Any, **given: t.Any) -> None:
@@ -41,10 +52,30 @@ def receive(sender: t.Any, **given: t.Any) -> None:
       gevent, gunicorn, Celery or RQ, Ctrl-C): see :func:`.interruption.find`. Its
       transaction is then committed no more if a statement of ours was cut short in it.
     """
+    _receive(sender, given, _record, note_lost)
+
+
+def receive_withdrawn(sender: t.Any, **given: t.Any) -> None:
+    """Record that a completion was withdrawn. What rises is as for a completion."""
+    _receive(
+        sender, given, _record_withdrawn, lambda app, given: note_lost_withdrawal(given)
+    )
+
+
+Given = dict[str, t.Any]
+
+
+def _receive(
+    sender: t.Any,
+    given: Given,
+    work: cabc.Callable[[AppState, Given], None],
+    note_lost: cabc.Callable[[Flask | None, Given], None],
+) -> None:
     app: Flask | None = None
     try:
         if (app := app_of(sender)) is not None:
-            _record(app, given)
+            with _context_of(app):
+                work(app.extensions["credly"], given)
     except Settled as e:
         raise t.cast(BaseException, e.__cause__) from None
     except BaseException as e:
@@ -54,15 +85,30 @@ def receive(sender: t.Any, **given: t.Any) -> None:
             raise found from None
 
 
-def _record(app: Flask, given: dict[str, t.Any]) -> None:
+def _context_of(app: Flask) -> t.ContextManager[object]:
     if has_app_context() and current_app._get_current_object() is app:  # type: ignore[attr-defined]
-        _record_in_context(app.extensions["credly"], given)
-    else:
-        with app.app_context():
-            _record_in_context(app.extensions["credly"], given)
+        return contextlib.nullcontext()
+
+    return app.app_context()
 
 
-def _record_in_context(state: AppState, given: dict[str, t.Any]) -> None:
+def _record(state: AppState, given: Given) -> None:
+    host = _host_session(state, given)
+    completion = _read(state, given, host)
+    state.check_ids(member_id=completion.member.id, course_id=completion.course_id)
+    outcome = OfCompletion(state, completion)
+    _write(state, given, host, lambda it: insert(it, completion), outcome)
+
+
+def _record_withdrawn(state: AppState, given: Given) -> None:
+    host = _host_session(state, given)
+    withdrawal = read_withdrawn(state, given)
+    state.check_ids(member_id=withdrawal.member_id, course_id=withdrawal.course_id)
+    outcome = OfWithdrawal(state, withdrawal)
+    _write(state, given, host, lambda it: withdraw(it, withdrawal), outcome)
+
+
+def _host_session(state: AppState, given: Given) -> orm.Session:
     session = given.get("session")
     host = session if session is not None else state.session
     host = host() if isinstance(host, orm.scoped_session) else host
@@ -73,17 +119,21 @@ def _record_in_context(state: AppState, given: dict[str, t.Any]) -> None:
             f" {type(host).__name__}."
         )
 
-    completion = _read(state, given, host)
-    state.check_ids(member_id=completion.member.id, course_id=completion.course_id)
+    return host
+
+
+def _write(
+    state: AppState, given: Given, host: orm.Session, write: Write, outcome: Outcome
+) -> None:
     engine: sa.Engine | sa.Connection = state.engine
     record(
         engine.engine,
         host,
-        completion,
-        Outcome(state, completion),
+        write,
+        outcome,
         # In a suite of the host's, a connection may stand in the engine's place. What
         # is written is to go with it.
-        join=session is not None or isinstance(engine, sa.Connection),
+        join=given.get("session") is not None or isinstance(engine, sa.Connection),
     )
 
 

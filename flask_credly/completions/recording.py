@@ -1,4 +1,4 @@
-"""Records a completion: in the host's transaction, in one of its own, or after it."""
+"""Records what was sent: in the host's transaction, in one of its own, or after it."""
 
 from __future__ import annotations
 
@@ -8,18 +8,22 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from .. import interruption
-from ..catalog import Completion
-from ..ledger.insert import insert
-from ..ledger.insert import insert_alone
+from ..ledger.transaction import begin
 from ..ledger.transaction import hide_parameters
 from ..ledger.transaction import in_our_schema
+from ..ledger.transaction import in_transaction
 from . import host_transaction
 from .outcome import Outcome
 
+Write = cabc.Callable[[sa.Connection], bool]
+"""Writes what was sent in the transaction of a connection. Says whether it may have
+written something.
+"""
+
 
 class Settled(Exception):
-    """An error that has to reach the host, although it is known what becomes of the
-    completion. The cause is that error.
+    """An error that has to reach the host, although it is known what becomes of what
+    was sent. The cause is that error.
     """
 
 
@@ -32,19 +36,19 @@ class TransactionEnded(Settled):
 def record(
     engine: sa.Engine,
     session: orm.Session,
-    completion: Completion,
+    write: Write,
     outcome: Outcome,
     *,
     join: bool = False,
 ) -> None:
-    """Write the completion's row, unless it is there already or the course is not
-    mapped.
+    """Write what was sent.
 
-    The row joins the host's transaction if that has written something, so that both
+    It joins the host's transaction if that has written something, so that both
     are kept or neither; otherwise it has a transaction of its own and is durable at
     return. What is joined and fails alone is written once the host has committed.
 
     :param session: The host's session on the current context.
+    :param outcome: What is done once it is known what became of it.
     :param join: Join the session's in any case.
     :raises TransactionEnded: What the host has written is gone, or nobody knows.
     :raises Settled: The host ended our work when that was done.
@@ -53,10 +57,10 @@ def record(
     joined = host_transaction.to_join(session, engine, always=join)
 
     def alone() -> None:
-        _record_later(engine, completion, outcome)
+        _record_later(engine, write, outcome)
 
     if joined is not None:
-        _join(engine, session, joined, completion, outcome, alone)
+        _join(engine, session, joined, write, outcome, alone)
         return
 
     # The session may hold a connection because it has read something.
@@ -66,7 +70,7 @@ def record(
         if reads and _is_exhausted(engine.pool):
             raise sa.exc.TimeoutError("No connection is left in the pool.")
 
-        written = insert_alone(engine, completion)
+        written = _write_alone(engine, write)
     except (sa.exc.OperationalError, sa.exc.TimeoutError) as e:
         # To join would be to lose the row where the host only reads.
         if not reads or interruption.find(e):
@@ -79,9 +83,18 @@ def record(
         _tell(outcome.recorded if written else outcome.adds_nothing)
 
 
-def _record_later(engine: sa.Engine, completion: Completion, outcome: Outcome) -> None:
+def _write_alone(engine: sa.Engine, write: Write) -> bool:
+    if engine.dialect.name != "sqlite":
+        return in_transaction(write)(engine)
+
+    # SQLite has waited for the lock already: the host's request is not held up again.
+    with begin(engine) as connection:
+        return write(connection)
+
+
+def _record_later(engine: sa.Engine, write: Write, outcome: Outcome) -> None:
     try:
-        written = insert_alone(engine, completion)
+        written = _write_alone(engine, write)
     except BaseException as e:
         outcome.lost()
 
@@ -102,7 +115,7 @@ def _join(
     engine: sa.Engine,
     session: orm.Session,
     joined: host_transaction.Joined,
-    completion: Completion,
+    write: Write,
     outcome: Outcome,
     alone: cabc.Callable[[], None],
 ) -> None:
@@ -116,7 +129,7 @@ def _join(
     try:
         try:
             with hide_parameters(), in_our_schema(connection, engine):
-                written = _insert_joined(connection, completion)
+                written = _write_joined(connection, write)
         except Exception as e:
             if interruption.find(e) or host_transaction.was_ended(joined, e):
                 raise
@@ -141,17 +154,17 @@ def _join(
         _tell(outcome.recorded if written else outcome.adds_nothing)
 
 
-def _insert_joined(connection: sa.Connection, completion: Completion) -> bool:
+def _write_joined(connection: sa.Connection, write: Write) -> bool:
     # A failed statement spoils the whole transaction there, the host's included.
     # Elsewhere it does not, and on SQLite releasing a savepoint may even commit.
     if connection.dialect.name != "postgresql" or not host_transaction.in_transaction(
         connection
     ):
-        return insert(connection, completion)
+        return write(connection)
 
     # SQLAlchemy's own, made for any nesting, takes as long again.
     connection.exec_driver_sql(f"SAVEPOINT {host_transaction.SAVEPOINT}")
-    written = insert(connection, completion)
+    written = write(connection)
     connection.exec_driver_sql(f"RELEASE SAVEPOINT {host_transaction.SAVEPOINT}")
     return written
 

@@ -396,7 +396,15 @@ class _Lane:
             return
 
         if row.mapped_to is None and (row.action == "issue" or row.renewal):
-            settle.cancel(self._engine, row)
+            settle.cancel(self._engine, row, "unmapped")
+            return
+
+        if row.withdrawn:
+            if too_early:
+                claim.put_off(self._engine, row)
+            else:
+                settle.cancel(self._engine, row, "withdrawn")
+
             return
 
         if row.action == "issue" and row.mapped_to != row.template_id:

@@ -38,7 +38,8 @@ class Work:
 
 def _to_issue(state: AppState) -> list[str]:
     waiting = turns.waiting(state.engine)
-    return [each.tenant for each in waiting if not each.opens_in]
+    due = [each.tenant for each in waiting if not each.opens_in]
+    return due or turns.to_release(state.engine)
 
 
 def _to_sync(state: AppState) -> list[str]:

@@ -57,6 +57,12 @@ ACTIONS: dict[str, str] = {
     "retry all": gettext_noop("Retry all failed badges: %(target)s"),
     "check": gettext_noop("Check badge %(target)s at Credly"),
     "revoke": gettext_noop("Revoke badge %(target)s"),
+    "revoke withdrawn": gettext_noop(
+        "Revoke the badges of withdrawn completions: %(target)s"
+    ),
+    "keep withdrawn": gettext_noop(
+        "Keep the badges of withdrawn completions: %(target)s"
+    ),
     "correct": gettext_noop("Correct a badge: %(target)s"),
     "issue again": gettext_noop("Issue a badge again: %(target)s"),
     "start backfill": gettext_noop(

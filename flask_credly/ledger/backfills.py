@@ -321,6 +321,7 @@ def _further(
             Issuance.cycle,
             Issuance.completed_at,
             Issuance.completion_id,
+            Issuance.withdrawn_at,
             transitions.IS_IN_THE_WAY.label("in_the_way"),
         ).where(
             is_ours(tenant),
@@ -331,8 +332,12 @@ def _further(
     )
     cycles: dict[str, int] = {}
     known: dict[str, list[tuple[dt.datetime, str | None]]] = {}
+    withdrawn: dict[str, list[dt.datetime]] = {}
 
     for row in rows:
+        if row.withdrawn_at is not None:
+            withdrawn.setdefault(row.member_id, []).append(row.withdrawn_at)
+
         cycles[row.member_id] = max(row.cycle, cycles.get(row.member_id, 0))
 
         if row.in_the_way:
@@ -345,7 +350,9 @@ def _further(
         id_ = each.member.id
         before_it = known.setdefault(id_, [])
 
-        if any(_adds_nothing(each, at, cid, again) for at, cid in before_it):
+        if any(_adds_nothing(each, at, cid, again) for at, cid in before_it) or any(
+            at >= each.completed_at for at in withdrawn.get(id_, ())
+        ):
             continue
 
         cycles[id_] = cycles.get(id_, 0) + 1

@@ -58,6 +58,7 @@ class Row:
     :param options: The mapping's: see :class:`flask_credly.options.Options`.
     :param extras: What the host says besides: see
         :func:`flask_credly.catalog.read_extras`.
+    :param withdrawn: Whether the completion was withdrawn.
     :param badge_id: Credly's id of its badge.
     :param replaces: That of the badge in whose place its own is issued.
     :param target: That of the badge which a request is to be about, once it was read.
@@ -93,6 +94,7 @@ class Row:
     cycle: int
     again: str | None
     unsettled: bool
+    withdrawn: bool
     action: Action
     mapped_to: str | None
     allows_duplicates: bool
@@ -267,6 +269,7 @@ def _read(
             sa.func.coalesce(Issuance.unsettled_until > now, sa.false()).label(
                 "unsettled"
             ),
+            Issuance.withdrawn_at.is_not(None).label("withdrawn"),
             Issuance.action,
             Mapping.template_id.label("mapped_to"),
             Mapping.again,

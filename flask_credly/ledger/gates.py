@@ -38,6 +38,9 @@ LONGEST_PAUSE = 300.0
 SOON = dt.timedelta(minutes=5)
 """Within which it is asked what became of a badge that was issued."""
 
+HOUR = dt.timedelta(hours=1)
+"""For which badges of withdrawn completions are counted that are revoked."""
+
 SYNC_INTERVAL = dt.timedelta(days=1)
 """After which the badge templates are loaded once more."""
 
@@ -171,6 +174,37 @@ def lock(
     """
     account = sa.update(Account).where(Account.tenant == tenant, *where)
     return bool(connection.execute(account.values(tenant=tenant)).rowcount)
+
+
+def count_withdrawals(
+    connection: sa.Connection, tenant: str, number: int, *, most: int
+) -> bool:
+    """Count badges that are about to be revoked as their completion was withdrawn,
+    unless these would be too many within an hour. The account is locked.
+
+    :return: Whether they were counted.
+    """
+    this = Account.tenant == tenant
+    now = clock.now(connection)
+    account = connection.execute(
+        sa.select(Account.withdrawals, Account.withdrawals_since).where(this)
+    ).one()
+    since = account.withdrawals_since
+
+    if since is not None and since > now - HOUR:
+        number += account.withdrawals
+    else:
+        since = now
+
+    if number > most:
+        return False
+
+    connection.execute(
+        sa.update(Account)
+        .where(this)
+        .values(withdrawals=number, withdrawals_since=since)
+    )
+    return True
 
 
 @in_transaction

@@ -16,11 +16,9 @@ from ..options import EACH
 from ..options import GAPS
 from ..options import RENEW
 from . import clock
-from .transaction import begin
-from .transaction import in_transaction
 from .transitions import insert_from
 from .transitions import insert_or_return
-from .transitions import IS_IN_THE_WAY
+from .transitions import is_in_the_way
 from .transitions import KEY
 from .transitions import NEW
 from .transitions import ROWS
@@ -51,22 +49,6 @@ def insert(connection: sa.Connection, completion: Completion) -> bool:
     row = parameters | NEW | dict(found._mapping)
     row = {name: value for name, value in row.items() if name not in _AFTER}
     return connection.execute(insert_or_return(), row).rowcount != 0
-
-
-_insert_with_patience = in_transaction(insert)
-
-
-def insert_alone(engine: sa.Engine, completion: Completion) -> bool:
-    """Write the row in a transaction of its own.
-
-    :return: Whether a row may have been written.
-    """
-    if engine.dialect.name != "sqlite":
-        return _insert_with_patience(engine, completion)
-
-    # SQLite has waited for the lock already: the host's request is not held up again.
-    with begin(engine) as connection:
-        return insert(connection, completion)
 
 
 def _parameters(completion: Completion) -> dict[str, t.Any]:
@@ -184,8 +166,14 @@ def _is_there(optional: tuple[str, ...]) -> sa.ColumnElement[bool]:
         )
 
     return sa.exists().where(
-        *_same(), IS_IN_THE_WAY, sa.or_(Mapping.again.is_(None), is_known)
+        *_same(),
+        _in_the_way(),
+        sa.or_(Mapping.again.is_(None), is_known, ROWS.c.withdrawn_at >= at),
     )
+
+
+def _in_the_way() -> sa.ColumnElement[bool]:
+    return is_in_the_way(_given("completed_at"))
 
 
 def _constant(value: str | int) -> sa.ColumnElement[t.Any]:

@@ -24,6 +24,11 @@ REASONS: dict[Reason, str] = {
         "Credly does not issue this badge template more than once any more. It waits"
         " until duplicates are allowed again."
     ),
+    "withdrawn": "The completion was withdrawn.",
+    "awaits approval": (
+        "The completion was withdrawn, with many others. An admin decides whether"
+        " the badge is revoked."
+    ),
 }
 
 TAKEN_UP_AGAIN: tuple[Reason, ...] = ("unmapped", "stopped")

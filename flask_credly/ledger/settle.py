@@ -62,10 +62,10 @@ class LeaseLost(Exception):
 
 
 @in_transaction
-def cancel(connection: sa.Connection, row: Row) -> None:
-    """End a row without a request, as its course is not mapped any more."""
+def cancel(connection: sa.Connection, row: Row, reason: Reason) -> None:
+    """End a row without a request, as its badge is not to be issued any more."""
     now = clock.now(connection)
-    transitions.end(connection, "cancelled", now, *_this(row), reason="unmapped")
+    transitions.end(connection, "cancelled", now, *_this(row), reason=reason)
 
 
 @in_transaction
@@ -235,6 +235,8 @@ def _values(
         # It was issued, and is found as what it became since.
         if each.badge and each.badge.state == "revoked":
             values["state"] = "revoked"
+        elif rule.then == "issued" and row.action != "revoke":
+            values |= transitions.IF_WITHDRAWN
 
     # What a badge was called failed for stays.
     if row.action != "check" or rule.then in ("issued", "held"):

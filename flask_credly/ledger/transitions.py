@@ -15,6 +15,7 @@ import functools
 import typing as t
 
 import sqlalchemy as sa
+from sqlalchemy import orm
 
 from ..models import Action
 from ..models import BadgeState
@@ -105,17 +106,30 @@ KEY = ("tenant", "member_id", "kind", "course_id")
 """With the organization and the cycle: what a row is about."""
 
 # Written into the statement: each parameter costs a host's request something.
-_MAY_RETURN = sa.and_(
+_WAS_CANCELLED = sa.and_(
     ROWS.c.state == sa.literal_column("'cancelled'"),
     ROWS.c.erased_at.is_(None),
     ROWS.c.reason.is_distinct_from(sa.literal_column("'dropped'")),
 )
-"""A row that is taken up by the same member's next completion of the course. What an
-admin took back is not.
-"""
 
-IS_IN_THE_WAY = sa.not_(_MAY_RETURN)
-"""A row that a completion adds nothing to."""
+
+def _may_return(completed_at: t.Any) -> Condition:
+    """Whether a row is taken up by the same member's next completion of the course.
+    What an admin took back is not, and what was withdrawn is by a later one alone.
+    """
+    return sa.and_(
+        _WAS_CANCELLED,
+        sa.or_(ROWS.c.withdrawn_at.is_(None), ROWS.c.withdrawn_at < completed_at),
+    )
+
+
+def is_in_the_way(completed_at: t.Any) -> Condition:
+    """Whether a completion adds nothing to a row."""
+    return sa.not_(_may_return(completed_at))
+
+
+IS_IN_THE_WAY = sa.not_(_WAS_CANCELLED)
+"""The same, where it is known that none was withdrawn since."""
 
 
 def _returned(given: t.Any) -> dict[str, t.Any]:
@@ -131,7 +145,12 @@ def _returned(given: t.Any) -> dict[str, t.Any]:
     row = ROWS.c
     return {
         **{name: given[name] for name in same},
-        # As after a retry. The time of the completion stays: a look-up may need it.
+        # The time of the completion stays, but of one that was withdrawn.
+        "completed_at": sa.case(
+            (row.withdrawn_at.is_not(None), given.completed_at),
+            else_=row.completed_at,
+        ),
+        # As after a retry.
         "outcome_unknown": sa.or_(
             row.outcome_unknown, row.attempts > sa.literal_column("0")
         ),
@@ -141,6 +160,9 @@ def _returned(given: t.Any) -> dict[str, t.Any]:
         "settled_at": sa.null(),
         "error": sa.null(),
         "reason": sa.null(),
+        "revocation_reason": sa.null(),
+        "tell": sa.null(),
+        "withdrawn_at": sa.null(),
         "action": given.action,
         "state": given.state,
     }
@@ -153,9 +175,10 @@ def insert_or_return() -> sa.Insert:
 
     statement = mysql.insert(ROWS)
     changes = _returned(statement.inserted)
+    may_return = _may_return(statement.inserted.completed_at)
     statement = statement.on_duplicate_key_update(
         [
-            (name, sa.func.if_(_MAY_RETURN, value, ROWS.c[name]))
+            (name, sa.func.if_(may_return, value, ROWS.c[name]))
             for name, value in changes.items()
         ]
     )
@@ -184,7 +207,7 @@ def insert_from(
         statement.on_conflict_do_update(
             index_elements=(*KEY, "organization_id", "cycle"),
             set_=_returned(statement.excluded),
-            where=_MAY_RETURN,
+            where=_may_return(statement.excluded.completed_at),
         ),
     )
 
@@ -384,6 +407,182 @@ _UNTRIED: dict[str, t.Any] = {
     "reason": None,
 }
 """What is written where an action begins that has nothing to do with the one before."""
+
+
+# What the host says of a completion afterwards.
+
+_IS_QUIET = sa.and_(
+    Issuance.state.in_(("none", "failed")),
+    Issuance.lease.is_(None),
+    Issuance.outcome_unknown.is_(False),
+)
+"""No request about the row is under way, and none may have issued its badge."""
+
+_ENDS = sa.or_(_IS_QUIET, Issuance.state == "cancelled")
+
+
+def withdraw(
+    connection: sa.Connection,
+    *these: Condition,
+    at: dt.datetime,
+    now: t.Any,
+    tell: t.Any,
+) -> int:
+    """Note that the completions of rows were withdrawn, unless they are later.
+
+    What was not sent is cancelled. What is on its way is marked: it is cancelled before
+    a further request, or revoked once it was issued. Of what was issued, the revocation
+    waits to be released.
+
+    :param at: When they were withdrawn.
+    :param tell: Whether Credly is to tell the members of a revocation. Null: badges are
+        not revoked.
+    :return: How many.
+    """
+    revokes = tell.is_not(None)
+    is_issued = Issuance.state == "issued"
+    to_revoke = sa.and_(revokes, sa.not_(_ENDS))
+    values: list[tuple[t.Any, t.Any]] = [
+        (
+            Issuance.revocation_reason,
+            sa.case((to_revoke, WITHDRAWN), else_=Issuance.revocation_reason),
+        ),
+        (Issuance.tell, sa.case((to_revoke, tell), else_=Issuance.tell)),
+        (Issuance.settled_at, sa.case((_IS_QUIET, now), else_=Issuance.settled_at)),
+        (Issuance.error, sa.case((_ENDS, sa.null()), else_=Issuance.error)),
+        (
+            Issuance.due_at,
+            sa.case((sa.or_(_ENDS, is_issued), sa.null()), else_=Issuance.due_at),
+        ),
+        (Issuance.withdrawn_at, at),
+        (
+            Issuance.reason,
+            sa.case(
+                (Issuance.reason == "dropped", Issuance.reason),
+                (sa.or_(_ENDS, is_issued), "withdrawn"),
+                else_=Issuance.reason,
+            ),
+        ),
+        (
+            Issuance.action,
+            sa.case((_ENDS, sa.null()), (is_issued, "revoke"), else_=Issuance.action),
+        ),
+        # Last: MariaDB would look at the new one.
+        (Issuance.state, sa.case((_ENDS, "cancelled"), else_=Issuance.state)),
+    ]
+    return connection.execute(
+        sa.update(Issuance)
+        .where(
+            *these,
+            Issuance.completed_at <= at,
+            sa.or_(Issuance.withdrawn_at.is_(None), Issuance.withdrawn_at < at),
+            Issuance.erased_at.is_(None),
+            Issuance.test.is_(False),
+            sa.or_(
+                Issuance.state.in_(("none", "failed", "cancelled")),
+                sa.and_(HAS_BADGE, Issuance.action.is_(None), revokes),
+            ),
+        )
+        .ordered_values(*values)
+        .execution_options(synchronize_session=False)
+    ).rowcount
+
+
+WITHDRAWN = "The completion was withdrawn."
+"""Why such a badge is revoked, as Credly is told."""
+
+
+def is_meant_by_withdrawal() -> Condition:
+    """Whether a row is of the member's last completion of the course. A correction is
+    of the same completion as the badge that it replaces.
+    """
+    later = orm.aliased(Issuance)
+    came_to_nothing = sa.or_(
+        later.state == "cancelled",
+        sa.and_(
+            later.replaces.is_not(None),
+            later.renewal.is_(False),
+            later.state.in_(("none", "failed")),
+        ),
+    )
+    return ~sa.exists().where(
+        *(
+            getattr(later, name) == getattr(Issuance, name)
+            for name in (*KEY, "organization_id")
+        ),
+        later.cycle > Issuance.cycle,
+        sa.or_(later.withdrawn_at.is_not(None), sa.not_(came_to_nothing)),
+    )
+
+
+_WAS_MARKED = sa.and_(
+    ROWS.c.action.is_not(None),
+    ROWS.c.withdrawn_at.is_not(None),
+    ROWS.c.revocation_reason.is_not(None),
+)
+
+IF_WITHDRAWN: dict[str, t.Any] = {
+    "action": sa.case((_WAS_MARKED, "revoke"), else_=sa.null()),
+    "reason": sa.case((_WAS_MARKED, "withdrawn"), else_=sa.null()),
+}
+"""What is written besides where a badge was issued whose completion may have been
+withdrawn meanwhile.
+"""
+
+AWAITS_RELEASE = sa.and_(
+    Issuance.action == "revoke",
+    Issuance.due_at.is_(None),
+    Issuance.reason == "withdrawn",
+)
+"""A badge whose completion was withdrawn, and which nobody has looked at since."""
+
+AWAITS_APPROVAL = sa.and_(
+    Issuance.action == "revoke",
+    Issuance.due_at.is_(None),
+    Issuance.reason == "awaits approval",
+)
+"""One of many of them: a person decides."""
+
+
+def release_withdrawn(
+    connection: sa.Connection, now: dt.datetime, *these: Condition
+) -> int:
+    """Let badges be revoked whose completion was withdrawn, with two attempts.
+
+    :return: How many.
+    """
+    return connection.execute(
+        sa.update(Issuance)
+        .where(*these, sa.or_(AWAITS_RELEASE, AWAITS_APPROVAL))
+        .values(due_at=now, **_UNTRIED)
+        .execution_options(synchronize_session=False)
+    ).rowcount
+
+
+def hold_withdrawn(connection: sa.Connection, *these: Condition) -> int:
+    """Let a person decide about badges whose completion was withdrawn.
+
+    :return: How many.
+    """
+    return connection.execute(
+        sa.update(Issuance)
+        .where(*these, AWAITS_RELEASE)
+        .values(reason="awaits approval")
+        .execution_options(synchronize_session=False)
+    ).rowcount
+
+
+def keep_withdrawn(connection: sa.Connection, *these: Condition) -> int:
+    """Leave badges as they are whose completion was withdrawn.
+
+    :return: How many.
+    """
+    return connection.execute(
+        sa.update(Issuance)
+        .where(*these, AWAITS_APPROVAL)
+        .values(**at_rest(), revocation_reason=None, tell=None)
+        .execution_options(synchronize_session=False)
+    ).rowcount
 
 
 def open_cycle(connection: sa.Connection, **values: t.Any) -> int:
@@ -906,7 +1105,7 @@ def save(
 
     # What Remove has ended stays so, and no later error of it comes into the log of an
     # account made since.
-    if values["action"] is not None or values.get("state") in (None, "failed"):
+    if values.get("state") in (None, "failed"):
         this = this.where(IS_OPEN)
 
     return connection.execute(this.values(values), rows).rowcount

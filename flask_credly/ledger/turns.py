@@ -15,6 +15,7 @@ from ..models import Account
 from ..models import Issuance
 from . import clock
 from . import gates
+from . import transitions
 from .claim import ACTIONS
 from .decide import Action
 from .transaction import connect
@@ -106,6 +107,27 @@ def to_sync(engine: sa.Engine) -> list[str]:
     with connect(engine) as connection:
         now = clock.now(connection)
         query = sa.select(Account.tenant).where(*gates.sync_is_due(now))
+        return list(connection.scalars(query.order_by(Account.tenant)))
+
+
+def to_release(engine: sa.Engine) -> list[str]:
+    """Get the communities that have badges of withdrawn completions that nobody has
+    looked at since.
+    """
+    with connect(engine) as connection:
+        found = connection.scalars(_with_rows(transitions.AWAITS_RELEASE)).all()
+
+        if not found:
+            return []
+
+        query = sa.select(Account.tenant).where(
+            Account.tenant.in_(found),
+            sa.exists().where(
+                Issuance.tenant == Account.tenant,
+                Issuance.organization_id == Account.organization_id,
+                transitions.AWAITS_RELEASE,
+            ),
+        )
         return list(connection.scalars(query.order_by(Account.tenant)))
 
 

@@ -1,0 +1,28 @@
+"""Lets the badges of withdrawn completions be revoked, or has a person decide."""
+
+from __future__ import annotations
+
+import logging
+
+from ..ledger import turns
+from ..ledger import withdrawals
+from ..state import AppState
+
+logger = logging.getLogger("flask_credly")
+
+
+def release(state: AppState) -> None:
+    """Look at what was withdrawn, for every community where something was."""
+    for tenant in turns.to_release(state.engine):
+        if number := withdrawals.release(state.engine, tenant):
+            logger.warning(
+                "%s badges of withdrawn completions wait: more than %s in an hour are"
+                " revoked only when an admin says so, on the page of the badges.",
+                number,
+                withdrawals.MOST,
+                extra={
+                    "credly_event": "withdrawals_wait",
+                    "credly_count": number,
+                    "credly_tenant": tenant,
+                },
+            )

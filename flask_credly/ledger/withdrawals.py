@@ -1,0 +1,175 @@
+"""Withdrawn completions: what becomes of their badges, and who decides where many are
+withdrawn at once.
+
+In the host's transaction one statement writes down what was withdrawn. Badges that were
+issued are then revoked by a worker, a few in an hour; of more, a person decides.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import typing as t
+
+import sqlalchemy as sa
+
+from ..catalog import Withdrawal
+from ..models import Issuance
+from ..models import Mapping
+from ..options import Options
+from ..options import SILENT
+from ..options import TELL
+from . import audit
+from . import clock
+from . import gates
+from . import transitions
+from .issuances import is_ours
+from .paging import Session
+from .transaction import in_transaction
+from .transitions import AWAITS_APPROVAL
+from .transitions import AWAITS_RELEASE
+from .transitions import IS_MAPPED
+from .transitions import is_of
+
+MOST = 25
+"""How many badges are revoked in an hour without a person, in one community."""
+
+
+def withdraw(connection: sa.Connection, withdrawal: Withdrawal) -> bool:
+    """Write down that a completion was withdrawn, in a transaction of the caller's, by
+    a constant number of statements.
+
+    :return: Whether that has changed anything.
+    """
+    name = connection.dialect.name
+    now: t.Any = clock.server_now(name)
+    changed = functools.partial(
+        transitions.withdraw,
+        connection,
+        at=withdrawal.withdrawn_at,
+        now=sa.literal(dt.datetime.now(dt.UTC), Issuance.settled_at.type)
+        if now is None
+        else now,
+    )
+    tenant = withdrawal.tenant
+    these = (
+        is_ours(tenant),
+        Issuance.member_id == withdrawal.member_id,
+        Issuance.kind == withdrawal.kind,
+        Issuance.course_id == withdrawal.course_id,
+        transitions.is_meant_by_withdrawal(),
+    )
+
+    if name not in ("mysql", "mariadb"):
+        return bool(changed(*these, sa.exists().where(IS_MAPPED), tell=_TELL))
+
+    # What an UPDATE reads of other rows it would lock until the host's commit.
+    rows = connection.execute(
+        sa.select(Issuance.id, Mapping.options)
+        .join(Mapping, IS_MAPPED)
+        .where(*these, Issuance.completed_at <= withdrawal.withdrawn_at)
+    ).all()
+
+    if not rows:
+        return False
+
+    tells = {TELL: sa.true(), SILENT: sa.false()}
+    tell = tells.get(Options.read(rows[0].options).withdrawn, sa.null())
+    ids = [row.id for row in rows]
+    return bool(changed(Issuance.id.in_(ids), is_of(tenant), tell=tell))
+
+
+_CHOSEN = Mapping.options["withdrawn"].as_string()
+
+_TELL = (
+    sa.select(sa.case((_CHOSEN == TELL, sa.true()), (_CHOSEN == SILENT, sa.false())))
+    .where(IS_MAPPED)
+    .correlate(Issuance)
+    .scalar_subquery()
+)
+"""Whether a mapping has the member told. Null: it has no badge revoked."""
+
+
+@in_transaction
+def release(connection: sa.Connection, tenant: str) -> int:
+    """Let the badges of withdrawn completions be revoked, if these are few. Where they
+    are more than :data:`MOST` in an hour, or others wait for a person, these wait too.
+
+    :return: How many wait for a person from now on.
+    """
+    # It counts for all workers.
+    if not gates.lock(connection, tenant):
+        return 0
+
+    found = connection.scalars(
+        sa.select(Issuance.id)
+        .where(is_ours(tenant), AWAITS_RELEASE)
+        .order_by(Issuance.id)
+        .limit(MOST + 1)
+    ).all()
+
+    if not found:
+        return 0
+
+    if _any_waits(connection, tenant) or not gates.count_withdrawals(
+        connection, tenant, len(found), most=MOST
+    ):
+        return transitions.hold_withdrawn(connection, is_ours(tenant))
+
+    transitions.release_withdrawn(
+        connection, clock.now(connection), Issuance.id.in_(found), is_of(tenant)
+    )
+    numbers = ", ".join(map(str, found))
+    audit.note(connection, tenant, audit.WORKER, "revoke", numbers)
+    return 0
+
+
+def _any_waits(connection: sa.Connection, tenant: str) -> bool:
+    query = sa.select(Issuance.id).where(is_ours(tenant), AWAITS_APPROVAL)
+    return connection.execute(query.limit(1)).first() is not None
+
+
+def count(session: Session, tenant: str) -> int:
+    """Count the badges of withdrawn completions about which a person decides."""
+    query = sa.select(sa.func.count()).select_from(Issuance)
+    return session.scalar(query.where(is_ours(tenant), AWAITS_APPROVAL)) or 0
+
+
+@in_transaction
+def decide(
+    connection: sa.Connection,
+    tenant: str,
+    number: int,
+    *,
+    revoke: bool,
+    by: str | None = None,
+) -> int | None:
+    """Have the badges revoked that wait for a person, or leave them as they are.
+
+    :param number: How many that person has seen.
+    :param by: Who does it, for :func:`.audit.note`.
+    :return: How many. ``None``: others wait by now, and nothing was done.
+    """
+    if not gates.lock(connection, tenant):
+        return None
+
+    waiting = connection.scalar(
+        sa.select(sa.func.count())
+        .select_from(Issuance)
+        .where(is_ours(tenant), AWAITS_APPROVAL)
+    )
+
+    if waiting != number:
+        return None
+
+    these = (is_ours(tenant), AWAITS_APPROVAL)
+
+    if revoke:
+        now = clock.now(connection)
+        transitions.release_withdrawn(connection, now, *these)
+    else:
+        transitions.keep_withdrawn(connection, *these)
+
+    action = "revoke withdrawn" if revoke else "keep withdrawn"
+    audit.note(connection, tenant, by, action, str(number))
+    return number

@@ -1,0 +1,762 @@
+"""The host says that a completion was withdrawn."""
+
+from __future__ import annotations
+
+import datetime as dt
+import itertools
+import logging
+import random
+import threading
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+from conftest import connect
+from conftest import Connected
+from conftest import every_database
+from conftest import Host
+from conftest import MakeHost
+from tenants import make_site
+
+from flask_credly import accounts
+from flask_credly import completion_withdrawn
+from flask_credly.credly import Client
+from flask_credly.issuing import periodic
+from flask_credly.ledger import actions
+from flask_credly.ledger import claim
+from flask_credly.ledger import gates
+from flask_credly.ledger import privacy
+from flask_credly.ledger import withdrawals
+from flask_credly.models import Account
+from flask_credly.models import AuditEntry
+from flask_credly.models import Issuance
+from flask_credly.models import Mapping
+from flask_credly.options import Options
+from flask_credly.testing import CredlySimulator
+
+START = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+HOUR = dt.timedelta(hours=1)
+DAY = dt.timedelta(days=1)
+
+
+def choose(host: Host, withdrawn: str, **other: t.Any) -> None:
+    """Say what becomes of the badge of a withdrawn completion."""
+    host.db.session.rollback()
+    (mapping,) = accounts.list_mappings(host.db.session, "default")
+    accounts.change_options(
+        host.state, mapping.id, Options(withdrawn=withdrawn, **other)
+    )
+
+
+def withdraw(host: Host, member_id: str = "42", **given: t.Any) -> None:
+    completion_withdrawn.send(
+        host.app, **{"member_id": member_id, "course_id": "py-101"} | given
+    )
+
+
+def complete(host: Host, at: dt.datetime = START, member_id: str = "42") -> None:
+    host.complete(member_id, completed_at=at)
+
+
+def states(host: Host) -> list[tuple[str, str | None, str | None]]:
+    return [(row.state, row.action, row.reason) for row in host.rows()]
+
+
+def change(host: Host, **values: t.Any) -> None:
+    host.db.session.rollback()
+    host.db.session.execute(sa.update(Issuance).values(**values))
+    host.db.session.commit()
+
+
+CANCELLED = ("cancelled", None, "withdrawn")
+
+each_choice = pytest.mark.parametrize("choice", ["", "tell", "silent"])
+
+
+class TestNotSentYet:
+    @every_database
+    def test_it_is_cancelled_whatever_the_mapping_says(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+
+            for number, choice in enumerate(("", "tell", "silent"), 1):
+                choose(host, choice)
+                complete(host, member_id=str(number))
+                withdraw(host, str(number), withdrawn_at=START + DAY)
+                row = host.rows()[-1]
+
+                assert states(host) == [CANCELLED] * number
+                assert row.withdrawn_at == START + DAY
+                assert (row.due_at, row.settled_at is None) == (None, False)
+                assert (row.revocation_reason, row.tell) == (None, None)
+
+            host.drain()
+            assert credly.badges == []
+
+    @every_database
+    def test_only_a_later_completion_brings_it_back(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            complete(host)
+            withdraw(host, withdrawn_at=START + DAY)
+
+            for at in (START, START + HOUR, START + DAY):
+                complete(host, at)
+                assert states(host) == [CANCELLED], at
+
+            complete(host, START + 2 * DAY)
+            row = host.row()
+            assert (row.state, row.action, row.reason) == ("none", "issue", None)
+            assert (row.completed_at, row.withdrawn_at) == (START + 2 * DAY, None)
+
+            # As before: a late message.
+            withdraw(host, withdrawn_at=START + DAY)
+            host.drain()
+            assert states(host) == [("issued", None, None)]
+
+    @every_database
+    @pytest.mark.parametrize("again", ["renew", "each"])
+    def test_an_older_completion_is_no_further_one(
+        self, host: Host, credly: CredlySimulator, again: str
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly, allow_duplicate_badges=True)
+            choose(host, "silent", again=again)
+            complete(host)
+            withdraw(host, withdrawn_at=START + 100 * DAY)
+            complete(host, START + 50 * DAY)
+            assert states(host) == [CANCELLED]
+            complete(host, START + 101 * DAY)
+            assert states(host) == [CANCELLED, ("none", "issue", None)]
+            host.drain()
+            withdraw(host, withdrawn_at=START + 200 * DAY)
+            complete(host, START + 150 * DAY)
+            assert len(host.rows()) == 2
+            host.drain()
+            assert states(host) == [CANCELLED, ("revoked", None, None)]
+
+    def test_a_failed_one_is_cancelled(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        credly.fail("issue", times=2, status=422)
+        complete(host)
+        host.drain()
+        assert host.row().state == "failed"
+        withdraw(host)
+        assert states(host) == [CANCELLED]
+        assert host.row().error is None
+
+    def test_what_an_admin_took_back_stays_so(self, connected: Connected) -> None:
+        host, _, _ = connected
+        complete(host)
+        actions.revoke(
+            host.state.engine, "default", host.row().id, reason="By mistake.", tell=True
+        )
+        withdraw(host, withdrawn_at=START + DAY)
+        complete(host, START + 2 * DAY)
+        assert states(host) == [("cancelled", None, "dropped")]
+
+    def test_what_was_cancelled_before_is_not_brought_back_by_an_older_one(
+        self, connected: Connected
+    ) -> None:
+        host, _, _ = connected
+        complete(host)
+        change(host, state="cancelled", action=None, due_at=None, reason="unmapped")
+        withdraw(host, withdrawn_at=START + DAY)
+        complete(host, START + HOUR)
+        assert states(host) == [CANCELLED]
+
+
+class TestOnItsWay:
+    @every_database
+    @pytest.mark.parametrize("choice", ["", "silent"])
+    def test_it_is_revoked_once_it_was_issued(
+        self,
+        host: Host,
+        credly: CredlySimulator,
+        choice: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        issue = Client.issue
+
+        def issue_and_withdraw(*args: t.Any, **given: t.Any) -> t.Any:
+            withdraw(host)
+            return issue(*args, **given)
+
+        with host.app.app_context():
+            connect(host, credly)
+            choose(host, choice)
+            complete(host)
+            monkeypatch.setattr(Client, "issue", issue_and_withdraw)
+            host.drain()
+            row = host.row()
+            assert (row.state, row.withdrawn_at is None) == ("issued", False)
+
+            if choice:
+                assert states(host) == [("issued", "revoke", "withdrawn")]
+                host.drain()
+                assert states(host) == [("revoked", None, None)]
+            else:
+                assert states(host) == [("issued", None, None)]
+
+    @every_database
+    def test_a_leased_one_is_marked(self, host: Host, credly: CredlySimulator) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            complete(host)
+            gate = gates.read(host.state.engine, "default")
+            assert gate is not None
+            (row,) = claim.claim(
+                host.state.engine, gate, limit=1, lease_seconds=60, alone=True
+            )
+            withdraw(host)
+            assert host.row().lease == row.lease
+            assert states(host) == [("none", "issue", None)]
+
+            # Its worker died, and had sent nothing.
+            change(host, due_at=START)
+            host.drain()
+            assert states(host) == [CANCELLED]
+            assert credly.badges == []
+
+    @pytest.mark.parametrize("booked", [True, False])
+    def test_what_was_perhaps_issued_is_looked_up(
+        self, connected: Connected, booked: bool
+    ) -> None:
+        host, credly, _ = connected
+        choose(host, "silent")
+        credly.fail("issue", status=500, after=booked)
+        credly.fail("look-up", status=500)
+        complete(host)
+        host.drain()
+        assert (host.row().action, host.row().outcome_unknown) == ("issue", True)
+        withdraw(host)
+        assert host.row().action == "issue"
+
+        for _ in range(3):
+            host.let_lists_catch_up()
+            host.drain()
+
+        found = [badge["state"] for badge in credly.badges]
+        assert found == (["revoked"] if booked else [])
+        assert host.row().state == ("revoked" if booked else "cancelled")
+
+
+class TestIssued:
+    @every_database
+    @each_choice
+    def test_the_mapping_says_what_becomes_of_it(
+        self, host: Host, credly: CredlySimulator, choice: str
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            complete(host)
+            host.drain()
+            choose(host, choice)
+            withdraw(host)
+
+            if not choice:
+                assert states(host) == [("issued", None, None)]
+                assert host.row().withdrawn_at is None
+                return
+
+            assert states(host) == [("issued", "revoke", "withdrawn")]
+            assert host.row().due_at is None
+            host.drain()
+            row = host.row()
+            assert (row.state, row.action, row.reason) == ("revoked", None, None)
+            last = credly.history(t.cast(str, row.badge_id))[-1]
+            assert (last.reason, last.told) == (
+                *("The completion was withdrawn.", choice == "tell"),
+            )
+            entry = host.db.session.scalars(
+                sa.select(AuditEntry).where(AuditEntry.action == "revoke")
+            ).one()
+            assert (entry.actor, entry.target) == ("worker", str(row.id))
+
+    @every_database
+    def test_one_that_is_older_or_known_changes_nothing(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            choose(host, "silent")
+            complete(host)
+            host.drain()
+            withdraw(host, withdrawn_at=START - HOUR)
+            assert states(host) == [("issued", None, None)]
+            withdraw(host, withdrawn_at=START)
+            withdraw(host, withdrawn_at=START)
+            host.drain()
+            withdraw(host, withdrawn_at=START)
+            host.drain()
+            assert states(host) == [("revoked", None, None)]
+            assert credly.count("revoke") == 1
+
+    def test_nothing_is_done_where_nothing_is_meant(self, connected: Connected) -> None:
+        host, _, _ = connected
+        choose(host, "silent")
+        complete(host)
+        host.drain()
+        withdraw(host, "43")
+        withdraw(host, course_id="js-101")
+        withdraw(host, kind="learning_path")
+        assert states(host) == [("issued", None, None)]
+
+        change(host, test=True)
+        withdraw(host)
+        assert states(host) == [("issued", None, None)]
+        change(host, test=False)
+
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        host.db.session.rollback()
+        accounts.remove_mapping(host.state, mapping.id)
+        withdraw(host)
+        assert states(host) == [("issued", None, None)]
+
+    @every_database
+    def test_the_last_of_several_is_meant(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        credly.badges_allowed = 2
+
+        with host.app.app_context():
+            connect(host, credly, allow_duplicate_badges=True)
+            choose(host, "silent", again="each")
+            complete(host)
+            complete(host, START + 10 * DAY)
+            host.drain()
+            withdraw(host, withdrawn_at=START + 5 * DAY)
+            assert [row.action for row in host.rows()] == [None, None]
+            withdraw(host, withdrawn_at=START + 20 * DAY)
+            withdraw(host, withdrawn_at=START + 20 * DAY)
+            host.drain()
+            assert [row.state for row in host.rows()] == ["issued", "revoked"]
+            withdraw(host, withdrawn_at=START + 30 * DAY)
+            host.drain()
+            assert [row.state for row in host.rows()] == ["issued", "revoked"]
+
+    @every_database
+    def test_a_correction_is_of_the_same_completion(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            _, _, template_id = connect(host, credly)
+            choose(host, "silent")
+            complete(host)
+            host.drain()
+            actions.correct(
+                *(host.state.engine, "default", host.row().id),
+                first_name="Grace",
+                last_name="Example",
+                completed_at=START,
+                template_id=template_id,
+            )
+            withdraw(host)
+            host.drain()
+            assert [row.state for row in host.rows()] == ["revoked", "cancelled"]
+            assert [badge["state"] for badge in credly.badges] == ["revoked"]
+
+    def test_a_withdrawn_badge_stays_revoked(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        choose(host, "silent")
+        complete(host)
+        host.drain()
+        withdraw(host, withdrawn_at=START + DAY)
+        host.drain()
+        complete(host, START + 2 * DAY)
+        host.drain()
+        assert states(host) == [("revoked", None, None)]
+        assert len(credly.badges) == 1
+
+    def test_one_that_was_erased_is_left_alone(self, connected: Connected) -> None:
+        host, _, _ = connected
+        choose(host, "silent")
+        complete(host)
+        host.drain()
+        withdraw(host)
+        privacy.erase(host.state.engine, "default", "42")
+        withdraw(host, withdrawn_at=dt.datetime.now(dt.UTC))
+        host.drain()
+        assert [row.action for row in host.rows()] == [None]
+
+    def test_remove_drops_it(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        choose(host, "silent")
+        complete(host)
+        host.drain()
+        withdraw(host)
+        accounts.remove(host.state)
+        host.drain()
+        assert states(host) == [("issued", None, "removed")]
+        assert credly.count("revoke") == 0
+
+
+class TestTheHostsTransaction:
+    @every_database
+    @pytest.mark.parametrize("commits", [True, False])
+    def test_it_is_kept_or_taken_back_with_it(
+        self,
+        host: Host,
+        credly: CredlySimulator,
+        commits: bool,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            complete(host)
+            session = host.db.session
+            session.rollback()
+            # Something of the host's.
+            session.execute(sa.update(Mapping).values(course_title="Python"))
+            withdraw(host)
+            session.commit() if commits else session.rollback()
+            row = host.row()
+
+            if commits:
+                assert states(host) == [CANCELLED]
+            else:
+                assert (row.state, row.withdrawn_at) == ("none", None)
+                events = [getattr(each, "credly_event", "") for each in caplog.records]
+                assert "withdrawal_taken_back" in events
+
+    @every_database
+    def test_a_savepoint_takes_it_back(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            complete(host)
+            session = host.db.session
+            session.rollback()
+            session.execute(sa.update(Mapping).values(course_title="Python"))
+            savepoint = session.begin_nested()
+            withdraw(host)
+            savepoint.rollback()
+            session.commit()
+            assert [row.state for row in host.rows()] == ["none"]
+
+    @every_database
+    def test_without_one_it_is_durable_at_return(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            complete(host)
+            host.db.session.rollback()
+            withdraw(host)
+
+            with host.state.engine.connect() as other:
+                assert other.scalar(sa.select(Issuance.state)) == "cancelled"
+
+    @every_database
+    def test_a_completion_and_its_withdrawal_may_be_sent_in_one(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            session = host.db.session
+            session.rollback()
+            session.execute(sa.update(Mapping).values(course_title="Python"))
+            complete(host)
+            withdraw(host)
+            session.commit()
+            assert states(host) == [CANCELLED]
+
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            {"course_id": None},
+            {"member_id": None},
+            {"kind": "lesson"},
+            {"withdrawn_at": "some day"},
+            {"session": "none"},
+            {"tenant": "acme"},
+        ],
+    )
+    def test_what_is_wrong_breaks_nothing(
+        self,
+        connected: Connected,
+        wrong: dict[str, t.Any],
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        host, _, _ = connected
+        complete(host)
+        withdraw(host, **wrong)
+        assert host.row().state == "none"
+        (record,) = [
+            each
+            for each in caplog.records
+            if getattr(each, "credly_event", "") == "withdrawal_lost"
+        ]
+        assert record.levelno == logging.ERROR
+
+    def test_what_the_host_throws_in_rises(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, _, _ = connected
+        complete(host)
+
+        def interrupt(*args: object, **given: object) -> t.NoReturn:
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("flask_credly.completions.receiver.withdraw", interrupt)
+
+        with pytest.raises(KeyboardInterrupt):
+            withdraw(host)
+
+    def test_where_it_cannot_be_written_that_is_said(
+        self,
+        connected: Connected,
+        monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture,
+    ) -> None:
+        host, _, _ = connected
+
+        def fail(*args: object, **given: object) -> t.NoReturn:
+            raise sa.exc.OperationalError("UPDATE", {}, Exception("the disk is full"))
+
+        monkeypatch.setattr("flask_credly.completions.receiver.withdraw", fail)
+        withdraw(host, withdrawn_at=START)
+        (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
+        assert (
+            record.__dict__
+            | {
+                "credly_event": "withdrawal_lost",
+                "credly_member": "42",
+                "credly_kind": "course",
+                "credly_course": "py-101",
+            }
+            == record.__dict__
+        )
+        assert "2026-03-01" in record.getMessage()
+
+
+def several(host: Host, number: int, first: int = 1) -> None:
+    """Issue badges, and withdraw the completions."""
+    ids = [str(each) for each in range(first, first + number)]
+
+    for each in ids:
+        complete(host, member_id=each)
+
+    host.drain()
+
+    for each in ids:
+        withdraw(host, each)
+
+
+def counted(host: Host) -> dict[tuple[str, str | None, str | None], int]:
+    found = sorted(states(host), key=str)
+    return {key: len([*rows]) for key, rows in itertools.groupby(found)}
+
+
+REVOKED = ("revoked", None, None)
+WAITS = ("issued", "revoke", "awaits approval")
+
+
+class TestManyAtOnce:
+    @every_database
+    def test_more_than_25_wait_for_a_person(
+        self, host: Host, credly: CredlySimulator, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            choose(host, "silent")
+            several(host, 31)
+            host.drain(2)
+            assert counted(host) == {WAITS: 31}
+            assert withdrawals.count(host.db.session, "default") == 31
+            (record,) = [
+                each
+                for each in caplog.records
+                if getattr(each, "credly_event", "") == "withdrawals_wait"
+            ]
+            assert record.__dict__["credly_count"] == 31
+            host.db.session.rollback()
+            engine = host.state.engine
+
+            assert withdrawals.decide(engine, "default", 30, revoke=True) is None
+            assert withdrawals.decide(engine, "default", 31, revoke=True, by="Ada")
+            host.drain()
+            assert counted(host) == {REVOKED: 31}
+            entry = host.db.session.scalars(
+                sa.select(AuditEntry).where(AuditEntry.action == "revoke withdrawn")
+            ).one()
+            assert (entry.actor, entry.target) == ("Ada", "31")
+
+    @every_database
+    def test_they_may_be_kept(self, host: Host, credly: CredlySimulator) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            choose(host, "tell")
+            several(host, 26)
+            host.drain()
+            host.db.session.rollback()
+            assert withdrawals.decide(host.state.engine, "default", 26, revoke=False)
+            assert counted(host) == {("issued", None, None): 26}
+            assert {(row.tell, row.revocation_reason) for row in host.rows()} == {
+                (None, None)
+            }
+            # The same message once more.
+            (at,) = {row.withdrawn_at for row in host.rows() if row.member_id == "1"}
+            withdraw(host, "1", withdrawn_at=at)
+            host.drain()
+            assert counted(host) == {("issued", None, None): 26}
+            withdraw(host, "1")
+            host.drain()
+            assert counted(host) == {REVOKED: 1, ("issued", None, None): 25}
+
+    def test_the_hour_is_counted(self, connected: Connected) -> None:
+        host, _, _ = connected
+        choose(host, "silent")
+        several(host, 20)
+        host.drain()
+        several(host, 5, first=21)
+        host.drain()
+        assert counted(host) == {REVOKED: 25}
+        several(host, 1, first=26)
+        host.drain()
+        assert counted(host) == {REVOKED: 25, WAITS: 1}
+
+        host.db.session.execute(sa.update(Account).values(withdrawals_since=START))
+        host.db.session.commit()
+        # While one waits, the others do.
+        several(host, 1, first=27)
+        host.drain()
+        assert counted(host) == {REVOKED: 25, WAITS: 2}
+        host.db.session.rollback()
+        withdrawals.decide(host.state.engine, "default", 2, revoke=False)
+        several(host, 25, first=28)
+        host.drain()
+        assert counted(host) == {REVOKED: 50, ("issued", None, None): 2}
+
+    @every_database
+    def test_two_workers_release_them_once(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            choose(host, "silent")
+            several(host, 20)
+            host.drain()
+            several(host, 5, first=21)
+            barrier = threading.Barrier(2)
+            engine = host.state.engine
+
+            def release() -> None:
+                barrier.wait()
+                withdrawals.release(engine, "default")
+
+            threads = [threading.Thread(target=release) for _ in range(2)]
+
+            for each in threads:
+                each.start()
+
+            for each in threads:
+                each.join()
+
+            host.db.session.rollback()
+            assert host.db.session.scalar(sa.select(Account.withdrawals)) == 25
+            host.drain()
+            assert counted(host) == {REVOKED: 25}
+
+    def test_the_sweep_finds_what_nobody_rang_for(self, connected: Connected) -> None:
+        host, _, _ = connected
+        choose(host, "silent")
+        complete(host)
+        host.drain()
+        assert not periodic.DRAIN.is_due(host.state)
+        withdraw(host)
+        assert periodic.DRAIN.is_due(host.state)
+        host.drain()
+        assert not periodic.DRAIN.is_due(host.state)
+
+    def test_a_worker_may_die_between(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host, _, _ = connected
+        choose(host, "silent")
+        several(host, 3)
+
+        def die(*args: object, **given: object) -> t.NoReturn:
+            raise SystemExit
+
+        with monkeypatch.context() as patch:
+            patch.setattr("flask_credly.jobs.drain_ledger", die)
+
+            with pytest.raises(SystemExit):
+                host.drain()
+
+        host.drain()
+        assert counted(host) == {REVOKED: 3}
+
+
+@every_database
+def test_each_community_has_its_own(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    site = make_site(make_host, credly, "acme", "beta")
+
+    with site.host.app.app_context():
+        for tenant in ("acme", "beta"):
+            (mapping,) = accounts.list_mappings(site.host.db.session, tenant)
+            site.host.db.session.rollback()
+            accounts.change_options(
+                site.of(tenant), mapping.id, Options(withdrawn="silent")
+            )
+            site.complete(tenant)
+
+        site.host.drain()
+        withdraw(site.host)  # of which community is not known
+        withdraw(site.host, tenant="gamma")
+        withdraw(site.host, tenant="beta")
+        site.host.drain()
+        assert (site.states("acme"), site.states("beta")) == (["issued"], ["revoked"])
+
+
+@every_database
+@pytest.mark.parametrize("seed", range(4))
+def test_any_order_ends_in_what_the_last_message_says(
+    host: Host, credly: CredlySimulator, seed: int
+) -> None:
+    made = random.Random(seed)
+
+    with host.app.app_context():
+        connect(host, credly)
+        choose(host, "silent")
+
+        for member in map(str, range(8)):
+            complete(host, START, member)
+            late = [
+                (made.choice((complete, withdraw)), START + each * HOUR)
+                for each in made.sample(range(-3, 8), 4)
+            ]
+            late += made.choices(late, k=2)
+            made.shuffle(late)
+            at: dt.datetime | None = START
+            withdrawn = START - 100 * DAY
+
+            for send, when in late:
+                if send is complete:
+                    complete(host, when, member)
+
+                    if at is None and when > withdrawn:
+                        at = when
+                else:
+                    withdraw(host, member, withdrawn_at=when)
+                    withdrawn = max(withdrawn, when) if at is None else withdrawn
+
+                    if at is not None and when >= at:
+                        at, withdrawn = None, when
+
+            row = host.rows()[-1]
+            assert (row.state == "none", row.member_id) == (at is not None, member)
+
+            if at is not None:
+                assert row.completed_at == at
+
+        host.drain()
+        assert len(credly.badges) == sum(row.state == "issued" for row in host.rows())
