@@ -713,9 +713,9 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
     visit.get(f"{alone}/row", headers=HX)
 
     for action in ("revoke", "correct", "again"):
-        assert visit.get(f"{alone}/{action}").location.endswith(alone)
+        assert alone in visit.get(f"{alone}/{action}").location
         answer = visit.post(f"{alone}/{action}", headers=HX)
-        assert answer.headers["HX-Redirect"].endswith(alone)
+        assert alone in answer.headers["HX-Redirect"]
 
     visit.get("/credly/badges/retry")
     row = visit.post(f"{alone}/retry?listed=1", headers=HX).text
