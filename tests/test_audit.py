@@ -126,7 +126,7 @@ class Walk:
         assert answer.status_code in (200, 303), (path, answer.text)
         assert entries(self.host) == [*before, (ADMIN, *expected)]
         adapter = self.host.app.url_map.bind("localhost")
-        self.done.add(adapter.match(path, method)[0])
+        self.done.add(adapter.match(path.partition("?")[0], method)[0])
 
     def do_everything(self) -> None:
         credly, python = self.credly, "Python 101 → Python Badge"
@@ -169,10 +169,16 @@ class Walk:
         self.post(f"{this}/test", "send test badge", tested, "ok", **who)
         self.post(f"{this}/backfill", "start backfill", "Python 101", "ok")
         self.post(f"{WINDOW}/backfills/1/stop", "stop backfill", "Python 101", "ok")
+        undo = {"reason": "By mistake", "tell_pending": "no", "tell_accepted": "no"}
+        number = {"number": "3", "shown": "3"}
+        path = f"{WINDOW}/undo?status=waiting"
+        self.post(path, "take back", "3", "ok", **undo, **number)
+        self.post(f"{WINDOW}/undo/2/stop", "stop taking back", "3", "ok")
         unrecorded.add(self.host.state.engine, "default", unrecorded.Count(1, NOW))
         self.post(f"{WINDOW}/unrecorded/1/dismiss", "dismiss", "1", "ok")
         self.put_right(badges)
         self.get(f"{badges}.csv", "export badges", "", "ok")
+        self.get(f"{WINDOW}/undo/2.csv", "export badges", "", "ok")
         self.get(f"{WINDOW}/errors.csv", "export errors", "", "ok")
         self.get(f"{ACTIVITY}.csv", "export activity", "", "ok")
         self.post(f"{WINDOW}/remove", "remove", organization, "ok")

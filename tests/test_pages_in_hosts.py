@@ -630,6 +630,29 @@ def fail_one(visit: Visit, row_id: int) -> None:
         )
 
 
+def take_back(visit: Visit) -> None:
+    """Have what waits taken back, and stop that."""
+    address = "/credly/undo?status=waiting"
+    page = visit.get(address).text
+    hidden = r'type="hidden" name="(shown|last)" value="(\d+)"'
+    data = {
+        **dict(re.findall(hidden, page)),
+        "reason": "<b>By mistake</b>",
+        "tell_pending": "no",
+        "tell_accepted": "no",
+    }
+    data["number"] = data["shown"]
+    begun = visit.post(address, page=address, data=data)
+    run = re.search(r"/undo/(\d+)(\?|$)", begun.location)
+    assert run, begun.location
+    this = f"/credly/undo/{run[1]}"
+    page = visit.get(this).text
+    assert "&lt;b&gt;By mistake" in page and "<b>By" not in page
+    visit.get(this, headers=HX)
+    visit.post(f"{this}/stop", page=this)
+    assert visit.get(f"{this}.csv").mimetype == "text/csv"
+
+
 def go_through(visit: Visit, credly: CredlySimulator) -> None:
     """Use every page and every form."""
     one, other = credly.add_template("One Badge"), credly.add_template("Other Badge")
@@ -698,6 +721,7 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
     visit.get(f"/credly/backfills/{run[1]}", headers=HX)
     visit.post(f"/credly/backfills/{run[1]}/stop")
     (row_id,) = visit.ids(Issuance.id)
+    take_back(visit)
     fail_one(visit, row_id)
     visit.get("/")
     visit.get("/credly/banners", headers=HX)

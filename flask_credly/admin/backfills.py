@@ -18,6 +18,7 @@ from .community import here
 from .courses import list_courses
 from .courses import name_anew
 from .guard import actor
+from .guard import may_revoke
 from .mappings import gone
 from .query import number
 from .reading import read
@@ -89,6 +90,7 @@ def show_backfill(run_id: int) -> ResponseReturnValue:
     context: dict[str, t.Any] = {
         "progress": found,
         "quarter": _quarter(found),
+        "can_take_back": bool(found.to_issue) and may_revoke(),
         **in_the_way(connected),
     }
 

@@ -27,6 +27,7 @@ from .export import csv_file
 from .export import note
 from .guard import actor
 from .guard import may_act
+from .guard import may_revoke
 from .query import number
 from .query import read_key
 from .query import searched
@@ -65,7 +66,7 @@ def badges() -> ResponseReturnValue:
     if read(accounts.get) is None:
         return go_to("credly.show")
 
-    wanted = _filter()
+    wanted = asked_for()
     found = read(issuances.page, wanted, before=number("before"), after=number("after"))
     names = names_of(found.rows)
     return page(
@@ -73,6 +74,7 @@ def badges() -> ResponseReturnValue:
         badges=found,
         wanted=wanted,
         can_retry=read(issuances.retriable, 1),
+        can_take_back=wanted != Filter() and bool(found.rows) and may_revoke(),
         choices=_choices(wanted, names["titles"]),
         **names,
     )
@@ -125,7 +127,7 @@ def export_badges() -> ResponseReturnValue:
     """Send what the filters show as a file."""
     community = here()
     note("export badges")
-    rows = issuances.every(community.engine, community.tenant, _filter())
+    rows = issuances.every(community.engine, community.tenant, asked_for())
     header = [
         gettext("Number"),
         gettext("Member"),
@@ -220,7 +222,8 @@ def is_under_way(row: Issuance) -> bool:
     return row.action not in (None, "check")
 
 
-def _filter() -> Filter:
+def asked_for() -> Filter:
+    """Read the filters from the address."""
     status = request.args.get("status", "")
     became = request.args.get("became", "")
     kind, course_id = read_key(request.args.get("course", ""))

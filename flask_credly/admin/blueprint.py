@@ -45,6 +45,7 @@ from . import mapping_options
 from . import mappings
 from . import remove
 from . import test_badge
+from . import undo
 from . import window
 from .query import MAX_ID
 from .rendering import is_own_layout
@@ -137,6 +138,11 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/mappings/<int:mapping_id>/backfill", backfills.start_backfill),
     ("GET", "/credly/backfills/<int:run_id>", backfills.show_backfill),
     ("POST", "/credly/backfills/<int:run_id>/stop", backfills.stop_backfill),
+    ("GET", "/credly/undo", undo.confirm_undo),
+    ("POST", "/credly/undo", undo.start_undo),
+    ("GET", "/credly/undo/<int:run_id>", undo.show_undo),
+    ("GET", "/credly/undo/<int:run_id>.csv", undo.export_undo),
+    ("POST", "/credly/undo/<int:run_id>/stop", undo.stop_undo),
     ("GET", "/credly/errors", log.errors),
     ("GET", "/credly/errors.csv", log.export_errors),
     ("GET", "/credly/activity", activity.activity),
@@ -156,6 +162,7 @@ ON_PURPOSE = {
         backfills.confirm_backfill,
         badges.export_badges,
         log.export_errors,
+        undo.export_undo,
     )
 }
 
@@ -172,6 +179,7 @@ FOR_VIEWERS = {
         badges.badges,
         index.index,
         log.errors,
+        undo.show_undo,
         window.banners,
         window.show,
     )
@@ -188,6 +196,9 @@ REVOKING = {
         actions.edit_revoke,
         actions.issue_again,
         actions.revoke,
+        undo.confirm_undo,
+        undo.start_undo,
+        undo.stop_undo,
     )
 }
 

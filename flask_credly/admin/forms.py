@@ -34,6 +34,7 @@ from ..options import RENEW
 from ..options import SILENT
 from ..options import TELL
 from ..secret import Secret
+from .query import read_number
 
 LENGTH = 255
 
@@ -233,6 +234,41 @@ class RevokeForm(Form):
             raise ValidationError(gettext("Choose whether the member is told."))
 
 
+class UndoForm(RevokeForm):
+    """Why many badges are taken back, whose members are told, and how many they are."""
+
+    tell = None
+    tell_pending = StringField(filters=[_strip])
+    tell_accepted = StringField(filters=[_strip])
+    number = StringField(gettext_noop("Number of badges"), filters=[_strip])
+    shown = StringField()
+    """How many the page has said there are."""
+    last = StringField()
+    """The last row that there was then."""
+
+    @property
+    def count(self) -> int | None:
+        """How many were typed, however a reader groups the digits."""
+        digits = re.sub(r"[\s.,'’]", "", self.number.data or "")
+        return read_number(digits)
+
+    def validate_tell_pending(self, field: t.Any) -> None:
+        self.validate_tell(field)
+
+    def validate_tell_accepted(self, field: t.Any) -> None:
+        self.validate_tell(field)
+
+    def validate_tell(self, field: t.Any) -> None:
+        if field.data not in ("yes", "no"):
+            raise ValidationError(gettext("Choose whether these members are told."))
+
+    def validate_number(self, field: t.Any) -> None:
+        if self.count is None or self.count != read_number(self.shown.data or ""):
+            raise ValidationError(
+                gettext("Type the number of badges that will be taken back.")
+            )
+
+
 class AgainForm(PersonForm, RevokeForm):
     """To whom a badge is issued again, and why the one in force is revoked."""
 
@@ -414,7 +450,14 @@ def _one_of(field: t.Any, values: cabc.Collection[str]) -> None:
 
 FIELD_NAMES = {
     name
-    for form in (ConnectForm, AgainForm, CorrectForm, MappingForm, OptionsForm)
+    for form in (
+        ConnectForm,
+        UndoForm,
+        AgainForm,
+        CorrectForm,
+        MappingForm,
+        OptionsForm,
+    )
     for each in form.__mro__
     for name, field in vars(each).items()
     if isinstance(field, UnboundField)

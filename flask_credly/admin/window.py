@@ -24,6 +24,7 @@ from ..ledger import backfills
 from ..ledger import gates
 from ..ledger import log
 from ..ledger import overview
+from ..ledger import undos
 from ..models import Account
 from .community import here
 from .courses import name_anew
@@ -85,13 +86,15 @@ def show_with(rows: list[EditRow], status: int = 200) -> Response:
     latest = read(log.page, size=10)
     under_way = read(backfills.under_way)
     listed = section(rows)
-    name_anew([each.run for each in under_way], listed["courses"])
+    taken_back = read(undos.latest, going_on=True)
+    name_anew([*(each.run for each in under_way), *taken_back], listed["courses"])
     return page(
         "credly/window.html",
         status,
         log=latest,
         folds=fold(latest, connected),
         backfills=under_way,
+        undos=taken_back,
         healed=read(backfills.healed, since=dt.datetime.now(dt.UTC) - heal.LOOK_BACK),
         **in_the_way(connected),
         **listed,

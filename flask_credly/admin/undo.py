@@ -1,0 +1,356 @@
+"""Taking many badges back: those of a backfill, or those that the badges page shows."""
+
+from __future__ import annotations
+
+import datetime as dt
+import typing as t
+
+from flask import request
+from flask import Response
+from flask.typing import ResponseReturnValue
+
+from .. import accounts
+from ..i18n import gettext
+from ..i18n import gettext_noop
+from ..issuing import notifier
+from ..ledger import backfills
+from ..ledger import reasons
+from ..ledger import undos
+from ..ledger.undos import Selection
+from ..models import Batch
+from ..models import BatchRow
+from .badges import asked_for
+from .badges import BECAME
+from .badges import STATUSES
+from .community import here
+from .courses import KIND_NAMES
+from .courses import list_courses
+from .courses import name_anew
+from .export import csv_file
+from .export import note
+from .forms import UndoForm
+from .guard import actor
+from .guard import may_revoke
+from .mappings import gone
+from .query import number
+from .query import read_number
+from .reading import read
+from .respond import EXPIRED
+from .respond import flash
+from .respond import fragment
+from .respond import go_to
+from .respond import page
+from .respond import wants_fragment
+from .respond import when_expired
+from .window import in_the_way
+
+GONE = gettext_noop("These badges are not being taken back any more.")
+NOTHING = gettext_noop("There is nothing to take back.")
+MORE = gettext_noop(
+    "There are more badges than the page said. Nothing was done. Look at the numbers"
+    " once more."
+)
+NO_TIME = gettext_noop("Enter a date and a time, such as 2026-03-31T09:00.")
+
+LEFT_ALONE: dict[str, str] = {
+    "was revoked": gettext_noop("Already revoked"),
+    "was replaced": gettext_noop("Replaced by another badge"),
+    "declined": gettext_noop("Declined by the member"),
+    "held": gettext_noop("The member has the badge from elsewhere"),
+    "was failed": gettext_noop("Not issued: it failed"),
+    "was cancelled": gettext_noop("Not issued: it was skipped"),
+    "busy": gettext_noop("It is being revoked already"),
+    "elsewhere": gettext_noop("Of another organization"),
+    "erased": gettext_noop("The member was erased"),
+}
+
+OUTCOMES: dict[str, str] = {
+    "revoked": gettext_noop("Revoked"),
+    "dropped": gettext_noop("Will not be issued"),
+    "failed": gettext_noop("Not revoked: it failed"),
+    "stopped": gettext_noop("Left as it was, because this was stopped"),
+    "waits": gettext_noop("Being issued"),
+    "pending": gettext_noop("To be revoked"),
+    "accepted": gettext_noop("To be revoked"),
+    "asked": gettext_noop("Being revoked"),
+    **LEFT_ALONE,
+}
+
+GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "revoked": (gettext_noop("Revoked"), ("revoked",)),
+    "dropped": (gettext_noop("Will not be issued"), ("dropped",)),
+    "failed": (gettext_noop("Failed"), ("failed",)),
+    "left": (gettext_noop("Left alone"), undos.LEFT_ALONE),
+    "stopped": (gettext_noop("Stopped"), ("stopped",)),
+    "open": (gettext_noop("Not done yet"), undos.OPEN),
+}
+"""What the list can be filtered by."""
+
+
+def confirm_undo() -> ResponseReturnValue:
+    """Show which badges would be taken back, and ask why."""
+    return _confirm_page(UndoForm())
+
+
+def _confirm_expired() -> Response:
+    return _confirm_page(UndoForm.sent(), 422, gettext(EXPIRED))
+
+
+@when_expired(_confirm_expired)
+def start_undo() -> ResponseReturnValue:
+    """Begin. A worker does it."""
+    form = UndoForm.sent()
+
+    if not form.validate():
+        return _confirm_page(form, 422)
+
+    if isinstance(found := _selection(), Response):
+        return found
+
+    selection, run, wrong = found
+
+    if wrong:
+        return _confirm_page(form, 422)
+
+    state = here()
+
+    try:
+        run_id = undos.start(
+            state.engine,
+            state.tenant,
+            selection,
+            number=form.count or 0,
+            reason=form.reason.data,
+            tell_pending=form.tell_pending.data == "yes",
+            tell_accepted=form.tell_accepted.data == "yes",
+            title=_title(selection, run),
+            last_id=read_number(form.last.data or "") if run is None else None,
+            by=actor(),
+        )
+    except undos.Miscounted:
+        return _confirm_page(form, 422, gettext(MORE))
+
+    if run_id is None:
+        flash(gettext(NOTHING), wrong=True)
+        return go_to("credly.badges")
+
+    notifier.ask_for_undo(state)
+    return go_to("credly.show_undo", run_id=run_id)
+
+
+def _selection() -> tuple[Selection, Batch | None, list[str]] | Response:
+    """Read what is asked for from the address: with the backfill, if it is one, and
+    the names of times that are none.
+    """
+    if read(accounts.get) is None:
+        return gone()
+
+    if request.args.get("batch"):
+        progress = read(backfills.progress, number("batch") or 0)
+        return (
+            (Selection(undoes=progress.run.id), progress.run, [])
+            if progress
+            else gone(GONE)
+        )
+
+    times: dict[str, dt.datetime | None] = {}
+    wrong = []
+
+    for name in ("since", "until"):
+        text = request.args.get(name, "").strip()
+
+        try:
+            times[name] = _read_time(text) if text else None
+        except ValueError:
+            wrong.append(name)
+
+    selection = Selection(
+        wanted=asked_for(), since=times.get("since"), until=times.get("until")
+    )
+
+    if selection.is_everything and not wrong:
+        flash(gettext("Filter the badges first."), wrong=True)
+        return go_to("credly.badges")
+
+    return selection, None, wrong
+
+
+def _read_time(text: str) -> dt.datetime:
+    found = dt.datetime.fromisoformat(text)
+    found = found if found.tzinfo else found.replace(tzinfo=dt.UTC)
+
+    try:
+        return found.astimezone(dt.UTC)
+    except OverflowError:
+        raise ValueError from None
+
+
+def _title(selection: Selection, run: Batch | None) -> str:
+    wanted = selection.wanted
+
+    if run is not None:
+        name_anew([run], list_courses())
+        return run.course_title
+
+    if not wanted.course_id:
+        return ""
+
+    key = (wanted.kind, wanted.course_id)
+
+    for course in list_courses() or []:
+        if (course.kind, course.id) == key:
+            return course.title
+
+    return read(accounts.titles, {key}).get(key, wanted.course_id)
+
+
+def _confirm_page(
+    form: UndoForm, status: int = 200, problem: str | None = None
+) -> Response:
+    if isinstance(found := _selection(), Response):
+        return found
+
+    selection, run, wrong = found
+    preview = None if wrong else read(undos.preview, selection)
+
+    if wrong:
+        status, problem = 422, gettext(NO_TIME)
+    elif preview is not None:
+        # What the page says from now on.
+        form.shown.data = str(preview.number)
+        form.last.data = str(preview.last_id)
+
+    kept = ("batch", "status", "became", "course", "q", "since", "until")
+    wanted = selection.wanted
+    earlier = read(undos.latest, undoes=run.id if run else None)
+    name_anew(earlier, list_courses())
+    return page(
+        "credly/undo.html",
+        status,
+        form=form,
+        problem=problem,
+        preview=preview,
+        run=run,
+        wanted=wanted,
+        not_times=wrong,
+        title=_title(selection, run),
+        status_word=gettext(STATUSES[wanted.status]) if wanted.status else "",
+        became_word=gettext(BECAME[wanted.became]) if wanted.became else "",
+        reasons=LEFT_ALONE,
+        earlier=earlier,
+        address={name: request.args[name] for name in kept if request.args.get(name)},
+    )
+
+
+def show_undo(run_id: int) -> ResponseReturnValue:
+    """Show how far it is, and what came of each badge."""
+    connected = read(accounts.get)
+    found = read(undos.progress, run_id)
+
+    if connected is None or found is None:
+        return gone(GONE)
+
+    name_anew([found.run], list_courses())
+    group = request.args.get("outcome", "")
+    group = group if group in GROUPS else ""
+    quarter = _quarter(found)
+    context: dict[str, t.Any] = {
+        "progress": found,
+        "quarter": quarter,
+        "can_stop": may_revoke(),
+        "group": group,
+        **in_the_way(connected),
+    }
+
+    if wants_fragment():
+        tell = number("said") != quarter
+        return fragment("credly/_undoing.html", **context, tell=tell)
+
+    rows = read(
+        undos.page,
+        run_id,
+        GROUPS[group][1] if group else (),
+        before=number("before"),
+        after=number("after"),
+    )
+    return page(
+        "credly/undoing.html",
+        **context,
+        rows=rows,
+        groups=GROUPS,
+        outcomes=OUTCOMES,
+        explain=_explain,
+    )
+
+
+def _explain(row: BatchRow) -> str:
+    """Say what went wrong with one that failed."""
+    failed = row.outcome == "failed" and row.issuance.state == "issued"
+    return (failed and reasons.explain(row.issuance)) or ""
+
+
+def stop_undo(run_id: int) -> ResponseReturnValue:
+    """Stop. What is on its way is finished."""
+    state = here()
+    found = read(undos.progress, run_id)
+
+    if found is None:
+        return gone(GONE)
+
+    if undos.stop(state.engine, state.tenant, run_id, by=actor()):
+        notifier.ask_for_undo(state)
+        flash(gettext("Stopped. Badges that were not revoked yet stay."))
+
+    return go_to("credly.show_undo", run_id=run_id)
+
+
+def export_undo(run_id: int) -> ResponseReturnValue:
+    """Send what came of each badge as a file."""
+    community = here()
+
+    if read(undos.progress, run_id) is None:
+        return gone(GONE)
+
+    note("export badges")
+    group = request.args.get("outcome", "")
+    outcomes = GROUPS[group][1] if group in GROUPS else ()
+    rows = undos.every(community.engine, community.tenant, run_id, outcomes)
+    header = [
+        gettext("Number"),
+        gettext("Member"),
+        gettext("E-mail address"),
+        gettext("First name"),
+        gettext("Last name"),
+        gettext("Kind"),
+        gettext("Course or learning path"),
+        gettext("Badge"),
+        gettext("Outcome"),
+        gettext("Error"),
+        gettext("Credly badge id"),
+    ]
+    return csv_file("credly-taken-back", header, (_cells(row) for row in rows))
+
+
+def _cells(row: BatchRow) -> list[str]:
+    badge = row.issuance
+    return [
+        str(badge.id),
+        gettext("Erased member") if badge.erased_at else badge.member_id,
+        badge.email,
+        badge.first_name,
+        badge.last_name,
+        gettext(KIND_NAMES.get(badge.kind, badge.kind)),
+        badge.course_id,
+        badge.badge_name,
+        gettext(OUTCOMES.get(row.outcome, row.outcome)),
+        _explain(row),
+        badge.badge_id or "",
+    ]
+
+
+def _quarter(progress: undos.Progress) -> int:
+    """Say how many quarters are done: a screen reader shall not read every number."""
+    if progress.is_over:
+        return 4
+
+    return min(3, 4 * progress.done // max(1, progress.chosen))
