@@ -286,11 +286,11 @@ def record(state: Community, run: backfills.Run) -> None:
 def _record(state: Community, run: backfills.Run) -> None:
     course = Course(run.course_id, run.course_title, t.cast(Kind, run.kind))
     blocks = _reading_blocks_writing(state.engine)
+    # Before the host's query begins, which may have the only connection.
+    again = backfills.again_of(state.engine, run.tenant, run.kind, run.course_id)
     completions: cabc.Iterator[Completion] = read(state, course, run.since)
     first = list(itertools.islice(completions, 1))
     completions = itertools.chain(first, completions)
-
-    again = backfills.again_of(state.engine, run.tenant, run.kind, run.course_id)
 
     if again or blocks or _holds_write_lock(state):
         completions = iter(_in_order(completions, again))
