@@ -177,6 +177,7 @@ class Walk:
         unrecorded.add(self.host.state.engine, "default", unrecorded.Count(1, NOW))
         self.post(f"{WINDOW}/unrecorded/1/dismiss", "dismiss", "1", "ok")
         self.put_right(badges)
+        self.withdraw()
         self.get(f"{badges}.csv", "export badges", "", "ok")
         self.get(f"{WINDOW}/undo/2.csv", "export badges", "", "ok")
         self.get(f"{WINDOW}/errors.csv", "export errors", "", "ok")
@@ -196,6 +197,19 @@ class Walk:
         self.post(f"{corrected}/correct", "correct", to, "ok", step="confirm", **right)
         to, who["email"] = f"{ids[2]} → {new + 1}", "ada@example.org"
         self.post(f"{again}/again", "issue again", to, "ok", **who, **why)
+
+    def withdraw(self) -> None:
+        """Decide about many whose completions were withdrawn."""
+        for decision in ("revoke", "keep"):
+            row_id = self.have_issued(decision)
+            self.host.db.session.execute(
+                sa.update(Issuance)
+                .where(Issuance.id == row_id)
+                .values(action="revoke", reason="awaits approval")
+            )
+            self.host.db.session.commit()
+            sent = {"decision": decision, "shown": "1", "number": "1"}
+            self.post(f"{WINDOW}/withdrawn", f"{decision} withdrawn", "1", "ok", **sent)
 
     def have_issued(self, member_id: str) -> int:
         self.host.complete(member_id)

@@ -741,6 +741,10 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
         answer = visit.post(f"{alone}/{action}", headers=HX)
         assert alone in answer.headers["HX-Redirect"]
 
+    keep = {"decision": "keep", "shown": "1"}
+    assert "/credly/badges" in visit.get("/credly/withdrawn").location
+    answer = visit.post("/credly/withdrawn", headers=HX, data=keep)
+    assert "/credly/badges" in answer.headers["HX-Redirect"]
     visit.get("/credly/badges/retry")
     row = visit.post(f"{alone}/retry?listed=1", headers=HX).text
     assert row.strip().startswith("<tr")

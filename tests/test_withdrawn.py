@@ -17,6 +17,11 @@ from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 from tenants import make_site
+from test_pages import Browser
+from test_pages import browser as browser
+from test_pages import mapped as mapped
+from test_pages import text_of
+from test_pages import WINDOW
 
 from flask_credly import accounts
 from flask_credly import completion_withdrawn
@@ -25,6 +30,7 @@ from flask_credly.issuing import periodic
 from flask_credly.ledger import actions
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
+from flask_credly.ledger import issuances
 from flask_credly.ledger import privacy
 from flask_credly.ledger import withdrawals
 from flask_credly.models import Account
@@ -35,6 +41,8 @@ from flask_credly.options import Options
 from flask_credly.testing import CredlySimulator
 
 START = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
+Mapped = tuple[Browser, Connected, int]
+
 HOUR = dt.timedelta(hours=1)
 DAY = dt.timedelta(days=1)
 
@@ -760,3 +768,91 @@ def test_any_order_ends_in_what_the_last_message_says(
 
         host.drain()
         assert len(credly.badges) == sum(row.state == "issued" for row in host.rows())
+
+
+class TestRetry:
+    def test_who_tries_it_all_the_same_knows(self, connected: Connected) -> None:
+        host, _, _ = connected
+        complete(host)
+        withdraw(host)
+        issuances.retry(host.state.engine, "default", host.row().id)
+        host.drain()
+        assert states(host) == [("issued", None, None)]
+        assert host.row().withdrawn_at is None
+
+    def test_all_that_failed_are_not_tried(self, connected: Connected) -> None:
+        host, _, _ = connected
+        complete(host)
+        withdraw(host)
+        issuances.retry(host.state.engine, "default")
+        assert states(host) == [CANCELLED]
+
+
+class TestPage:
+    PAGE = f"{WINDOW}/withdrawn"
+
+    def wait(self, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(withdrawals, "MOST", 1)
+        choose(host, "silent")
+        several(host, 3)
+        host.drain()
+        assert counted(host) == {WAITS: 3}
+
+    def test_an_admin_decides(
+        self, mapped: Mapped, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        browser, connected, _ = mapped
+        host = connected.host
+        assert browser.get(self.PAGE).status_code == 303
+        self.wait(host, monkeypatch)
+        text = "3 completions were withdrawn"
+        assert text in text_of(browser.get(f"{WINDOW}/badges"))
+        assert text in text_of(browser.get(self.PAGE))
+
+        for number, shown in (("", "3"), ("2", "3"), ("2", "2")):
+            sent = {"decision": "revoke", "number": number, "shown": shown}
+            answer = browser.post(self.PAGE, page=self.PAGE, **sent)
+            assert answer.status_code == 422
+            assert "<title>Error: " in answer.text
+            assert counted(host) == {WAITS: 3}
+
+        sent = {"decision": "revoke", "number": "3", "shown": "3"}
+        answer = browser.post(self.PAGE, page=self.PAGE, **sent)
+        assert answer.location == f"{WINDOW}/badges"
+        page = text_of(browser.get(f"{WINDOW}/badges"))
+        assert "3 badges are being revoked." in page and text not in page
+        host.drain()
+        assert counted(host) == {REVOKED: 3}
+
+    def test_they_are_kept(
+        self, mapped: Mapped, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        browser, connected, _ = mapped
+        self.wait(connected.host, monkeypatch)
+        sent = {"decision": "keep", "shown": "3"}
+        browser.post(self.PAGE, page=self.PAGE, **sent)
+        assert "3 badges stay." in text_of(browser.get(f"{WINDOW}/badges"))
+        connected.host.drain()
+        assert counted(connected.host) == {("issued", None, None): 3}
+
+    def test_only_who_may_revoke_decides(
+        self,
+        make_host: MakeHost,
+        credly: CredlySimulator,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        host = make_host(may_revoke=lambda: False)
+
+        with host.app.app_context():
+            connect(host, credly)
+            self.wait(host, monkeypatch)
+            host.db.session.remove()
+
+        browser = Browser(host.app)
+        page = browser.get(f"{WINDOW}/badges").text
+        assert "3 completions were withdrawn" in page
+        assert "/withdrawn" not in page
+        sent = {"decision": "keep", "shown": "3"}
+        assert browser.get(self.PAGE).status_code == 403
+        answer = browser.post(self.PAGE, page=f"{WINDOW}/connection", **sent)
+        assert answer.status_code == 403

@@ -18,6 +18,7 @@ from ..issuing import notifier
 from ..ledger import gates
 from ..ledger import issuances
 from ..ledger import reasons
+from ..ledger import withdrawals
 from ..ledger.issuances import Filter
 from ..models import Issuance
 from .community import here
@@ -69,12 +70,15 @@ def badges() -> ResponseReturnValue:
     wanted = asked_for()
     found = read(issuances.page, wanted, before=number("before"), after=number("after"))
     names = names_of(found.rows)
+    waiting = read(withdrawals.count)
     return page(
         "credly/badges.html",
         badges=found,
         wanted=wanted,
         can_retry=read(issuances.retriable, 1),
         can_take_back=wanted != Filter() and bool(found.rows) and may_revoke(),
+        withdrawn=waiting,
+        can_decide=bool(waiting) and may_revoke(),
         choices=_choices(wanted, names["titles"]),
         **names,
     )

@@ -47,6 +47,7 @@ from . import remove
 from . import test_badge
 from . import undo
 from . import window
+from . import withdrawn
 from .query import MAX_ID
 from .rendering import is_own_layout
 from .rendering import render
@@ -132,6 +133,8 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/badges/<int:issuance_id>/correct", actions.correct),
     ("GET", "/credly/badges/<int:issuance_id>/again", actions.edit_again),
     ("POST", "/credly/badges/<int:issuance_id>/again", actions.issue_again),
+    ("GET", "/credly/withdrawn", withdrawn.confirm_withdrawn),
+    ("POST", "/credly/withdrawn", withdrawn.decide_withdrawn),
     ("GET", "/credly/badges/retry", badges.confirm_retry),
     ("POST", "/credly/badges/retry", badges.retry_all),
     ("GET", "/credly/mappings/<int:mapping_id>/backfill", backfills.confirm_backfill),
@@ -199,6 +202,8 @@ REVOKING = {
         undo.confirm_undo,
         undo.start_undo,
         undo.stop_undo,
+        withdrawn.confirm_withdrawn,
+        withdrawn.decide_withdrawn,
     )
 }
 

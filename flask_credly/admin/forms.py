@@ -286,6 +286,23 @@ class AgainForm(PersonForm, RevokeForm):
         return form
 
 
+class WithdrawnForm(Form):
+    """What becomes of many badges whose completions were withdrawn."""
+
+    number = StringField(gettext_noop("Number of badges"), filters=[_strip])
+    shown = StringField(filters=[_strip])
+    """How many the page has said there are."""
+    decision = StringField()
+    """``"revoke"`` or ``"keep"``."""
+
+    def validate_number(self, field: t.Any) -> None:
+        if self.decision.data == "revoke" and field.data != self.shown.data:
+            raise ValidationError(gettext("Type the number of badges to revoke."))
+
+    def validate_decision(self, field: t.Any) -> None:
+        _one_of(field, ("revoke", "keep"))
+
+
 class CorrectForm(Form):
     """What stands on a badge."""
 
@@ -457,6 +474,7 @@ FIELD_NAMES = {
         CorrectForm,
         MappingForm,
         OptionsForm,
+        WithdrawnForm,
     )
     for each in form.__mro__
     for name, field in vars(each).items()

@@ -263,6 +263,13 @@ def _from_the_beginning(due_at: t.Any) -> list[tuple[t.Any, t.Any]]:
         (Issuance.duplicate, False),
         (Issuance.crashes, 0),
         (Issuance.look_ups, 0),
+        # Who tries one that was cancelled for that reason knows of it.
+        (
+            Issuance.withdrawn_at,
+            sa.case(
+                (Issuance.state == "cancelled", sa.null()), else_=Issuance.withdrawn_at
+            ),
+        ),
         (Issuance.state, "none"),
         (Issuance.action, _FIRST_ACTION),
         (Issuance.settled_at, None),
