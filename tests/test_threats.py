@@ -490,7 +490,8 @@ def test_reading_writes_nothing(filled: Filled) -> None:
                     if not re.match(r"\s*(SELECT|PRAGMA|WITH)\b", each)
                 ]
 
-                if path.endswith(".csv"):
+                # Of a run that there is not, there is nothing to export.
+                if path.endswith(".csv") and "/undo/" not in path:
                     assert wrote == ["INSERT INTO credly_audit"], path
                     continue
 
@@ -774,9 +775,11 @@ def test_no_template_marks_text_as_safe() -> None:
         if re.search(r"\bMarkup\(|__html__|render_template_string", path.read_text())
     }
 
-    # A message is escaped before it is marked, see tests/test_words.py; the others are
-    # templates of ours, rendered, and a form's token, which escapes its field.
+    # A message is escaped before it is marked, see tests/test_words.py; so is what is
+    # put into the markup of the trail's links. The others are templates of ours,
+    # rendered, and a form's token, which escapes its field.
     assert found <= {
+        "admin/activity.py",
         "i18n.py",
         "admin/index.py",
         "admin/forms.py",
