@@ -31,6 +31,7 @@ from sqlalchemy import orm
 from flask_credly import accounts
 from flask_credly import course_completed
 from flask_credly import Member
+from flask_credly.models import Base
 from flask_credly.state import WebQueue
 from flask_credly.testing import CredlySimulator
 
@@ -229,9 +230,12 @@ class TestTransactions:
         host, enrolment = enrolled
 
         with host.state.engine.begin() as other:
-            other.execute(sa.text("DROP TABLE credly_attempt"))
-            other.execute(sa.text("DROP TABLE credly_to_check"))
-            other.execute(sa.text("DROP TABLE credly_issuance"))
+            issuance = Base.metadata.tables["credly_issuance"]
+            tables = Base.metadata.sorted_tables
+
+            # Those that refer to it first.
+            for table in reversed(tables[tables.index(issuance) :]):
+                other.execute(sa.schema.DropTable(table))
 
         enrolment.done = True
         host.complete()

@@ -356,6 +356,14 @@ def test_an_admin_does_something_by_every_unsafe_route(
                 host.db.session.execute(sa.update(Batch).values(**going_on))
                 host.db.session.commit()
 
+        if path.endswith("/withdrawn"):
+            with host.app.app_context():
+                waits = {"state": "issued", "action": "revoke", "due_at": None}
+                waits |= {"reason": "awaits approval"}
+                these = Issuance.id == 1
+                host.db.session.execute(sa.update(Issuance).where(these).values(waits))
+                host.db.session.commit()
+
         if path.endswith(("/check", "/revoke", "/correct", "/again", "/undo")):
             # It failed, so that there is nothing at Credly.
             with host.app.app_context():
@@ -369,6 +377,10 @@ def test_an_admin_does_something_by_every_unsafe_route(
         course = "learning_path:data" if path.endswith("/mappings/1") else "course:sql"
         query = "?status=issued" if path.endswith("/undo") else ""
         sent = {**data, "course": course, "shown": "9", "number": "9"}
+
+        if path.endswith("/withdrawn"):
+            sent |= {"shown": "1", "number": "1", "decision": "keep"}
+
         sent |= {"tell_pending": "no", "tell_accepted": "no"}
         client.post(path + query, data=sent)
 
