@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import datetime as dt
-import logging
 import typing as t
 
 from flask import request
@@ -18,11 +17,11 @@ from flask.typing import ResponseReturnValue
 from .. import accounts
 from ..catalog import clean
 from ..catalog import clean_email
-from ..catalog import Member
 from ..i18n import format_date
 from ..i18n import gettext
 from ..i18n import gettext_noop
 from ..issuing import notifier
+from ..issuing import profile
 from ..ledger import actions
 from ..ledger import issuances
 from ..ledger.transaction import end_hosts_transaction
@@ -42,8 +41,6 @@ from .respond import go_to
 from .respond import page
 from .respond import when_expired
 from .rows import template_choices
-
-logger = logging.getLogger("flask_credly")
 
 MEANWHILE = gettext_noop(
     "Something else was done about this badge meanwhile, so nothing was changed."
@@ -361,7 +358,7 @@ def issue_again(issuance_id: int) -> ResponseReturnValue:
     row, _ = found
     form = _sent(row)
 
-    if (profile := _profile(row)) and _person(form) != profile:
+    if (now := _profile(row)) and _person(form) != now:
         return _again_page(issuance_id, _sent, 422, gettext(CHANGED))
 
     if not form.validate():
@@ -407,28 +404,10 @@ def _person(form: AgainForm) -> dict[str, str]:
 
 def _profile(row: Issuance) -> dict[str, str] | None:
     """Ask the host for the member as of now. ``None``: it does not say all of it."""
-    state = here()
-
-    if state.load_member is None:
-        return None
-
     try:
-        member = state.load_member(row.member_id)
-
-        if member is not None and not isinstance(member, Member):
-            raise TypeError(
-                f"It must return a Member or None, not {type(member).__name__}."
-            )
+        member = profile.ask(here(), row)
     except Exception:
-        logger.exception(
-            "The @credly.member hook failed for badge %d.",
-            row.id,
-            extra={
-                "credly_event": "hook_failed",
-                "credly_hook": "member",
-                "credly_issuance": row.id,
-            },
-        )
+        profile.note_failure(row)
         # Its failed statement would spoil those of the host's layout.
         end_hosts_transaction(failed=True)
         return None
@@ -454,13 +433,13 @@ def _again_page(
         return found
 
     row, _ = found
-    profile = _profile(row)
+    now = _profile(row)
     stored = {name: getattr(row, name) for name in ("email", "first_name", "last_name")}
-    form = make_form(row) if make_form else AgainForm(data=profile or stored)
+    form = make_form(row) if make_form else AgainForm(data=now or stored)
 
-    if profile:
+    if now:
         # Changed where it is kept, and not here: the next badge would have it again.
-        for name, value in profile.items():
+        for name, value in now.items():
             form[name].data = value
 
     mapping = read(accounts.get_mapping_of, row.kind, row.course_id)
@@ -470,7 +449,7 @@ def _again_page(
         row=row,
         name=_named(row),
         in_force=actions.is_in_force(row),
-        profile=profile,
+        profile=now,
         badge=mapping.template.name if mapping else row.badge_name,
         form=form,
         problem=problem,

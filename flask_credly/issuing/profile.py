@@ -67,25 +67,38 @@ def load(state: Community, row: Row | Issuance) -> Member | None:
         return None
 
     try:
-        member = state.load_member(row.member_id)
-
-        if member is not None and not isinstance(member, Member):
-            raise TypeError(
-                f"It must return a Member or None, not {type(member).__name__}."
-            )
+        return ask(state, row)
     except (Exception, SystemExit):
-        logger.exception(
-            "The @credly.member hook failed for badge %d.",
-            row.id,
-            extra={
-                "credly_event": "hook_failed",
-                "credly_hook": "member",
-                "credly_issuance": row.id,
-            },
-        )
+        note_failure(row)
         return None
     finally:
         # What the hook read must not stay open while Credly is asked.
         state.session.remove()
 
+
+def ask(state: Community, row: Row | Issuance) -> Member | None:
+    """Call the host's hook for a row's member. It may raise anything.
+
+    :raises TypeError: It gave something else than a member.
+    """
+    member = state.load_member(row.member_id) if state.load_member else None
+
+    if member is not None and not isinstance(member, Member):
+        raise TypeError(
+            f"It must return a Member or None, not {type(member).__name__}."
+        )
+
     return member
+
+
+def note_failure(row: Row | Issuance) -> None:
+    """Log that the hook failed. Called where the exception is handled."""
+    logger.exception(
+        "The @credly.member hook failed for badge %d.",
+        row.id,
+        extra={
+            "credly_event": "hook_failed",
+            "credly_hook": "member",
+            "credly_issuance": row.id,
+        },
+    )

@@ -246,12 +246,9 @@ def what_may_be_done(
     can be done.
     """
     rows = session.execute(
-        sa.select(
-            *_TO_JUDGE,
-            HAS_LATER.label("has_later"),
-            sa.exists().where(IS_MAPPED).label("mapped"),
-            CAN_DROP.label("can_drop"),
-        ).where(Issuance.id.in_(ids), is_of(tenant), is_connected(tenant))
+        sa.select(*_TO_JUDGE).where(
+            Issuance.id.in_(ids), is_of(tenant), is_connected(tenant)
+        )
     )
     found = {row.id: frozenset(_possible(row)) for row in rows}
     return {id_: each for id_, each in found.items() if each}
@@ -275,6 +272,9 @@ _TO_JUDGE = (
     Issuance.test,
     Issuance.erased_at,
     Issuance.cycle,
+    HAS_LATER.label("has_later"),
+    sa.exists().where(IS_MAPPED).label("mapped"),
+    CAN_DROP.label("can_drop"),
 )
 
 
@@ -285,19 +285,19 @@ def _possible(row: t.Any) -> cabc.Iterator[Possible]:
     if row.action is not None or row.erased_at is not None:
         return
 
-    if row.state == "issued" and row.badge_id is not None:
+    has_badge = row.state == "issued" and row.badge_id is not None
+
+    if has_badge:
         yield "revoke"
 
     # A test is sent anew by its own button, and is nobody's.
     if row.has_later or row.test:
         return
 
-    if is_in_force(row) and row.badge_id is not None:
+    if has_badge and is_in_force(row):
         yield "correct"
 
-    has_or_had = row.state == "issued" and row.badge_id is not None
-
-    if row.mapped and (has_or_had or row.state == "revoked"):
+    if row.mapped and (has_badge or row.state == "revoked"):
         yield "issue again"
 
 
@@ -306,16 +306,15 @@ def _last(
 ) -> t.Any | None:
     """Get a row, if that may be done about it."""
     row = connection.execute(
-        sa.select(
-            *_TO_JUDGE,
-            HAS_LATER.label("has_later"),
-            sa.exists().where(IS_MAPPED).label("mapped"),
-            sa.false().label("can_drop"),
-        )
+        sa.select(*_TO_JUDGE)
         .where(Issuance.id == row_id, is_ours(tenant))
         .with_for_update()
     ).one_or_none()
     return row if row and wanted in _possible(row) else None
+
+
+_SAME = (*transitions.KEY, "organization_id")
+"""What a row has in common with the member's further ones for the course."""
 
 
 def _open_cycle(
@@ -324,18 +323,13 @@ def _open_cycle(
     now = clock.now(connection)
     cycle = connection.scalar(
         sa.select(sa.func.max(Issuance.cycle)).where(
-            Issuance.tenant == old.tenant,
-            Issuance.member_id == old.member_id,
-            Issuance.kind == old.kind,
-            Issuance.course_id == old.course_id,
-            Issuance.organization_id == old.organization_id,
+            *(getattr(Issuance, name) == getattr(old, name) for name in _SAME)
         )
     )
-    same = ("tenant", "member_id", "kind", "course_id", "organization_id")
     row_id = transitions.open_cycle(
         connection,
         **{
-            **{name: getattr(old, name) for name in (*same, "options", "extras")},
+            **{name: getattr(old, name) for name in (*_SAME, "options", "extras")},
             "due_at": now,
             "recorded_at": now,
             "cycle": (cycle or 0) + 1,

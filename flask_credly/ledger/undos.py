@@ -54,7 +54,7 @@ PORTION = 500
 AT_A_TIME = 2000
 """Badges of a run that wait to be revoked, or are on their way."""
 
-LEFT_ALONE = (
+LeftAlone = t.Literal[
     "was revoked",
     "was replaced",
     "declined",
@@ -64,53 +64,35 @@ LEFT_ALONE = (
     "busy",
     "elsewhere",
     "erased",
-)
+]
 """Why a badge is left alone. ``held``: the member has it from elsewhere. ``busy``:
 something else is being done about it. ``elsewhere``: it is of an organization that the
 community is not connected to.
 """
+
+LEFT_ALONE: tuple[LeftAlone, ...] = t.get_args(LeftAlone)
 
 OPEN = ("waits", "pending", "accepted", "asked")
 """What is not over. ``waits``: the badge is being issued. ``pending`` and
 ``accepted``: it is to be revoked. ``asked``: it is being revoked.
 """
 
-Standing = t.Literal[
-    "drop",
-    "waits",
-    "pending",
-    "accepted",
-    "was revoked",
-    "was replaced",
-    "declined",
-    "held",
-    "was failed",
-    "was cancelled",
-    "busy",
-    "elsewhere",
-    "erased",
-]
+Standing = t.Literal["drop", "waits", "pending", "accepted"] | LeftAlone
 """How a badge stands that is to be taken back."""
 
-Outcome = t.Literal[
-    "waits",
-    "pending",
-    "accepted",
-    "asked",
-    "revoked",
-    "dropped",
-    "failed",
-    "stopped",
-    "was revoked",
-    "was replaced",
-    "declined",
-    "held",
-    "was failed",
-    "was cancelled",
-    "busy",
-    "elsewhere",
-    "erased",
-]
+Outcome = (
+    t.Literal[
+        "waits",
+        "pending",
+        "accepted",
+        "asked",
+        "revoked",
+        "dropped",
+        "failed",
+        "stopped",
+    ]
+    | LeftAlone
+)
 """What came of a badge that was chosen. ``stopped``: the run was, before its turn."""
 
 GOES_ON = ("choosing", "revoking", "stopping")
