@@ -37,7 +37,6 @@ from .ledger import audit
 from .ledger import backfills
 from .ledger import issuances
 from .ledger import overview
-from .ledger import privacy
 from .ledger import tables
 from .ledger import turns
 from .ledger import unrecorded as counted
@@ -681,8 +680,10 @@ def restored(copy: bool) -> None:
     For a copy, such as a staging system, say --copy: it issues nothing until the
     command is run without it.
     """
+    from .accounts import restoring
+
     state = get_state()
-    accounts.note_restored(state.engine, copy=copy, by=audit.COMMAND_LINE)
+    restoring.note_restored(state.engine, copy=copy, by=audit.COMMAND_LINE)
 
     if copy:
         click.echo(
@@ -730,7 +731,9 @@ def rotate_keys(dry_run: bool, tenant: str | None) -> None:
 
 
 def _rotate(state: Community, *, dry_run: bool) -> None:
-    found = accounts.rotate_keys(state, dry_run=dry_run, by=audit.COMMAND_LINE)
+    from .accounts import rotating
+
+    found = rotating.rotate_keys(state, dry_run=dry_run, by=audit.COMMAND_LINE)
     done = "to be encrypted" if dry_run or found.unreadable else "encrypted"
     _say(
         f"{len(found.rotated)} {done} with"
@@ -777,6 +780,8 @@ def erase_member(member_id: str, tenant: str | None) -> None:
 
     Close the account first, so that no completion is signalled after it.
     """
+    from .ledger import privacy
+
     state, member_id = _community(tenant), _member_id(member_id)
     by = audit.COMMAND_LINE
     erased = privacy.erase(state.engine, state.tenant, member_id, by=by)
@@ -813,6 +818,8 @@ def erase_member(member_id: str, tenant: str | None) -> None:
 @_of_tenant
 def export_member(member_id: str, tenant: str | None) -> None:
     """Print all that is stored about a member as JSON, by your id of the member."""
+    from .ledger import privacy
+
     state = _community(tenant)
     found = privacy.export(state.engine, state.tenant, _member_id(member_id))
 

@@ -27,6 +27,7 @@ from werkzeug.exceptions import HTTPException
 
 from . import accounts
 from . import keys
+from .accounts import rotating
 from .admin.blueprint import ROUTES
 from .admin.rendering import is_own_layout
 from .admin.rendering import layout_environment
@@ -571,7 +572,7 @@ class Checks:
         )
 
     def secret(self) -> Finding:
-        found = accounts.rotate_keys(self._state, dry_run=True)
+        found = rotating.rotate_keys(self._state, dry_run=True)
 
         if self._seen.unreadable:
             return _error(

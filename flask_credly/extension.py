@@ -23,7 +23,6 @@ from .cli import make_group
 from .completions import host_transaction
 from .completions.receiver import listen
 from .ledger import issuances
-from .ledger import privacy
 from .ledger.audit import COMMAND_LINE
 from .ledger.transaction import hide_parameters
 from .ledger.transaction import in_our_schema
@@ -39,6 +38,9 @@ from .state import get_state
 from .state import MemberHook
 from .state import PastHook
 from .state import TenantHook
+
+if t.TYPE_CHECKING:
+    from .ledger import privacy
 
 logger = logging.getLogger("flask_credly")
 
@@ -249,6 +251,8 @@ class Credly:
         :return: What was done, in numbers, and Credly's ids of the badges.
         :raises ValueError: If it cannot be a member's id.
         """
+        from .ledger import privacy
+
         state, member_id = get_state(), read_id(member_id, "member_id")
         tenant = read_tenant(tenant)
         state.check_ids(member_id=member_id)
@@ -269,6 +273,8 @@ class Credly:
         :param tenant: The member's community.
         :raises ValueError: If it cannot be a member's id.
         """
+        from .ledger import privacy
+
         state, member_id = get_state(), read_id(member_id, "member_id")
         tenant = read_tenant(tenant)
         state.check_ids(member_id=member_id)

@@ -17,10 +17,11 @@ from flask_credly import accounts
 from flask_credly.credly import Badge
 from flask_credly.credly import badge as reading
 from flask_credly.credly.badge import read
-from flask_credly.ledger import transitions
 from flask_credly.ledger.transaction import in_transaction
-from flask_credly.ledger.transitions import follows
-from flask_credly.ledger.transitions import Learned
+from flask_credly.ledger.transitions import lifecycle
+from flask_credly.ledger.transitions import removal
+from flask_credly.ledger.transitions.lifecycle import follows
+from flask_credly.ledger.transitions.lifecycle import Learned
 from flask_credly.models import Issuance
 
 ID = "99999999-8888-4777-8666-555555555555"
@@ -193,9 +194,7 @@ def learn(
         sa.select(Issuance.organization_id).limit(1)
     )
     read_at = read_at or dt.datetime.now(dt.UTC)
-    return transitions.learn(
-        connection, tenant, organization_id, badges, read_at=read_at
-    )
+    return lifecycle.learn(connection, tenant, organization_id, badges, read_at=read_at)
 
 
 def known(host: Host) -> tuple[str, str | None, dt.datetime | None]:
@@ -333,7 +332,7 @@ class TestLearning:
         host.credly.erase_member("42")
         host.db.session.commit()
         row = as_dict(host.row())
-        assert {row[name] for name in transitions.NO_BADGE} == {None}
+        assert {row[name] for name in removal.NO_BADGE} == {None}
         learn(host.state.engine, host, said(badge, "revoked", NOON))
         assert as_dict(host.row()) == row
         assert host.row().state == "issued"

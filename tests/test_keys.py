@@ -19,6 +19,7 @@ from cryptography.fernet import Fernet
 
 from flask_credly import accounts
 from flask_credly import keys
+from flask_credly.accounts import rotating
 from flask_credly.ledger import gates
 from flask_credly.models import Account
 from flask_credly.testing import CredlySimulator
@@ -327,7 +328,7 @@ def follow(
         if step != "rotate" or not readable:
             assert stored(host) == before, steps
 
-        assert accounts.rotate_keys(host.state, dry_run=True).unreadable == (
+        assert rotating.rotate_keys(host.state, dry_run=True).unreadable == (
             () if readable else ("Client Secret", "access token")
         ), steps
 

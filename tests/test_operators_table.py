@@ -24,6 +24,7 @@ from cryptography.fernet import Fernet
 
 from flask_credly import accounts
 from flask_credly import doctor
+from flask_credly.accounts import rotating
 from flask_credly.errors import CredlyError
 from flask_credly.issuing import notifier
 from flask_credly.issuing import periodic
@@ -190,7 +191,7 @@ def changed_secret_key(site: Site) -> Mend:
 
     def mend() -> None:
         site.app.config["SECRET_KEY_FALLBACKS"] = [before]
-        accounts.rotate_keys(site.host.state)
+        rotating.rotate_keys(site.host.state)
 
     return mend
 
@@ -201,7 +202,7 @@ def lost_key(site: Site) -> Mend:
 
     def mend() -> None:
         site.app.config["CREDLY_ENCRYPTION_KEYS"] += before
-        accounts.rotate_keys(site.host.state)
+        rotating.rotate_keys(site.host.state)
 
     return mend
 
@@ -228,7 +229,7 @@ def guessed_secret_key(site: Site) -> Mend:
 
     def mend() -> None:
         site.app.config["CREDLY_ENCRYPTION_KEYS"] = good
-        accounts.rotate_keys(site.host.state)
+        rotating.rotate_keys(site.host.state)
 
     return mend
 

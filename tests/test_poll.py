@@ -29,7 +29,7 @@ from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
 from flask_credly.ledger import polls
-from flask_credly.ledger import transitions
+from flask_credly.ledger.transitions import lifecycle
 from flask_credly.models import Account
 from flask_credly.models import ToCheck
 from flask_credly.testing import CredlySimulator
@@ -1098,9 +1098,9 @@ class TestOneBadge:
         assert host.row().missing_at is None
         row = host.row()
         assert row.missed_at is not None
-        row.missed_at -= transitions.MISSES_APART
+        row.missed_at -= lifecycle.MISSES_APART
         host.db.session.commit()
-        pass_for_checks(host, transitions.MISSES_APART)
+        pass_for_checks(host, lifecycle.MISSES_APART)
         jobs.poll()
         assert issuances.became(host.row()) == "missing"
         assert now(host) == ("issued", "pending")

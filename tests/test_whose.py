@@ -37,6 +37,7 @@ from flask_credly import Course
 from flask_credly import doctor
 from flask_credly import jobs
 from flask_credly import Member
+from flask_credly.accounts import restoring
 from flask_credly.credly import Badge
 from flask_credly.credly import Client
 from flask_credly.issuing import backfill as past
@@ -811,7 +812,7 @@ class Badges(stateful.RuleBasedStateMachine):
         # It takes its time, and no worker runs meanwhile.
         self.world.advance(600)
         self.restore_backup()
-        accounts.note_restored(self.host.state.engine)
+        restoring.note_restored(self.host.state.engine)
         self.restored = True
 
     @stateful.invariant()

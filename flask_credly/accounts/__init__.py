@@ -29,9 +29,6 @@ from .mappings import remove_mapping as remove_mapping
 from .mappings import titles as titles
 from .mappings import UnknownMapping as UnknownMapping
 from .mappings import UnknownTemplate as UnknownTemplate
-from .restoring import note_restored as note_restored
-from .rotating import rotate_keys as rotate_keys
-from .rotating import Rotation as Rotation
 from .templates import count_templates as count_templates
 from .templates import find_twins as find_twins
 from .templates import get_template as get_template

@@ -19,14 +19,14 @@ from ..issuing import announce
 from ..issuing import notifier
 from ..issuing.token import with_token
 from ..ledger import audit
-from ..ledger import claim
 from ..ledger import clock
 from ..ledger import gates
 from ..ledger import polls
-from ..ledger import transitions
 from ..ledger.audit import TooOften as TooOften
+from ..ledger.conditions import NEVER_SENT
 from ..ledger.paging import Session
 from ..ledger.transaction import in_transaction
+from ..ledger.transitions import removal
 from ..models import Account
 from ..models import Attempt
 from ..models import Batch
@@ -278,17 +278,13 @@ def _remove(connection: sa.Connection, tenant: str, by: str | None) -> bool:
 
 def _end_issuances(connection: sa.Connection, tenant: str) -> None:
     of_tenant = Issuance.tenant == tenant
-    ids = sa.select(Issuance.id).where(of_tenant, transitions.NEVER_SENT)
+    ids = sa.select(Issuance.id).where(of_tenant, NEVER_SENT)
     connection.execute(
         sa.delete(Attempt).where(Attempt.tenant == tenant, Attempt.issuance_id.in_(ids))
     )
-    transitions.drop(connection, of_tenant)
+    removal.drop(connection, of_tenant)
     now = clock.now(connection)
-    transitions.abandon(connection, tenant, now)
-    held = sa.select(Issuance.id).where(
-        of_tenant, Issuance.state == "failed", Issuance.lease.is_not(None)
-    )
-    claim.end_attempts(connection, tenant, held, now, "unknown")
+    removal.abandon(connection, tenant, now)
 
 
 def _verify(

@@ -16,10 +16,10 @@ from ..catalog import Kind
 from ..issuing import notifier
 from ..ledger import audit
 from ..ledger import clock
-from ..ledger import transitions
 from ..ledger.paging import Session
 from ..ledger.transaction import in_session
 from ..ledger.transaction import in_transaction
+from ..ledger.transitions import admin
 from ..models import Issuance
 from ..models import Mapping
 from ..models import RemovedMapping
@@ -167,7 +167,7 @@ def _add(
 
     if undo:
         now = clock.now(connection)
-        transitions.reopen(
+        admin.reopen(
             connection,
             Issuance.tenant == tenant,
             Issuance.kind == course.kind,
@@ -249,7 +249,7 @@ def _change(
             .where(Mapping.id == mapping_id, Mapping.tenant == tenant)
             .values(**values)
         )
-        transitions.release(connection, tenant, clock.now(connection))
+        admin.release(connection, tenant, clock.now(connection))
         session.refresh(mapping)
 
     _note(connection, tenant, by, "change mapping", course, template)
@@ -285,7 +285,7 @@ def _change_options(
             .where(Mapping.id == mapping_id, Mapping.tenant == tenant)
             .values(options=options.stored(), again=options.again or None)
         )
-        transitions.release(connection, tenant, clock.now(connection))
+        admin.release(connection, tenant, clock.now(connection))
         session.refresh(mapping)
 
     course = course_of(mapping)

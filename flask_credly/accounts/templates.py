@@ -17,10 +17,10 @@ from ..issuing.token import with_token
 from ..ledger import audit
 from ..ledger import clock
 from ..ledger import gates
-from ..ledger import transitions
 from ..ledger.paging import Session
 from ..ledger.transaction import in_session
 from ..ledger.transaction import in_transaction
+from ..ledger.transitions import admin
 from ..models import Account
 from ..models import Mapping
 from ..models import Template
@@ -263,7 +263,7 @@ def _save(
             ),
             changed,
         )
-        transitions.release(connection, tenant, clock.now(connection))
+        admin.release(connection, tenant, clock.now(connection))
 
 
 @in_transaction

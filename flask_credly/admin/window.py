@@ -16,7 +16,6 @@ from ..errors import SecretUnreadable
 from ..i18n import gettext
 from ..i18n import gettext_noop
 from ..i18n import ngettext
-from ..issuing import heal
 from ..issuing import notifier
 from ..issuing import unrecorded
 from ..issuing import workers
@@ -95,7 +94,9 @@ def show_with(rows: list[EditRow], status: int = 200) -> Response:
         folds=fold(latest, connected),
         backfills=under_way,
         undos=taken_back,
-        healed=read(backfills.healed, since=dt.datetime.now(dt.UTC) - heal.LOOK_BACK),
+        healed=read(
+            backfills.healed, since=dt.datetime.now(dt.UTC) - backfills.LOOK_BACK
+        ),
         **in_the_way(connected),
         **listed,
     )

@@ -20,7 +20,7 @@ from sqlalchemy import event
 from sqlalchemy import orm
 
 from ..ledger.transaction import number_of
-from ..ledger.transitions import ANY_WRITE
+from ..ledger.transitions.host import ANY_WRITE
 
 logger = logging.getLogger("flask_credly")
 

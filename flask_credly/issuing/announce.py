@@ -16,12 +16,12 @@ from .. import signals
 from ..errors import CredlyError
 from ..ledger import gates
 from ..ledger import polls
-from ..ledger.claim import Row
 from ..ledger.polls import Became
 from ..state import Community
 
 if t.TYPE_CHECKING:
     from ..credly import Badge
+    from ..ledger.claim import Row
 
 logger = logging.getLogger("flask_credly")
 

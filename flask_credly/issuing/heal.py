@@ -25,11 +25,6 @@ from .stopping import stopping
 
 logger = logging.getLogger("flask_credly")
 
-LOOK_BACK = dt.timedelta(days=7)
-"""How long before now, or before the first completion that could not be recorded,
-completions are looked at.
-"""
-
 
 def heal(state: AppState) -> None:
     """Add what was missed, for every community that is connected."""
@@ -57,7 +52,7 @@ def _heal(state: Community) -> None:
         now = clock.now(connection)
         mappings = backfills.mapped(connection, state.tenant)
 
-    since = min(now, count.since or now) - LOOK_BACK
+    since = min(now, count.since or now) - backfills.LOOK_BACK
     runs: list[int] = []
     whole = True
 

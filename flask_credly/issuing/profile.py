@@ -11,10 +11,11 @@ from ..catalog import clean_email
 from ..catalog import DETAILS
 from ..catalog import Member
 from ..catalog import read_details
-from ..ledger import claim
-from ..ledger.claim import Row
 from ..models import Issuance
 from ..state import Community
+
+if t.TYPE_CHECKING:
+    from ..ledger.claim import Row
 
 logger = logging.getLogger("flask_credly")
 
@@ -32,6 +33,8 @@ def missing(row: Row | Member) -> str | None:
 
 def refresh(state: Community, row: Row) -> Row:
     """Load the profile as it is now, where the host gives the hook, and save it."""
+    from ..ledger import claim
+
     if (member := load(state, row)) is None:
         return row
 

@@ -23,14 +23,16 @@ from . import audit
 from . import clock
 from . import gates
 from . import transitions
+from .conditions import IS_MAPPED
+from .conditions import is_of
+from .conditions import KEY
+from .conditions import NEVER_SENT
 from .issuances import HAS_LATER
 from .issuances import is_connected
 from .issuances import is_ours
 from .paging import Session
 from .transaction import in_transaction
-from .transitions import IS_MAPPED
-from .transitions import is_of
-from .transitions import NEVER_SENT
+from .transitions import admin
 
 REASON_LENGTH = (3, 500)
 """Characters that the reason of a revocation has."""
@@ -83,7 +85,7 @@ def revoke(
     this = (Issuance.id == row_id, is_ours(tenant))
     done: t.Literal["revoke", "drop"] | None = None
 
-    if transitions.revoke(
+    if admin.revoke(
         connection, *this, reason=clean(reason, 500), tell=tell, due_at=now
     ):
         done = "revoke"
@@ -208,7 +210,7 @@ def issue_again(
         if reason is None or tell is None or problem_with(reason):
             raise ValueError("A badge that is in force is revoked for a reason.")
 
-        transitions.revoke(
+        admin.revoke(
             connection,
             Issuance.id == row_id,
             Issuance.tenant == tenant,
@@ -313,7 +315,7 @@ def _last(
     return row if row and wanted in _possible(row) else None
 
 
-_SAME = (*transitions.KEY, "organization_id")
+_SAME = (*KEY, "organization_id")
 """What a row has in common with the member's further ones for the course."""
 
 
@@ -326,7 +328,7 @@ def _open_cycle(
             *(getattr(Issuance, name) == getattr(old, name) for name in _SAME)
         )
     )
-    row_id = transitions.open_cycle(
+    row_id = admin.open_cycle(
         connection,
         **{
             **{name: getattr(old, name) for name in (*_SAME, "options", "extras")},

@@ -28,18 +28,26 @@ from . import audit
 from . import clock
 from . import gates
 from . import transitions
+from .conditions import NEVER_SENT
 from .insert import of_mapping
 from .issuances import is_ours
 from .paging import Session
 from .reasons import TAKEN_UP_AGAIN
 from .transaction import connect
 from .transaction import in_transaction
+from .transitions import admin
+from .transitions import host
 
 LEASE = dt.timedelta(minutes=15)
 """After which another worker takes up a run that nothing was heard of. The host's query
 has to begin to give completions within it.
 """
 
+
+LOOK_BACK = dt.timedelta(days=7)
+"""How long before now, or before the first completion that could not be recorded,
+completions are looked at.
+"""
 
 IS_BACKFILL = Batch.verb == "backfill"
 
@@ -290,7 +298,7 @@ def add(
         if not run.healing and not again:
             _revive(connection, rows)
 
-        transitions.insert_new(connection, rows)
+        host.insert_new(connection, rows)
 
     return True
 
@@ -322,7 +330,7 @@ def _further(
             Issuance.completed_at,
             Issuance.completion_id,
             Issuance.withdrawn_at,
-            transitions.IS_IN_THE_WAY.label("in_the_way"),
+            host.IS_IN_THE_WAY.label("in_the_way"),
         ).where(
             is_ours(tenant),
             Issuance.kind == kind,
@@ -437,7 +445,7 @@ def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
             *("email", "first_name", "last_name", "options", "extras"),
             "completion_id",
         )
-        transitions.reopen_for_batch(
+        admin.reopen_for_batch(
             connection,
             [
                 {"id": id_, **{name: given[member_id][name] for name in names}}
@@ -493,7 +501,7 @@ def stop(
         clock.now(connection),
         Issuance.tenant == tenant,
         Issuance.batch_id == run_id,
-        transitions.NEVER_SENT,
+        NEVER_SENT,
         reason="stopped",
     )
 

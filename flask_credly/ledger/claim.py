@@ -23,12 +23,16 @@ from ..options import EACH
 from . import clock
 from . import gates
 from . import transitions
+from .conditions import IS_MAPPED
+from .conditions import is_of
+from .conditions import KEY
+from .conditions import owns
 from .decide import Action
+from .decide import ACTIONS
 from .transaction import hide_parameters
 from .transaction import in_transaction
-from .transitions import IS_MAPPED
-from .transitions import is_of
-from .transitions import owns
+from .transitions import admin
+from .transitions import worker
 
 DIED = "died"
 """What an attempt is said to have come to whose worker did not come back."""
@@ -139,10 +143,6 @@ _COLUMNS = (
 )
 
 
-ACTIONS: tuple[Action, ...] = ("issue", "replace", "revoke", "check")
-"""What a worker can do about a row, in the order in which it is done."""
-
-
 def _due(gate: gates.Gate, now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
     return (
         Issuance.due_at <= now,
@@ -226,7 +226,7 @@ def _take(
 ) -> list[Row]:
     lease = secrets.token_hex(16)
     now = clock.now(connection)
-    taken = transitions.lease_due(
+    taken = worker.lease_due(
         connection,
         lease,
         now + dt.timedelta(seconds=lease_seconds),
@@ -250,7 +250,7 @@ def _take(
 
     # After a restore each may have been issued as what it was: that is looked up first.
     if not gate.restored and any(_is_of_another(row) for row in rows):
-        transitions.follow_mapping(
+        admin.follow_mapping(
             connection,
             *owns(gate.tenant, lease),
             Issuance.id.in_([row.id for row in rows if _is_of_another(row)]),
@@ -320,7 +320,7 @@ def _look_back(connection: sa.Connection, row: Row, now: dt.datetime) -> None:
             sa.and_(
                 *(
                     getattr(_EARLIER, name) == getattr(Issuance, name)
-                    for name in (*transitions.KEY, "organization_id")
+                    for name in (*KEY, "organization_id")
                 ),
                 _EARLIER.cycle < Issuance.cycle,
             ),
@@ -334,7 +334,7 @@ def _look_back(connection: sa.Connection, row: Row, now: dt.datetime) -> None:
         if each.state != "issued" and each.action is not None:
             # That has to be known first.
             due_at = max(each.due_at or now, now) + BEFORE_IT
-            transitions.requeue(
+            worker.requeue(
                 connection, due_at, *this, outcome_unknown=row.outcome_unknown
             )
             return
@@ -344,9 +344,9 @@ def _look_back(connection: sa.Connection, row: Row, now: dt.datetime) -> None:
             break
 
     if is_renewal:
-        transitions.aim(connection, *this, replaces=stands)
+        worker.aim(connection, *this, replaces=stands)
     elif stands:
-        transitions.hold_back(connection, *this)
+        worker.hold_back(connection, *this)
 
 
 BEFORE_IT = dt.timedelta(minutes=1)
@@ -369,7 +369,7 @@ def follow_mapping(connection: sa.Connection, row: Row) -> None:
     to now: it is due at once.
     """
     this = (Issuance.id == row.id, Issuance.tenant == row.tenant)
-    given_back = transitions.requeue(
+    given_back = worker.requeue(
         connection,
         clock.now(connection),
         *this,
@@ -378,7 +378,7 @@ def follow_mapping(connection: sa.Connection, row: Row) -> None:
     )
 
     if given_back:
-        transitions.follow_mapping(connection, *this)
+        admin.follow_mapping(connection, *this)
 
 
 @in_transaction
@@ -386,7 +386,7 @@ def put_off(connection: sa.Connection, row: Row) -> None:
     """Give back a row that cannot be sent as it is, and that may have been issued
     unseen: it is looked up again when Credly's lists have had their time.
     """
-    transitions.requeue(
+    worker.requeue(
         connection,
         sa.func.coalesce(Issuance.unsettled_until, clock.now(connection)),
         Issuance.id == row.id,
@@ -414,30 +414,8 @@ def _write_down_crashes(
     ).all()
 
     if dead:
-        end_attempts(connection, tenant, dead, now, DIED)
-        transitions.uncount_attempts(connection, tenant, dead)
-
-
-def end_attempts(
-    connection: sa.Connection,
-    tenant: str,
-    ids: cabc.Collection[int] | sa.Select[int],
-    now: dt.datetime,
-    answer: str,
-) -> None:
-    """End the attempts of some rows that have no answer yet.
-
-    :param answer: As in :attr:`.Attempt.answer`.
-    """
-    connection.execute(
-        sa.update(Attempt)
-        .where(
-            Attempt.tenant == tenant,
-            Attempt.issuance_id.in_(ids),
-            Attempt.finished_at.is_(None),
-        )
-        .values(finished_at=now, answer=answer)
-    )
+        transitions.end_attempts(connection, tenant, dead, now, DIED)
+        worker.uncount_attempts(connection, tenant, dead)
 
 
 @in_transaction
@@ -535,7 +513,7 @@ def _renew(
     renewed: list[Row] = []
 
     for (tenant, lease), alike in _by_lease(rows).items():
-        changed = transitions.renew(
+        changed = worker.renew(
             connection,
             until,
             Issuance.id.in_([row.id for row in alike]),
@@ -568,7 +546,7 @@ def _by_lease(rows: cabc.Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
 @in_transaction
 def update_member(connection: sa.Connection, row: Row) -> None:
     """Save the member's address, names and other details as they are now."""
-    transitions.name_member(
+    worker.name_member(
         connection,
         Issuance.id == row.id,
         *owns(row.tenant, row.lease),
@@ -593,7 +571,7 @@ def release(connection: sa.Connection, rows: cabc.Sequence[Row]) -> None:
         these = [row for row in rows if row.outcome_unknown == unknown]
 
         for (tenant, lease), alike in _by_lease(these).items():
-            transitions.requeue(
+            worker.requeue(
                 connection,
                 now,
                 Issuance.id.in_([row.id for row in alike]),

@@ -16,12 +16,12 @@ from ..options import EACH
 from ..options import GAPS
 from ..options import RENEW
 from . import clock
-from .transitions import insert_from
-from .transitions import insert_or_return
-from .transitions import is_in_the_way
-from .transitions import KEY
-from .transitions import NEW
-from .transitions import ROWS
+from .conditions import KEY
+from .conditions import ROWS
+from .transitions.host import insert_from
+from .transitions.host import insert_or_return
+from .transitions.host import is_in_the_way
+from .transitions.host import NEW
 
 
 def insert(connection: sa.Connection, completion: Completion) -> bool:

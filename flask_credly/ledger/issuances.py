@@ -18,7 +18,8 @@ from ..models import Mapping
 from ..models import Template
 from . import audit
 from . import clock
-from . import transitions
+from .conditions import IS_MAPPED
+from .conditions import is_of
 from .insert import of_mapping
 from .paging import fetch
 from .paging import fetch_all
@@ -26,8 +27,7 @@ from .paging import Page
 from .paging import Session
 from .paging import SIZE
 from .transaction import in_transaction
-from .transitions import IS_MAPPED
-from .transitions import is_of
+from .transitions import admin
 
 Status = t.Literal[
     "waiting", "issued", "held", "failed", "skipped", "revoked", "replaced"
@@ -448,14 +448,14 @@ def retry(
     )
     due_at = sa.case((is_unsettled, Issuance.unsettled_until), else_=now)
     # What was perhaps issued keeps its name: it is looked up by that.
-    transitions.follow_mapping(
+    admin.follow_mapping(
         connection,
         these,
         Issuance.outcome_unknown.is_(False),
         # What replaces another badge stays what an admin or a completion has made it.
         Issuance.replaces.is_(None),
     )
-    due = transitions.reopen(connection, these, due_at=due_at)
+    due = admin.reopen(connection, these, due_at=due_at)
 
     if due and row_id is None:
         audit.note(connection, tenant, by, "retry all", str(due))
@@ -497,7 +497,7 @@ def add_test(
         return None
 
     now = clock.now(connection)
-    row_id = transitions.insert_test(
+    row_id = admin.insert_test(
         connection,
         **found._mapping,
         tenant=tenant,

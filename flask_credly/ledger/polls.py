@@ -18,10 +18,10 @@ from ..models import UTCDateTime
 from . import audit
 from . import clock
 from . import gates
-from . import transitions
 from .transaction import connect
 from .transaction import in_transaction
-from .transitions import Learned
+from .transitions import lifecycle
+from .transitions.lifecycle import Learned
 
 if t.TYPE_CHECKING:
     from ..credly import Badge
@@ -435,8 +435,8 @@ def learn(
     badges: cabc.Iterable[Badge],
     read_at: dt.datetime,
 ) -> Learned:
-    """Write down what Credly says of badges. See :func:`.transitions.learn`."""
-    return transitions.learn(
+    """Write down what Credly says of badges. See :func:`.lifecycle.learn`."""
+    return lifecycle.learn(
         connection, gate.tenant, gate.organization_id, badges, read_at=read_at
     )
 
@@ -491,9 +491,7 @@ def note_told(
 ) -> None:
     """Note what the host was told."""
     for each in told:
-        transitions.told(
-            connection, tenant, each.issuance_id, t.cast(t.Any, each.state)
-        )
+        lifecycle.told(connection, tenant, each.issuance_id, t.cast(t.Any, each.state))
 
 
 # One badge.
@@ -592,7 +590,7 @@ def checked(
     :param again: Whether it is to be read once more, to be believed.
     """
     now = clock.now(connection)
-    due_at = now + transitions.MISSES_APART if again else None
+    due_at = now + lifecycle.MISSES_APART if again else None
     connection.execute(
         sa.update(ToCheck)
         .where(ToCheck.tenant == tenant, ToCheck.issuance_id == row_id)
@@ -612,7 +610,7 @@ def checked(
 def miss(
     connection: sa.Connection, gate: gates.Gate, badge_id: str, read_at: dt.datetime
 ) -> bool:
-    """Note that Credly has no such badge. See :func:`.transitions.miss`."""
-    return transitions.miss(
+    """Note that Credly has no such badge. See :func:`.lifecycle.miss`."""
+    return lifecycle.miss(
         connection, gate.tenant, gate.organization_id, badge_id, read_at=read_at
     )

@@ -16,13 +16,13 @@ from ..models import LogEntry
 from ..models import Reason
 from ..options import Options
 from . import audit
-from . import claim
 from . import clock
 from . import log
 from . import transitions
 from .issuances import STATES
 from .transaction import hide_parameters
 from .transaction import in_transaction
+from .transitions import removal
 
 SENT_TO_CREDLY = (
     "recipient_email",
@@ -84,11 +84,11 @@ def erase_in(
     # First, and not read before: a worker that writes at this moment is waited for,
     # and what it wrote is seen.
     these = [sa.and_(Issuance.tenant == tenant, Issuance.member_id == member_id)]
-    transitions.take_away(connection, now, *these)
+    removal.take_away(connection, now, *these)
 
     if emails := _emails(connection, these[0]):
         these.append(_tests_for(tenant, emails))
-        transitions.take_away(connection, now, these[-1])
+        removal.take_away(connection, now, these[-1])
 
     rows = connection.execute(
         sa.select(
@@ -145,7 +145,7 @@ def _tests_for(tenant: str, emails: list[str]) -> sa.ColumnElement[bool]:
 def _rewrite(
     connection: sa.Connection, tenant: str, rows: cabc.Sequence[t.Any]
 ) -> None:
-    transitions.erase(
+    removal.erase(
         connection,
         tenant,
         [
@@ -174,7 +174,7 @@ def _end_attempts(
     # Credly's own words may name the member.
     these = (Attempt.tenant == tenant, Attempt.issuance_id.in_(ids))
     connection.execute(sa.update(Attempt).where(*these).values(detail=None))
-    claim.end_attempts(connection, tenant, ids, now, "unknown")
+    transitions.end_attempts(connection, tenant, ids, now, "unknown")
 
 
 def _redact(connection: sa.Connection, tenant: str, row: t.Any) -> int:

@@ -17,11 +17,11 @@ from ..models import Issuance
 from ..models import LogEntry
 from ..settings import Settings
 from . import clock
-from . import transitions
+from .conditions import IS_OPEN
+from .conditions import NEVER_SENT
 from .transaction import in_transaction
-from .transitions import IS_NAMED
-from .transitions import IS_OPEN
-from .transitions import NEVER_SENT
+from .transitions import removal
+from .transitions.removal import IS_NAMED
 
 AUDIT_DAYS = 365
 """After how many days it is forgotten who did what."""
@@ -85,7 +85,7 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
             Issuance,
             Issuance.settled_at,
             (sa.not_(IS_OPEN), IS_NAMED),
-            transitions.forget_names,
+            removal.forget_names,
         ),
         # Their completions were committed in the very moment of Remove.
         Rule(
@@ -94,7 +94,7 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
             Issuance,
             Issuance.recorded_at,
             (IS_OPEN, NEVER_SENT, sa.not_(_is_connected())),
-            transitions.drop,
+            removal.drop,
         ),
         Rule("Entries of the activity deleted", AUDIT_DAYS, AuditEntry, AuditEntry.at),
     )

@@ -18,12 +18,15 @@ from . import log
 from . import reasons
 from . import transitions
 from .claim import Row
+from .conditions import AWAITS_REVOCATION
+from .conditions import owns
 from .decide import Answer
 from .decide import Phase
 from .decide import Rule
 from .decide import Then
 from .transaction import in_transaction
-from .transitions import owns
+from .transitions import lifecycle
+from .transitions import worker
 
 if t.TYPE_CHECKING:
     from ..credly import Badge
@@ -109,7 +112,7 @@ def _following(row: Row) -> tuple[sa.ColumnElement[bool], ...]:
         Issuance.member_id == row.member_id,
         Issuance.kind == row.kind,
         Issuance.course_id == row.course_id,
-        transitions.AWAITS_REVOCATION,
+        AWAITS_REVOCATION,
     )
 
 
@@ -123,13 +126,13 @@ def _carry_on(
     """See to the other rows that an action is about."""
     if row.action == "revoke":
         if then in ("revoked", "left"):  # it is in nobody's way any more
-            transitions.release_next(connection, now, *_following(row))
+            worker.release_next(connection, now, *_following(row))
         elif then in ("failed", "replaced"):
             transitions.end(
                 connection, "cancelled", now, *_following(row), reason="not revoked"
             )
     elif row.action == "replace" and then == "issued" and badge:
-        transitions.supersede(
+        worker.supersede(
             connection,
             badge.id,
             now,
@@ -150,7 +153,7 @@ def settle(connection: sa.Connection, settlements: cabc.Sequence[Settlement]) ->
     now = clock.now(connection)
     rows: dict[t.Any, list[Settlement]] = {}
     attempts: dict[t.Any, list[Settlement]] = {}
-    last_look = transitions.last_look(now)
+    last_look = worker.last_look(now)
 
     for each in settlements:
         values = _values(each, now, last_look)
@@ -209,11 +212,11 @@ def _save_rows(
             "held_tenant": each.row.tenant,
             "held_lease": each.row.lease,
         }
-        | (transitions.said(each.badge, now) if each.badge else {})
+        | (lifecycle.said(each.badge, now) if each.badge else {})
         for each in alike
     ]
 
-    if transitions.save(connection, rows, values) != len(alike):
+    if worker.save(connection, rows, values) != len(alike):
         raise LeaseLost
 
 
@@ -226,7 +229,7 @@ def _values(
         due_at = now + dt.timedelta(seconds=each.wait)
         values = transitions.waits(due_at, row.action)
     elif rule.then == "anew":
-        values = transitions.issued_anew(now)
+        values = worker.issued_anew(now)
     elif rule.then == "left" or (rule.then == "failed" and row.action == "revoke"):
         values = transitions.at_rest()
     else:
@@ -236,7 +239,7 @@ def _values(
         if each.badge and each.badge.state == "revoked":
             values["state"] = "revoked"
         elif rule.then == "issued" and row.action != "revoke":
-            values |= transitions.IF_WITHDRAWN
+            values |= worker.IF_WITHDRAWN
 
     # What a badge was called failed for stays.
     if row.action != "check" or rule.then in ("issued", "held"):

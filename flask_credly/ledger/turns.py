@@ -15,9 +15,9 @@ from ..models import Account
 from ..models import Issuance
 from . import clock
 from . import gates
-from . import transitions
-from .claim import ACTIONS
+from .conditions import AWAITS_RELEASE
 from .decide import Action
+from .decide import ACTIONS
 from .transaction import connect
 
 
@@ -115,7 +115,7 @@ def to_release(engine: sa.Engine) -> list[str]:
     looked at since.
     """
     with connect(engine) as connection:
-        found = connection.scalars(_with_rows(transitions.AWAITS_RELEASE)).all()
+        found = connection.scalars(_with_rows(AWAITS_RELEASE)).all()
 
         if not found:
             return []
@@ -125,7 +125,7 @@ def to_release(engine: sa.Engine) -> list[str]:
             sa.exists().where(
                 Issuance.tenant == Account.tenant,
                 Issuance.organization_id == Account.organization_id,
-                transitions.AWAITS_RELEASE,
+                AWAITS_RELEASE,
             ),
         )
         return list(connection.scalars(query.order_by(Account.tenant)))

@@ -31,6 +31,7 @@ from . import transitions
 from .actions import CAN_DROP
 from .actions import DROPPED
 from .actions import problem_with
+from .conditions import is_of
 from .issuances import Filter
 from .issuances import is_connected
 from .issuances import STATES
@@ -40,7 +41,7 @@ from .paging import Page
 from .paging import Session
 from .transaction import connect
 from .transaction import in_transaction
-from .transitions import is_of
+from .transitions import admin
 
 LEASE = dt.timedelta(minutes=1)
 """After which another worker takes up a run that nothing was heard of."""
@@ -697,7 +698,7 @@ def _revoke(
         return ()
 
     these = (Issuance.id.in_(ids), is_of(batch.tenant))
-    number = transitions.revoke(
+    number = admin.revoke(
         connection,
         *these,
         is_connected(batch.tenant),

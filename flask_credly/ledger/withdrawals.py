@@ -22,14 +22,16 @@ from ..options import TELL
 from . import audit
 from . import clock
 from . import gates
-from . import transitions
+from .conditions import AWAITS_APPROVAL
+from .conditions import AWAITS_RELEASE
+from .conditions import IS_MAPPED
+from .conditions import is_meant_by_withdrawal
+from .conditions import is_of
 from .issuances import is_ours
 from .paging import Session
 from .transaction import in_transaction
-from .transitions import AWAITS_APPROVAL
-from .transitions import AWAITS_RELEASE
-from .transitions import IS_MAPPED
-from .transitions import is_of
+from .transitions import admin
+from .transitions import host
 
 MOST = 25
 """How many badges are revoked in an hour without a person, in one community."""
@@ -44,7 +46,7 @@ def withdraw(connection: sa.Connection, withdrawal: Withdrawal) -> bool:
     name = connection.dialect.name
     now: t.Any = clock.server_now(name)
     changed = functools.partial(
-        transitions.withdraw,
+        host.withdraw,
         connection,
         at=withdrawal.withdrawn_at,
         now=sa.literal(dt.datetime.now(dt.UTC), Issuance.settled_at.type)
@@ -57,7 +59,7 @@ def withdraw(connection: sa.Connection, withdrawal: Withdrawal) -> bool:
         Issuance.member_id == withdrawal.member_id,
         Issuance.kind == withdrawal.kind,
         Issuance.course_id == withdrawal.course_id,
-        transitions.is_meant_by_withdrawal(),
+        is_meant_by_withdrawal(),
     )
 
     if name not in ("mysql", "mariadb"):
@@ -114,9 +116,9 @@ def release(connection: sa.Connection, tenant: str) -> int:
     if _any_waits(connection, tenant) or not gates.count_withdrawals(
         connection, tenant, len(found), most=MOST
     ):
-        return transitions.hold_withdrawn(connection, is_ours(tenant))
+        return admin.hold_withdrawn(connection, is_ours(tenant))
 
-    transitions.release_withdrawn(
+    admin.release_withdrawn(
         connection, clock.now(connection), Issuance.id.in_(found), is_of(tenant)
     )
     numbers = ", ".join(map(str, found))
@@ -166,9 +168,9 @@ def decide(
 
     if revoke:
         now = clock.now(connection)
-        transitions.release_withdrawn(connection, now, *these)
+        admin.release_withdrawn(connection, now, *these)
     else:
-        transitions.keep_withdrawn(connection, *these)
+        admin.keep_withdrawn(connection, *these)
 
     action = "revoke withdrawn" if revoke else "keep withdrawn"
     audit.note(connection, tenant, by, action, str(number))

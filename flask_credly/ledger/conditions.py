@@ -1,0 +1,101 @@
+"""Whose a badge's row is and how it stands, as conditions of a query."""
+
+from __future__ import annotations
+
+import typing as t
+
+import sqlalchemy as sa
+from sqlalchemy import orm
+
+from ..models import Issuance
+from ..models import Mapping
+
+ROWS = t.cast(sa.Table, Issuance.__table__)
+
+Condition = sa.ColumnElement[bool]
+
+KEY = ("tenant", "member_id", "kind", "course_id")
+"""With the organization and the cycle: what a row is about."""
+
+
+def is_of(tenant: str) -> Condition:
+    """Whose a row is, where it is found by its id or its lease.
+
+    Not by the column alone: SQLite would read all rows of the community by one of its
+    indexes, and not the few that are named.
+    """
+    return sa.func.coalesce(Issuance.tenant, "") == tenant
+
+
+def owns(tenant: str, lease: str) -> tuple[Condition, ...]:
+    """Whether a worker still has a row. After Remove it keeps its lease, so that the
+    worker can still write down that the badge was issued, but is no longer sent.
+    """
+    return (is_of(tenant), Issuance.lease == lease, IS_OPEN)
+
+
+IS_OPEN = Issuance.action.is_not(None)
+"""Something is to be done about it."""
+
+IS_SENDING = sa.and_(IS_OPEN, Issuance.lease.is_not(None))
+"""A worker has it."""
+
+NEVER_SENT = sa.and_(
+    Issuance.state.in_(("none", "failed", "cancelled")),
+    Issuance.attempts == 0,
+    Issuance.outcome_unknown.is_(False),
+)
+"""Whether Credly cannot have seen a request for a row."""
+
+HAS_BADGE = sa.and_(
+    Issuance.state == "issued",
+    Issuance.badge_id.is_not(None),
+    Issuance.erased_at.is_(None),
+)
+"""A badge of ours was issued, and neither revoked nor replaced as far as we know."""
+
+IS_MAPPED = sa.and_(
+    Mapping.tenant == Issuance.tenant,
+    Mapping.kind == Issuance.kind,
+    Mapping.course_id == Issuance.course_id,
+)
+"""Joins a row with the mapping of its course."""
+
+AWAITS_REVOCATION = sa.and_(IS_OPEN, Issuance.reason == "awaits revocation")
+
+AWAITS_RELEASE = sa.and_(
+    Issuance.action == "revoke",
+    Issuance.due_at.is_(None),
+    Issuance.reason == "withdrawn",
+)
+"""A badge whose completion was withdrawn, and which nobody has looked at since."""
+
+AWAITS_APPROVAL = sa.and_(
+    Issuance.action == "revoke",
+    Issuance.due_at.is_(None),
+    Issuance.reason == "awaits approval",
+)
+"""One of many of them: a person decides."""
+
+
+def is_meant_by_withdrawal() -> Condition:
+    """Whether a row is of the member's last completion of the course. A correction is
+    of the same completion as the badge that it replaces.
+    """
+    later = orm.aliased(Issuance)
+    came_to_nothing = sa.or_(
+        later.state == "cancelled",
+        sa.and_(
+            later.replaces.is_not(None),
+            later.renewal.is_(False),
+            later.state.in_(("none", "failed")),
+        ),
+    )
+    return ~sa.exists().where(
+        *(
+            getattr(later, name) == getattr(Issuance, name)
+            for name in (*KEY, "organization_id")
+        ),
+        later.cycle > Issuance.cycle,
+        sa.or_(later.withdrawn_at.is_not(None), sa.not_(came_to_nothing)),
+    )

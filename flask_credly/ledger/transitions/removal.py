@@ -1,0 +1,90 @@
+"""Rows end, name nobody or are deleted: Remove, erasure, and what is kept no longer."""
+
+from __future__ import annotations
+
+import datetime as dt
+import typing as t
+
+import sqlalchemy as sa
+
+from ...models import Issuance
+from ..conditions import Condition
+from ..conditions import NEVER_SENT
+from ..conditions import ROWS
+from . import end
+from . import end_attempts
+
+NOBODY = {"email": "", "first_name": "", "last_name": ""}
+"""Who a badge is for, once it is not said any more."""
+
+NO_BADGE: dict[str, None] = dict.fromkeys(
+    (
+        *("badge_id", "badge_state", "badge_state_at", "badge_told", "checked_at"),
+        *("accept_url", "page_url", "expires_at", "public", "replaced_by"),
+        *("replaces", "revocation_reason", "tell", "missed_at", "missing_at"),
+    )
+)
+"""What is known of a badge at Credly, once that is forgotten."""
+
+
+def drop(connection: sa.Connection, *these: Condition) -> int:
+    """Delete rows that Credly has never seen."""
+    return connection.execute(sa.delete(Issuance).where(*these, NEVER_SENT)).rowcount
+
+
+def abandon(connection: sa.Connection, tenant: str, now: dt.datetime) -> None:
+    """End all that waits, as the integration is removed, and let no row name anybody.
+    Those on their way keep their lease, so that the worker can write down what came of
+    it.
+    """
+    of_tenant = Issuance.tenant == tenant
+    end(connection, "failed", now, of_tenant, reason="removed", keep_lease=True)
+    forget_names(connection, of_tenant)
+    held = sa.select(Issuance.id).where(
+        of_tenant, Issuance.state == "failed", Issuance.lease.is_not(None)
+    )
+    end_attempts(connection, tenant, held, now, "unknown")
+
+
+IS_NAMED = sa.or_(
+    *(getattr(Issuance, name) != "" for name in NOBODY), Issuance.extras.is_not(None)
+)
+"""Whether a row says who its badge is for."""
+
+
+def forget_names(connection: sa.Connection, *these: Condition) -> int:
+    """Let rows no longer say who their badge is for."""
+    return connection.execute(
+        sa.update(Issuance).where(*these, IS_NAMED).values(**NOBODY, extras=None)
+    ).rowcount
+
+
+def take_away(connection: sa.Connection, now: dt.datetime, *these: Condition) -> None:
+    """Take rows away from whoever holds them, as they are about to name nobody."""
+    connection.execute(
+        sa.update(ROWS)
+        .where(*these)
+        .values(
+            erased_at=now,
+            lease=None,
+            due_at=None,
+            settled_at=sa.func.coalesce(ROWS.c.settled_at, now),
+        )
+    )
+
+
+def erase(connection: sa.Connection, tenant: str, rows: list[dict[str, t.Any]]) -> None:
+    """Let rows name nobody any more.
+
+    :param rows: ``row_id``, the ``member_id`` from now on, ``state`` and ``reason``.
+    """
+    connection.execute(
+        sa.update(ROWS)
+        .where(ROWS.c.id == sa.bindparam("row_id"), ROWS.c.tenant == tenant)
+        .values(
+            **NOBODY,
+            **NO_BADGE,
+            **dict.fromkeys(("action", "error", "options", "extras", "completion_id")),
+        ),
+        rows,
+    )
