@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
 import typing as t
 import uuid
 
 import pytest
 import sqlalchemy as sa
+from conftest import a_member
 from conftest import connect
+from conftest import connect_and_map
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
@@ -20,10 +23,13 @@ from flask_credly import badge_issued
 from flask_credly import badge_replaced
 from flask_credly import badge_revoked
 from flask_credly import Member
+from flask_credly.catalog import Completion
 from flask_credly.ledger import actions
 from flask_credly.ledger import issuances
+from flask_credly.ledger.insert import insert
 from flask_credly.models import AuditEntry
 from flask_credly.models import Issuance
+from flask_credly.options import Options
 from flask_credly.testing import CredlySimulator
 
 REASON = "It was issued by mistake."
@@ -273,7 +279,13 @@ class TestRevoking:
         assert host.row().state == "issued"
 
     @pytest.mark.parametrize(
-        "reason", ["", "  ", "No", "x" * 501, "Ask ada@example.org."]
+        "reason",
+        [
+            *("", "  ", "No", "x" * 501, "Ask ada@example.org."),
+            # What nobody sees: nothing would be left of it.
+            *("\0\0\0", "\u200b\u200b\u200b", "\u202e\u202e\u202e"),
+            *("\ud800\ud800\ud800", "No\0\0\0", "a\r\n\r\n"),
+        ],
     )
     def test_a_reason_that_cannot_be_given(
         self, connected: Connected, reason: str
@@ -514,6 +526,35 @@ class TestCorrecting:
         assert badge["badge_template"]["id"] == other
         assert badge["issued_at"].startswith("2026-03-01T12:00:00")
 
+    def test_it_is_not_said_to_become_what_the_course_is_mapped_to(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        row = issued(host)
+        other = credly.add_template("Another Badge")
+        accounts.sync_templates(host.state)
+        new_id = correct(host, row, template_id=other)
+        assert new_id is not None
+        host.db.session.rollback()
+        assert issuances.becoming(host.db.session, "default", [new_id]) == {}
+
+    def test_a_row_whose_address_remove_has_forgotten(
+        self, connected: Connected
+    ) -> None:
+        host, credly, template_id = connected
+        issued(host)
+        accounts.remove(host.state)
+        connect_and_map(host, credly, template_id)
+        row = host.row()
+        assert row.email == ""
+        assert correct(host, row, first_name="Ada", last_name="Roe")
+        host.drain()
+
+        # The address is not sent: it is that of the badge.
+        assert states(host) == [("replaced", None), ("issued", None)]
+        assert credly.badges[1]["issued_to"] == "Ada Roe"
+        assert credly.badges[1]["recipient_email"] == "member-42@example.org"
+
     def test_a_template_that_is_not_to_be_had(self, connected: Connected) -> None:
         host, credly, _ = connected
         row = issued(host)
@@ -639,6 +680,50 @@ class TestCorrecting:
         host.complete()
         host.drain()
 
+        assert states(host) == [("replaced", None), ("issued", None)]
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
+@pytest.mark.parametrize("what", ["correct", "issue again"])
+def test_a_completion_that_the_host_commits_at_that_moment(
+    host: Host, credly: CredlySimulator, what: str
+) -> None:
+    found: list[int | None] = []
+
+    def act(row: Issuance) -> None:
+        with host.app.app_context():
+            if what == "correct":
+                found.append(correct(host, row, last_name="Roe"))
+            else:
+                found.append(issue_again(host, row, reason=REASON, tell=False))
+
+    with host.app.app_context():
+        connect(host, credly)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        host.db.session.rollback()
+        accounts.change_options(host.state, mapping.id, Options(again="renew"))
+        row = issued(host, completed_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
+        host.db.session.rollback()
+
+        with host.state.engine.connect() as connection:
+            completion = Completion(
+                member=a_member(),
+                kind="course",
+                course_id="py-101",
+                completed_at=dt.datetime(2026, 6, 1, tzinfo=dt.UTC),
+            )
+            assert insert(connection, completion)
+            thread = threading.Thread(target=act, args=(row,))
+            thread.start()
+            thread.join(0.5)  # it waits for the number of the row
+            assert thread.is_alive()
+            connection.commit()
+
+        thread.join(30)
+        # The next row is the completion's, and the badge is what that replaces.
+        assert found == [None]
+        assert states(host) == [("issued", None), ("none", "issue")]
+        host.drain()
         assert states(host) == [("replaced", None), ("issued", None)]
 
 

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import a_member
 from conftest import connect
+from conftest import COURSES
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
@@ -290,6 +291,56 @@ class TestRenewing:
             host.drain()
 
         assert [row.state for row in host.rows()] == ["replaced"] * 3 + ["issued"]
+
+    @every_database
+    def test_it_is_what_the_course_is_mapped_to_when_it_is_sent(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        self.complete(host, 0)
+        host.drain()
+        self.complete(host, 400)
+        other = credly.add_template("Another Badge")
+        accounts.sync_templates(host.state)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        host.db.session.rollback()
+        accounts.change_mapping(host.state, mapping.id, COURSES[0], other)
+        host.drain()
+
+        old, new = host.rows()
+        assert (old.state, new.state) == ("replaced", "issued")
+        assert (new.template_id, new.badge_name) == (other, "Another Badge")
+        assert credly.badges[1]["badge_template"]["id"] == other
+
+        # What was issued stays what it is, whatever comes after it.
+        accounts.change_mapping(host.state, mapping.id, COURSES[0], old.template_id)
+        actions.revoke(
+            host.state.engine, "default", new.id, reason="A reason.", tell=False
+        )
+        accounts.remove_mapping(host.state, mapping.id)
+        host.drain()
+        new = host.rows()[1]
+        assert (new.state, new.template_id) == ("revoked", other)
+
+    def test_a_lost_renewal_is_looked_up_as_what_it_was(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        self.complete(host, 0)
+        host.drain()
+        self.complete(host, 400)
+        other = credly.add_template("Another Badge")
+        accounts.sync_templates(host.state)
+        credly.fail("replace", how="reset", after=True)
+        host.drain()
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        host.db.session.rollback()
+        accounts.change_mapping(host.state, mapping.id, COURSES[0], other)
+        host.let_lists_catch_up()
+        host.drain(2)
+
+        old, new = host.rows()
+        assert (old.state, new.state) == ("replaced", "issued")
+        assert new.template_id == old.template_id
+        assert len(credly.badges) == 2
 
     def test_one_that_waits_is_issued_first(
         self, host: Host, credly: CredlySimulator

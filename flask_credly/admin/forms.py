@@ -234,6 +234,11 @@ class RevokeForm(Form):
             raise ValidationError(gettext("Choose whether the member is told."))
 
 
+def _read_count(typed: str | None) -> int | None:
+    """Read a number, however a reader groups its digits."""
+    return read_number(re.sub(r"[\s.,'’]", "", typed or ""))
+
+
 class UndoForm(RevokeForm):
     """Why many badges are taken back, whose members are told, and how many they are."""
 
@@ -248,9 +253,8 @@ class UndoForm(RevokeForm):
 
     @property
     def count(self) -> int | None:
-        """How many were typed, however a reader groups the digits."""
-        digits = re.sub(r"[\s.,'’]", "", self.number.data or "")
-        return read_number(digits)
+        """How many were typed."""
+        return _read_count(self.number.data)
 
     def validate_tell_pending(self, field: t.Any) -> None:
         self.validate_tell(field)
@@ -296,7 +300,11 @@ class WithdrawnForm(Form):
     """``"revoke"`` or ``"keep"``."""
 
     def validate_number(self, field: t.Any) -> None:
-        if self.decision.data == "revoke" and field.data != self.shown.data:
+        shown = read_number(self.shown.data or "")
+
+        if self.decision.data == "revoke" and (
+            shown is None or _read_count(field.data) != shown
+        ):
             raise ValidationError(gettext("Type the number of badges to revoke."))
 
     def validate_decision(self, field: t.Any) -> None:

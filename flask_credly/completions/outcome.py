@@ -98,8 +98,8 @@ class OfWithdrawal(Outcome):
     def adds_nothing(self) -> None:
         """The course is not mapped, or there is nothing to take back."""
         logger.debug(
-            "A withdrawn completion of %s %r changes nothing: that is not mapped, the"
-            " member has no badge for it, or the mapping leaves badges as they are.",
+            "A withdrawn completion of %s %r changes nothing: the member has no badge"
+            " for it, it is known, or no mapping says that badges are revoked.",
             self.withdrawal.kind,
             self.withdrawal.course_id,
         )

@@ -395,7 +395,7 @@ class _Lane:
             claim.put_off(self._engine, row)
             return
 
-        if row.mapped_to is None and (row.action == "issue" or row.renewal):
+        if row.mapped_to is None and row.is_as_mapped:
             settle.cancel(self._engine, row, "unmapped")
             return
 
@@ -407,7 +407,7 @@ class _Lane:
 
             return
 
-        if row.action == "issue" and row.mapped_to != row.template_id:
+        if row.is_as_mapped and row.mapped_to != row.template_id:
             # It was looked up as what it was. Now it becomes the mapping's.
             if row.outcome_unknown:
                 self._fail(row, verdict.NO_WORD)
@@ -416,13 +416,12 @@ class _Lane:
 
             return
 
-        # What an admin corrects stays as the admin says.
-        is_corrected = row.action == "replace" and not row.renewal
+        wants_profile = row.is_as_mapped and not row.test
 
-        if not row.test and not is_corrected and (row.attempts or profile.missing(row)):
+        if wants_profile and (row.attempts or profile.missing(row)):
             row = profile.refresh(self._state, row)
 
-        if missing := profile.missing(row):
+        if missing := profile.missing(row, with_address=row.action == "issue"):
             if too_early:
                 claim.put_off(self._engine, row)
             else:

@@ -20,13 +20,17 @@ if t.TYPE_CHECKING:
 logger = logging.getLogger("flask_credly")
 
 
-def missing(row: Row | Member) -> str | None:
-    """Say what Credly would refuse the request for, worded for the admin."""
-    named = {
-        "e-mail address": row.email,
-        "first name": row.first_name,
-        "last name": row.last_name,
-    }
+def missing(row: Row | Member, *, with_address: bool = True) -> str | None:
+    """Say what Credly would refuse the request for, worded for the admin.
+
+    :param with_address: Whether the request has an address: one that replaces a badge
+        has none.
+    """
+    named = {"first name": row.first_name, "last name": row.last_name}
+
+    if with_address:
+        named = {"e-mail address": row.email, **named}
+
     empty = [name for name, value in named.items() if not value.strip()]
     return f"The member's profile has no {' and no '.join(empty)}." if empty else None
 

@@ -110,6 +110,13 @@ class Row:
     target: str | None = None
     target_expired: bool = False
 
+    @property
+    def is_as_mapped(self) -> bool:
+        """Whether what is sent is what its course is mapped to then. What an admin
+        corrects is as the admin says.
+        """
+        return self.action == "issue" or (self.action == "replace" and self.renewal)
+
 
 _COLUMNS = (
     Issuance.id,
@@ -357,7 +364,7 @@ def _is_of_another(row: Row) -> bool:
     """Whether the course was mapped to another template since. What was perhaps issued
     is looked up as that first.
     """
-    if row.action not in ("issue", "check"):
+    if not row.is_as_mapped and row.action != "check":
         return False
 
     return row.mapped_to not in (None, row.template_id) and not row.outcome_unknown
@@ -450,7 +457,8 @@ def begin(
             Issuance.attempts == attempts,
             gates.is_open(gate.tenant, gate.generation, now),
             sa.or_(
-                Issuance.action != "issue",
+                Issuance.action == "revoke",
+                sa.and_(Issuance.action == "replace", Issuance.renewal.is_(False)),
                 sa.exists().where(
                     IS_MAPPED, Mapping.template_id == Issuance.template_id
                 ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import typing as t
 
 import sqlalchemy as sa
@@ -98,4 +99,22 @@ def is_meant_by_withdrawal() -> Condition:
         ),
         later.cycle > Issuance.cycle,
         sa.or_(later.withdrawn_at.is_not(None), sa.not_(came_to_nothing)),
+    )
+
+
+def is_known_withdrawal(at: dt.datetime) -> Condition:
+    """Whether a row's completion is one that was withdrawn before, with another of its
+    badges: a message that comes twice does not take back what an admin has issued again
+    since.
+    """
+    other = orm.aliased(Issuance)
+    return sa.exists().where(
+        *(
+            getattr(other, name) == getattr(Issuance, name)
+            for name in (*KEY, "organization_id")
+        ),
+        other.cycle < Issuance.cycle,
+        # Not of one that is meant as well: SQLite may have written that before.
+        other.state.in_(("revoked", "replaced")),
+        other.withdrawn_at >= at,
     )

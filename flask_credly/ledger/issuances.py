@@ -392,6 +392,8 @@ def becoming(
             Issuance.state.in_(STATES["waiting"]),
             Issuance.outcome_unknown.is_(False),
             Issuance.template_id != Mapping.template_id,
+            # A correction is as the admin says.
+            sa.or_(Issuance.replaces.is_(None), Issuance.renewal),
         )
     )
     return {id_: name for id_, name in found}

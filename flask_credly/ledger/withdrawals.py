@@ -24,6 +24,7 @@ from . import clock
 from . import gates
 from .conditions import AWAITS_APPROVAL
 from .conditions import AWAITS_RELEASE
+from .conditions import is_known_withdrawal
 from .conditions import IS_MAPPED
 from .conditions import is_meant_by_withdrawal
 from .conditions import is_of
@@ -60,15 +61,16 @@ def withdraw(connection: sa.Connection, withdrawal: Withdrawal) -> bool:
         Issuance.kind == withdrawal.kind,
         Issuance.course_id == withdrawal.course_id,
         is_meant_by_withdrawal(),
+        sa.not_(is_known_withdrawal(withdrawal.withdrawn_at)),
     )
 
     if name not in ("mysql", "mariadb"):
-        return bool(changed(*these, sa.exists().where(IS_MAPPED), tell=_TELL))
+        return bool(changed(*these, tell=_TELL))
 
     # What an UPDATE reads of other rows it would lock until the host's commit.
     rows = connection.execute(
         sa.select(Issuance.id, Mapping.options)
-        .join(Mapping, IS_MAPPED)
+        .outerjoin(Mapping, IS_MAPPED)
         .where(*these, Issuance.completed_at <= withdrawal.withdrawn_at)
     ).all()
 
@@ -89,7 +91,9 @@ _TELL = (
     .correlate(Issuance)
     .scalar_subquery()
 )
-"""Whether a mapping has the member told. Null: it has no badge revoked."""
+"""Whether a mapping has the member told. Null: it has no badge revoked, or there is
+none.
+"""
 
 
 @in_transaction

@@ -198,9 +198,9 @@ def withdraw(
     values: list[tuple[t.Any, t.Any]] = [
         (
             Issuance.revocation_reason,
-            sa.case((to_revoke, WITHDRAWN), else_=Issuance.revocation_reason),
+            sa.case((to_revoke, WITHDRAWN), else_=sa.null()),
         ),
-        (Issuance.tell, sa.case((to_revoke, tell), else_=Issuance.tell)),
+        (Issuance.tell, sa.case((to_revoke, tell), else_=sa.null())),
         (Issuance.settled_at, sa.case((_IS_QUIET, now), else_=Issuance.settled_at)),
         (Issuance.error, sa.case((_ENDS, sa.null()), else_=Issuance.error)),
         (
