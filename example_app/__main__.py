@@ -30,7 +30,10 @@ Gradual, the example application, runs at  http://{host}:{port}
   3. Open Integrations, click Set Up, enter them and click Connect.
   4. Map a course to a badge template.
   5. Become Ada Example, open Courses and complete that course.
-  6. Open Simulator: there is the badge. Let it misbehave, and complete another.
+  6. Open My badges: the badge waits for her.
+  7. Open Simulator: there is the badge. Accept it, and My badges says so within five
+     minutes, or as soon as the admin clicks Check now on the badge's page.
+  8. Let the simulator misbehave, and complete another course.
 
 Stop with Ctrl-C.
 """
@@ -44,9 +47,9 @@ It has two communities, each with an account of its own at Credly.
   3. Open Integrations, click Set Up, enter them and click Connect.
   4. Map a course to a badge template. Do the same as the other community's admin.
   5. Become Ada Example, who is in both, and complete a course in each.
-  6. Open Simulator: there is the badge, and only this community's. Let it misbehave,
-     and see that the other community's badges go on.
-  7. Become Ola Operator and open Communities.
+  6. Open My badges: there is the badge, and only this community's.
+  7. Open Simulator: let it misbehave, and see that the other community's badges go on.
+  8. Become Ola Operator and open Communities.
 
 Stop with Ctrl-C.
 """

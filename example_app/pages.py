@@ -101,6 +101,17 @@ def index() -> str:
     return render_template("example/index.html", courses=courses.all(), done=done)
 
 
+@pages.get("/me")
+def me() -> str:
+    """Show the badges of whoever has logged in, and of nobody else."""
+    person = current_person()
+
+    if person is None or person.community is None:
+        abort(403)
+
+    return render_template("example/me.html")
+
+
 @pages.post("/be/<int:person_id>")
 def be(person_id: int) -> ResponseReturnValue:
     session["person_id"] = db.get_or_404(models.Person, person_id).id

@@ -46,6 +46,9 @@ logger = logging.getLogger("flask_credly")
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mariadb")
 
+if t.TYPE_CHECKING:
+    from .ledger.member import MemberBadge
+
 HookT = t.TypeVar("HookT", bound=t.Callable[..., t.Any])
 
 
@@ -297,6 +300,42 @@ class Credly:
         """
         state, tenant = get_state(), read_id(tenant, "tenant")
         return issuances.unaccepted(state.engine, tenant, older_than)
+
+    def badges_of(
+        self,
+        member_id: str,
+        *,
+        tenant: str = DEFAULT_TENANT,
+        course_id: str | None = None,
+        kind: str = "course",
+        can_be_earned: bool = True,
+    ) -> list[MemberBadge]:
+        """Get a member's badges, to show them to the member: first what waits to be
+        accepted, then the newest first, at last what can be earned. Read from the
+        database by one statement, as of the last look at Credly. In a template,
+        ``{{ credly_badges("42") }}`` writes them out. Needs an application context.
+
+        Each has ``name``, ``image_url``, ``status``, ``course_id``, ``kind``,
+        ``issued_on``, ``expires_on``, ``accept_url``, ``page_url`` and
+        ``linkedin_url``: see :class:`~flask_credly.ledger.member.MemberBadge`.
+
+        :param tenant: The member's community.
+        :param course_id: The only course to look for. ``None``: all.
+        :param kind: Of ``course_id``: "course" or "learning_path".
+        :param can_be_earned: Whether to tell what the member can still earn.
+        :raises ValueError: If it cannot be an id.
+        """
+        # Late: many hosts show members nothing.
+        from .ledger import member
+
+        state = get_state().of(read_tenant(tenant))
+        return member.badges_of(
+            state,
+            member_id,
+            course_id=course_id,
+            kind=kind,
+            can_be_earned=can_be_earned,
+        )
 
     def forget_tenant(self, tenant: str) -> bool:
         """Remove a community's connection to Credly, with its mappings and templates,

@@ -14,8 +14,8 @@ from conftest import every_database
 from conftest import Host
 
 from flask_credly import accounts
+from flask_credly import links
 from flask_credly.credly import Badge
-from flask_credly.credly import badge as reading
 from flask_credly.credly.badge import read
 from flask_credly.ledger.transaction import in_transaction
 from flask_credly.ledger.transitions import lifecycle
@@ -97,7 +97,7 @@ class TestReading:
         ],
     )
     def test_a_link_to_credly(self, link: str) -> None:
-        assert reading.read_link(link) == link
+        assert links.read_link(link) == link
 
     @pytest.mark.parametrize(
         "link",
@@ -120,21 +120,21 @@ class TestReading:
         ],
     )
     def test_a_link_elsewhere(self, link: str) -> None:
-        assert reading.read_link(link) in (None, link) and (
-            reading.read_link(link) is None or '"' in link
+        assert links.read_link(link) in (None, link) and (
+            links.read_link(link) is None or '"' in link
         )
 
     def test_what_stands_in_credlys_place_may_link_to_itself(self) -> None:
-        host = reading.own_host("https://credly.example.org:8443/v1")
+        host = links.own_host("https://credly.example.org:8443/v1")
         link = "https://credly.example.org:8443/badges/1"
         assert host == "credly.example.org"
-        assert reading.read_link(link, host) == link
-        assert reading.read_link("https://www.credly.com/x", host)
-        assert reading.read_link("https://a.credly.example.org/x", host) is None
+        assert links.read_link(link, host) == link
+        assert links.read_link("https://www.credly.com/x", host)
+        assert links.read_link("https://a.credly.example.org/x", host) is None
 
     def test_credly_itself_is_no_other(self) -> None:
-        assert reading.own_host("https://api.credly.com/v1") is None
-        assert reading.own_host("https://sandbox-api.credly.com/v1") is None
+        assert links.own_host("https://api.credly.com/v1") is None
+        assert links.own_host("https://sandbox-api.credly.com/v1") is None
 
 
 STATES = ("pending", "accepted", "rejected", "revoked")

@@ -37,6 +37,7 @@ from playwright.sync_api import Locator
 from playwright.sync_api import Page
 from playwright.sync_api import Request
 from playwright.sync_api import Response as BrowserResponse
+from playwright.sync_api import Route
 from test_words import german
 from test_words import speaking
 from test_words import write_catalogue
@@ -55,6 +56,7 @@ from flask_credly.ledger import audit
 from flask_credly.ledger import backfills
 from flask_credly.ledger import gates
 from flask_credly.models import Account
+from flask_credly.models import Issuance
 from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
 
@@ -158,6 +160,10 @@ HOST_PAGE = """<!doctype html>
     </main>
   </body>
 </html>"""
+
+MEMBERS_PAGE = HOST_PAGE.replace("credly_card()", 'credly_badges("1")').replace(
+    "Settings", "My badges"
+)
 
 HOST_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self';"
@@ -276,6 +282,44 @@ class Site:
                 by="Grace Example",
             )
             self.host.drain()
+
+    def reward(self) -> None:
+        """Connect, and have a member with a badge of every kind."""
+        self.connect()
+        self.map()
+        self.map(COURSES[1])
+        at = dt.datetime(2026, 3, 4, 12, tzinfo=dt.UTC)
+        self.complete("1", completed_at=at)
+        lives = [
+            {"badge_name": "A badge with a very long name, " * 5 + "Unbroken" * 9},
+            {"state": "none", "action": "issue", "badge_id": None, "accept_url": None},
+            {"badge_state": "accepted", "public": True},
+            {"badge_state": "accepted", "expires_at": at},
+            {"badge_state": "rejected"},
+            {"state": "revoked"},
+        ]
+
+        with self.context():
+            (first,) = self.host.db.session.execute(
+                sa.select(Issuance.__table__)
+            ).mappings()
+
+            for number, changes in enumerate(lives):
+                badge_id = str(uuid.uuid4())
+                page_url = f"https://www.credly.com/badges/{badge_id}"
+                row = {
+                    **first,
+                    "course_id": f"course-{number}",
+                    "badge_name": f"Badge {number}",
+                    "badge_id": badge_id,
+                    "page_url": page_url,
+                    "accept_url": f"{page_url}/accept",
+                    **changes,
+                }
+                row.pop("id")
+                self.host.db.session.execute(sa.insert(Issuance), [row])
+
+            self.host.db.session.commit()
 
     def fill_up(self) -> None:
         """Connect, and have more of everything than can be shown."""
@@ -397,6 +441,12 @@ def make_site(make_host: MakeHost, redis_url: str) -> cabc.Iterator[MakeSite]:
                 @app.get("/settings")
                 def settings() -> Response:
                     page = Response(render_template_string(HOST_PAGE))
+                    page.headers["Content-Security-Policy"] = HOST_POLICY
+                    return page
+
+                @app.get("/me")
+                def me() -> Response:
+                    page = Response(render_template_string(MEMBERS_PAGE))
                     page.headers["Content-Security-Policy"] = HOST_POLICY
                     return page
 
@@ -1031,6 +1081,8 @@ SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
     "badges-empty": (Site.connect, f"{WINDOW}/badges?status=failed", None),
     "list-of-the-host": (Site.fill, "/settings", None),
     "dialog-of-the-host": (Site.fill, "/settings", with_the_dialog),
+    "member": (Site.reward, "/me", None),
+    "member-empty": (None, "/me", None),
     "window-old-templates": (
         lambda site: (site.fill(), site.fail_to_sync()),
         WINDOW,
@@ -1343,6 +1395,39 @@ def test_the_keyboard_is_enough(
     press("Tab")
     press("Enter")
     expect_said(page, "Credly was removed.")
+
+
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_member_accepts_a_badge_by_the_keyboard_and_without_scripts(
+    make_site: MakeSite, open_page: OpenPage, watches: list[Watch], scripts: bool
+) -> None:
+    site = make_site()
+    site.reward()
+    page = open_page(site, "/me", java_script_enabled=scripts)
+    asked: list[tuple[str, str | None]] = []
+
+    def answer(route: Route) -> None:
+        asked.append((route.request.url, route.request.headers.get("referer")))
+        route.fulfill(body="<title>Credly</title>", content_type="text/html")
+
+    page.context.route("https://www.credly.com/**", answer)
+    accept = page.get_by_role("link", name="Accept your badge: Python Badge")
+
+    for _ in range(20):
+        page.keyboard.press("Tab")
+
+        if accept.and_(page.locator(":focus")).count():
+            break
+
+    page.keyboard.press("Enter")
+    expect(page).to_have_title("Credly")
+
+    ((url, referrer),) = asked
+    assert url == f"https://www.credly.com/badges/{site.credly.badges[0]['id']}/accept"
+    assert referrer is None
+    (watch,) = watches
+    assert watch.problems == [f"request to {url}"]
+    watch.problems.clear()
 
 
 def test_tab_stays_in_the_dialog(make_site: MakeSite, open_page: OpenPage) -> None:

@@ -174,9 +174,16 @@ def test_a_person_accepts_and_revokes_at_the_simulator() -> None:
         visitor = Visitor(port)
         visitor.post("/be/1", "/")  # the admin
         visitor.connect_and_map("py-101")
+        visitor.get("/me")
         visitor.post("/be/2", "/")  # Ada
+        assert "Can be earned" in visitor.get("/me")
         visitor.post("/complete/py-101", "/")
         page = visitor.wait_for_badge()
+        mine = visitor.get("/me")
+        assert "Waiting for you" in mine
+        assert re.search(r'href="https://www\.credly\.com/badges/[^"]+/accept"', mine)
+        visitor.post("/be/3", "/")  # Ben
+        assert "Can be earned" in visitor.get("/me")
         (accept,) = re.findall(r'action="(.+?/accept)"', page)
         revoke = accept.replace("/accept", "/revoke-badge")
         assert "<td>pending</td>" in page

@@ -24,7 +24,7 @@ PACKAGE = ROOT / "flask_credly"
 
 ROOMS = (
     *("errors", "interruption", "secret", "assets", "signals", "i18n", "catalog"),
-    "options",
+    *("links", "options"),
     *("settings", "models", "keys", "state"),
     *("credly", "ledger", "issuing", "completions", "accounts"),
     *("admin", "jobs", "doctor", "cli"),
@@ -160,6 +160,8 @@ LATE = {
     "flask_credly.ledger.claim": "a worker",
     "flask_credly.ledger.privacy": "a command, or a member's account that is closed",
     "flask_credly.ledger.retention": "a command",
+    "flask_credly.admin.member": "many hosts show members nothing",
+    "flask_credly.ledger.member": "many hosts show members nothing",
 }
 """What is imported in a function, and why: nothing else is."""
 

@@ -766,6 +766,11 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
         assert file.mimetype == "text/csv" and file.text.count("\n") >= 1
 
     assert "Issue badges for earlier" in visit.get("/credly/activity").text
+    with visit.host.app.test_request_context(base_url=visit.odd.base):
+        # As a template of the host's calls it, whatever its delimiters are.
+        shown = visit.host.app.jinja_env.globals["credly_badges"]("42")
+        assert "Can be earned" in shown and "<bdi>Other Badge</bdi>" in shown
+
     visit.get("/credly/remove")
     visit.post("/credly/remove")
     assert visit.ids(Mapping.id) == []

@@ -565,6 +565,13 @@ DATA = {
 """What is the host's, Credly's, or a name."""
 
 
+def a_day(year: int) -> dt.datetime:
+    return dt.datetime(year, 1, 2, tzinfo=dt.UTC)
+
+
+A_BADGE = "https://www.credly.com/badges/1"
+
+
 @pytest.mark.parametrize("language", ["ar"])
 class TestNothingIsForgotten:
     """In a language in which every text stands in «»."""
@@ -619,6 +626,7 @@ class TestNothingIsForgotten:
             *(row.error for row in host.rows()),
             *(row.email for row in host.rows()),
             *(row.badge_id for row in host.rows()),
+            *(row.accept_url for row in host.rows()),
             connected.credly.organization_id,
             connected.credly.client_id,
         }
@@ -661,6 +669,35 @@ class TestNothingIsForgotten:
         assert '<html lang="ar" dir="rtl">' in page
         assert "«Course was deleted.»" in page
         assert "«Badge template no longer active in Credly." in page
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"badge_state": "pending"},
+            {"badge_state": "accepted", "public": True, "page_url": A_BADGE},
+            {"badge_state": "accepted", "expires_at": a_day(2099)},
+            {"badge_state": "accepted", "expires_at": a_day(2026)},
+            {"badge_state": "rejected"},
+            {"badge_state": "revoked"},
+            {"state": "failed"},
+            {"member_id": "another"},
+        ],
+        ids=str,
+    )
+    def test_a_members_badges(
+        self, filled: tuple[Browser, Connected, int], changes: dict[str, t.Any]
+    ) -> None:
+        _, connected, _ = filled
+        host = connected.host
+
+        these = Issuance.member_id == "1"
+        host.db.session.execute(sa.update(Issuance).where(these).values(**changes))
+        host.db.session.commit()
+
+        with host.app.test_request_context():
+            page = render_template_string("{{ credly_badges('1') }}")
+
+        assert bare(page) - DATA - {"2 يناير 2026"} == set()
 
     @pytest.mark.parametrize(
         "path",

@@ -8,7 +8,6 @@ import typing as t
 from flask import after_this_request
 from flask import current_app
 from flask import has_request_context
-from flask import Response
 from flask.typing import ResponseReturnValue
 from markupsafe import Markup
 from sqlalchemy.exc import SQLAlchemyError
@@ -20,6 +19,7 @@ from ..ledger.transaction import beside_the_host
 from .community import here
 from .guard import is_let_in
 from .rendering import render
+from .respond import do_not_store
 from .respond import page
 
 logger = logging.getLogger("flask_credly")
@@ -42,15 +42,9 @@ def card() -> Markup:
         return Markup()
 
     if has_request_context():
-        after_this_request(_do_not_store)
+        after_this_request(do_not_store)
 
     return render("credly/card.html", **_known())
-
-
-def _do_not_store(response: Response) -> Response:
-    # An admin's card is for nobody else's cache, whatever the host's page says.
-    response.headers["Cache-Control"] = "no-store, private"
-    return response
 
 
 def _known() -> dict[str, t.Any]:

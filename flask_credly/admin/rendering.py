@@ -153,6 +153,7 @@ def _make_environment() -> jinja2.Environment:
         "credly_key": write_key,
         "credly_gettext": i18n.html_gettext,
         "credly_ngettext": i18n.html_ngettext,
+        "credly_date": i18n.format_date,
         "credly_datetime": i18n.format_datetime,
         "credly_number": i18n.format_number,
         "credly_language": i18n.language,

@@ -116,3 +116,11 @@ def show_expired() -> ResponseReturnValue:
 def _start_again(**_: t.Any) -> Response:
     flash(gettext(EXPIRED), wrong=True)
     return go_to("credly.show")
+
+
+def do_not_store(response: Response) -> Response:
+    """Keep a page of the host's, with something of ours on it, out of all caches,
+    whatever the host says of it.
+    """
+    response.headers["Cache-Control"] = "no-store, private"
+    return response

@@ -8,8 +8,8 @@ import dataclasses
 import datetime as dt
 import re
 import typing as t
-import urllib.parse
 
+from ..links import read_link
 from . import answers
 
 STATES = ("pending", "accepted", "rejected", "revoked")
@@ -83,35 +83,6 @@ def read(row: t.Any, own_host: str | None = None) -> Badge | None:
         first_name=_text(row.get("issued_to_first_name")),
         last_name=_text(row.get("issued_to_last_name")),
     )
-
-
-def own_host(api_url: str) -> str | None:
-    """Get the API's host, if that is not one of Credly's."""
-    host = urllib.parse.urlsplit(api_url).hostname
-    return None if host is None or _is_credlys(host) else host
-
-
-def _is_credlys(host: str) -> bool:
-    return host == "credly.com" or host.endswith(".credly.com")
-
-
-def read_link(value: t.Any, own_host: str | None = None) -> str | None:
-    """Get a link, if it leads to Credly: whoever answers in its place may not send a
-    member anywhere else.
-    """
-    # Not what one reader takes for the end of the host, and another does not.
-    if not isinstance(value, str) or not re.fullmatch(
-        r"https://[A-Za-z0-9.-]+(?::\d{1,5})?(?:[/?#][!-\[\]-~]*)?", value
-    ):
-        return None
-
-    try:
-        host = urllib.parse.urlsplit(value).hostname or ""
-    except ValueError:
-        return None
-
-    is_ours = _is_credlys(host) or (own_host is not None and host == own_host)
-    return value if is_ours and len(value) <= 500 else None
 
 
 def read_time(value: t.Any) -> dt.datetime | None:

@@ -14,6 +14,7 @@ import urllib.parse
 
 import requests
 
+from .. import links
 from ..errors import OutcomeUnknown
 from . import answers
 from . import badge as badges
@@ -181,7 +182,7 @@ class Client:
             raise ValueError("An organization id is a UUID.")
 
         self._url = f"{api_url}/organizations/{organization_id}"
-        self._own_host = badges.own_host(api_url)
+        self._own_host = links.own_host(api_url)
         self._timeout = timeout
         self._sessions: list[requests.Session] = []
         self._prepared: dict[tuple[str, str], requests.PreparedRequest] = {}

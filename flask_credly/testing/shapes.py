@@ -174,7 +174,7 @@ def badge_row(order: orders.Order, template: Row, now: dt.datetime) -> Row:
         "user": {},
         "printing_enabled": True,
         "print_method": "standard",
-        "accept_badge_url": f"https://badges.example.org/go/{id}/accept",
+        "accept_badge_url": f"https://www.credly.com/badges/{id}/accept",
     }
 
 
@@ -215,7 +215,7 @@ def shown_badge(row: Row, form: str) -> Row:
 
 def badge_url(badge_id: str) -> str:
     """Get the address of a badge that was accepted."""
-    return f"https://badges.example.org/badges/{badge_id}"
+    return f"https://www.credly.com/badges/{badge_id}"
 
 
 def issued_keys(text: str) -> Row:
