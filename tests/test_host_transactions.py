@@ -1163,7 +1163,11 @@ def ending_itself(kind: type[BaseException], after: float = 0.2) -> cabc.Iterato
 
 @contextlib.contextmanager
 def in_the_way(host: Host, member_id: str) -> cabc.Iterator[None]:
-    """Let an INSERT of ours wait for a second: another transaction has the row."""
+    """Let an INSERT of ours wait for a second: another transaction has the row.
+
+    Connections are ready for it. A driver that is stopped while it connects may leave
+    its socket to the garbage collector.
+    """
     held, ended = threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -1176,6 +1180,9 @@ def in_the_way(host: Host, member_id: str) -> cabc.Iterator[None]:
     other = threading.Thread(target=hold)
     other.start()
     held.wait()
+
+    with host.state.engine.connect(), host.state.engine.connect():
+        pass
 
     try:
         yield
