@@ -80,7 +80,9 @@ requests send, to the day where Credly gives only a date.
 
 Credly may refuse a badge as a duplicate and list none that explains it. If an earlier
 request of ours may have made it, the badge is looked for again, for an hour. After
-that, or if there was no earlier request, the row is held.
+that, or if there was no earlier request, the row is held. Where only badges of the
+member are listed that were declined or revoked, or have expired, it has failed
+("blocked"): Credly still counts them.
 
 """
 

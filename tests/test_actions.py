@@ -24,6 +24,7 @@ from flask_credly import badge_replaced
 from flask_credly import badge_revoked
 from flask_credly import Member
 from flask_credly.catalog import Completion
+from flask_credly.issuing.verdict import BLOCKED
 from flask_credly.ledger import actions
 from flask_credly.ledger import issuances
 from flask_credly.ledger.insert import insert
@@ -470,6 +471,34 @@ class TestIssuingAgain:
         assert possible(host, row) == {"revoke", "correct"}
         assert issue_again(host, row, reason=REASON, tell=False) is None
         assert states(host) == [("issued", None)]
+
+    def test_it_is_still_counted_when_it_is_tried_again(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        credly.states_in_the_way.add("revoked")
+        credly.posts_allowed = 9  # an admin tries it again
+        row = issued(host)
+        revoke(host, row)
+        host.drain()
+        issue_again(host, row)
+        host.drain()
+
+        for _ in range(2):
+            assert issuances.retry(host.state.engine, "default") == 1
+
+            for _ in range(10):
+                host.drain()
+                host.let_lists_catch_up()
+
+            _, new = host.rows()
+            # An earlier request might have made it: that was looked for.
+            assert (new.state, new.action, new.error) == ("failed", None, BLOCKED)
+
+        credly.states_in_the_way.remove("revoked")
+        issuances.retry(host.state.engine, "default")
+        host.drain()
+        assert states(host) == [("revoked", None), ("issued", None)]
 
 
 class TestCorrecting:

@@ -22,6 +22,7 @@ from flask_credly import course_completed
 from flask_credly import PastCompletion
 from flask_credly.issuing import backfill
 from flask_credly.issuing import heal
+from flask_credly.issuing.verdict import BLOCKED
 from flask_credly.ledger import actions
 from flask_credly.ledger import backfills
 from flask_credly.models import Issuance
@@ -357,6 +358,18 @@ class TestRenewing:
 
         assert [row.state for row in host.rows()] == ["replaced", "replaced", "issued"]
         assert credly.count("replace") == 2
+
+    def test_one_that_has_expired_and_is_still_counted(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        credly.expired_is_replaced = False
+        self.complete(host, 0)
+        host.drain()
+        self.complete(host, 400)
+        host.drain(3)
+
+        old, new = host.rows()
+        assert (old.state, new.state, new.error) == ("issued", "failed", BLOCKED)
 
     @pytest.mark.parametrize("how", ["revoked", "failed", "rejected"])
     def test_where_there_is_none_one_is_issued(

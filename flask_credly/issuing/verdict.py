@@ -195,9 +195,10 @@ class Judge:
     ) -> tuple[Answer, Badge | None, str | None]:
         row, shown = request.row, outcome.shown
         ids = [each.id for each in shown]
+        asked = self._request_of(row)
         found = whose.look_through(
             shown,
-            self._request_of(row),
+            asked,
             known=self._badges_of_others(row, ids) if ids else (),
             allows_duplicates=row.allows_duplicates,
             restored=self._restored,
@@ -207,11 +208,12 @@ class Judge:
             return "found", found.badge, None
 
         words = whose.explain(found.in_the_way, test=row.test)
+        is_blocked = not words and whose.has_ended(shown, asked)
 
         if outcome.answer == "held":  # Credly has refused the request
             first = not request.sent_before
 
-            if first and not words and whose.has_ended(shown, self._request_of(row)):
+            if first and is_blocked:
                 return "blocked", None, BLOCKED
 
             if words or (first and outcome.looked):
@@ -220,7 +222,12 @@ class Judge:
             return "unlisted", None, None
 
         if row.duplicate:
-            if words or row.look_ups + 1 >= MAX_LOOK_UPS:
+            last = row.look_ups + 1 >= MAX_LOOK_UPS
+
+            if last and is_blocked:
+                return "blocked", None, BLOCKED
+
+            if words or last:
                 return "held", None, words or whose.NOT_LISTED
 
             return "unlisted", None, None

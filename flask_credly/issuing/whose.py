@@ -148,7 +148,12 @@ def look_through(
         best = min(mine, key=lambda each: _rank(each, asked))
         return Found(badge=best)
 
-    others = {owner for owner, _ in owners}
+    # What has expired is not what the member has by another course.
+    others = {
+        owner
+        for owner, each in owners
+        if owner != "another row" or not each.has_expired()
+    }
 
     for owner in ("another row", "another member", "given by hand"):
         if owner in others:
@@ -181,9 +186,9 @@ def is_theirs(shown: Badge, asked: BadgeRequest) -> bool:
 
 def has_ended(shown: cabc.Iterable[Badge], asked: BadgeRequest) -> bool:
     """Whether the member had the badge, and it is in force no more."""
-    return any(
-        same_text(each.earner_id, asked.earner_id) and each.state not in STANDING
-        for each in shown
+    theirs = [each for each in shown if same_text(each.earner_id, asked.earner_id)]
+    return bool(theirs) and all(
+        each.state not in STANDING or each.has_expired() for each in theirs
     )
 
 

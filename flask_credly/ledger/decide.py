@@ -168,6 +168,15 @@ RULES: tuple[Rule, ...] = (
     Rule("issue", "look-up", "found", None, "issued", outcome_unknown=False),
     Rule("issue", "look-up", "held", None, "held", outcome_unknown=False),
     Rule("issue", "look-up", "unlisted", None, "wait"),
+    Rule(
+        "issue",
+        "look-up",
+        "blocked",
+        None,
+        "failed",
+        outcome_unknown=False,
+        logged=True,
+    ),
     Rule("issue", "look-up", "absent", False, "go on", outcome_unknown=False),
     Rule(
         "issue", "look-up", "absent", True, "failed", outcome_unknown=False, logged=True
@@ -231,6 +240,7 @@ RULES: tuple[Rule, ...] = (
     Rule("check", "look-up", "found", None, "issued", outcome_unknown=False),
     Rule("check", "look-up", "held", None, "held", outcome_unknown=False),
     Rule("check", "look-up", "unlisted", None, "wait"),
+    Rule("check", "look-up", "blocked", None, "failed", outcome_unknown=False),
     Rule("check", "look-up", "absent", None, "failed", outcome_unknown=False),
     Rule("check", "look-up", "not yet", None, "failed"),
     Rule("check", "look-up", "refused", None, "failed"),

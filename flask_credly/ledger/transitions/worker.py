@@ -171,7 +171,14 @@ def issued_anew(now: dt.datetime) -> dict[str, object]:
     """What is written where the badge that was to be replaced is in force no more, and
     a new one is issued.
     """
-    return {**waits(now), **UNTRIED, "replaces": None, "renewal": False}
+    return {
+        **waits(now),
+        **UNTRIED,
+        # None of its requests can have issued a badge.
+        "issued_at": None,
+        "replaces": None,
+        "renewal": False,
+    }
 
 
 def last_look(now: dt.datetime) -> dict[str, object]:
