@@ -50,13 +50,13 @@ class Course:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(
-                f"Course {self.id!r} has kind {self.kind!r};"
-                " it must be 'course' or 'learning_path'."
+                f"Course {self.id!r} has kind {self.kind!r}. It must be 'course'"
+                " or 'learning_path'."
             )
 
         if not isinstance(self.title, str):
             raise ValueError(
-                f"Course {self.id!r} has title {self.title!r}; it must be a string."
+                f"Course {self.id!r} has title {self.title!r}. It must be a string."
             )
 
         object.__setattr__(self, "id", read_id(self.id, f"Course id {show(self.id)!r}"))
@@ -273,7 +273,9 @@ def read_completion(
     if unknown:
         names = ", ".join(clean(name, 50) for name in sorted(unknown))
         _warn_once(
-            "unknown", "course_completed does not take %s. It was left out.", names
+            "unknown",
+            "course_completed does not accept %s. The value was ignored.",
+            names,
         )
 
     kind = _read_kind(kind)
@@ -281,8 +283,8 @@ def read_completion(
     # Two of the text would be one member.
     if (given := id_of_member(member, raises)) in (None, "None"):
         raise ValueError(
-            "member must be a flask_credly.Member, or have its fields, and its id is"
-            " None. Is it of a row that has no id yet? Flush the session first."
+            "member.id is None. member must be a flask_credly.Member or have the"
+            " same fields. If it is a new database row, flush the session first."
         )
 
     member_id = read_id(given, "member.id")
@@ -292,7 +294,7 @@ def read_completion(
     if when is None and completed_at is not None:
         _warn_once(
             "unusable",
-            "completed_at is %s, and cannot be used: the present time is taken. Send an"
+            "completed_at is not valid (%s). The current time was used. Send an"
             " aware time, such as datetime.now(UTC).",
             show(completed_at),
         )
@@ -331,14 +333,14 @@ def read_withdrawal(
         names = ", ".join(clean(name, 50) for name in sorted(unknown))
         _warn_once(
             "unknown of withdrawn",
-            "completion_withdrawn does not take %s. It was left out.",
+            "completion_withdrawn does not accept %s. The value was ignored.",
             names,
         )
 
     when = None if withdrawn_at is None else read_time(withdrawn_at, "withdrawn_at")
 
     if when is None and withdrawn_at is not None:
-        raise ValueError("withdrawn_at must be an aware time, or be left out.")
+        raise ValueError("withdrawn_at must be an aware time or omitted.")
 
     return Withdrawal(
         member_id=read_id(member_id, "member_id"),
@@ -368,7 +370,7 @@ def _read_completion_id(value: t.Any) -> str | None:
         # MariaDB and MySQL would take it for the one without the blank.
         return read_id(value, "completion_id").rstrip(" ") or None
     except ValueError as e:
-        _warn_once("completion_id", "%s It was left out.", e)
+        _warn_once("completion_id", "%s The value was ignored.", e)
         return None
 
 
@@ -429,13 +431,13 @@ def _short(value: object, length: int) -> str:
 
 WHY_LEFT_OUT = {
     "many": f"only {MAX_EVIDENCE} are sent",
-    "type": "it is neither a UrlEvidence nor an IdEvidence",
+    "type": "it is not a UrlEvidence or an IdEvidence",
     "name": "its name or title is missing or too long",
     "id": "its id is too long",
-    "url": "its address is not one that begins with https://, in ASCII",
+    "url": "its address does not begin with https:// or is not ASCII",
     "long": "its address is longer than 2,000 characters",
-    "user": "its address holds a user name",
-    "host": "its address is a private one",
+    "user": "its address contains a user name",
+    "host": "its address is private",
 }
 """Why evidence is not sent, by what :func:`read_extras` calls it."""
 
@@ -563,7 +565,7 @@ def _field(member: t.Any, name: str, raises: tuple[type[Exception], ...]) -> obj
             raise
 
         # Of a property of the host's. What it says may name the member.
-        _warn_once("field", "member.%s cannot be read: %s.", name, type(e).__name__)
+        _warn_once("field", "member.%s could not be read: %s.", name, type(e).__name__)
         return None
 
 
@@ -580,8 +582,8 @@ def read_time(value: t.Any, name: str = "completed_at") -> dt.datetime | None:
         if found.utcoffset() is None:
             _warn_once(
                 f"naive {name}",
-                "%s has no time zone: it is taken as UTC. Send an aware time, such as"
-                " datetime.now(UTC).",
+                "%s has no time zone. UTC was assumed. Send an aware time, such"
+                " as datetime.now(UTC).",
                 name,
             )
             found = found.replace(tzinfo=dt.UTC)
@@ -599,8 +601,8 @@ def read_time(value: t.Any, name: str = "completed_at") -> dt.datetime | None:
     if found > now + FUTURE:
         _warn_once(
             f"future {name}",
-            "%s is in the future (%s): the present time is taken. Is it a local time"
-            " that was marked as UTC?",
+            "%s is in the future (%s). The current time was used. Check whether a"
+            " local time was marked as UTC.",
             name,
             found,
         )
@@ -681,6 +683,6 @@ def read_tenant(value: t.Any) -> str:
 
     # MariaDB and MySQL would take it for the one without the blank.
     if tenant.endswith(" "):
-        raise ValueError("tenant must not end in a blank.")
+        raise ValueError("tenant must not end with a space.")
 
     return tenant

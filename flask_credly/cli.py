@@ -69,8 +69,8 @@ class _Group(AppGroup):
                     raise click.ClickException(tables.MISSING) from None
 
             raise click.ClickException(
-                f"The database cannot be asked ({type(e.orig or e).__name__})."
-                " flask credly doctor says what is wrong."
+                f"The database cannot be reached ({type(e.orig or e).__name__})."
+                " Run flask credly doctor for the cause."
             ) from None
 
 
@@ -101,7 +101,7 @@ def _queue_in_use() -> cabc.Iterator[None]:
         yield
     except (RedisError, WrongQueue) as e:
         found = explain(e, get_state().settings)
-        raise click.ClickException(f"{found} What is due waits.") from None
+        raise click.ClickException(f"{found} Badges stay queued.") from None
 
 
 def _of_tenant(command: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
@@ -119,7 +119,7 @@ def _community(tenant: str | None) -> Community:
     if not state.has_tenants:
         if tenant not in (None, DEFAULT_TENANT):
             raise click.UsageError(
-                "This app has one community. Leave --tenant out, or register a"
+                "This app has one community. Omit --tenant, or register a"
                 " function with '@credly.tenant'."
             )
 
@@ -131,7 +131,7 @@ def _community(tenant: str | None) -> Community:
 
     if tenant is not None:
         if tenant not in known:
-            raise click.UsageError(f"Nothing is stored of a community {tenant!r}.")
+            raise click.UsageError(f"There is no data for a community {tenant!r}.")
 
         return state.of(tenant)
 
@@ -166,9 +166,9 @@ def make_group() -> AppGroup:
     return group
 
 
-@click.option("--burst", is_flag=True, help="Stop when nothing is due.")
+@click.option("--burst", is_flag=True, help="Stop when no badge is due.")
 def worker(burst: bool) -> None:
-    """Issue badges as they come in."""
+    """Run a worker that issues queued badges."""
     from .issuing.worker import work
 
     # What is said at INFO is for whoever looks on, unless the host logs in its own way.
@@ -177,7 +177,7 @@ def worker(burst: bool) -> None:
         logger.setLevel(logging.INFO)
 
     if not burst:
-        _say("Issuing badges as they come in. Ctrl-C stops it.", err=True)
+        _say("Issuing queued badges. Press Ctrl-C to stop.", err=True)
 
     with _queue_in_use():
         work(get_state(), burst=burst)
@@ -187,7 +187,7 @@ def worker(burst: bool) -> None:
 @click.option("--all", "everything", is_flag=True, help="All communities.")
 @_of_tenant
 def status(as_json: bool, everything: bool, tenant: str | None) -> None:
-    """Show what waits and whether anything is in the way."""
+    """Show queued, issued and failed badges, and what blocks issuing."""
     state = get_state()
     known = turns.tenants(state.engine) if state.has_tenants else [DEFAULT_TENANT]
 
@@ -244,13 +244,23 @@ def _status(community: Community) -> dict[str, t.Any]:
     }
 
 
+STATUS_NAMES = {
+    "pending": "queued",
+    "held": "already held",
+    "unaccepted": "not yet accepted",
+    "oldest_pending_seconds": "oldest queued seconds",
+}
+"""What a person reads in place of a key of the JSON: the words of the pages."""
+
+
 def _print_status(values: dict[str, t.Any]) -> None:
-    for name, value in values.items():
-        _say(f"{name.replace('_', ' '):24}{'-' if value is None else value}")
+    for key, value in values.items():
+        name = STATUS_NAMES.get(key, key.replace("_", " "))
+        _say(f"{name:24}{'-' if value is None else value}")
 
 
 def sweep() -> None:
-    """Ask for what is due, as a worker of ours does by itself."""
+    """Notify a worker of due badges. A worker also does this itself."""
     from .issuing.sweep import sweep as look
 
     state = get_state()
@@ -258,7 +268,7 @@ def sweep() -> None:
     with _queue_in_use():
         due = look(state, notifier.web_queue(state), insist=True)
 
-    _say("Badges are due. A worker was rung." if due else "No badge is due.")
+    _say("Badges are due. A worker was notified." if due else "No badge is due.")
 
 
 @_of_tenant
@@ -268,7 +278,7 @@ def sync(tenant: str | None) -> None:
 
     if in_session(state.engine, accounts.get, state.tenant) is None:
         raise click.ClickException(
-            "Credly is not connected. An admin connects it at"
+            "Credly is not connected. An admin can connect it at"
             f" {current_app.config.get('APPLICATION_ROOT', '/').rstrip('/')}"
             f"{state.settings.url_prefix}/."
         )
@@ -277,17 +287,17 @@ def sync(tenant: str | None) -> None:
         count = accounts.sync_templates(state, by=audit.COMMAND_LINE)
     except CredlyError as e:
         raise click.ClickException(
-            f"The list could not be loaded. {e.detail}"
+            f"The badge templates could not be loaded. {e.detail}"
         ) from None
 
-    _say(f"{count} active badge templates.")
+    _say(f"Active badge templates: {count}.")
 
 
 @_of_tenant
 def poll(tenant: str | None) -> None:
-    """Ask Credly what became of the badges: accepted, declined, revoked.
+    """Read from Credly which badges were accepted, declined or revoked.
 
-    A worker does so by itself.
+    A worker does this automatically.
     """
     from .issuing.poll import poll_now
 
@@ -298,51 +308,55 @@ def poll(tenant: str | None) -> None:
 
     if not poll_now(state):
         raise click.ClickException(
-            "Credly was not asked to the end: the connection is paused or has expired,"
-            " a worker is at it, or Credly did not answer. The log says more."
+            "Not all badges could be checked. The connection is paused or"
+            " expired, a worker is already checking, or Credly did not respond."
+            " The log has the details."
         )
 
     found = in_session(state.engine, overview.read, state.tenant)
     _say(
         f"{found.issued:,} issued, {found.accepted:,} accepted,"
-        f" {found.unaccepted:,} not accepted yet, {found.revoked:,} revoked."
+        f" {found.unaccepted:,} not yet accepted, {found.revoked:,} revoked."
     )
 
 
 @click.argument("ids", nargs=-1, type=int, metavar="[ID…]")
-@click.option("--all", "everything", is_flag=True, help="All that failed.")
+@click.option("--all", "everything", is_flag=True, help="All failed badges.")
 @_of_tenant
 def retry(ids: tuple[int, ...], everything: bool, tenant: str | None) -> None:
-    """Issue badges once more that failed, by their number in the ledger."""
+    """Queue failed badges again, by number."""
     if everything == bool(ids):
-        raise click.UsageError("Name the badges, or say --all.")
+        raise click.UsageError("Name the badges or use --all.")
 
     state = _community(tenant)
 
     for each in ids:
         if in_session(state.engine, issuances.get, state.tenant, each) is None:
-            raise click.ClickException(f"No badge has the number {each}.")
+            raise click.ClickException(f"There is no badge {each}.")
 
     wanted = [None] if everything else list(ids)
     by = audit.COMMAND_LINE
     tried = sum(
         issuances.retry(state.engine, state.tenant, each, by=by) for each in wanted
     )
-    _say(f"{tried} to be issued once more.")
+    _say(f"{tried} queued again.")
 
     if tried and not notifier.notify(state):
-        _say("Redis cannot be reached. A worker's sweep finds them.")
+        _say(
+            "Redis cannot be reached. A worker finds the queued badges at its next"
+            " sweep."
+        )
 
 
 def _told(command: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
     """Let a command be told why badges are revoked, and whether members are told."""
     for option in (
-        click.option("--silent", is_flag=True, help="Do not tell the member."),
-        click.option("--tell", is_flag=True, help="Credly writes to the member."),
+        click.option("--silent", is_flag=True, help="Do not notify the member."),
+        click.option("--tell", is_flag=True, help="Have Credly notify the member."),
         click.option(
             "--reason",
             metavar="TEXT",
-            help="Why it is revoked. Credly keeps it, and the member may read it.",
+            help="The reason. Credly stores it and the member may see it.",
         ),
     ):
         command = option(command)
@@ -351,15 +365,17 @@ def _told(command: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
 
 
 _PROBLEMS: dict[actions.Problem, str] = {
-    "short": "Say in a few words why: --reason TEXT, of at least 3 characters.",
-    "long": "The reason is too long: it has at most 500 characters.",
-    "address": "Leave e-mail addresses out of the reason: the member may read it.",
+    "short": "Give a reason of at least 3 characters: --reason TEXT.",
+    "long": "Shorten the reason to 500 characters.",
+    "address": "Remove the e-mail address from the reason. The member may see it.",
 }
 
 
 def _read_reason(reason: str | None, tell: bool, silent: bool) -> str:
     if tell == silent:
-        raise click.UsageError("Say whether the member is told: --tell or --silent.")
+        raise click.UsageError(
+            "Choose --tell or --silent: whether Credly notifies the member."
+        )
 
     if problem := actions.problem_with(reason or ""):
         raise click.UsageError(_PROBLEMS[problem])
@@ -376,7 +392,7 @@ def _find(state: Community, ids: tuple[int, ...]) -> list[Issuance]:
 
     for each in dict.fromkeys(ids):
         if (row := in_session(state.engine, issuances.get, state.tenant, each)) is None:
-            raise click.ClickException(f"No badge has the number {each}.")
+            raise click.ClickException(f"There is no badge {each}.")
 
         rows.append(row)
 
@@ -385,7 +401,10 @@ def _find(state: Community, ids: tuple[int, ...]) -> list[Issuance]:
 
 def _end_actions(state: Community, done: int, left: list[str]) -> None:
     if done and not notifier.notify(state):
-        _say("Redis cannot be reached. A worker's sweep finds them.")
+        _say(
+            "Redis cannot be reached. A worker finds the queued badges at its next"
+            " sweep."
+        )
 
     if left:
         raise click.ClickException("\n".join(left))
@@ -401,9 +420,9 @@ def revoke(
     silent: bool,
     tenant: str | None,
 ) -> None:
-    """Revoke badges at Credly, by their number in the ledger.
+    """Revoke badges by number. A worker sends the revocations.
 
-    One that was not sent yet is taken back. A worker does the rest.
+    A queued badge is skipped instead.
     """
     why = _read_reason(reason, tell, silent)
     state = _community(tenant)
@@ -419,10 +438,10 @@ def revoke(
         for row in _find(state, ids)
     }
     number = list(done.values()).count
-    _say(f"{number('revoke')} to be revoked, {number('drop')} taken back.")
+    _say(f"{number('revoke')} queued for revocation, {number('drop')} skipped.")
     left = [
-        f"Badge {each} cannot be revoked: there is none at Credly, or something is"
-        " being done about it."
+        f"Badge {each} cannot be revoked. Credly has no such badge, or another"
+        " action on it is in progress."
         for each, what in done.items()
         if what is None
     ]
@@ -439,9 +458,9 @@ def reissue(
     silent: bool,
     tenant: str | None,
 ) -> None:
-    """Issue badges again, to the address and names that the member has now.
+    """Reissue badges to the current address and names of their members.
 
-    One that is in force is revoked first: say why, and whether the member is told.
+    A valid badge is revoked first. This requires --reason and --tell or --silent.
     """
     from .issuing import profile
 
@@ -455,8 +474,8 @@ def reissue(
 
     if why is None and (still := [row.id for row in rows if actions.is_in_force(row)]):
         raise click.UsageError(
-            f"Badge {still[0]} is in force, and is revoked first: say why with"
-            " --reason TEXT, and --tell or --silent."
+            f"Badge {still[0]} is valid and is revoked first. Add --reason TEXT"
+            " and --tell or --silent."
         )
 
     left = []
@@ -477,12 +496,12 @@ def reissue(
 
         if new_id is None:
             left.append(
-                f"Badge {row.id} cannot be issued again: it was not issued, there is a"
-                " later one, something is being done about it, or its course is not"
-                " mapped any more."
+                f"Badge {row.id} cannot be reissued. It was not issued, there is"
+                " a later one, another action on it is in progress, or its course"
+                " is no longer mapped."
             )
         else:
-            _say(f"Badge {row.id} is issued again as badge {new_id}.")
+            _say(f"Badge {row.id} is reissued as badge {new_id}.")
 
     _end_actions(state, len(rows) - len(left), left)
 
@@ -492,23 +511,25 @@ def _time(ctx: click.Context, param: click.Parameter, given: str) -> dt.datetime
         at = dt.datetime.fromisoformat(given) if given else None
     except ValueError:
         raise click.BadParameter(
-            "Write a time such as 2025-01-31 or 2025-01-31T12:00:00Z."
+            "Use a time such as 2025-01-31 or 2025-01-31T12:00:00Z."
         ) from None
 
     return at.replace(tzinfo=dt.UTC) if at and at.tzinfo is None else at
 
 
-@click.option("--course", "course_id", help="Only this course's or path's id.")
+@click.option(
+    "--course", "course_id", help="Only the course or learning path with this id."
+)
 @click.option(
     "--kind",
     type=click.Choice(KINDS),
-    help="Which of the two has that id, where both do.",
+    help="Which one, if a course and a learning path share the id.",
 )
 @click.option(
     "--since",
     callback=_time,
     metavar="TIME",
-    help="Only completions from then on; in UTC, unless it says otherwise.",
+    help="Only completions since this time (UTC by default).",
 )
 @click.option("--dry-run", is_flag=True, help="Count only.")
 @_of_tenant
@@ -519,9 +540,9 @@ def backfill(
     dry_run: bool,
     tenant: str | None,
 ) -> None:
-    """Issue badges to members who completed a mapped course before.
+    """Issue badges for completions from before a course was mapped.
 
-    A second time adds nothing, so that this also heals what was never signalled.
+    You can repeat it safely. It also records completions that were never sent.
     """
     state = _community(tenant)
     mappings = [
@@ -531,11 +552,11 @@ def backfill(
     ]
 
     if not mappings:
-        raise click.ClickException("No such course is mapped.")
+        raise click.ClickException("There is no mapping for this course.")
 
     if course_id is not None and len(mappings) > 1:
         raise click.UsageError(
-            f"A course and a learning path have the id {course_id!r}. Say which:"
+            f"A course and a learning path share the id {course_id!r}. Add"
             f" {' or '.join(f'--kind {each}' for each in KINDS)}."
         )
 
@@ -550,8 +571,8 @@ def backfill(
 
         _say(
             f"{mapping.course_title}: {found.completed:,} completed,"
-            f" {found.there:,} have the badge, {found.failed:,} failed before,"
-            f" {found.incomplete:,} lack an address or name,"
+            f" {found.there:,} issued, held or queued, {found.failed:,} failed or"
+            f" skipped, {found.incomplete:,} without an e-mail address or name,"
             f" {found.to_issue:,} to issue."
         )
 
@@ -576,11 +597,12 @@ def backfill(
     ]
 
     for progress in found_after:
-        _say(f"{progress.run.course_title}: {progress.to_issue:,} recorded.")
+        _say(f"{progress.run.course_title}: {progress.to_issue:,} queued.")
 
     if any(progress.run.state == "failed" for progress in found_after):
         raise click.ClickException(
-            "Not all could be recorded; the log says why. The next run finds the rest."
+            "Some completions could not be recorded. The log has the cause. Run"
+            " the command again for the rest."
         )
 
     everything = course_id is None and kind is None
@@ -596,7 +618,7 @@ def backfill(
 
 @_of_tenant
 def dismiss(tenant: str | None) -> None:
-    """Say that completions that could not be recorded have been dealt with."""
+    """Dismiss the warning about unrecorded completions."""
     # An empty name: of which community they are is not known.
     state = get_state().of("") if tenant == "" else _community(tenant)
     count = unrecorded.gather_all(state)
@@ -607,7 +629,7 @@ def dismiss(tenant: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @_of_tenant
 def doctor(as_json: bool, tenant: str | None) -> None:
-    """Check everything, and say what mends what is wrong."""
+    """Check the setup and show how to fix each problem."""
     from . import doctor as examination
 
     state = get_state()
@@ -669,16 +691,16 @@ def _print_checks(found: dict[str, Finding]) -> None:
 
 
 @click.option(
-    "--copy", is_flag=True, help="The original is in use: issue nothing here."
+    "--copy", is_flag=True, help="The original is in use. Issue no badges here."
 )
 def restored(copy: bool) -> None:
-    """Say that this database comes from a backup.
+    """Mark this database as restored from a backup.
 
-    Run it before a worker starts. What was issued after the backup is not in the
-    ledger: from now on each badge is looked up at Credly before it is issued.
+    Run this before you start a worker. The ledger lacks badges issued after the
+    backup, so each badge is looked up at Credly before it is issued.
 
-    For a copy, such as a staging system, say --copy: it issues nothing until the
-    command is run without it.
+    For a copy, such as a staging system, use --copy. It issues no badges until you
+    run the command without --copy.
     """
     from .accounts import restoring
 
@@ -687,24 +709,24 @@ def restored(copy: bool) -> None:
 
     if copy:
         click.echo(
-            "This database is a copy. No badge is issued from it until you run:"
-            " flask credly restored"
+            "This database is marked as a copy. It issues no badges until you"
+            " run: flask credly restored"
         )
         return
 
-    click.echo("Each badge is looked up at Credly before it is issued.")
+    click.echo("Each badge is now looked up at Credly before it is issued.")
     notifier.notify(state)
 
 
-@click.option("--dry-run", is_flag=True, help="Look only.")
+@click.option("--dry-run", is_flag=True, help="Report only.")
 @_of_tenant
 def rotate_keys(dry_run: bool, tenant: str | None) -> None:
-    """Encrypt the stored secrets with the newest key, of all communities."""
+    """Encrypt the stored secrets of all communities with the newest key."""
     state = get_state()
 
     if not keys.can_seal(state.app.config):
         raise click.ClickException(
-            "There is no key. Set CREDLY_ENCRYPTION_KEYS, newest first."
+            "No key is configured. Set CREDLY_ENCRYPTION_KEYS, newest first."
         )
 
     if tenant is not None:
@@ -736,28 +758,28 @@ def _rotate(state: Community, *, dry_run: bool) -> None:
     found = rotating.rotate_keys(state, dry_run=dry_run, by=audit.COMMAND_LINE)
     done = "to be encrypted" if dry_run or found.unreadable else "encrypted"
     _say(
-        f"{len(found.rotated)} {done} with"
-        f" the newest key, {len(found.current)} there already,"
-        f" {len(found.unreadable)} unreadable."
+        f"{len(found.rotated)} {done} with the newest key, {len(found.current)}"
+        f" already current, {len(found.unreadable)} unreadable."
     )
 
     if found.unreadable:
         raise click.ClickException(
-            f"No configured key decrypts the {' and the '.join(found.unreadable)}, so"
-            " nothing was changed. Put the key that is missing at the end of"
-            " CREDLY_ENCRYPTION_KEYS, or let an admin enter the Client Secret again."
+            "No configured key decrypts the"
+            f" {' and the '.join(found.unreadable)}. Nothing was changed. Add the"
+            " missing key to the end of CREDLY_ENCRYPTION_KEYS, or have an admin"
+            " enter the Client Secret again."
         )
 
 
 @click.option("--dry-run", is_flag=True, help="Count only.")
 def prune(dry_run: bool) -> None:
-    """Forget what is older than the settings say. The worker does so once a day."""
+    """Delete data older than the settings allow. A worker does this once a day."""
     from .ledger import retention as old
 
     state = get_state()
 
     if dry_run:
-        _say("Nothing is changed. It would be:")
+        _say("Dry run. Nothing was changed. This would be done:")
 
     done = old.prune(state.engine, state.settings, dry_run=dry_run)
 
@@ -776,9 +798,9 @@ def prune(dry_run: bool) -> None:
 @click.argument("member_id", metavar="ID")
 @_of_tenant
 def erase_member(member_id: str, tenant: str | None) -> None:
-    """Make all that is stored about a member name nobody, by your id of the member.
+    """Erase the personal data of a member, named by your member id.
 
-    Close the account first, so that no completion is signalled after it.
+    Close the account first, so that no later completion is sent.
     """
     from .ledger import privacy
 
@@ -787,27 +809,24 @@ def erase_member(member_id: str, tenant: str | None) -> None:
     erased = privacy.erase(state.engine, state.tenant, member_id, by=by)
 
     if not erased.badges:
-        _say("Nothing is stored about this member.")
+        _say("There is no data about this member.")
         return
 
     _say(
-        f"Badges that name nobody any more: {erased.badges}\n"
-        f"Among them waiting, and not sent any more: {erased.cancelled}\n"
-        f"Entries of the error log redacted: {erased.log_entries}"
+        f"Badges without personal data now: {erased.badges}\n"
+        f"Of these, queued and now skipped: {erased.cancelled}\n"
+        f"Error log entries redacted: {erased.log_entries}"
     )
 
     if erased.perhaps_issued:
-        _say(
-            "Among them not known to be issued, though Credly may have done so:"
-            f" {erased.perhaps_issued}"
-        )
+        _say(f"Of these, possibly issued by Credly: {erased.perhaps_issued}")
 
     if erased.sent_to_credly:
         _say(
-            f"Among them Credly was sent: {erased.sent_to_credly}\n"
-            "It is still there, and no badge was revoked: the e-mail address, the"
-            " names, the time of completion, the badge template and a hash of the"
-            " member's id. Ask Credly to erase it."
+            f"Of these, sent to Credly: {erased.sent_to_credly}\n"
+            "Credly still has the e-mail address, names, completion time, badge"
+            " template and a hash of the member's id. No badge was revoked. Ask"
+            " Credly to erase this data."
         )
 
     for badge_id in erased.at_credly:
@@ -817,7 +836,7 @@ def erase_member(member_id: str, tenant: str | None) -> None:
 @click.argument("member_id", metavar="ID")
 @_of_tenant
 def export_member(member_id: str, tenant: str | None) -> None:
-    """Print all that is stored about a member as JSON, by your id of the member."""
+    """Print all data about a member as JSON, by your member id."""
     from .ledger import privacy
 
     state = _community(tenant)

@@ -148,8 +148,8 @@ def _make(
             return _error(found.what, found.remedy)
 
         return _error(
-            f"Could not be checked ({type(e).__name__}).",
-            "The logger flask_credly has the traceback at its level DEBUG.",
+            f"The check failed ({type(e).__name__}).",
+            "Set the logger flask_credly to DEBUG for the traceback.",
         )
 
 
@@ -167,7 +167,7 @@ class Checks:
     def settings(self) -> Finding:
         if strange := unknown(self._config):
             return _warning(
-                f"No such setting: {', '.join(strange)}.",
+                f"Unknown settings: {', '.join(strange)}.",
                 " ".join(
                     f"Write {meant} in place of {name}." if meant else f"Remove {name}."
                     for name, meant in strange.items()
@@ -176,42 +176,44 @@ class Checks:
 
         if names := ignored(self._config, os.environ):
             return _warning(
-                f"Environment variables that are not in force: {', '.join(names)}.",
-                f"{HOW_TO_READ} Or remove them.",
+                f"Environment variables that are not used: {', '.join(names)}.",
+                f"{HOW_TO_READ} Otherwise remove them.",
             )
 
         if late := _changed(self._state.settings, self._config):
             return _warning(
-                f"Set after credly.init_app(app), and not in force: {', '.join(late)}.",
+                "Set after credly.init_app(app) and therefore not used:"
+                f" {', '.join(late)}.",
                 "Read the configuration before credly.init_app(app).",
             )
 
         settings = self._state.settings
         queue = (
-            f"The queue is {settings.queue!r} at {_redis_place(settings.redis_url)}."
+            f"Queue: {settings.queue!r} at {_redis_place(settings.redis_url)}."
             if isinstance(settings.queue, str)
-            else "The queue is what CREDLY_QUEUE gives."
+            else "The queue comes from the function in CREDLY_QUEUE."
         )
-        return _ok(f"Credly is asked at {settings.api_url}. {queue}")
+        return _ok(f"Credly API: {settings.api_url}. {queue}")
 
     def key(self) -> Finding:
         if not keys.can_seal(self._config):
             return _error(
-                "There is no key to encrypt the Client Secret with.",
+                "No key is configured to encrypt the Client Secret.",
                 f"Set CREDLY_ENCRYPTION_KEYS. Make a key with {keys.MAKE_A_KEY}",
             )
 
         if keys.is_weak(self._config):
             return _warning(
                 f"CREDLY_ENCRYPTION_KEYS is not set. {keys.WEAK}",
-                "Set CREDLY_ENCRYPTION_KEYS, restart everything, and run"
+                "Set CREDLY_ENCRYPTION_KEYS, restart all processes, then run"
                 f" flask credly rotate-keys. Make a key with {keys.MAKE_A_KEY}",
             )
 
         if keys.is_derived(self._config):
             return _warning(
-                "CREDLY_ENCRYPTION_KEYS is not set: SECRET_KEY stands in for it.",
-                "Set CREDLY_ENCRYPTION_KEYS, restart everything, and run"
+                "CREDLY_ENCRYPTION_KEYS is not set. A key derived from SECRET_KEY"
+                " is used.",
+                "Set CREDLY_ENCRYPTION_KEYS, restart all processes, then run"
                 f" flask credly rotate-keys. Make a key with {keys.MAKE_A_KEY}",
             )
 
@@ -225,7 +227,7 @@ class Checks:
         }
         given = ["courses", "is_admin", *(name for name in optional if optional[name])]
         missing = [name for name in optional if not optional[name]]
-        text = f"Given: {', '.join(given)}."
+        text = f"Registered: {', '.join(given)}."
 
         try:
             # As on a page, where it is called.
@@ -242,19 +244,19 @@ class Checks:
         except (TypeError, ValueError) as e:
             logger.debug("The @credly.courses hook failed.", exc_info=True)
             return _error(
-                f"@credly.courses fails, and nothing can be mapped. {e}",
-                "Let it return a list of Course objects.",
+                f"The @credly.courses hook failed, so no course can be mapped. {e}",
+                "Return a list of Course objects.",
             )
         except Exception as e:
             # Its text may hold an address with a password.
             logger.debug("The @credly.courses hook failed.", exc_info=True)
             return _error(
-                f"@credly.courses fails, and nothing can be mapped"
-                f" ({type(e).__name__}).",
-                "The logger flask_credly has the traceback at its level DEBUG.",
+                f"The @credly.courses hook failed ({type(e).__name__}), so no"
+                " course can be mapped.",
+                "Set the logger flask_credly to DEBUG for the traceback.",
             )
 
-        return _ok(f"{text} Not given: {', '.join(missing)}." if missing else text)
+        return _ok(f"{text} Not registered: {', '.join(missing)}." if missing else text)
 
     def pages(self) -> Finding:
         layout = self._state.settings.layout
@@ -262,41 +264,42 @@ class Checks:
         # CREDLY_ENCRYPTION_KEYS stand in for it only where something is encrypted.
         if not self._config.get("SECRET_KEY"):
             return _error(
-                "There is no SECRET_KEY: every page with a form fails.",
-                "Set SECRET_KEY, the same in every process.",
+                "SECRET_KEY is not set. Every page with a form fails.",
+                "Set SECRET_KEY to the same value in every process.",
             )
 
         if (shadowed := self._shadowed()) is not None:
             path, endpoint = shadowed
             return _error(
-                f"{self._page(path)} leads to {endpoint or 'no page'}, not to ours.",
-                "Give that route of yours another address, or set CREDLY_URL_PREFIX.",
+                f"{self._page(path)} leads to {endpoint or 'no page'} instead of"
+                " Flask-Credly.",
+                "Move that route, or set CREDLY_URL_PREFIX.",
             )
 
         try:
             if is_own_layout():
-                return _ok("They stand in their own layout, with its htmx.")
+                return _ok("The pages use Flask-Credly's own layout and htmx.")
 
             blocks = _blocks(layout_environment(), layout)
         except jinja2.TemplateNotFound as e:
             return _error(
-                f"There is no template {e.name}: every page fails.",
-                "Correct CREDLY_LAYOUT, or the template that it names.",
+                f"The template {e.name} does not exist. Every page fails.",
+                "Correct CREDLY_LAYOUT or the template.",
             )
         except jinja2.TemplateSyntaxError as e:
             return _error(
-                f"{e.name or layout} has an error: every page fails.",
-                f"Correct its line {e.lineno}.",
+                f"{e.name or layout} has a syntax error. Every page fails.",
+                f"Correct line {e.lineno}.",
             )
 
         if blocks is not None and "content" not in blocks:
             return _error(
-                f"{layout} has no block named content: every page is empty.",
+                f"{layout} has no block named content. Every page is empty.",
                 "Add {% block content %}{% endblock %} to it.",
             )
 
         return _ok(
-            f"They stand in {layout}, and use its htmx where it loads 2.0 or later."
+            f"The pages use the layout {layout}, and its htmx if it loads 2.0 or later."
         )
 
     def _shadowed(self) -> tuple[str, str | None] | None:
@@ -332,7 +335,7 @@ class Checks:
         except sa.exc.SQLAlchemyError as e:
             return _error(
                 f"The database at {where} cannot be reached. {cause(e)}",
-                "Is it running at the address of SQLALCHEMY_DATABASE_URI?",
+                "Start it, or correct SQLALCHEMY_DATABASE_URI.",
             )
 
         try:
@@ -341,9 +344,9 @@ class Checks:
             # That is said below.
             if not tables.explain(self._state.engine, e):
                 return _error(
-                    f"The database at {where} takes nothing. {cause(e)}",
-                    "Mend what it says: is its disk full, is it a replica, or may this"
-                    " user not write there?",
+                    f"The database at {where} rejects writes. {cause(e)}",
+                    "Fix the cause, such as a full disk, a read-only replica or"
+                    " missing write permission.",
                 )
 
         for table in Base.metadata.sorted_tables:
@@ -354,21 +357,24 @@ class Checks:
                     break
 
                 return _error(
-                    f"The user of {where} lacks a right on {table.name}. {cause(e)}",
-                    "Grant it SELECT, INSERT, UPDATE and DELETE on all tables credly_*,"
-                    " and on PostgreSQL USAGE on their sequences.",
+                    f"The user of {where} lacks a privilege on {table.name}."
+                    f" {cause(e)}",
+                    "Grant SELECT, INSERT, UPDATE and DELETE on all tables"
+                    " credly_*. On PostgreSQL also grant USAGE on their"
+                    " sequences.",
                 )
 
         if narrow := tables.narrow(self._state.engine)[0]:
             return _warning(
-                f"Not every character gets into {where}: {', '.join(narrow)}. A"
-                " completion of a member whose name has others is not recorded.",
-                "Let SQLALCHEMY_DATABASE_URI say charset=utf8mb4 on MariaDB and MySQL,"
-                " and client_encoding=utf8 on PostgreSQL, where the database itself has"
-                " to have the encoding UTF8.",
+                f"The database at {where} does not store every character:"
+                f" {', '.join(narrow)}. Completions of members with other"
+                " characters in their name are not recorded.",
+                "In SQLALCHEMY_DATABASE_URI, set charset=utf8mb4 on MariaDB and"
+                " MySQL, or client_encoding=utf8 on PostgreSQL. A PostgreSQL"
+                " database must have the encoding UTF8.",
             )
 
-        return _ok(f"Reached and written to, at {where}.")
+        return _ok(f"Reachable and writable at {where}.")
 
     def _try_rights(self, table: sa.Table) -> None:
         """Try each kind of statement on a table, without any row. A table of a later
@@ -425,23 +431,29 @@ class Checks:
         if not missing and not parts:
             if narrow := tables.narrow(self._state.engine)[1]:
                 return _warning(
-                    f"Not every character fits into {', '.join(narrow)}. A completion"
-                    " of a member whose name has others is not recorded.",
-                    "Give them CHARACTER SET utf8mb4 by ALTER TABLE … MODIFY, and those"
-                    " of ids COLLATE utf8mb4_bin, as db.create_all() makes them.",
+                    "These columns do not store every character:"
+                    f" {', '.join(narrow)}. Completions of members with other"
+                    " characters in their name are not recorded.",
+                    "Change them with ALTER TABLE … MODIFY to CHARACTER SET"
+                    " utf8mb4, and id columns also to COLLATE utf8mb4_bin, as"
+                    " db.create_all() does.",
                 )
 
-            return _ok(f"All {len(Base.metadata.tables)} are there, with all columns.")
+            return _ok(
+                f"All {len(Base.metadata.tables)} tables and their columns exist."
+            )
 
         if "migrate" in self._state.app.extensions:
-            mend = "flask db migrate, read what it wrote, then flask db upgrade"
+            mend = (
+                "Run flask db migrate, review the migration, then run flask db upgrade."
+            )
         elif parts:
             mend = (
-                "db.create_all() adds nothing to a table that is there: use"
-                " Flask-Migrate, or add it by ALTER TABLE."
+                "Use Flask-Migrate or ALTER TABLE. db.create_all() does not"
+                " change existing tables."
             )
         else:
-            mend = "db.create_all(), after credly.init_app(app)"
+            mend = "Call db.create_all() after credly.init_app(app)."
 
         return _error(f"Missing: {', '.join(missing + parts)}.", mend)
 
@@ -470,7 +482,11 @@ class Checks:
         if self._credly_ahead is not None:
             compared.append("Credly's")
 
-        return _ok(f"As {' and '.join(compared)}." if compared else "The only one.")
+        return _ok(
+            f"In sync with {' and '.join(compared)}."
+            if compared
+            else "No other clock to compare with."
+        )
 
     # Redis.
 
@@ -493,7 +509,7 @@ class Checks:
             trouble.try_out(self._queue)
         except Exception as e:  # whatever a host's function raises
             found = trouble.explain(e, self._state.settings)
-            return _error(f"{found.what} Badges wait.", found.remedy)
+            return _error(f"{found.what} Badges stay queued.", found.remedy)
 
         return _ok("Reached.")
 
@@ -504,15 +520,16 @@ class Checks:
     def workers(self) -> Finding:
         if workers.is_suspended(self._queue):
             return _error(
-                "RQ is suspended on this Redis: no worker takes a job. Badges wait.",
-                "rq resume, with --url for a Redis that is not on this machine.",
+                "RQ is suspended on this Redis, so no worker takes jobs. Badges"
+                " stay queued.",
+                "Run rq resume, with --url if Redis is not on this machine.",
             )
 
         if not self._listening:
             self._alone = True
             return _warning(
-                f"None listens on the queue {self._queue.name!r}.",
-                "flask credly worker",
+                f"No worker listens on the queue {self._queue.name!r}.",
+                "Run flask credly worker",
             )
 
         return _ok(f"{len(self._listening)} on the queue {self._queue.name!r}.")
@@ -523,14 +540,13 @@ class Checks:
 
         if others:
             return _error(
-                f"The queue {self._queue.name!r} is shared with another application:"
-                f" {len(others)} of its {len(self._listening)} workers issue that one's"
-                " badges, and miss these.",
-                "Give one of the applications another CREDLY_QUEUE, and restart its"
-                " workers.",
+                f"Another application shares the queue {self._queue.name!r}."
+                f" {len(others)} of its {len(self._listening)} workers belong to"
+                " that application and do not issue these badges.",
+                "Set another CREDLY_QUEUE in one application and restart its workers.",
             )
 
-        return _ok("No other application's worker is on it.")
+        return _ok("No other application uses it.")
 
     def jobs(self) -> Finding:
         failed = [
@@ -542,23 +558,23 @@ class Checks:
 
         if any(each.ours and each.error == "DeserializationError" for each in failed):
             return _error(
-                "A worker cannot read the jobs: it has another serializer.",
-                f"Start it so: rq worker --serializer json {self._queue.name}",
+                "A worker cannot read the jobs because it uses another serializer.",
+                f"Start it with: rq worker --serializer json {self._queue.name}",
             )
 
         if errors := sorted({each.error for each in failed if each.ours}):
             return _error(
                 f"Jobs failed ({', '.join(errors)}).",
-                "The worker's log has the reason.",
+                "The worker's log has the cause.",
             )
 
         if failed:
             return _warning(
-                "Jobs of something else are put into this queue, and fail.",
-                "Give those another queue, or CREDLY_QUEUE another name.",
+                "Another program puts jobs into this queue, and they fail.",
+                "Move those jobs to another queue, or change CREDLY_QUEUE.",
             )
 
-        return _ok("None failed.")
+        return _ok("No job failed.")
 
     # The connection.
 
@@ -576,33 +592,37 @@ class Checks:
 
         if self._seen.unreadable:
             return _error(
-                "The stored Client Secret cannot be decrypted with the configured keys."
-                " Badges wait.",
+                "The stored Client Secret cannot be decrypted with the configured"
+                " keys. Badges stay queued.",
                 f"{keys.remedy(self._config)} If the key is lost, enter the Client"
                 f" Secret again at {self._page('/credly/connection')}.",
             )
 
         if self._seen.keyless_worker:
             return _error(
-                "A worker cannot decrypt the stored Client Secret, and issues nothing."
-                " This process can.",
-                "Restart that worker with the CREDLY_ENCRYPTION_KEYS and the SECRET_KEY"
-                " of this process. Its log says that it cannot.",
+                "A worker cannot decrypt the stored Client Secret, so it issues"
+                " no badges. This process can.",
+                "Restart that worker with the CREDLY_ENCRYPTION_KEYS and"
+                " SECRET_KEY of this process. Its log shows the error.",
             )
 
         if found.unreadable:
             return _warning(
-                "The access token was encrypted by a process with other keys.",
-                "Give all processes the same CREDLY_ENCRYPTION_KEYS.",
+                "A process with other keys encrypted the access token.",
+                "Set the same CREDLY_ENCRYPTION_KEYS in all processes.",
             )
 
         if found.rotated:
             return _warning(
-                f"On an older key: {', '.join(found.rotated)}.",
-                "flask credly rotate-keys",
+                f"Encrypted with an older key: {', '.join(found.rotated)}.",
+                "Run flask credly rotate-keys",
             )
 
-        return _ok("On the newest key." if found.current else "Nothing is stored.")
+        return _ok(
+            "Encrypted with the newest key."
+            if found.current
+            else "No secret is stored."
+        )
 
     def connection(self) -> Finding:
         seen = self._seen
@@ -610,38 +630,39 @@ class Checks:
         if seen.connection == "none":
             return _warning(
                 "Credly is not connected.",
-                f"An admin connects it at {self._page('/credly')}.",
+                f"An admin can connect it at {self._page('/credly')}.",
             )
 
         if seen.connection == "expired":
             return _error(
-                "Connection expired. Badges wait.",
+                "Connection expired. Badges stay queued.",
                 f"Reconnect at {self._page('/credly/connection')}.",
             )
 
         if seen.is_copy:
             return _warning(
-                "This database is marked as a copy. No badge is issued.",
-                "Where it is the one in use: flask credly restored",
+                "This database is marked as a copy. No badges are issued.",
+                "If it is the live database, run flask credly restored",
             )
 
         if seen.switched_off:
             return _warning(
-                "An admin has paused issuing. Badges wait.",
+                "An admin paused issuing. Badges stay queued.",
                 f"Resume issuing at {self._page('/credly')}.",
             )
 
         if seen.paused_until is not None:
             return _warning(
                 f"Paused until {_time(seen.paused_until)} ({seen.pause_reason}).",
-                "Nothing: it goes on by itself.",
+                "Nothing. Issuing resumes automatically.",
             )
 
         gate = gates.read(self._state.engine, self._state.tenant)
 
         if gate is not None and gate.restored:
             return _ok(
-                "Connected. The database was restored: each badge is looked up first."
+                "Connected. The database was restored, so each badge is looked up"
+                " before it is issued."
             )
 
         return _ok("Connected.")
@@ -653,29 +674,30 @@ class Checks:
             return _skipped("Not checked: see connection.")
 
         if self._seen.paused_until is not None:
-            return _skipped("Credly is not asked during a pause.")
+            return _skipped("Not checked: issuing is paused.")
 
         try:
             answered_at = accounts.verify(self._state, gate)
         except accounts.NotVerified as e:
             return _error(
-                f"Credly refuses the credentials. {e.detail}",
+                f"Credly rejected the credentials. {e.detail}",
                 f"Enter them again at {self._page('/credly/connection')}.",
             )
         except SecretUnreadable:
             return _skipped("Not checked: see secret.")
         except CredlyError as e:
             return _error(
-                f"Credly could not be asked. {e.detail}",
-                f"If it lasts: can this machine reach {self._state.settings.token_url}"
-                f" and {self._state.settings.api_url}?",
+                f"Credly could not be reached. {e.detail}",
+                "If this persists, check that this machine can reach"
+                f" {self._state.settings.token_url} and"
+                f" {self._state.settings.api_url}.",
             )
 
         if answered_at is not None:
             now = dt.datetime.now(dt.UTC)
             self._credly_ahead = (answered_at - now).total_seconds()
 
-        return _ok("Credly accepts it.")
+        return _ok("Credly accepts the token.")
 
     def templates(self) -> Finding:
         tenant = self._state.tenant
@@ -692,9 +714,9 @@ class Checks:
             pairs = ", ".join(f"{name} for {course}" for name, course, _ in gone[:5])
             more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
             return _error(
-                f"Mapped, and not active at Credly any more: {pairs}{more}.",
-                "Activate them there and run flask credly sync, or change the mapping"
-                f" at {self._page('/credly')}.",
+                f"Mapped, but no longer active in Credly: {pairs}{more}.",
+                "Activate them in Credly and run flask credly sync, or change the"
+                f" mappings at {self._page('/credly')}.",
             )
 
         return self._age(row, number)
@@ -703,13 +725,15 @@ class Checks:
         at = row.templates_synced_at
 
         if at is None:
-            return _warning("They were never loaded whole.", "flask credly sync")
+            return _warning(
+                "The badge templates were never fully loaded.", "Run flask credly sync"
+            )
 
         text = f"{number} active, loaded at {_time(at)}"
         old = dt.datetime.now(dt.UTC) - at > OLD_TEMPLATES
 
         if row.templates_failed_at is not None or old:
-            return _warning(f"{text}, and not since.", "flask credly sync")
+            return _warning(f"{text}. Later attempts failed.", "Run flask credly sync")
 
         return _ok(f"{text}.")
 
@@ -720,25 +744,27 @@ class Checks:
 
         if seen.overdue_since is not None:
             return _error(
-                f"{seen.pending} waiting, the first since"
-                f" {_time(seen.overdue_since)}, though nothing is in the way.",
-                "flask credly worker; where one is running, its log has the reason.",
+                f"{seen.pending} queued, the oldest since"
+                f" {_time(seen.overdue_since)}, although issuing is not paused.",
+                "Run flask credly worker. If one is running, its log has the cause.",
             )
 
         if seen.oldest_pending_seconds is None:
-            return _ok("Nothing waits.")
+            return _ok("No badge is queued.")
 
         waits = dt.timedelta(seconds=seen.oldest_pending_seconds)
 
         # A backfill's badges wait for their turn, which never comes without a worker.
         if self._alone and seen.connection == "connected" and waits > overview.OVERDUE:
             return _error(
-                f"{seen.pending} waiting, the first for"
-                f" {seen.oldest_pending_seconds} s, and no worker listens.",
-                "flask credly worker",
+                f"{seen.pending} queued, the oldest for"
+                f" {seen.oldest_pending_seconds} s, and no worker is running.",
+                "Run flask credly worker",
             )
 
-        return _ok(f"{seen.pending}, the first for {seen.oldest_pending_seconds} s.")
+        return _ok(
+            f"{seen.pending} queued, the oldest for {seen.oldest_pending_seconds} s."
+        )
 
     def failed(self) -> Finding:
         if not self._seen.failed:
@@ -746,8 +772,8 @@ class Checks:
 
         return _warning(
             f"{self._seen.failed} failed.",
-            f"{self._page('/credly/badges?status=failed')} says why. After that,"
-            " flask credly retry --all",
+            f"See {self._page('/credly/badges?status=failed')} for the causes."
+            " Then run flask credly retry --all",
         )
 
     def unrecorded(self) -> Finding:
@@ -769,8 +795,9 @@ class Checks:
         if self._state.past_completions is None:
             return _error(
                 detail,
-                "The log says why, and which (credly_event completion_lost). Send them"
-                " again, then flask credly dismiss",
+                "The log lists them with the cause (credly_event"
+                " completion_lost). Send them again, then run flask credly"
+                " dismiss",
             )
 
         # The course was completed a little before it was signalled.
@@ -778,8 +805,8 @@ class Checks:
         also = " A worker does so too, once a day." if self._state.heals else ""
         return _error(
             detail,
-            f"The log says why. After that, flask credly backfill --since {day}"
-            f" adds them.{also}",
+            "The log has the cause. Fix it, then run flask credly backfill"
+            f" --since {day} to record them.{also}",
         )
 
     def _page(self, path: str) -> str:
@@ -906,7 +933,7 @@ def _clocks(seconds: float, whose: str, *, behind: bool) -> Finding:
     return _warning(
         f"This machine's is {seconds:.0f} s {'behind' if behind else 'ahead of'}"
         f" {whose}.",
-        "Let both machines take their time from the network (NTP).",
+        "Synchronize both machines with NTP.",
     )
 
 
@@ -915,7 +942,4 @@ def _time(at: dt.datetime) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(
-        "Flask runs our commands, and needs your app: in its directory, or with its"
-        " name or path, run: flask --app … credly doctor"
-    )
+    sys.exit("Run the doctor through Flask with your app: flask --app … credly doctor")

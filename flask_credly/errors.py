@@ -104,6 +104,6 @@ class SecretUnreadable(CredlyError):
 
     def __init__(self) -> None:
         super().__init__(
-            "The stored Client Secret cannot be decrypted with the configured keys."
-            " flask credly doctor says which setting to correct."
+            "The stored Client Secret cannot be decrypted with the configured"
+            " keys. Run flask credly doctor to see which setting to correct."
         )

@@ -179,16 +179,16 @@ class Credly:
 
         if self._is_admin is None:
             raise RuntimeError(
-                "Flask-Credly needs to know who may use its pages. Register a function"
-                " that returns True for an admin with '@credly.is_admin' before"
-                " 'credly.init_app(app)'."
+                "Flask-Credly needs to know who may use its pages. Before"
+                " 'credly.init_app(app)', register a function with"
+                " '@credly.is_admin' that returns True for an admin."
             )
 
         if self._courses is None:
             raise RuntimeError(
-                "Flask-Credly needs to know what can be mapped. Register a function"
-                " that returns Course objects with '@credly.courses' before"
-                " 'credly.init_app(app)'."
+                "Flask-Credly needs to know which courses can be mapped. Before"
+                " 'credly.init_app(app)', register a function with"
+                " '@credly.courses' that returns Course objects."
             )
 
         for name, hook in (
@@ -204,8 +204,8 @@ class Credly:
         ):
             if inspect.iscoroutinefunction(hook) or inspect.isasyncgenfunction(hook):
                 raise RuntimeError(
-                    f"Flask-Credly does not await the '@credly.{name}' hook. Write it"
-                    " with 'def', not 'async def'."
+                    f"Flask-Credly does not support an async '@credly.{name}'"
+                    " hook. Use 'def' instead of 'async def'."
                 )
 
         settings = Settings.from_config(app.config)
@@ -353,20 +353,20 @@ class Credly:
 def _check_routing(app: Flask, settings: Settings) -> None:
     if "credly" in app.blueprints:
         raise RuntimeError(
-            "A blueprint of this app is named 'credly', as ours is. Give yours another"
-            " name."
+            "This app already has a blueprint named 'credly', the name that"
+            " Flask-Credly uses. Rename it."
         )
 
     if app.url_map.host_matching and settings.host is None:
         raise RuntimeError(
-            "This app has host_matching, so that the pages need a host. Set CREDLY_HOST"
-            " to it, such as 'admin.example.org', with the port if there is one."
+            "This app uses host_matching. Set CREDLY_HOST to the host of the"
+            " pages, such as 'admin.example.org', including any port."
         )
 
     if settings.host is not None and not app.url_map.host_matching:
         raise RuntimeError(
-            "CREDLY_HOST is for an app made with host_matching=True, and this one"
-            " was not. Remove it."
+            "CREDLY_HOST requires an app with host_matching=True, which this one"
+            " is not. Remove CREDLY_HOST."
         )
 
     if app.has_static_folder and (files := (app.static_url_path or "").rstrip("/")):
@@ -412,17 +412,17 @@ def _find_database(app: Flask) -> SQLAlchemy:
 
     if engine is None:
         raise RuntimeError(
-            "Flask-Credly keeps its tables in the default database, and there is none."
-            " Set SQLALCHEMY_DATABASE_URI; it may be the address of one of your"
-            " SQLALCHEMY_BINDS."
+            "Flask-Credly keeps its tables in the default database, but none is"
+            " configured. Set SQLALCHEMY_DATABASE_URI. It may be the address of"
+            " one of your SQLALCHEMY_BINDS."
         )
 
     if engine.dialect.is_async or engine.dialect.name not in DATABASES:
         raise RuntimeError(
-            "Flask-Credly works with SQLite, PostgreSQL, MariaDB and MySQL, by drivers"
-            " that are not asynchronous, and not with"
+            "Flask-Credly does not support"
             f" {engine.dialect.name}+{engine.dialect.driver}. Set"
-            " SQLALCHEMY_DATABASE_URI to another."
+            " SQLALCHEMY_DATABASE_URI to SQLite, PostgreSQL, MariaDB or MySQL, with a"
+            " driver that is not asynchronous."
         )
 
     return db

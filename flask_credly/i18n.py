@@ -169,5 +169,9 @@ def _fill(found: _Text, english: _Text, values: dict[str, t.Any]) -> _Text:
         if found == english:
             raise
 
-        logger.warning("The translation %r of %r cannot be used.", found, english)
+        logger.warning(
+            "The translation %r of %r is not valid. The English text is shown.",
+            found,
+            english,
+        )
         return english % values

@@ -52,13 +52,15 @@ def remedy(config: Config) -> str:
     """Say which setting of this process to correct where nothing is unsealed."""
     if is_derived(config):
         return (
-            "Was SECRET_KEY changed, or CREDLY_ENCRYPTION_KEYS forgotten? Restore it,"
-            " or put the former SECRET_KEY into SECRET_KEY_FALLBACKS."
+            "SECRET_KEY may have changed, or CREDLY_ENCRYPTION_KEYS may be"
+            " missing. Restore it, or add the previous SECRET_KEY to"
+            " SECRET_KEY_FALLBACKS."
         )
 
     return (
-        "Put the key that is missing at the end of CREDLY_ENCRYPTION_KEYS. If there was"
-        " none yet, put the SECRET_KEY of that time into SECRET_KEY_FALLBACKS."
+        "Add the missing key to the end of CREDLY_ENCRYPTION_KEYS. If none was"
+        " set at the time, add the SECRET_KEY of that time to"
+        " SECRET_KEY_FALLBACKS."
     )
 
 
@@ -79,8 +81,8 @@ def is_weak(config: Config) -> bool:
 
 
 WEAK = (
-    "SECRET_KEY can be guessed, and with it the key that encrypts the Client Secret is"
-    " derived."
+    "SECRET_KEY is weak, and the key that encrypts the Client Secret is derived"
+    " from it."
 )
 
 
@@ -88,9 +90,9 @@ def warn_of_derived(config: Config) -> None:
     """Warn where the key is derived. For the start of what runs for long."""
     if is_derived(config):
         logger.warning(
-            "CREDLY_ENCRYPTION_KEYS is not set. The Client Secret is encrypted with a"
-            " key derived from SECRET_KEY, and has to be entered again when that"
-            " changes without SECRET_KEY_FALLBACKS.%s",
+            "CREDLY_ENCRYPTION_KEYS is not set. The Client Secret is encrypted"
+            " with a key derived from SECRET_KEY. If SECRET_KEY changes without"
+            " SECRET_KEY_FALLBACKS, the Client Secret must be entered again.%s",
             f" {WEAK}" if is_weak(config) else "",
         )
 

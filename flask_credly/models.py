@@ -58,7 +58,7 @@ class UTCDateTime(sa.types.TypeDecorator[dt.datetime]):
             return None
 
         if value.tzinfo is None:
-            raise ValueError("A time must be aware, not naive.")
+            raise ValueError("A time must have a time zone.")
 
         value = value.astimezone(dt.UTC)
         return value if dialect.name == "postgresql" else value.replace(tzinfo=None)

@@ -115,7 +115,7 @@ def warn_of_unknown(config: cabc.Mapping[str, t.Any]) -> None:
     for name, meant in unknown(config).items():
         if meant is not None:
             logger.warning(
-                "No such setting: %s. Write %s in place of it.",
+                "Unknown setting %s. Use %s instead.",
                 name,
                 meant,
                 extra={"credly_event": "setting_unknown", "credly_setting": name},
@@ -178,7 +178,7 @@ def warn_of_ignored(
     """
     for name in ignored(config, environ):
         logger.warning(
-            "The environment variable %s is not in force. %s",
+            "The environment variable %s is not used. %s",
             name,
             HOW_TO_READ,
             extra={"credly_event": "setting_ignored", "credly_setting": name},
@@ -186,8 +186,8 @@ def warn_of_ignored(
 
 
 HOW_TO_READ = (
-    "app.config.from_prefixed_env() before credly.init_app(app) reads the variables"
-    " that begin with FLASK_CREDLY_."
+    "Call app.config.from_prefixed_env() before credly.init_app(app) to read"
+    " variables that begin with FLASK_CREDLY_."
 )
 
 

@@ -123,8 +123,8 @@ class AppState:
             # They pad when they compare: another member's badge would be this one's.
             if value.endswith(" "):
                 raise ValueError(
-                    f"{name} must not end in a blank: MariaDB and MySQL do not tell it"
-                    " from the same one without the blank."
+                    f"{name} must not end with a space. MariaDB and MySQL ignore"
+                    " trailing spaces."
                 )
 
     @property

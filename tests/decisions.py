@@ -74,7 +74,7 @@ requests send, to the day where Credly gives only a date.
   the database refuses a second one.
 - **another row**, **another member**, **given by hand**: it is not the row's badge, and
   no id is stored. Where Credly refuses the row's badge because of it, the row is held
-  ("Already issued"), with a sentence that says so. A template that allows duplicates
+  ("Already held"), with a sentence that says so. A template that allows duplicates
   has no such case: the member gets a badge.
 - **nobody here**: it does not matter.
 

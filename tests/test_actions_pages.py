@@ -71,15 +71,15 @@ class TestRevoke:
 
         visitor = Browser(host.app)
         page = visitor.get(f"{alone}/revoke").text
-        assert "The reason may be shown to the member." in page
+        assert "The member may see this reason." in page
         assert "checked" not in page
         answer = visitor.post(f"{alone}/revoke", page=f"{alone}/revoke", **WHY)
         assert answer.location == alone
         assert len(credly.received) == before
         words = said(visitor, alone)
-        assert "The badge is being revoked." in words
+        assert "The revocation is queued." in words
         assert "Status Being revoked" in words
-        assert "Issued to the wrong person. Credly does not tell the member." in words
+        assert "Issued to the wrong person. Credly does not notify the member." in words
         assert "every 3s" in visitor.get(alone).text
 
         with host.app.app_context():
@@ -91,17 +91,20 @@ class TestRevoke:
         assert "Status Revoked" in words
         assert "Revoke the badge Credly revoked the badge." in words
         assert "Revoke badge 1 Unknown Done" in words
-        assert "Revoke…" not in words and "Issue again…" in words
+        assert "Revoke…" not in words and "Reissue…" in words
 
     @pytest.mark.parametrize(
         ("fields", "error"),
         [
-            ({"reason": "  a "}, "Give a reason of 3 characters or more."),
-            ({"reason": ""}, "Give a reason of 3 characters or more."),
-            ({"reason": "x" * 501}, "The reason has 501 characters. It can have 500."),
-            ({"reason": "Ask dan@example.org."}, "Leave e-mail addresses out"),
-            ({"tell": ""}, "Choose whether the member is told."),
-            ({"tell": "perhaps"}, "Choose whether the member is told."),
+            ({"reason": "  a "}, "Enter a reason of at least 3 characters."),
+            ({"reason": ""}, "Enter a reason of at least 3 characters."),
+            (
+                {"reason": "x" * 501},
+                "Shorten the reason to 500 characters. It has 501.",
+            ),
+            ({"reason": "Ask dan@example.org."}, "Remove the e-mail address"),
+            ({"tell": ""}, "Choose whether Credly notifies the member."),
+            ({"tell": "perhaps"}, "Choose whether Credly notifies the member."),
         ],
     )
     @pytest.mark.parametrize("headers", [{}, HX])
@@ -139,11 +142,16 @@ class TestRevoke:
         host = connected.host
         host.complete()
         alone = f"{BADGES}/{host.row().id}"
-        assert "Do not issue…" in said(visitor, alone)
-        assert "is not issued yet, and will not be" in said(visitor, f"{alone}/revoke")
+        assert "Skip badge…" in said(visitor, alone)
+        assert "is not issued yet. It will be skipped" in said(
+            visitor, f"{alone}/revoke"
+        )
         visitor.post(f"{alone}/revoke", **WHY)
         words = said(visitor, alone)
-        assert "The badge is not issued." in words and "Status Skipped" in words
+        assert (
+            "The badge was skipped and will not be issued." in words
+            and "Status Skipped" in words
+        )
         host.drain()
         assert connected.credly.badges == []
 
@@ -162,7 +170,7 @@ class TestRevoke:
             answer = visitor.post(f"{alone}/{path}", **WHY)
             assert answer.location == alone
             words = said(visitor, alone)
-            assert "Something is being done about this badge already" in words
+            assert "Another action on this badge is in progress" in words
             assert visitor.get(f"{alone}/{path}").location == alone
 
         assert digest(connected.host) == before
@@ -207,13 +215,13 @@ class TestCorrect:
             host.db.session.remove()
 
         visitor = Browser(host.app)
-        assert "The e-mail address cannot be changed this way." in said(
+        assert "You cannot change the e-mail address here." in said(
             visitor, f"{alone}/correct"
         )
         page = self.change(visitor, alone, last_name="Lovelace", template=other)
         words = " ".join(text_of(page).split())
-        assert "This is what changes" in words
-        assert "First name Ada the same Last name Example Lovelace" in words
+        assert "Changes" in words
+        assert "First name Ada unchanged Last name Example Lovelace" in words
         assert "Badge Python Badge Another Badge" in words
 
         with host.app.app_context():
@@ -231,7 +239,7 @@ class TestCorrect:
         )
         new = answer.location
         assert new != alone
-        assert "takes the place of badge 1" in said(visitor, new)
+        assert "It replaces badge 1" in said(visitor, new)
         assert "Status Being replaced" in said(visitor, alone)
         assert "Being replaced" in said(visitor, BADGES)
 
@@ -245,17 +253,17 @@ class TestCorrect:
             host.db.session.remove()
 
         words = said(visitor, new)
-        assert "In place of Badge 1" in words
+        assert "Replaces Badge 1" in words
         assert "Replace the badge" in words
         assert "All badges of this member for this course" in words
         words = said(visitor, alone)
         assert "Status Replaced" in words and "Replaced by Badge 2" in words
-        assert "1 issued, 1 not accepted yet" in said(visitor, "/integrations/")
+        assert "1 issued, 1 not yet accepted" in said(visitor, "/integrations/")
         assert "At Credly" not in words and "Check now" not in words
         assert f'href="{alone}"' not in visitor.get(f"{BADGES}?became=pending").text
 
         for path in (alone, new):
-            assert "Correct a badge: 1 → 2" in said(visitor, path)
+            assert "Correct badge 1 → 2" in said(visitor, path)
 
         listed = visitor.get(f"{BADGES}?status=replaced").text
         assert f'href="{alone}"' in listed and f'href="{new}"' not in listed
@@ -265,13 +273,13 @@ class TestCorrect:
         [
             ({"first_name": " "}, "Enter a first name."),
             ({"last_name": ""}, "Enter a last name."),
-            ({"completed": "31.3.2026"}, "Enter a date as year, month and day"),
-            ({"completed": "2026-02-30"}, "Enter a date as year, month and day"),
-            ({"completed": "2999-01-01"}, "Enter a date that is not ahead"),
-            ({"completed": "1969-12-31"}, "Enter a date that is not ahead"),
+            ({"completed": "31.3.2026"}, "Enter a date, such as"),
+            ({"completed": "2026-02-30"}, "Enter a date, such as"),
+            ({"completed": "2999-01-01"}, "Enter a date from 1970 on"),
+            ({"completed": "1969-12-31"}, "Enter a date from 1970 on"),
             ({"template": ""}, "Select a badge template."),
             ({"template": "unknown"}, "This badge template is no longer active"),
-            ({}, "Nothing is different from the badge as it is."),
+            ({}, "You have not changed anything."),
         ],
     )
     @pytest.mark.parametrize("step", ["", "confirm"])
@@ -332,7 +340,7 @@ class TestIssueAgain:
 
         visitor = Browser(host.app)
         words = said(visitor, f"{alone}/again")
-        assert "The badge at member-42@example.org is revoked first." in words
+        assert "The badge sent to member-42@example.org is revoked first." in words
         assert "To Ada Lovelace new@example.org" in words
         person = {
             "email": "new@example.org",
@@ -341,20 +349,20 @@ class TestIssueAgain:
         }
         answer = visitor.post(f"{alone}/again", **person)
         assert answer.status_code == 422
-        assert "Give a reason" in answer.text
+        assert "Enter a reason" in answer.text
 
         # What was looked at is what is sent.
         members["42"] = Member("42", "newer@example.org", "Ada", "Lovelace")
         answer = visitor.post(f"{alone}/again", **person, **WHY)
         assert answer.status_code == 422
-        assert "has changed meanwhile" in answer.text
+        assert "profile has changed" in answer.text
         assert "newer@example.org" in answer.text
         person["email"] = "newer@example.org"
         new = visitor.post(f"{alone}/again", **person, **WHY).location
         assert new != alone
         words = said(visitor, new)
-        assert "Status Waits for the revocation" in words
-        assert "Badge 1 is being revoked." in words
+        assert "Status Queued until revocation" in words
+        assert "once badge 1 is revoked." in words
         assert "Being revoked" in said(visitor, alone)
 
         with host.app.app_context():
@@ -386,7 +394,7 @@ class TestIssueAgain:
         assert "<textarea" not in page
         person = {"email": "a@example.org", "first_name": "A", "last_name": "B"}
         new = visitor.post(f"{alone}/again", **person).location
-        assert "The badge is being issued again." in said(visitor, new)
+        assert "The new badge is queued." in said(visitor, new)
         connected.host.drain()
         assert connected.host.rows()[-1].state == "issued"
 
@@ -465,9 +473,9 @@ class TestWhatCannotBeDone:
         before = digest(host)
 
         for alone, words in (
-            (failed, "This cannot be done about this badge: Failed."),
-            (foreign, "it is of another organization than the one that is connected"),
-            (f"{BADGES}/999", "There is no such badge here."),
+            (failed, "The badge's status is: Failed."),
+            (foreign, "belongs to another organization than the connected one"),
+            (f"{BADGES}/999", "This badge does not exist."),
         ):
             shown = BADGES if alone.endswith("999") else alone
 
@@ -494,7 +502,7 @@ class TestWhatCannotBeDone:
         typed = {**WHY, "first_name": "Typed", "last_name": "Typed", "email": "t@x.y"}
         answer = visitor.post(f"{alone}/{path}", csrf_token="old", **typed)
         assert answer.status_code == 422
-        assert "open too long" in answer.text
+        assert "has expired" in answer.text
         kept = WHY["reason"] if path == "revoke" else 'value="Typed"'
         assert kept in answer.text
         assert connected.host.row().action is None
@@ -577,9 +585,9 @@ def test_the_export_tells_of_both(mapped: Mapped) -> None:
     alone = issue(connected)
     visitor.post(f"{alone}/revoke", **{**WHY, "reason": "=1+1 is a formula"})
     head, row = read_csv(visitor.get(f"{BADGES}.csv").text)
-    assert row[head.index("Reason of the revocation")] == "'=1+1 is a formula"
+    assert row[head.index("Revocation reason")] == "'=1+1 is a formula"
     assert row[head.index("Status")] == "Being revoked"
-    assert {"In place of", "Replaced by"} <= set(head)
+    assert {"Replaces", "Replaced by"} <= set(head)
 
 
 def test_the_reason_is_shown_as_text(mapped: Mapped) -> None:

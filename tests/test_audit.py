@@ -576,7 +576,7 @@ def test_a_form_that_is_refused_is_logged_with_the_reason(
     (record,) = [each for each in caplog.records if each.name == "flask_credly.audit"]
 
     assert record.getMessage() == (
-        "The form of credly.pause was refused: The CSRF token is missing."
+        "The form for credly.pause was refused: The CSRF token is missing."
     )
     assert records(caplog) == [("", "form", "credly.pause", "refused")]
 
@@ -612,7 +612,7 @@ class TestTooOften:
         assert answer.status_code == 429
         assert len(credly.received) == asked
         assert 0 < int(answer.headers["Retry-After"]) <= 60
-        assert "This was tried too often. Try again in" in answer.text
+        assert "Too many attempts. Try again in" in answer.text
         assert 'value="typed-id"' in answer.text
         assert "typed-secret" not in answer.text
         assert ("<html" in answer.text) == (headers is None)
@@ -669,7 +669,7 @@ class TestTooOften:
         answer = browser.post(f"{WINDOW}/{path}")
 
         assert len(credly.received) == asked
-        assert "This was tried too often." in browser.get(answer.location).text
+        assert "Too many attempts." in browser.get(answer.location).text
         assert len(entries(host)) == 5
 
     def test_the_command_line_takes_no_admins_turn(
@@ -722,7 +722,7 @@ class TestTooOften:
 
 class TestPage:
     def test_it_is_empty_at_first_and_not_linked(self, browser: Browser) -> None:
-        assert "Nothing was done yet." in browser.get(ACTIVITY).text
+        assert "No activity yet." in browser.get(ACTIVITY).text
         assert ACTIVITY not in browser.get(LIST).text
 
     def test_it_is_reached_from_the_window_and_after_remove_from_the_list(
@@ -735,7 +735,7 @@ class TestPage:
         page = text_of(browser.get(ACTIVITY))
 
         assert f'href="{ACTIVITY}"' in browser.get(LIST).text
-        assert "Remove the integration of organization" in page
+        assert "Remove organization" in page
         assert credly.organization_id in page
         assert ADMIN in page
 
@@ -787,9 +787,9 @@ class TestPage:
         header, *rows = read_csv(answer.text)
 
         assert 'filename="credly-activity.csv"' in answer.headers["Content-Disposition"]
-        assert header == ["Timestamp", "Who", "What", "Outcome"]
+        assert header == ["Timestamp", "Who", "Action", "Result"]
         assert [row[1:] for row in rows] == [
-            [ADMIN, "Export the activity", "Done"],
+            [ADMIN, "Export activity", "Done"],
             ["Command line", "Load the badge templates", "Failed"],
             ["'=cmd()", "Map =cmd() → Badge", "Done"],
         ]

@@ -431,7 +431,7 @@ def test_a_hook_that_fails_is_said(
         jobs.backfill()
         browser = Browser(host.app)
         assert "The backfill of course 'py-101' failed." in caplog.text
-        assert "could not be read to the end" in text_of(
+        assert "could not be fully read" in text_of(
             browser.get(f"{WINDOW}/backfills/{run_id}")
         )
         assert "could not be read." in text_of(
@@ -474,8 +474,8 @@ def test_the_command_heals_what_was_never_signalled(school: School) -> None:
     counted = school.flask("backfill", "--dry-run")
     assert counted.exit_code == 0
     assert counted.output == (
-        "Python 101: 2 completed, 0 have the badge, 0 failed before, 0 lack an address"
-        " or name, 2 to issue.\n"
+        "Python 101: 2 completed, 0 issued, held or queued, 0 failed or skipped,"
+        " 0 without an e-mail address or name, 2 to issue.\n"
     )
     assert school.states() == {}
 
@@ -485,8 +485,8 @@ def test_the_command_heals_what_was_never_signalled(school: School) -> None:
     assert school.states() == {"2": "none"}
 
     recorded = school.flask("backfill").output
-    assert "1 have the badge" in recorded
-    assert recorded.endswith("1 to issue.\nPython 101: 1 recorded.\n")
+    assert "1 issued, held or queued" in recorded
+    assert recorded.endswith("1 to issue.\nPython 101: 1 queued.\n")
     assert school.states() == {"1": "none", "2": "none"}
 
 
@@ -519,7 +519,7 @@ def test_the_command_is_for_mapped_courses(school: School) -> None:
     found = school.flask("backfill", "--course", "sql")
 
     assert found.exit_code == 1
-    assert "No such course is mapped." in found.output
+    assert "There is no mapping for this course." in found.output
 
 
 def test_the_command_says_what_to_write(connected: Connected) -> None:
@@ -579,8 +579,8 @@ def test_the_command_fails_where_the_recording_does(
 
     assert found.exit_code == 1
     assert "1 to issue." in found.output
-    assert "Python 101: 0 recorded." in found.output
-    assert "Not all could be recorded" in found.output
+    assert "Python 101: 0 queued." in found.output
+    assert "Some completions could not be recorded" in found.output
 
 
 # The pages
@@ -595,13 +595,13 @@ def test_the_page_counts_starts_shows_and_stops(school: School) -> None:
 
     shown = " ".join(text_of(browser.get(path)).split())
     assert "Completed 3" in shown
-    assert "Cannot be issued 1: no e-mail address, first name or last name" in shown
+    assert "Will be skipped 1: no e-mail address, first name or last name" in shown
     assert "Issue 2 badges" in shown
 
     started = browser.post(path, page=path)
     assert started.status_code == 303
     place = started.location
-    assert "Looking for members" in text_of(browser.get(place))
+    assert "Finding members" in text_of(browser.get(place))
     jobs.backfill()
     assert "0 of 2 done, 0 failed" in text_of(browser.get(place))
     assert "0 of 2 done" in text_of(browser.get(WINDOW))
@@ -615,7 +615,9 @@ def test_the_page_counts_starts_shows_and_stops(school: School) -> None:
     place = browser.post(path, page=path).location
     jobs.backfill()
     stopped = browser.post(f"{place}/stop", page=place)
-    assert "Stopped after 0." in text_of(browser.get(stopped.location))
+    assert "Stopped. Queued badges are skipped." in text_of(
+        browser.get(stopped.location)
+    )
     assert school.states() == {"1": "issued", "2": "issued", "4": "cancelled"}
 
 
@@ -662,4 +664,4 @@ def test_a_host_with_too_many_is_not_counted_to_the_end(
     shown = text_of(browser.get(path))
 
     assert "More than 500" in shown
-    assert "All of them are issued." in shown
+    assert "Badges are issued for all of them." in shown

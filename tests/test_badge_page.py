@@ -65,7 +65,7 @@ def test_it_says_all_that_is_known(mapped: Mapped) -> None:
         f"Badge Python Badge {row.badge_id}",
         "Completed 3 Feb 2026, 04:05 UTC",
         "Issue the badge Credly issued the badge.",
-        "Nobody has done anything about this badge.",
+        "No activity for this badge.",
     ):
         assert each in said
 
@@ -115,10 +115,10 @@ def test_each_request_is_told_in_words(mapped: Mapped) -> None:
     )
     host.db.session.commit()
     said = words(visitor, row_id)
-    assert said.count("Credly refused it.") == 2
+    assert said.count("Credly rejected the request.") == 2
     assert said.count("(HTTP 422)") == 2
-    assert "None yet." in said
-    assert "The answer was not clear. Credly may have done it." in said
+    assert "No response yet." in said
+    assert "No usable response. Credly may have processed the request." in said
 
 
 def test_every_answer_and_action_has_words() -> None:
@@ -167,7 +167,7 @@ def test_all_cycles_of_the_member_and_no_others(
 
     # Another organization's: nothing can be done about it from here.
     html = visitor.get(f"{BADGES}/106").text
-    assert "Another one than is connected now: other" in html
+    assert "other (not the connected one)" in html
     assert "<form" not in html
 
 
@@ -183,7 +183,7 @@ def test_what_was_done_by_whom(make_host: t.Any, credly: CredlySimulator) -> Non
     visitor.post(f"{BADGES}/{rows[0]}/retry")
     said = words(visitor, rows[0])
     assert f"Retry badge {rows[0]} Grace Example Done" in said
-    assert "Nobody has done" in words(visitor, rows[9])
+    assert "No activity for" in words(visitor, rows[9])
 
     # The trail leads to it.
     trail = visitor.get("/integrations/credly/activity").text
@@ -254,7 +254,7 @@ def test_an_unknown_one(mapped: Mapped, headers: dict[str, str]) -> None:
     visitor, _, _ = mapped
     answer = visitor.get(f"{BADGES}/999", headers=headers)
     assert (answer.location or answer.headers["HX-Redirect"]) == BADGES
-    assert "There is no such badge here." in visitor.get(BADGES).text
+    assert "This badge does not exist." in visitor.get(BADGES).text
 
 
 def test_an_erased_member_has_no_name_and_no_buttons(mapped: Mapped) -> None:
@@ -272,10 +272,10 @@ def test_its_buttons_lead_back_to_it(mapped: Mapped) -> None:
     visitor, connected, _ = mapped
     alone = f"{BADGES}/{fail_one(connected).id}"
     assert visitor.post(f"{alone}/retry", page=alone).location == alone
-    assert "The badge is tried once more." in visitor.get(alone).text
+    assert "The badge is queued again." in visitor.get(alone).text
     outdated = visitor.post(f"{alone}/retry", csrf_token="old")
     assert outdated.location == alone
-    assert "open too long" in visitor.get(alone).text
+    assert "has expired" in visitor.get(alone).text
 
 
 def test_it_follows_what_is_under_way(mapped: Mapped) -> None:

@@ -92,7 +92,7 @@ class TestRetry:
         host.drain()
 
         assert (host.row().state, host.row().badge_id) == ("held", None)
-        assert "It was given in Credly, not by this site." in (host.row().error or "")
+        assert "It was issued in Credly, not by this site." in (host.row().error or "")
         assert (len(credly.badges), credly.count("issue")) == (1, 3)
 
     def test_it_becomes_what_the_course_is_mapped_to_now(
@@ -183,13 +183,13 @@ class TestRetry:
         runner = host.app.test_cli_runner()
 
         assert (
-            "1 to be issued"
+            "1 queued again"
             in runner.invoke(args=["credly", "retry", str(row.id)]).output
         )
         host.drain()
         assert host.row().state == "issued"
         assert (
-            "0 to be issued" in runner.invoke(args=["credly", "retry", "--all"]).output
+            "0 queued again" in runner.invoke(args=["credly", "retry", "--all"]).output
         )
         assert runner.invoke(args=["credly", "retry"]).exit_code == 2
 
@@ -208,7 +208,7 @@ class TestTheLedgersPage:
         host.complete("4")
         text = text_of(browser.get(BADGES))
 
-        for word in ("Queued", "Issued", "Already issued", "Failed"):
+        for word in ("Queued", "Issued", "Already held", "Failed"):
             assert word in text
 
         assert "Retry" in text
@@ -273,7 +273,7 @@ class TestTheLedgersPage:
         assert answer.status_code == 303
         assert answer.location == page
         assert connected.host.row().state == "none"
-        assert "tried once more" in text_of(browser.get(page))
+        assert "queued again" in text_of(browser.get(page))
         assert row.id == connected.host.row().id
 
     @pytest.mark.parametrize("headers", [None, HX])
@@ -289,7 +289,7 @@ class TestTheLedgersPage:
         answer = browser.post(path, csrf_token="old", headers=headers)
 
         assert (answer.location or answer.headers["HX-Redirect"]) == page
-        assert "This page was open too long." in text_of(browser.get(page))
+        assert "This page has expired." in text_of(browser.get(page))
         assert connected.host.row().state == "failed"
 
     def test_a_badge_without_a_name_is_told_from_the_others(
@@ -314,7 +314,7 @@ class TestTheLedgersPage:
         assert answer.status_code == 200
         assert answer.text.strip().startswith("<tr")
         assert "Queued" in answer.text
-        assert "tried once more" in answer.text
+        assert "queued again" in answer.text
 
     def test_a_row_that_is_gone(self, mapped: Mapped) -> None:
         browser, connected, _ = mapped
@@ -324,7 +324,7 @@ class TestTheLedgersPage:
             path = f"{BADGES}/999/retry"
             answer = browser.post(path, page=BADGES, headers=headers)
             assert answer.status_code in (303, 200)
-            assert "cannot be tried again" in text_of(browser.get(BADGES))
+            assert "cannot be retried" in text_of(browser.get(BADGES))
 
     def test_retry_all_asks_first(self, mapped: Mapped) -> None:
         browser, connected, _ = mapped
@@ -334,9 +334,9 @@ class TestTheLedgersPage:
 
         assert "Retry 2 badges" in text_of(browser.get(page))
         browser.post(page, page=page)
-        assert "2 badges are tried once more." in text_of(browser.get(BADGES))
+        assert "2 badges are queued again." in text_of(browser.get(BADGES))
         assert {row.state for row in connected.host.rows()} == {"none"}
-        assert "No badge can be retried." in text_of(browser.get(page))
+        assert "There are no badges to retry." in text_of(browser.get(page))
 
     @pytest.mark.parametrize("way", ["mapping", "integration"])
     def test_what_cannot_be_retried_is_not_promised(
@@ -357,14 +357,16 @@ class TestTheLedgersPage:
                 client_secret=connected.credly.client_secret,
             )
 
-        unmapped = "This course is not mapped any more. Map it again to retry."
+        unmapped = "This course is no longer mapped. Map it again to retry."
         alone = f"{BADGES}/{host.row().id}"
 
         for path in (BADGES, alone):
             assert "Retry" not in text_of(browser.get(path))
 
         assert unmapped in text_of(browser.get(alone))
-        assert "No badge can be retried." in text_of(browser.get(f"{BADGES}/retry"))
+        assert "There are no badges to retry." in text_of(
+            browser.get(f"{BADGES}/retry")
+        )
 
         # The way out
         accounts.add_mapping(host.state, COURSES[0], connected.template_id)
@@ -385,7 +387,9 @@ class TestTheLedgersPage:
         alone = text_of(browser.get(f"{BADGES}/{row.id}"))
         assert "Retry" not in text_of(browser.get(BADGES)) + alone
         assert "may have issued this badge in another organization (another)" in alone
-        assert "No badge can be retried." in text_of(browser.get(f"{BADGES}/retry"))
+        assert "There are no badges to retry." in text_of(
+            browser.get(f"{BADGES}/retry")
+        )
 
     def test_the_export_holds_what_the_filters_show(self, mapped: Mapped) -> None:
         browser, connected, _ = mapped
@@ -511,14 +515,14 @@ class TestATestBadge:
         connected.host.drain()
         text = text_of(browser.get(answer.location))
 
-        assert "on its way" in text
+        assert "The test badge is queued." in text
         assert "Test" in text
         assert "admin@example.org" in text
 
     @pytest.mark.parametrize(
         ("field", "value", "said"),
         [
-            ("email", "", "Enter an e-mail address."),
+            ("email", "", "Enter an e-mail address, such as name@example.org."),
             ("email", "nobody", "such as name@example.org"),
             ("email", "a b@example.org", "such as name@example.org"),
             ("first_name", " ", "Enter a first name."),
@@ -543,7 +547,7 @@ class TestATestBadge:
         answer = browser.client.post(path, data={**ADMIN, "csrf_token": "old"})
 
         assert answer.status_code == 422
-        assert "open too long" in text_of(answer)
+        assert "has expired" in text_of(answer)
         assert 'value="admin@example.org"' in answer.text
 
     def test_a_mapping_that_is_gone(self, mapped: Mapped) -> None:

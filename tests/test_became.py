@@ -105,7 +105,7 @@ def test_the_card_counts(mapped: Mapped) -> None:
     live(connected)
     response = visitor.get("/integrations/")
     text = " ".join(text_of(response).split())
-    assert "4 issued, 1 not accepted yet" in text
+    assert "4 issued, 1 not yet accepted" in text
     assert "became=pending" in response.text
 
 
@@ -134,8 +134,8 @@ class TestCheckNow:
         response = visitor.post(f"{alone}/check", page=alone, headers=headers)
         assert (response.location or response.headers["HX-Redirect"]) == alone
         html = visitor.get(alone).text
-        assert "Credly is asked what became of the badge." in html
-        assert "Credly is being asked." in html
+        assert "Checking the badge at Credly." in html
+        assert "Checking at Credly…" in html
         assert "every 3s" in html and "Check now" not in html
         assert len(credly.received) == before
         jobs.poll()
@@ -153,7 +153,7 @@ class TestCheckNow:
         jobs.poll()
         visitor.post(f"{BADGES}/{number}/check")
         html = visitor.get(f"{BADGES}/{number}").text
-        assert "Credly was asked a moment ago." in html
+        assert "This badge was checked a moment ago." in html
         assert "Check now" in html
 
     def test_it_is_not_found(self, mapped: Mapped) -> None:
@@ -181,7 +181,7 @@ class TestCheckNow:
         number = connected.host.row().id
         visitor.post(f"{BADGES}/{number}/check")
         html = visitor.get(f"{BADGES}/{number}").text
-        assert "There is no badge at Credly to ask for." in html
+        assert "Credly has no badge to check." in html
         assert "Check now" not in html
 
 
@@ -212,7 +212,7 @@ class TestCommand:
         host.complete()
         host.drain()
         credly.accept(credly.badges[0]["id"])
-        said = "1 issued, 1 accepted, 0 not accepted yet, 0 revoked."
+        said = "1 issued, 1 accepted, 0 not yet accepted, 0 revoked."
         assert said in self.run(host)
         assert said in self.run(host)
 

@@ -461,8 +461,8 @@ FAULTS: list[tuple[cabc.Callable[[Clinic], None], str, str, str]] = [
     (table_missing, "tables", "error", "db.create_all()"),
     (column_missing, "tables", "error", "ALTER TABLE"),
     (constraint_missing, "tables", "error", "ALTER TABLE"),
-    (redis_read_only, "redis", "error", "no replica"),
-    (queue_function_fails, "redis", "error", "returns an rq.Queue"),
+    (redis_read_only, "redis", "error", "to the primary"),
+    (queue_function_fails, "redis", "error", "return an rq.Queue"),
     (
         queue_of_pickles,
         "redis",
@@ -479,10 +479,10 @@ FAULTS: list[tuple[cabc.Callable[[Clinic], None], str, str, str]] = [
     (foreign_jobs, "jobs", "warning", "CREDLY_QUEUE"),
     (disconnected, "connection", "warning", "/integrations/credly"),
     (expired, "connection", "error", "/integrations/credly/connection"),
-    (rate_limited, "connection", "warning", "goes on by itself"),
+    (rate_limited, "connection", "warning", "resumes automatically"),
     (switched_off, "connection", "warning", "Resume issuing"),
     (refused, "token", "error", "/integrations/credly/connection"),
-    (unreachable, "token", "error", "can this machine reach"),
+    (unreachable, "token", "error", "this machine can reach"),
     (token_endpoint_down, "token", "error", "https://www.credly.com/oauth/token"),
     (template_archived, "templates", "error", "change the mapping"),
     (templates_old, "templates", "warning", "flask credly sync"),
@@ -659,7 +659,7 @@ def test_run_without_an_app_it_says_what_is_missing(tmp_path: pathlib.Path) -> N
     )
 
     assert done.returncode == 1
-    assert done.stderr.startswith("Flask runs our commands, and needs your app")
+    assert done.stderr.startswith("Run the doctor through Flask with your app")
     assert "flask --app … credly doctor" in done.stderr
 
 
@@ -667,7 +667,7 @@ def test_redis_that_is_away_is_an_error(host: Host) -> None:
     done = host.app.test_cli_runner().invoke(args=["credly", "doctor"])
 
     assert done.exit_code == 1
-    assert "Is it running at the address of CREDLY_REDIS_URL?" in done.output
+    assert "Start Redis, or correct the address in CREDLY_REDIS_URL." in done.output
     assert "skipped workers" in done.output
 
 
@@ -712,7 +712,7 @@ def test_a_check_that_fails_itself_is_an_error(
     exit_code, checks = clinic.doctor()
 
     assert exit_code == 1
-    assert checks["workers"]["detail"] == "Could not be checked (LookupError)."
+    assert checks["workers"]["detail"] == "The check failed (LookupError)."
     assert "pass-word" not in json.dumps(checks)
 
 
@@ -808,7 +808,7 @@ def test_a_courses_hook_that_fails_is_named(
 
     assert exit_code == 1
     assert checks["hooks"]["status"] == "error"
-    assert "@credly.courses fails" in checks["hooks"]["detail"]
+    assert "The @credly.courses hook failed" in checks["hooks"]["detail"]
     assert said in checks["hooks"]["detail"]
     assert "pass-word" not in json.dumps(checks)
 
@@ -817,7 +817,7 @@ def test_hooks_that_are_not_given_are_named(make_clinic: MakeClinic) -> None:
     found = make_clinic(member=None).doctor()[1]["hooks"]
 
     assert found["status"] == "ok"
-    assert found["detail"].endswith("Not given: member, actor.")
+    assert found["detail"].endswith("Not registered: member, actor.")
 
 
 def test_every_setting_is_known() -> None:
@@ -961,7 +961,7 @@ class TestWorkersOfTwoApplications:
         found = farm.host.app.test_cli_runner().invoke(args=["credly", "doctor"])
 
         assert found.exit_code == 1
-        assert "is shared with another application: 1 of its 1 workers" in found.output
+        assert "1 of its 1 workers belong to that application" in found.output
         assert process.poll() is None
 
     def test_rqs_own_worker_says_it_with_its_first_job(self, clinic: Clinic) -> None:

@@ -340,7 +340,7 @@ class TestReadingIsNotWriting:
         host.db.session.remove()
 
         assert host.rows() == []
-        assert "taken back with the transaction" in caplog.text
+        assert "rolled back with the transaction" in caplog.text
         assert "'42', course 'py-101'" in caplog.text
 
 
@@ -627,7 +627,7 @@ class TestDrainUnderFaults:
             states = {row.member_id: row.state for row in host.rows()}
             assert states.pop("3") == "failed"
             assert set(states.values()) == {"issued"}
-            assert "The worker died each time" in host.log()[0][1]
+            assert "The worker crashed each time" in host.log()[0][1]
 
     def test_a_look_up_that_is_refused_for_ever_ends_with_a_word(
         self, host: Host, credly: CredlySimulator
@@ -644,7 +644,7 @@ class TestDrainUnderFaults:
 
             assert host.row().state == "failed"
             assert (credly.count("issue"), len(credly.badges)) == (1, 1)
-            assert "Look there before you issue it by hand." in host.log()[0][1]
+            assert "Check in Credly before you issue it yourself." in host.log()[0][1]
 
     def test_second_course_same_template(
         self, host: Host, credly: CredlySimulator

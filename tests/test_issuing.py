@@ -317,7 +317,7 @@ class TestDuplicates:
 
         assert (first.state, first.badge_id) == ("issued", credly.badges[0]["id"])
         assert (second.state, second.badge_id) == ("held", None)
-        assert second.error == "The member has this badge already, by another course."
+        assert second.error == "The member already has this badge from another course."
         assert (len(credly.badges), host.log()) == (1, [])
 
     def test_it_is_held_where_credly_does_not_tell_which(
@@ -500,7 +500,7 @@ class TestPauses:
 
             assert {row.state for row in host.rows()} == {"none"}
             assert {error for error, _ in host.log()} == {"Credly unreachable"}
-            assert "is a proxy or a firewall in between?" in host.log()[0][1]
+            assert "Check for a proxy or firewall." in host.log()[0][1]
 
             credly.clear_faults()
 
@@ -557,7 +557,7 @@ class TestPauses:
             assert host.log() == [
                 (
                     "Credly unreachable",
-                    "Badge issuance waits and goes on by itself."
+                    "Badges stay queued. Issuing resumes automatically."
                     " Credly could not be reached.",
                 )
             ]

@@ -81,7 +81,7 @@ class TestRotating:
 
             assert done.exit_code == 0
             assert done.output == (
-                "2 encrypted with the newest key, 0 there already, 0 unreadable.\n"
+                "2 encrypted with the newest key, 0 already current, 0 unreadable.\n"
             )
             assert opened_by(host, NEW) == {"client_secret", "token"}
             assert opened_by(host, OLD) == set()
@@ -100,7 +100,9 @@ class TestRotating:
             done = run(host, "rotate-keys")
 
             assert done.exit_code == 0
-            assert done.output.startswith("0 encrypted with the newest key, 2 there")
+            assert done.output.startswith(
+                "0 encrypted with the newest key, 2 already current"
+            )
             assert stored(host) == before
 
     def test_a_dry_run_changes_nothing(
@@ -137,7 +139,7 @@ class TestRotating:
             assert done.exit_code == 1
             assert "1 to be encrypted" in done.output
             assert "1 unreadable" in done.output
-            assert "at the end of CREDLY_ENCRYPTION_KEYS" in done.output
+            assert "to the end of CREDLY_ENCRYPTION_KEYS" in done.output
             assert "enter the Client Secret again" in done.output
             assert stored(host) == before
 
@@ -362,9 +364,9 @@ class TestALostKey:
         assert host.log() == [
             (
                 "Wrong encryption key",
-                "A worker cannot decrypt the stored Client Secret. Was SECRET_KEY"
-                " changed, or CREDLY_ENCRYPTION_KEYS forgotten? Restore it, or put the"
-                " former SECRET_KEY into SECRET_KEY_FALLBACKS.",
+                "A worker cannot decrypt the stored Client Secret. SECRET_KEY may"
+                " have changed, or CREDLY_ENCRYPTION_KEYS may be missing. Restore"
+                " it, or add the previous SECRET_KEY to SECRET_KEY_FALLBACKS.",
             )
         ]
 
@@ -384,7 +386,7 @@ class TestALostKey:
         client = host.app.test_client()
         host.drain()
 
-        assert "Solved since" not in client.get("/integrations/credly").text
+        assert "Resolved" not in client.get("/integrations/credly").text
 
         accounts.connect(
             host.state,
@@ -395,7 +397,7 @@ class TestALostKey:
 
         # As a request does that has a session of its own.
         host.db.session.remove()
-        assert "Solved since" in client.get("/integrations/credly").text
+        assert "Resolved" in client.get("/integrations/credly").text
 
     def test_the_entry_is_solved_when_no_worker_lacks_the_key_any_more(
         self, lost: Connected
@@ -407,7 +409,7 @@ class TestALostKey:
         page = client.get("/integrations/credly").text
 
         assert "A worker has a wrong encryption key" in page
-        assert "Solved since" not in page
+        assert "Resolved" not in page
         assert len(host.log()) == 1
 
         past = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
@@ -418,7 +420,7 @@ class TestALostKey:
         page = client.get("/integrations/credly").text
 
         assert "A worker has a wrong encryption key" not in page
-        assert "Solved since" in page
+        assert "Resolved" in page
         assert host.row().state == "issued"
         host.app.config["SECRET_KEY"] = "another"
         host.complete("43")
@@ -430,7 +432,7 @@ class TestALostKey:
         host.drain()
         said = run(host, "doctor").output
 
-        assert "put the former SECRET_KEY into SECRET_KEY_FALLBACKS" in said
+        assert "add the previous SECRET_KEY to SECRET_KEY_FALLBACKS" in said
         assert "end of CREDLY_ENCRYPTION_KEYS" not in said
 
         host.app.config["CREDLY_ENCRYPTION_KEYS"] = NEW
@@ -451,7 +453,9 @@ class TestALostKey:
 
         assert found["connection"] == "expired"
         assert synced.exit_code == 1
-        assert "flask credly doctor says which setting to correct." in synced.output
+        assert (
+            "Run flask credly doctor to see which setting to correct." in synced.output
+        )
         assert "enter the Client Secret again." in page.text
         assert "Connection expired" not in page.text + card.text
         assert "Encryption key missing" in card.text

@@ -207,10 +207,10 @@ def extra(call: ast.Call) -> dict[str, str]:
 # Said once, at the start or by a translator's mistake, or to the admin as well: nothing
 # to be woken for.
 WITHOUT_EVENT = (
-    "%s was tried too often.",
+    "Too many attempts: %s.",
     "CREDLY_ENCRYPTION_KEYS is not set",
-    "The translation %r of %r cannot be used.",
-    "What is in the queue is no job, and was dropped.",
+    "The translation %r of %r is not valid. The English text is shown.",
+    "A queue entry was not a job and was dropped.",
 )
 
 
@@ -514,13 +514,12 @@ VALUES: dict[str, dict[str, object]] = {
     "hook_failed": {"credly_hook": "member", "credly_issuance": 1},
     "receiver_failed": {"credly_signal": "badge-issued"},
     "setting_unknown": {
-        "message": "No such setting: CREDLY_TIME_OUT."
-        " Write CREDLY_TIMEOUT in place of it.",
+        "message": "Unknown setting CREDLY_TIME_OUT. Use CREDLY_TIMEOUT instead.",
         "credly_setting": "CREDLY_TIME_OUT",
     },
     "setting_ignored": {
-        "message": "The environment variable CREDLY_SANDBOX is not in force."
-        " app.config.from_prefixed_env() before credly.init_app(app) reads the"
+        "message": "The environment variable CREDLY_SANDBOX is not used. Call"
+        " app.config.from_prefixed_env() before credly.init_app(app) to read"
         " variables that begin with FLASK_CREDLY_.",
         "credly_setting": "CREDLY_SANDBOX",
     },

@@ -394,7 +394,7 @@ def test_it_is_said_as_the_table_says_and_gone_after_the_mend(
 
     if shown != "–":
         page = site.page()
-        solved = page.count("Solved since")
+        solved = page.count("Resolved")
         assert shown not in page.partition("Error Log")[0]
         assert solved == min(1, len(site.host.log()))
 
@@ -416,8 +416,8 @@ def test_a_right_that_is_lacking_on_one_table_is_named(
     mend = every_connection(site, refuse)
     found = site.troubles()["database"]
 
-    assert "lacks a right on credly_attempt" in found.detail
-    assert "Grant it SELECT, INSERT, UPDATE and DELETE" in str(found.hint)
+    assert "lacks a privilege on credly_attempt" in found.detail
+    assert "Grant SELECT, INSERT, UPDATE and DELETE" in str(found.hint)
 
     mend()
     assert site.troubles() == {}
@@ -442,12 +442,12 @@ def test_a_database_that_takes_nothing_is_named_without_a_password(
     said = doctor.examine(site.host.state)["database"].detail
     url = site.host.state.engine.url
 
-    assert said == f"Reached and written to, at {url.set(query={})}."
+    assert said == f"Reachable and writable at {url.set(query={})}."
 
     mend = read_only_database(site)
     found = site.troubles()["database"]
 
-    assert "takes nothing" in found.detail
+    assert "rejects writes" in found.detail
     assert re.search("read.?only", found.detail, re.I)
     assert "\n" not in found.detail
     assert "Background on this error" not in found.detail
@@ -509,5 +509,5 @@ def test_the_redis_in_use_is_named_without_a_password(
     with host.app.app_context():
         found = doctor.Checks(host.state).settings()
 
-    assert f"The queue is 'badges' at {shown}." in found.detail
+    assert f"Queue: 'badges' at {shown}." in found.detail
     assert "word" not in found.detail

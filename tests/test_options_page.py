@@ -64,9 +64,9 @@ class TestPage:
         assert chosen(html) == ["zh-CN", "off", "months", "renew", "tell", "on"]
         assert 'value="18"' in html
         assert "Class “A” &amp; &lt;b&gt;" in html
-        assert f"would expire on {in_months(18)}." in html
+        assert f"expires on {in_months(18)}." in html
         assert "Evidence is public on the badge's page." in html
-        assert "From now on. Badges issued before keep theirs." in html
+        assert "Applies to new badges. Badges already issued keep theirs." in html
         assert all(f'value="{code}"' in html for code in LOCALES)
 
     def test_all_of_it_is_saved_shown_in_the_row_and_noted(
@@ -97,13 +97,13 @@ class TestPage:
         }
         text = text_of(browser.get(WINDOW))
         assert (
-            "Mail in the member's language · No mail from Credly · Expires after 12"
-            " months · With evidence · Revoked when withdrawn · Group tag: Class of"
-            " 2026" in text
+            "E-mail in the member's language · No e-mail from Credly · Expires"
+            " after 12 months · With evidence · Revoked if the completion is withdrawn"
+            " · Group tag: Class of 2026" in text
         )
         assert (
-            "Options saved: Python 101. The new expiry is from now on. Badges issued"
-            " before keep theirs." in text
+            "Options saved: Python 101. The new expiry applies to new badges."
+            " Badges already issued keep theirs." in text
         )
 
         entry = connected.host.db.session.scalars(
@@ -136,11 +136,11 @@ class TestPage:
             ),
             (
                 {"months": "1", "group": "x" * 256},
-                "The group tag is too long: use 255 characters at most.",
+                "Shorten the group tag to 255 characters.",
             ),
-            ({"months": "1", "locale": "nl"}, "Choose one of the list."),
-            ({"months": "1", "mail": "maybe"}, "Choose one of the list."),
-            ({"months": "1", "evidence": "some"}, "Choose one of the list."),
+            ({"months": "1", "locale": "nl"}, "Choose an option from the list."),
+            ({"months": "1", "mail": "maybe"}, "Choose an option from the list."),
+            ({"months": "1", "evidence": "some"}, "Choose an option from the list."),
         ],
     )
     def test_what_is_wrong_is_said_and_nothing_is_lost(
@@ -166,7 +166,7 @@ class TestPage:
         answer = browser.client.post(path, data=data)
 
         assert answer.status_code == 422
-        assert "This page was open too long" in answer.text
+        assert "This page has expired" in answer.text
         assert 'value="7"' in answer.text
         assert options_of(connected) is None
 
@@ -179,7 +179,7 @@ class TestPage:
         for data in ({}, {"months": "x", "expires": "months"}, {"preview": "1"}):
             answer = browser.client.post(path, data={"csrf_token": token, **data})
             assert answer.status_code == 303
-            assert "not there any more" in text_of(browser.get(WINDOW))
+            assert "no longer exists" in text_of(browser.get(WINDOW))
 
         assert browser.get(path).status_code == 303
 
@@ -202,14 +202,14 @@ class TestCompletedAgain:
         assert 'value="each"' not in browser.get(path).text
         answer = browser.post(path, page=path, again="each")
         assert answer.status_code == 422
-        assert "Allow duplicates on it at Credly" in answer.text
+        assert "Allow duplicates for it in Credly" in answer.text
 
         self.allow(connected, True)
         assert 'value="each"' in browser.get(path).text
         assert browser.post(path, page=path, again="each").status_code == 303
         assert options_of(connected) == {"again": "each"}
-        assert "One more each time" in browser.get(WINDOW).text
-        assert "until duplicates are allowed" not in browser.get(WINDOW).text
+        assert "Another badge on each completion" in browser.get(WINDOW).text
+        assert "until you allow duplicates" not in browser.get(WINDOW).text
 
     def test_a_template_that_does_not_allow_it_any_more_is_named(
         self, mapped: Mapped
@@ -220,7 +220,7 @@ class TestCompletedAgain:
         browser.post(path, page=path, again="each")
         self.allow(connected, False)
 
-        assert "until duplicates are allowed again" in browser.get(WINDOW).text
+        assert "until you allow duplicates" in browser.get(WINDOW).text
         # Other options can be changed all the same.
         assert chosen(browser.get(path).text)[3] == "each"
         answer = browser.post(path, page=path, again="each", mail="off")
@@ -233,8 +233,8 @@ class TestCompletedAgain:
         browser.post(path, page=path, again="renew")
 
         text = text_of(browser.get(WINDOW))
-        assert "Further completions replace the badge from now on." in text
-        assert "Renewed when completed again" in text
+        assert "Later completions now replace the badge." in text
+        assert "Renewed on each completion" in text
 
     def allow(self, connected: Connected, allow: bool) -> None:
         connected.credly.change_template(

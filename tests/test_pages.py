@@ -163,17 +163,21 @@ class TestConnect:
         [
             ("organization_id", "", "Enter your Organization ID."),
             ("organization_id", "  \t ", "Enter your Organization ID."),
-            ("organization_id", "acme", "This is not an Organization ID"),
-            ("organization_id", "../../oauth", "This is not an Organization ID"),
-            ("organization_id", "{11111111-2222-4333-8444-555555555555}", "not an Org"),
-            ("organization_id", "1" * 5000, "This is not an Organization ID"),
+            ("organization_id", "acme", "Enter a valid Organization ID"),
+            ("organization_id", "../../oauth", "Enter a valid Organization ID"),
+            (
+                "organization_id",
+                "{11111111-2222-4333-8444-555555555555}",
+                "Enter a valid Org",
+            ),
+            ("organization_id", "1" * 5000, "Enter a valid Organization ID"),
             ("client_id", "", "Enter your Client ID."),
             ("client_id", "x" * 256, "The Client ID is too long."),
-            ("client_id", "a b", "characters that Credly does not use"),
-            ("client_id", "a\r\nb", "characters that Credly does not use"),
-            ("client_id", "<b>é</b>", "characters that Credly does not use"),
+            ("client_id", "a b", "contains invalid characters"),
+            ("client_id", "a\r\nb", "contains invalid characters"),
+            ("client_id", "<b>é</b>", "contains invalid characters"),
             ("client_secret", "", "Enter your Client Secret."),
-            ("client_secret", "\x00\x00", "characters that Credly does not use"),
+            ("client_secret", "\x00\x00", "contains invalid characters"),
             ("client_secret", "s" * 10_000, "The Client Secret is too long."),
         ],
     )
@@ -220,12 +224,12 @@ class TestConnect:
     @pytest.mark.parametrize(
         ("sandbox", "changes", "said"),
         [
-            (False, {"client_secret": "wrong"}, "sets CREDLY_SANDBOX"),
+            (False, {"client_secret": "wrong"}, "to set CREDLY_SANDBOX"),
             (True, {"client_secret": "wrong"}, "uses Credly's sandbox"),
             (
                 False,
                 {"organization_id": "11111111-2222-4333-8444-555555555555"},
-                "Is it the one that they belong to?",
+                "Check the Organization ID.",
             ),
         ],
         ids=["secret", "secret in the sandbox", "organization"],
@@ -283,7 +287,7 @@ class TestConnect:
     ) -> None:
         browser, connected, _ = mapped
         response = browser.post(f"{WINDOW}/test")
-        assert "<p>Connection works.</p>" in browser.get(response.location).text
+        assert "<p>The connection works.</p>" in browser.get(response.location).text
 
         connected.credly.revoke_tokens()
         connected.credly.fail("token", status=500)
@@ -317,7 +321,7 @@ class TestConnect:
         assert "Connection expired" in card
         assert "Reconnect" in card
         assert "Please reconnect." in window
-        assert "The list of badge templates is" not in window
+        assert "The badge templates are" not in window
         assert [error for error, _ in host.log()] == ["Connection expired"]
         assert told == ["expired"]
 
@@ -370,11 +374,31 @@ class TestMappings:
             ("  ", None, "Select a course or learning path."),
             ("course:sql", "", "Select a badge template."),
             ("course:py-101", None, "is already mapped to Python Badge."),
-            ("course:gone", None, "This course or learning path is gone."),
-            ("webinar:sql", None, "This course or learning path is gone."),
-            ("sql", None, "This course or learning path is gone."),
-            (HOSTILE, None, "This course or learning path is gone."),
-            ("x" * 10_000, None, "This course or learning path is gone."),
+            (
+                "course:gone",
+                None,
+                "This course or learning path no longer exists. Select another one.",
+            ),
+            (
+                "webinar:sql",
+                None,
+                "This course or learning path no longer exists. Select another one.",
+            ),
+            (
+                "sql",
+                None,
+                "This course or learning path no longer exists. Select another one.",
+            ),
+            (
+                HOSTILE,
+                None,
+                "This course or learning path no longer exists. Select another one.",
+            ),
+            (
+                "x" * 10_000,
+                None,
+                "This course or learning path no longer exists. Select another one.",
+            ),
             ("course:sql", "x", "no longer active in Credly"),
             ("course:sql", "x\x00" * 300, "no longer active in Credly"),
             (
@@ -445,7 +469,7 @@ class TestMappings:
         for path in ("/mappings/999", "/mappings/999/remove"):
             response = browser.post(f"{WINDOW}{path}", **fields)
             page = browser.get(response.location)
-            assert "This mapping is not there any more." in page.text
+            assert "This mapping no longer exists." in page.text
 
         for path in ("/mappings/999", "/mappings/999/row"):
             response = browser.get(f"{WINDOW}{path}", headers=HX)
@@ -521,7 +545,7 @@ class TestMappings:
         host, credly, template_id = connected
         session = host.db.session
         path = f"{WINDOW}/mappings/{mapping_id}"
-        assert "not there any more" not in browser.get(path, headers=HX).text
+        assert "no longer exists" not in browser.get(path, headers=HX).text
 
         credly.change_template(template_id, state="archived")
         accounts.sync_templates(host.state)
@@ -533,8 +557,8 @@ class TestMappings:
             browser.get(f"{WINDOW}?mapping={mapping_id}"),
             browser.post(path),
         ):
-            assert "“<bdi>Python 101</bdi>” is not there any more." in page.text
-            assert "“<bdi>Python Badge</bdi>” is not there any more." in page.text
+            assert "“<bdi>Python 101</bdi>” no longer exists." in page.text
+            assert "“<bdi>Python Badge</bdi>” no longer exists." in page.text
 
     def test_a_failing_course_hook_leaves_the_page(
         self,
@@ -554,7 +578,7 @@ class TestMappings:
             page = Browser(host.app).get(WINDOW)
 
         assert page.status_code == 200
-        assert "The list of courses could not be read." in page.text
+        assert "The courses could not be loaded." in page.text
         assert "no catalogue" in caplog.text
 
     @pytest.mark.parametrize(
@@ -582,7 +606,7 @@ class TestMappings:
             page = Browser(host.app).get(WINDOW)
 
         assert page.status_code == 200
-        assert "The list of courses could not be read." in page.text
+        assert "The courses could not be loaded." in page.text
         assert "[Course(id='py-101', title='Python 101')]" in caplog.text
         assert vars(caplog.records[-1])["credly_hook"] == "courses"
 
@@ -635,7 +659,7 @@ class TestMappings:
             },
         )
 
-        assert "not connected any more" in browser.get(response.location).text
+        assert "no longer connected" in browser.get(response.location).text
 
 
 class TestErrorLog:
@@ -695,7 +719,7 @@ class TestRemove:
         browser, connected, _ = mapped
         connected.host.complete()
         asked = browser.get(f"{WINDOW}/remove")
-        assert "1 badge is waiting and will not be issued." in asked.text
+        assert "1 queued badge will not be issued." in asked.text
 
         response = browser.post(f"{WINDOW}/remove", page=f"{WINDOW}/remove")
         page = browser.get(response.location)
@@ -905,12 +929,12 @@ class TestState:
             (
                 {"paused_until": True, "pause_reason": "unavailable"},
                 "Issuance paused until",
-                "Credly cannot be reached.",
+                "Credly could not be reached.",
             ),
             (
                 {"switched_off": True},
                 "Issuance paused",
-                "Nothing is issued until you resume.",
+                "No badges are issued until you resume.",
             ),
             (
                 {"switched_off": True, "expired": True},
@@ -959,10 +983,10 @@ class TestState:
         host.complete()
         host.drain()
         assert host.row().state == "none"
-        assert "1 badge is waiting." in text_of(browser.get(WINDOW))
+        assert "1 badge is queued." in text_of(browser.get(WINDOW))
 
         browser.post(f"{WINDOW}/resume")
-        assert "Issuing goes on." in text_of(browser.get(WINDOW))
+        assert "Issuing has resumed." in text_of(browser.get(WINDOW))
         host.drain()
         assert host.row().state == "issued"
 
@@ -998,7 +1022,7 @@ class TestState:
         due = sa.update(Issuance).where(Issuance.due_at.is_not(None))
         session.execute(due.values(due_at=long_ago))
         session.commit()
-        assert "Badges are not being issued: 1 is waiting" in text_of(browser.get(LIST))
+        assert "Badges are not being issued: 1 queued" in text_of(browser.get(LIST))
 
     def test_what_was_mended_needs_nothing_to_be_done(
         self, mapped: tuple[Browser, Connected, int]
@@ -1012,14 +1036,14 @@ class TestState:
         host.drain(2)
         shown = text_of(browser.get(WINDOW))
         assert "What to do" in shown
-        assert "Solved since" not in shown
+        assert "Resolved" not in shown
 
         browser.post(f"{WINDOW}/badges/{host.row().id}/retry")
         host.drain()
         assert host.row().state == "issued"
         shown = text_of(browser.get(WINDOW))
         assert "What to do" not in shown
-        assert "Solved since" in shown
+        assert "Resolved" in shown
 
     @pytest.mark.parametrize("status", [429, 503])
     def test_a_pause_is_solved_by_the_next_badge(
@@ -1037,18 +1061,18 @@ class TestState:
         host.drain()
         shown = text_of(browser.get(WINDOW))
         assert "What to do" in shown
-        assert "Solved since" not in shown
+        assert "Resolved" not in shown
 
         past = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
         host.db.session.execute(sa.update(Account).values(paused_until=past))
         host.db.session.commit()
-        assert "Solved since" not in text_of(browser.get(WINDOW))
+        assert "Resolved" not in text_of(browser.get(WINDOW))
 
         host.drain()
         assert host.row().state == "issued"
         shown = text_of(browser.get(WINDOW))
         assert "What to do" not in shown
-        assert "Solved since" in shown
+        assert "Resolved" in shown
 
     def test_a_badge_that_waits_for_a_pause_says_so(
         self, mapped: tuple[Browser, Connected, int]
@@ -1056,13 +1080,13 @@ class TestState:
         browser, connected, mapping_id = mapped
         browser.post(f"{WINDOW}/pause")
         connected.host.complete("1")
-        assert "Paused" in text_of(browser.get(f"{WINDOW}/badges"))
+        assert "Queued (paused)" in text_of(browser.get(f"{WINDOW}/badges"))
 
         path = f"{WINDOW}/mappings/{mapping_id}/test"
         who = {"email": "a@example.org", "first_name": "A", "last_name": "B"}
         answer = browser.post(path, page=path, **who)
         said = text_of(browser.get(answer.location))
-        assert "Issuing is paused. The test badge waits until it goes on." in said
+        assert "The test badge is queued. It is sent when you resume issuing." in said
 
     def test_a_kept_record_names_its_course_after_remove(
         self, mapped: tuple[Browser, Connected, int]
@@ -1086,13 +1110,13 @@ class TestState:
         for number in range(3):
             connected.host.complete(str(number))
 
-        assert "2+ waiting" in text_of(browser.get(WINDOW))
+        assert "2+ queued" in text_of(browser.get(WINDOW))
 
     def test_an_old_list_of_templates_is_said(
         self, mapped: tuple[Browser, Connected, int]
     ) -> None:
         browser, connected, _ = mapped
-        said = "; it could not be loaded since. Badges do not wait for it."
+        said = ". Later attempts failed. Badges are still issued."
         # Refused, that is, and within reach.
         connected.credly.fail("templates", status=403)
         browser.post(f"{WINDOW}/templates")
@@ -1106,7 +1130,7 @@ class TestState:
     ) -> None:
         browser, _, _ = mapped
         part = browser.get(f"{WINDOW}/banners", headers={"HX-Request": "true"})
-        assert "The queue cannot be reached" in text_of(part)
+        assert "Redis cannot be reached" in text_of(part)
         assert "<html" not in part.text
         assert browser.get(f"{WINDOW}/banners").location == WINDOW
 
@@ -1115,7 +1139,7 @@ class TestState:
     ) -> None:
         browser, _, _ = mapped
 
-        assert "The queue cannot be reached" in browser.get(WINDOW).text
+        assert "Redis cannot be reached" in browser.get(WINDOW).text
 
     def test_no_worker_is_said(
         self,
@@ -1447,7 +1471,7 @@ class TestTokens:
         )
 
         assert response.status_code == 422
-        assert "This page was open too long. Please submit again." in response.text
+        assert "This page has expired. Please submit the form again." in response.text
         assert 'value="typed-organization"' in response.text
         assert 'value="typed-client"' in response.text
         assert "typed-secret" not in response.text
@@ -1466,7 +1490,7 @@ class TestTokens:
             )
 
         assert response.status_code == 422
-        assert "This page was open too long." in response.text
+        assert "This page has expired." in response.text
         assert re.search(r'value="course:sql"\s+selected', response.text)
 
     def test_a_button_says_so_on_the_page(
@@ -1478,14 +1502,14 @@ class TestTokens:
             client = guarded.app.test_client()
             response = client.post(f"{WINDOW}/test")
 
-            assert "open too long" in client.get(response.location).text
+            assert "has expired" in client.get(response.location).text
 
 
 def test_a_backfill_that_is_not_there_is_no_mapping(
     mapped: tuple[Browser, Connected, int],
 ) -> None:
     browser, _, _ = mapped
-    said = "These earlier completions are not there any more."
+    said = "This run no longer exists."
     answer = browser.get(f"{WINDOW}/backfills/99")
     assert said in text_of(browser.get(answer.location))
 

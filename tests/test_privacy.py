@@ -639,11 +639,11 @@ class TestEraseCommand:
 
         said = run(host, "erase-member", ADA.id)
 
-        assert "Badges that name nobody any more: 4" in said
-        assert "not sent any more: 1" in said
-        assert "Entries of the error log redacted: 1" in said
-        assert "Credly was sent: 3\n" in said
-        assert "Ask Credly to erase it." in said
+        assert "Badges without personal data now: 4" in said
+        assert "queued and now skipped: 1" in said
+        assert "Error log entries redacted: 1" in said
+        assert "sent to Credly: 3\n" in said
+        assert "Ask Credly to erase this data." in said
         assert re.findall(r"Badge at Credly: (.+)", said) == at_credly
         assert len(at_credly) == 1
         assert named_in(everything(host)) == []
@@ -656,12 +656,12 @@ class TestEraseCommand:
 
         said = run(host, "erase-member", ADA.id)
 
-        assert "not sent any more: 1" in said
+        assert "queued and now skipped: 1" in said
         assert "Credly" not in said
 
     def test_nobody_is_said_to_be_nobody(self, connected: Connected) -> None:
         said = run(connected.host, "erase-member", "nobody")
-        assert said == "Nothing is stored about this member.\n"
+        assert said == "There is no data about this member.\n"
 
     def test_a_wrong_id_is_an_error(self, connected: Connected) -> None:
         runner = connected.host.app.test_cli_runner()
@@ -854,7 +854,9 @@ class TestPrune:
             before = everything(host)
             said = run(host, "prune", "--dry-run")
 
-            assert said.startswith("Nothing is changed. It would be:\n")
+            assert said.startswith(
+                "Dry run. Nothing was changed. This would be done:\n"
+            )
             assert re.findall(r" (\d+)\n", said) == ["2", "7", "5", "0", "0"]
             assert everything(host) == before
             found = re.findall(r" (\d+)\n", run(host, "prune"))
@@ -937,7 +939,7 @@ class TestPrune:
         assert re.search(r"removed integration deleted +1\n", said)
 
     def test_it_works_without_a_connection(self, host: Host) -> None:
-        assert "Entries of the error log deleted" in run(host, "prune")
+        assert "Error log entries deleted" in run(host, "prune")
 
 
 def test_remove_leaves_no_name_without_an_address(

@@ -64,7 +64,7 @@ def test_the_application_and_its_test_work_as_written(app: Flask) -> None:
     test(app)
 
     # The database is not empty any more.
-    with pytest.raises(AssertionError, match="connected to another organization"):
+    with pytest.raises(AssertionError, match="Another organization is connected"):
         test(app)
 
 

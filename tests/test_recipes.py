@@ -878,7 +878,7 @@ class TestServers:
         Base.metadata.create_all(engine)
         web, worker = commands["school-web"], commands["school-worker@"]
         done = serve(site, engine, web)
-        assert "A worker was rung." in site.run(commands["school-sweep"])
+        assert "A worker was notified." in site.run(commands["school-sweep"])
         site.start(worker)
         site.start(worker)
 

@@ -1924,7 +1924,7 @@ def test_no_address_in_an_answer_is_followed(wire: MakeWire) -> None:
 
     server = wire(answer)
 
-    with pytest.raises(OutcomeUnknown, match="no end"):
+    with pytest.raises(OutcomeUnknown, match="did not end"):
         ask("look-up", server.url, timeout=10)
 
     assert thief.asked == []

@@ -496,7 +496,7 @@ class TestTheMappingOfNow:
         host.drain()
 
         assert (host.row().state, len(credly.badges)) == ("failed", 1)
-        assert "Look there" in (host.row().error or "")
+        assert "Check in Credly" in (host.row().error or "")
 
     @every_database
     def test_none_is_sent_where_it_is_not_mapped_any_more(

@@ -85,8 +85,8 @@ def test_a_backfill_is_taken_back(admin: Admin) -> None:
     page = admin.look(f"batch={batch}")
     assert page.status_code == 200
     assert facts(page) == {
-        "Not sent yet": "0",
-        "Being issued": "0",
+        "Queued": "0",
+        "Sending": "0",
         "Not accepted": "3 – will be revoked",
         "Accepted": "1 – will be revoked",
     }
@@ -99,15 +99,15 @@ def test_a_backfill_is_taken_back(admin: Admin) -> None:
     assert (undo.tell_pending, undo.tell_accepted) == (False, True)
     assert (undo.reason, undo.number) == (GIVEN["reason"], 4)
     window = text_of(admin.browser.get(WINDOW))
-    assert "4 badges are being taken back" in window
+    assert "Revoking 4 badges" in window
     shown = admin.browser.get(f"{UNDO}/{undo.id}")
-    assert "Looking at the badges" in shown.text and "hx-get" in shown.text
+    assert "Finding badges to revoke" in shown.text and "hx-get" in shown.text
     admin.finish(undo.id)
     admin.host.db.session.remove()
     shown = admin.browser.get(f"{UNDO}/{undo.id}")
     assert "Finished." in shown.text and 'hx-trigger="every 2s"' not in shown.text
     assert facts(shown)["Revoked"] == "4"
-    assert "Taken back before" in admin.look(f"batch={batch}").text
+    assert "Earlier bulk revocations" in admin.look(f"batch={batch}").text
 
 
 @pytest.mark.parametrize("number", ["", "3", "five", "4444444444444444444444"])
@@ -127,11 +127,11 @@ def test_a_wrong_number_does_nothing_and_loses_nothing(
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"reason": "No"}, "Give a reason of 3 characters or more."),
-        ({"reason": "x" * 501}, "The reason has 501 characters."),
-        ({"reason": "Ask ada@example.org"}, "Leave e-mail addresses out"),
-        ({"tell_pending": ""}, "Choose whether these members are told."),
-        ({"tell_accepted": "perhaps"}, "Choose whether these members are told."),
+        ({"reason": "No"}, "Enter a reason of at least 3 characters."),
+        ({"reason": "x" * 501}, "Shorten the reason to 500 characters."),
+        ({"reason": "Ask ada@example.org"}, "Remove the e-mail address"),
+        ({"tell_pending": ""}, "Choose whether Credly notifies these members."),
+        ({"tell_accepted": "perhaps"}, "Choose whether Credly notifies these members."),
     ],
 )
 def test_what_cannot_be_sent(admin: Admin, fields: dict[str, str], said: str) -> None:
@@ -185,7 +185,7 @@ def test_more_than_the_page_said(admin: Admin) -> None:
     query = "course=course%3Apy-101"
     sent = admin.send(query, number="1", shown="1")
     assert sent.status_code == 422
-    assert "There are more badges than the page said." in sent.text
+    assert "More badges match than this page showed." in sent.text
     assert admin.undos() == []
 
 
@@ -202,13 +202,10 @@ def test_between_two_times(admin: Admin) -> None:
     query = "course=course%3Apy-101&since=2026-01-01T00:00"
     assert facts(admin.look(query))["Not accepted"] == "3 – will be revoked"
     query += "&until=2026-01-02T00:00"
-    assert "There is nothing to take back." in admin.look(query).text
+    assert "There are no badges to revoke." in admin.look(query).text
     wrong = admin.look("course=course%3Apy-101&since=yesterday")
     assert wrong.status_code == 422
-    assert (
-        "Enter a date and a time" in wrong.text
-        and "What will be done" not in wrong.text
-    )
+    assert "Enter a date and time" in wrong.text and "Planned changes" not in wrong.text
     assert admin.look("since=0001-01-01T00:00%2B14:00").status_code == 422
 
 
@@ -301,7 +298,7 @@ def test_what_came_of_each(admin: Admin) -> None:
 def test_an_expired_form_keeps_what_was_typed(admin: Admin) -> None:
     batch = admin.issue(1)
     sent = admin.send(f"batch={batch}", number="1", csrf_token="old")
-    assert GIVEN["reason"] in sent.text and "open too long" in text_of(sent)
+    assert GIVEN["reason"] in sent.text and "has expired" in text_of(sent)
     assert admin.undos() == []
 
 

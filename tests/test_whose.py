@@ -185,7 +185,10 @@ class TestAnotherMembersBadge:
 
         assert (anna.state, anna.badge_id) == ("issued", badge["id"])
         assert (bert.state, bert.badge_id) == ("held", None)
-        assert bert.error == "Another member has this badge under the same address."
+        assert (
+            bert.error
+            == "Another member already has this badge under the same e-mail address."
+        )
         assert [each["member_id"] for each in signals] == ["A"]
         assert badge["id"] not in str(host.credly.export_member("B"))
         assert host.credly.erase_member("B").at_credly == ()
@@ -202,7 +205,10 @@ class TestAnotherMembersBadge:
         _, bert = host.rows()
 
         assert (bert.state, bert.badge_id) == ("held", None)
-        assert bert.error == "Another member has this badge under the same address."
+        assert (
+            bert.error
+            == "Another member already has this badge under the same e-mail address."
+        )
         assert len(credly.badges) == 1
 
     def test_where_it_may_be_issued_twice_each_gets_one(self, lax: Connected) -> None:
@@ -249,7 +255,7 @@ class TestABadgeGivenByHand:
         host.drain()
 
         assert (host.row().state, host.row().badge_id) == ("held", None)
-        assert "It was given in Credly, not by this site." in (host.row().error or "")
+        assert "It was issued in Credly, not by this site." in (host.row().error or "")
         assert (len(credly.badges), host.log()) == (1, [])
 
     def test_one_to_an_address_with_a_plus_is_not_in_the_way(

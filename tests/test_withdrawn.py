@@ -898,7 +898,7 @@ class TestPage:
         answer = browser.post(self.PAGE, page=self.PAGE, **sent)
         assert answer.location == f"{WINDOW}/badges"
         page = text_of(browser.get(f"{WINDOW}/badges"))
-        assert "3 badges are being revoked." in page and text not in page
+        assert "3 badges are queued for revocation." in page and text not in page
         host.drain()
         assert counted(host) == {REVOKED: 3}
 
@@ -909,7 +909,7 @@ class TestPage:
         self.wait(connected.host, monkeypatch)
         sent = {"decision": "keep", "shown": "3"}
         browser.post(self.PAGE, page=self.PAGE, **sent)
-        assert "3 badges stay." in text_of(browser.get(f"{WINDOW}/badges"))
+        assert "3 badges are kept." in text_of(browser.get(f"{WINDOW}/badges"))
         connected.host.drain()
         assert counted(connected.host) == {("issued", None, None): 3}
 

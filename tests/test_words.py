@@ -57,7 +57,7 @@ BADGES = f"{WINDOW}/badges"
 Translate = cabc.Callable[[str], str]
 
 GERMAN: dict[str, str | tuple[str, ...]] = {
-    "Already issued": "<b>Schon</b> ausgestellt",
+    "Already held": "<b>Schon</b> ausgestellt",
     "Badge issuance failed": "Ausstellung gescheitert",
     "Change[[ mapping for %(course)s]]": "Ändern[[, Zuordnung von %(course)s]]",
     "Copied.": "Kopiert.",
@@ -72,7 +72,7 @@ GERMAN: dict[str, str | tuple[str, ...]] = {
     "Remove mapping": "Zuordnung %(löschen)s",
     "Saved %(time)s": "%(zeit)s gespeichert",
     "Show": "Zeigen",
-    "%(number)s badge is tried once more.": (
+    "%(number)s badge is queued again.": (
         "Ein Badge wird erneut versucht.",
         "%(number)s Badges werden erneut versucht.",
     ),
@@ -203,6 +203,112 @@ class TestCatalogue:
         assert left == []
 
 
+OUTDATED = (
+    r"\bgoes? on\b",
+    r"\bstands? (below|there|in)\b",
+    r"\bputs? right\b",
+    r"\bany ?more\b",
+    r"\bonce more\b",
+    r"\bmeanwhile\b",
+    r"\b(is|are) (already )?on (its|their) way\b",
+    r"\bin force\b",
+    r"\btaken? (\S+ ){0,3}back\b",
+    r"\b(is|are) (being )?asked\b",
+    r"\bbecame of\b",
+    r"\bsays? (why|more|what|so)\b",
+    r"\bLet \S+ (\S+ )?(say|name|return|take)\b",
+    r"\bby itself\b",
+    r"\bnot there\b",
+    r"\bbadges? (is|are|waits?)( \S+)? ?waiting\b|\bbadges? waits?\b",
+    r"\b(is|are) tried\b",
+    r"\banew\b",
+    r"\bmend(s|ed)?\b",
+    r"\b(is|are|has|have) to be\b",
+    r"\ball the same\b",
+    r"\bin the meantime\b",
+    r"^None (listens|so far|yet)\b",
+    r"\bAll of them are\b",
+    r"\bopen too long\b",
+    r"\btoo often\b",
+    r"\bCredly (took|tells|writes)\b",
+    r"\bwas rung\b",
+)
+"""Turns of phrase that a reader has to read twice, and words that the pages have
+another word for: a badge is queued, it does not wait.
+"""
+
+STATUS_WORDS = [
+    *("Queued", "Issued", "Already held", "Failed", "Skipped"),
+    *("Revoked", "Replaced"),
+]
+
+
+def spoken() -> cabc.Iterator[tuple[str, str]]:
+    """Get each text of the package and its templates, and where it is. Shorter ones,
+    keys and documentation are left out.
+    """
+    for message in filter(lambda each: each.id, read_sources()):
+        for text in [message.id] if isinstance(message.id, str) else message.id:
+            yield message.locations[0][0], text
+
+    for path in sorted((ROOT / "flask_credly").rglob("*.py")):
+        if "testing" in path.parts:  # speaks as Credly does
+            continue
+
+        tree = ast.parse(path.read_text())
+        documents = {
+            id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)
+        }
+
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                text = "".join(
+                    str(each.value) if isinstance(each, ast.Constant) else "…"
+                    for each in node.values
+                )
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                text = node.value
+            else:
+                continue
+
+            if id(node) not in documents and text.count(" ") > 2:
+                yield str(path.relative_to(ROOT)), text
+
+
+class TestPlainEnglish:
+    def test_no_outdated_phrase_comes_back(self) -> None:
+        found = [
+            (place, phrase, text)
+            for place, text in spoken()
+            for phrase in OUTDATED
+            if re.search(phrase, re.sub(r"%\(\w+\)s", "…", text), re.IGNORECASE)
+        ]
+
+        assert found == []
+
+    def test_pages_and_commands_name_a_state_alike(self) -> None:
+        from flask_credly import cli
+        from flask_credly.admin.badges import STATUSES
+        from flask_credly.ledger.issuances import STATES
+
+        assert list(STATUSES) == list(STATES)
+        assert list(STATUSES.values()) == STATUS_WORDS
+        assert cli.STATUS_NAMES["pending"] == "queued"
+        assert cli.STATUS_NAMES["held"] == "already held"
+
+    def test_texts_end_alike(self) -> None:
+        """A sentence has one full stop, and no text ends in a blank."""
+        wrong = [
+            (message.locations[0][0], text)
+            for message in read_sources()
+            for text in ([message.id] if isinstance(message.id, str) else message.id)
+            if text != text.strip()
+            or re.search(r"\.\.|\s{2}|[^.]\. [a-eg-z]\w+ ", text)
+        ]
+
+        assert wrong == []
+
+
 def ids(catalog: Catalog) -> set[t.Any]:
     return {message.id for message in catalog if message.id}
 
@@ -270,8 +376,8 @@ class TestGerman:
     )
     @pytest.mark.usefixtures("request_context")
     def test_numbers(self, number: int, said: str) -> None:
-        one = "%(number)s badge is tried once more."
-        many = "%(number)s badges are tried once more."
+        one = "%(number)s badge is queued again."
+        many = "%(number)s badges are queued again."
 
         assert i18n.ngettext(one, many, number) == said
         assert i18n.html_ngettext(one, many, number) == said
@@ -313,7 +419,7 @@ class TestGerman:
         browser, _, _ = mapped
 
         assert re.search("Saved\\s+<time", browser.get(WINDOW).text)
-        assert "cannot be used" in caplog.text
+        assert "is not valid" in caplog.text
 
     def test_a_region_has_the_words_of_its_language(
         self, make_host: MakeHost, tmp_path: pathlib.Path
@@ -372,8 +478,8 @@ class TestGerman:
 
 
 class TestOtherLanguages:
-    ONE = "%(number)s badge is tried once more."
-    MANY = "%(number)s badges are tried once more."
+    ONE = "%(number)s badge is queued again."
+    MANY = "%(number)s badges are queued again."
 
     def test_as_many_plural_forms_as_a_language_has(
         self, make_host: MakeHost, tmp_path: pathlib.Path
@@ -811,7 +917,7 @@ class TestNothingIsForgotten:
         browser, connected, mapping_id = filled
         ask = f"{WINDOW}/mappings/{mapping_id}/backfill"
         page = browser.get(ask).text
-        assert "«Failed or skipped before»" in page and "«Cannot be issued»" in page
+        assert "«Failed or skipped»" in page and "«Will be skipped»" in page
         self.check(browser, connected, ask)
 
         with monkeypatch.context() as patched:
@@ -823,7 +929,7 @@ class TestNothingIsForgotten:
         jobs.backfill()
         self.check(browser, connected, WINDOW, place, f"{place}?said=3")
         answer = browser.post(f"{place}/stop", page=place)
-        assert "«Stopped after" in browser.get(answer.location).text
+        assert "«Stopped." in browser.get(answer.location).text
         self.check(browser, connected, WINDOW, place, ask)
 
         place = browser.post(ask, page=ask).location

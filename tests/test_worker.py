@@ -462,7 +462,7 @@ def test_a_worker_says_that_it_has_started(farm: Farm) -> None:
         text=True,
     ) as worker:
         assert worker.stderr is not None
-        assert worker.stderr.readline().startswith("Issuing badges as they come in.")
+        assert worker.stderr.readline().startswith("Issuing queued badges.")
         worker.terminate()
 
 
@@ -644,7 +644,7 @@ def test_json_job_on_pickle_worker_is_visible(farm: Farm) -> None:
     early = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=10)
     farm.host.db.session.execute(sa.update(Issuance).values(due_at=early))
     farm.host.db.session.commit()
-    assert "1 badge is waiting, the first since" in (
+    assert "1 badge is queued, the oldest since" in (
         Browser(farm.host.app).get(WINDOW).text
     )
 
@@ -806,7 +806,7 @@ def test_sweep_rings(farm: Farm) -> None:
     farm.host.complete()
     farm.redis.flushdb()
 
-    assert "A worker was rung." in farm.run("flask", "credly", "sweep")
+    assert "A worker was notified." in farm.run("flask", "credly", "sweep")
     assert [job.func_name for job in queue.jobs] == [
         periodic.DRAIN.function,
         periodic.PRUNE.function,
@@ -1062,7 +1062,7 @@ def test_a_forged_entry_that_is_no_job_stops_no_worker(
     forger.redis.delete("rq:job:text")
 
     assert farm.states() == {"issued": 1}
-    assert "What is in the queue is no job" in said
+    assert "A queue entry was not a job" in said
     assert "\x1b" not in said
 
 
@@ -1229,7 +1229,7 @@ def test_no_completion_waits_for_a_redis_that_never_answers(
             assert len(host.rows()) == 2
             assert caplog.text == ""  # the thread still waits
 
-    wait_for(lambda: "The queue cannot be reached (ConnectionError)" in caplog.text)
+    wait_for(lambda: "Redis cannot be reached (ConnectionError)" in caplog.text)
 
 
 def test_redis_oom_is_caught(farm: Farm, redis_url: str) -> None:

@@ -43,14 +43,13 @@ from .respond import when_expired
 from .rows import template_choices
 
 MEANWHILE = gettext_noop(
-    "Something else was done about this badge meanwhile, so nothing was changed."
+    "This badge has changed since you opened the page. Nothing was done. Check"
+    " its status and try again."
 )
 IN_FORCE = gettext_noop(
-    "The badge is in force, so that it has to be revoked first. Say why."
+    "This badge is now valid and must be revoked first. Give a reason."
 )
-CHANGED = gettext_noop(
-    "The member's profile has changed meanwhile. Look at it, and submit once more."
-)
+CHANGED = gettext_noop("The member's profile has changed. Check it and submit again.")
 
 
 def _open(
@@ -78,20 +77,23 @@ def _open(
 def _why_not(row: Issuance) -> str:
     if row.action is not None:
         return gettext(
-            "Something is being done about this badge already: %(status)s.",
+            "Another action on this badge is in progress (%(status)s). Wait until"
+            " it finishes.",
             status=status_of(row),
         )
 
-    return gettext("This cannot be done about this badge: %(why)s.", why=_now(row))
-
-
-def _now(row: Issuance) -> str:
     connected = read(accounts.get)
 
     if connected is not None and row.organization_id != connected.organization_id:
-        return gettext("it is of another organization than the one that is connected")
+        return gettext(
+            "This badge belongs to another organization than the connected one."
+            " Connect that organization first."
+        )
 
-    return status_of(row)
+    return gettext(
+        "This action is not possible. The badge's status is: %(status)s.",
+        status=status_of(row),
+    )
 
 
 def _to(row_id: int) -> Response:
@@ -150,9 +152,11 @@ def revoke(issuance_id: int) -> ResponseReturnValue:
         return _meanwhile(issuance_id)
 
     if done == "drop":
-        return _began(issuance_id, gettext("The badge is not issued."))
+        return _began(
+            issuance_id, gettext("The badge was skipped and will not be issued.")
+        )
 
-    return _began(issuance_id, gettext("The badge is being revoked."))
+    return _began(issuance_id, gettext("The revocation is queued."))
 
 
 def _revoke_page(
@@ -218,7 +222,7 @@ def correct(issuance_id: int) -> ResponseReturnValue:
     if template is None or not template.active:
         form.template.errors = [
             gettext(
-                "This badge template is no longer active in Credly. Select another."
+                "This badge template is no longer active in Credly. Select another one."
             )
         ]
         return _correction_page(issuance_id, form, 422)
@@ -226,7 +230,7 @@ def correct(issuance_id: int) -> ResponseReturnValue:
     changes = _changes(row, form, template.name)
 
     if not any(each.is_different for each in changes):
-        problem = gettext("Nothing is different from the badge as it is.")
+        problem = gettext("You have not changed anything.")
         return _correction_page(issuance_id, form, 422, problem)
 
     if form.step.data != "confirm":
@@ -254,8 +258,8 @@ def correct(issuance_id: int) -> ResponseReturnValue:
         return _meanwhile(issuance_id)
 
     said = gettext(
-        "This badge takes the place of badge %(number)s as soon as Credly has issued"
-        " it.",
+        "The corrected badge is queued. It replaces badge %(number)s once Credly"
+        " issues it.",
         number=str(issuance_id),
     )
     return _began(new_id, said)
@@ -385,11 +389,11 @@ def issue_again(issuance_id: int) -> ResponseReturnValue:
 
     if "reason" in why:
         said = gettext(
-            "Badge %(number)s is being revoked. This one is issued when that is done.",
+            "The new badge is queued. It is issued once badge %(number)s is revoked.",
             number=str(issuance_id),
         )
     else:
-        said = gettext("The badge is being issued again.")
+        said = gettext("The new badge is queued.")
 
     return _began(new_id, said)
 

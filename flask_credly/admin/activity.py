@@ -37,7 +37,12 @@ def export_activity() -> ResponseReturnValue:
     """Send all of it as a file."""
     community = here()
     note("export activity")
-    header = [gettext("Timestamp"), gettext("Who"), gettext("What"), gettext("Outcome")]
+    header = [
+        gettext("Timestamp"),
+        gettext("Who"),
+        gettext("Action"),
+        gettext("Result"),
+    ]
     cells = (
         [each.at.isoformat(), *_words(each)]
         for each in audit.every(community.engine, community.tenant)

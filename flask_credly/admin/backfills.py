@@ -31,7 +31,7 @@ from .window import in_the_way
 
 logger = logging.getLogger("flask_credly")
 
-GONE = gettext_noop("These earlier completions are not there any more.")
+GONE = gettext_noop("This run no longer exists.")
 
 SECONDS = 5.0
 """For how long the page counts: a host may have more completions than that."""
@@ -113,7 +113,7 @@ def stop_backfill(run_id: int) -> ResponseReturnValue:
     if found is None:
         return gone(GONE)
 
-    flash(gettext("Stopped after %(number)s.", number=found.to_issue))
+    flash(gettext("Stopped. Queued badges are skipped."))
     return go_to("credly.show_backfill", run_id=run_id)
 
 

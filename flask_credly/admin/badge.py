@@ -41,31 +41,35 @@ from .respond import when_expired
 AT_MOST = 100
 """So many of each kind are shown: the newest."""
 
-GONE = gettext_noop("There is no such badge here.")
+GONE = gettext_noop("This badge does not exist.")
 
 ANSWERS: dict[str, str] = {
     "issued": gettext_noop("Credly issued the badge."),
-    "found": gettext_noop("Credly had issued this badge already."),
-    "held": gettext_noop("The member has this badge from elsewhere."),
+    "found": gettext_noop("Credly had already issued this badge."),
+    "held": gettext_noop("The member already has this badge from another source."),
     "unlisted": gettext_noop(
-        "Credly refused it as a second badge, and did not show the first."
+        "Credly reported a duplicate, but did not list the first badge."
     ),
-    "refused": gettext_noop("Credly refused it."),
-    "unknown": gettext_noop("The answer was not clear. Credly may have done it."),
+    "refused": gettext_noop("Credly rejected the request."),
+    "unknown": gettext_noop(
+        "No usable response. Credly may have processed the request."
+    ),
     "foreign": gettext_noop(
-        "Something between this site and Credly answered, such as a firewall."
+        "The response came from a proxy or firewall, not from Credly."
     ),
     "rate limited": gettext_noop("Credly's API rate limit was reached."),
-    "unauthorized": gettext_noop("Credly refused the credentials."),
+    "unauthorized": gettext_noop("Credly rejected the credentials."),
     "unavailable": gettext_noop("Credly could not be reached."),
-    "in trouble": gettext_noop("Credly was in trouble. It may have done it."),
+    "in trouble": gettext_noop(
+        "Credly reported an outage. It may have processed the request."
+    ),
     "blocked": gettext_noop(
-        "Credly refused it because of an earlier badge that is in force no more."
+        "Credly still counts an earlier badge that is no longer valid."
     ),
     "revoked": gettext_noop("Credly revoked the badge."),
-    "outlived": gettext_noop("The badge to be replaced is in force no more."),
+    "outlived": gettext_noop("The badge to replace is no longer valid."),
     "not sent": gettext_noop("The request was not sent."),
-    "died": gettext_noop("The worker died before it had an answer."),
+    "died": gettext_noop("The worker stopped before Credly responded."),
 }
 """What :attr:`.Attempt.answer` says."""
 
@@ -163,12 +167,12 @@ def check(issuance_id: int) -> ResponseReturnValue:
     asked = polls.ask_for(state.engine, state.tenant, issuance_id, by=actor())
 
     if asked is None:
-        flash(gettext("There is no badge at Credly to ask for."), wrong=True)
+        flash(gettext("Credly has no badge to check."), wrong=True)
     elif asked == "just asked":
-        flash(gettext("Credly was asked a moment ago. Ask again in half a minute."))
+        flash(gettext("This badge was checked a moment ago. Try again in 30 seconds."))
     else:
         notifier.ask_for_poll(state)
-        flash(gettext("Credly is asked what became of the badge."))
+        flash(gettext("Checking the badge at Credly."))
 
     return _back(issuance_id)
 
@@ -180,12 +184,12 @@ def retry(issuance_id: int) -> ResponseReturnValue:
 
     if issuances.retry(state.engine, state.tenant, issuance_id, by=actor()):
         notifier.notify(state)
-        wrong, said = False, gettext("The badge is tried once more.")
+        wrong, said = False, gettext("The badge is queued again.")
     else:
         wrong = True
         said = gettext(
-            "This badge cannot be tried again: it is on its way already, or its course"
-            " is not mapped any more."
+            "This badge cannot be retried. Either it is already queued, or its"
+            " course is no longer mapped."
         )
 
     if (

@@ -42,9 +42,9 @@ from .respond import wants_fragment
 from .rows import MANY
 
 STATUSES: dict[str, str] = {
-    "waiting": gettext_noop("Waiting"),
+    "waiting": gettext_noop("Queued"),
     "issued": gettext_noop("Issued"),
-    "held": gettext_noop("Already issued"),
+    "held": gettext_noop("Already held"),
     "failed": gettext_noop("Failed"),
     "skipped": gettext_noop("Skipped"),
     "revoked": gettext_noop("Revoked"),
@@ -119,8 +119,8 @@ def retry_all() -> ResponseReturnValue:
 
     flash(
         ngettext(
-            "%(number)s badge is tried once more.",
-            "%(number)s badges are tried once more.",
+            "%(number)s badge is queued again.",
+            "%(number)s badges are queued again.",
             tried,
         )
     )
@@ -144,15 +144,15 @@ def export_badges() -> ResponseReturnValue:
         gettext("Status"),
         gettext("Error"),
         gettext("Completed"),
-        gettext("Settled"),
+        gettext("Finished"),
         gettext("Credly badge id"),
         gettext("At Credly"),
         gettext("Since"),
         gettext("Checked"),
         gettext("Expires"),
-        gettext("In place of"),
+        gettext("Replaces"),
         gettext("Replaced by"),
-        gettext("Reason of the revocation"),
+        gettext("Revocation reason"),
         gettext("Test"),
     ]
     return csv_file("credly-badges", header, (_cells(row) for row in rows))
@@ -203,16 +203,16 @@ def status_of(
         return gettext("Being replaced")
 
     if row.reason == "awaits revocation":
-        return gettext("Waits for the revocation")
+        return gettext("Queued until revocation")
 
     if row.action == "revoke":
         return gettext("Being revoked")
 
-    if row.action and not row.lease and paused:
-        return gettext("Paused")
-
     if row.state in issuances.STATES["waiting"]:
-        return gettext("Retrying") if row.attempts else gettext("Queued")
+        if row.lease:
+            return gettext("Sending")
+
+        return gettext("Queued (paused)") if paused else gettext("Queued")
 
     return next(
         gettext(STATUSES[status])

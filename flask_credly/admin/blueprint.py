@@ -79,11 +79,11 @@ HEADERS = {
 
 DENIED = gettext_noop("You do not have access to this page.")
 FOREIGN = gettext_noop(
-    "This was opened from another site, so nothing was done. Open the page here, and"
-    " use its buttons."
+    "This request came from another site, so nothing was done. Open the page here"
+    " and use its buttons."
 )
 NO_FORM = gettext_noop(
-    "This is not what the form on the page sends. Nothing was changed."
+    "The form data is not valid. Nothing was changed. Reload the page and try again."
 )
 
 READING = {"GET", "HEAD", "OPTIONS"}
@@ -294,7 +294,9 @@ def _guard() -> ResponseReturnValue | None:
 
     # Read here, where what goes wrong is not logged with what was typed.
     if (status := _read_form()) != 200:
-        _log_refusal("form", f"What was sent to {request.endpoint} is no form.")
+        _log_refusal(
+            "form", f"The request to {request.endpoint} did not contain form data."
+        )
         return _refuse(gettext(NO_FORM), status)
 
     try:
@@ -339,9 +341,9 @@ def _refuse_visitor() -> ResponseReturnValue | None:
 
     origin = clean(request.headers.get("Origin"), 255) or "another site"
     reason = (
-        f"A request for {request.endpoint} came from {origin}, and not from"
-        f" {request.host}. If that is the same site, its proxy has to pass the Host"
-        " header on."
+        f"Refused a request for {request.endpoint} from {origin}, because this"
+        f" site is {request.host}. If both are the same site, configure its proxy"
+        " to pass the Host header on."
     )
     _log_refusal("access", reason)
     return _refuse(gettext(FOREIGN), 403)
@@ -448,7 +450,7 @@ def _explain(error: DBAPIError) -> ResponseReturnValue:
 
 
 def _expired(error: CSRFError) -> ResponseReturnValue:
-    reason = f"The form of {request.endpoint} was refused: {error.description}"
+    reason = f"The form for {request.endpoint} was refused: {error.description}"
     _log_refusal("form", reason)
 
     return show_expired()

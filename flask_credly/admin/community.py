@@ -54,7 +54,7 @@ def _ask() -> str:
         raise
     except Exception:
         logger.exception(
-            "The @credly.tenant hook failed; no page is shown.",
+            "The @credly.tenant hook failed. No page is shown.",
             extra={"credly_event": "hook_failed", "credly_hook": "tenant"},
         )
         # Its failed statement would spoil those of the host's layout.

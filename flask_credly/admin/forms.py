@@ -125,8 +125,8 @@ def _plain(form: Form, field: t.Any) -> None:
     if not value.isascii() or not value.isprintable() or " " in value:
         raise ValidationError(
             gettext(
-                "The %(label)s has characters that Credly does not use."
-                " Copy it once more, without spaces.",
+                "The %(label)s contains invalid characters. Copy it from Credly"
+                " again, without spaces.",
                 label=_label(field),
             )
         )
@@ -153,8 +153,8 @@ class ConnectForm(Form):
         if found != field.data.lower():
             raise ValidationError(
                 gettext(
-                    "This is not an Organization ID: that has 8, 4, 4, 4 and 12 letters"
-                    " and digits with hyphens between them. Copy it from Credly."
+                    "Enter a valid Organization ID: 36 letters, digits and"
+                    " hyphens. Copy it from Credly."
                 )
             )
 
@@ -176,7 +176,9 @@ class PersonForm(Form):
 
     def validate_email(self, field: t.Any) -> None:
         if not field.data:
-            raise ValidationError(gettext("Enter an e-mail address."))
+            raise ValidationError(
+                gettext("Enter an e-mail address, such as name@example.org.")
+            )
 
         if (
             not re.fullmatch(r"[^@\s]+@[^@\s]+", field.data)
@@ -212,13 +214,15 @@ class RevokeForm(Form):
 
         if problem == "short":
             raise ValidationError(
-                gettext("Give a reason of %(number)s characters or more.", number=least)
+                gettext(
+                    "Enter a reason of at least %(number)s characters.", number=least
+                )
             )
 
         if problem == "long":
             raise ValidationError(
                 gettext(
-                    "The reason has %(length)s characters. It can have %(number)s.",
+                    "Shorten the reason to %(number)s characters. It has %(length)s.",
                     length=len(field.data),
                     number=most,
                 )
@@ -226,12 +230,14 @@ class RevokeForm(Form):
 
         if problem == "address":
             raise ValidationError(
-                gettext("Leave e-mail addresses out of the reason: it may be read.")
+                gettext(
+                    "Remove the e-mail address from the reason. Members may read it."
+                )
             )
 
     def validate_tell(self, field: t.Any) -> None:
         if field.data not in ("yes", "no"):
-            raise ValidationError(gettext("Choose whether the member is told."))
+            raise ValidationError(gettext("Choose whether Credly notifies the member."))
 
 
 def _read_count(typed: str | None) -> int | None:
@@ -264,13 +270,13 @@ class UndoForm(RevokeForm):
 
     def validate_tell(self, field: t.Any) -> None:
         if field.data not in ("yes", "no"):
-            raise ValidationError(gettext("Choose whether these members are told."))
+            raise ValidationError(
+                gettext("Choose whether Credly notifies these members.")
+            )
 
     def validate_number(self, field: t.Any) -> None:
         if self.count is None or self.count != read_number(self.shown.data or ""):
-            raise ValidationError(
-                gettext("Type the number of badges that will be taken back.")
-            )
+            raise ValidationError(gettext("Type the number of badges to revoke."))
 
 
 class AgainForm(PersonForm, RevokeForm):
@@ -337,12 +343,12 @@ class CorrectForm(Form):
             day = dt.date.fromisoformat(field.data)
         except ValueError:
             raise ValidationError(
-                gettext("Enter a date as year, month and day, such as 2026-03-31.")
+                gettext("Enter a date, such as 2026-03-31.")
             ) from None
 
         if not dt.date(1970, 1, 1) <= day <= dt.datetime.now(dt.UTC).date():
             raise ValidationError(
-                gettext("Enter a date that is not ahead, and not before 1970.")
+                gettext("Enter a date from 1970 on that is not in the future.")
             )
 
     def validate_template(self, field: t.Any) -> None:
@@ -447,8 +453,9 @@ class OptionsForm(Form):
         if field.data == EACH and not self.may_repeat:
             raise ValidationError(
                 gettext(
-                    "Credly issues this badge template to each member once. Allow"
-                    " duplicates on it at Credly, and refresh the templates here."
+                    "Credly issues this badge template only once per member."
+                    " Allow duplicates for it in Credly, then refresh the"
+                    " templates here."
                 )
             )
 
@@ -462,7 +469,7 @@ class OptionsForm(Form):
         if len(field.data) > LENGTH:
             raise ValidationError(
                 gettext(
-                    "The group tag is too long: use %(number)s characters at most.",
+                    "Shorten the group tag to %(number)s characters.",
                     number=LENGTH,
                 )
             )
@@ -470,7 +477,7 @@ class OptionsForm(Form):
 
 def _one_of(field: t.Any, values: cabc.Collection[str]) -> None:
     if field.data not in values:
-        raise ValidationError(gettext("Choose one of the list."))
+        raise ValidationError(gettext("Choose an option from the list."))
 
 
 FIELD_NAMES = {

@@ -92,7 +92,7 @@ def _check(name: str, hook: t.Callable[[], object]) -> bool | Response | HTTPExc
         return e
     except Exception:
         logger.exception(
-            "The @credly.%s hook failed; nobody is let in.",
+            "The @credly.%s hook failed. Access was denied.",
             name,
             extra={"credly_event": "hook_failed", "credly_hook": name},
         )
@@ -107,8 +107,8 @@ def _check(name: str, hook: t.Callable[[], object]) -> bool | Response | HTTPExc
 
     if allowed is not None:
         logger.error(
-            "The @credly.%s hook must return True or False, or a response, not %s;"
-            " nobody is let in.",
+            "The @credly.%s hook must return True, False or a response, not %s."
+            " Access was denied.",
             name,
             type(allowed).__name__,
             extra={"credly_event": "hook_failed", "credly_hook": name},
@@ -167,7 +167,7 @@ def actor() -> str:
         name = state.name_actor()
     except Exception:
         logger.exception(
-            "The @credly.actor hook failed; the audit trail names nobody.",
+            "The @credly.actor hook failed. The audit entry has no actor.",
             extra={"credly_event": "hook_failed", "credly_hook": "actor"},
         )
         # Its failed statement would spoil those of the host's layout.
@@ -176,8 +176,8 @@ def actor() -> str:
 
     if name is not None and not isinstance(name, str):
         logger.error(
-            "The @credly.actor hook must return a string or None, not %s; the audit"
-            " trail names nobody.",
+            "The @credly.actor hook must return a string or None, not %s. The"
+            " audit entry has no actor.",
             type(name).__name__,
             extra={"credly_event": "hook_failed", "credly_hook": "actor"},
         )

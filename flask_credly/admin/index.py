@@ -65,7 +65,7 @@ def _known() -> dict[str, t.Any]:
     except SQLAlchemyError:
         # The list is also there for other integrations.
         logger.exception(
-            "The state of the integration could not be read.",
+            "The status of the integration could not be read.",
             extra={"credly_event": "state_not_read"},
         )
 

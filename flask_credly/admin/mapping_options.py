@@ -93,13 +93,13 @@ def change_options(mapping_id: int) -> ResponseReturnValue:
 
     if before.expires != options.expires:
         said += " " + gettext(
-            "The new expiry is from now on. Badges issued before keep theirs."
+            "The new expiry applies to new badges. Badges already issued keep theirs."
         )
 
     if options.again == RENEW != before.again:
         said += " " + gettext(
-            "Further completions replace the badge from now on. Badges issued before"
-            " keep their expiry."
+            "Later completions now replace the badge. Badges already issued keep"
+            " their expiry."
         )
 
     flash(said)
@@ -125,9 +125,9 @@ def _options_page(
         member=MEMBER,
         again=_choices(form),
         withdrawn=[
-            ("", gettext("Leave the badge")),
-            (TELL, gettext("Revoke it and tell the member")),
-            (SILENT, gettext("Revoke it without telling")),
+            ("", gettext("Keep the badge")),
+            (TELL, gettext("Revoke it and notify the member")),
+            (SILENT, gettext("Revoke it without notice")),
         ],
         never=NEVER,
         # What is wrong stands above the field.
@@ -138,12 +138,12 @@ def _options_page(
 
 def _choices(form: OptionsForm) -> list[tuple[str, str]]:
     found = [
-        ("", gettext("Nothing: one badge for each member")),
-        (RENEW, gettext("Renew: the new badge replaces the last one")),
+        ("", gettext("Nothing: one badge per member")),
+        (RENEW, gettext("Renew: replace the previous badge")),
     ]
 
     if form.may_repeat or form.again.data == EACH:
-        found.append((EACH, gettext("Each time: one badge more")))
+        found.append((EACH, gettext("Every time: issue another badge")))
 
     return found
 
@@ -159,7 +159,7 @@ def _preview(form: OptionsForm) -> str:
 
     if until := form.options().expires_at(now):
         return gettext(
-            "A badge earned today would expire on %(date)s.", date=format_date(until)
+            "A badge earned today expires on %(date)s.", date=format_date(until)
         )
 
     return ""

@@ -35,9 +35,9 @@ from .rows import searched
 from .rows import summarize
 from .window import show_with
 
-GONE = gettext_noop("This mapping is not there any more.")
-NO_UNDO = gettext_noop("This cannot be undone any more. Add the mapping again.")
-NOT_CONNECTED = gettext_noop("Credly is not connected any more.")
+GONE = gettext_noop("This mapping no longer exists.")
+NO_UNDO = gettext_noop("It is too late to undo this. Add the mapping again.")
+NOT_CONNECTED = gettext_noop("Credly is no longer connected.")
 
 
 def new() -> ResponseReturnValue:
@@ -129,7 +129,9 @@ def _save(form: MappingForm, mapping_id: int | None) -> Response:
     chosen = {key(each): each for each in list_courses() or []}.get(form.course.data)
 
     if chosen is None:
-        error = gettext("This course or learning path is gone.")
+        error = gettext(
+            "This course or learning path no longer exists. Select another one."
+        )
         return _again(form, mapping_id, [error])
 
     state = here()
@@ -155,7 +157,7 @@ def _save(form: MappingForm, mapping_id: int | None) -> Response:
         return _again(form, mapping_id, [error])
     except accounts.UnknownTemplate:
         error = gettext(
-            "This badge template is no longer active in Credly. Select another."
+            "This badge template is no longer active in Credly. Select another one."
         )
         return _again(form, mapping_id, [error])
     except (accounts.NotConnected, accounts.UnknownMapping):

@@ -17,7 +17,7 @@ from ..i18n import gettext_noop
 from .rendering import render
 from .rendering import render_page
 
-EXPIRED = gettext_noop("This page was open too long. Please submit again.")
+EXPIRED = gettext_noop("This page has expired. Please submit the form again.")
 
 _SAID = "credly_said"
 _OURS = "credly_ours"

@@ -249,13 +249,13 @@ def summarize(mapping: Mapping) -> list[str]:
     found: list[str] = []
 
     if options.locale == MEMBER:
-        found.append(gettext("Mail in the member's language"))
+        found.append(gettext("E-mail in the member's language"))
     elif options.locale:
         language = LOCALES.get(options.locale, options.locale)
-        found.append(gettext("Mail in %(language)s", language=language))
+        found.append(gettext("E-mail in %(language)s", language=language))
 
     if not options.mail:
-        found.append(gettext("No mail from Credly"))
+        found.append(gettext("No e-mail from Credly"))
 
     if options.expires == NEVER:
         found.append(gettext("Never expires"))
@@ -272,12 +272,12 @@ def summarize(mapping: Mapping) -> list[str]:
         found.append(gettext("With evidence"))
 
     if options.again == RENEW:
-        found.append(gettext("Renewed when completed again"))
+        found.append(gettext("Renewed on each completion"))
     elif options.again == EACH:
-        found.append(gettext("One more each time"))
+        found.append(gettext("Another badge on each completion"))
 
     if options.withdrawn:
-        found.append(gettext("Revoked when withdrawn"))
+        found.append(gettext("Revoked if the completion is withdrawn"))
 
     if options.group:
         found.append(gettext("Group tag: %(group)s", group=options.group))

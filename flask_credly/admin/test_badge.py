@@ -59,9 +59,9 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
     gate = gates.read(state.engine, state.tenant)
 
     if gate is not None and gate.is_open:
-        flash(gettext("The test badge is on its way. Its status stands below."))
+        flash(gettext("The test badge is queued. This page shows its status."))
     else:
-        flash(gettext("Issuing is paused. The test badge waits until it goes on."))
+        flash(gettext("The test badge is queued. It is sent when you resume issuing."))
 
     return go_to("credly.show_badge", issuance_id=added)
 

@@ -44,45 +44,45 @@ from .respond import wants_fragment
 from .respond import when_expired
 from .window import in_the_way
 
-GONE = gettext_noop("These badges are not being taken back any more.")
-NOTHING = gettext_noop("There is nothing to take back.")
+GONE = gettext_noop("This bulk revocation no longer exists.")
+NOTHING = gettext_noop("There are no badges to revoke.")
 MORE = gettext_noop(
-    "There are more badges than the page said. Nothing was done. Look at the numbers"
-    " once more."
+    "More badges match than this page showed. Nothing was done. Check the numbers"
+    " and submit again."
 )
-NO_TIME = gettext_noop("Enter a date and a time, such as 2026-03-31T09:00.")
+NO_TIME = gettext_noop("Enter a date and time, such as 2026-03-31T09:00.")
 
 LEFT_ALONE: dict[str, str] = {
     "was revoked": gettext_noop("Already revoked"),
     "was replaced": gettext_noop("Replaced by another badge"),
     "declined": gettext_noop("Declined by the member"),
-    "held": gettext_noop("The member has the badge from elsewhere"),
-    "was failed": gettext_noop("Not issued: it failed"),
-    "was cancelled": gettext_noop("Not issued: it was skipped"),
-    "busy": gettext_noop("It is being revoked already"),
-    "elsewhere": gettext_noop("Of another organization"),
-    "erased": gettext_noop("The member was erased"),
+    "held": gettext_noop("Already held from another source"),
+    "was failed": gettext_noop("Failed, not issued"),
+    "was cancelled": gettext_noop("Skipped, not issued"),
+    "busy": gettext_noop("Already being revoked"),
+    "elsewhere": gettext_noop("In another organization"),
+    "erased": gettext_noop("Member erased"),
 }
 
 OUTCOMES: dict[str, str] = {
     "revoked": gettext_noop("Revoked"),
-    "dropped": gettext_noop("Will not be issued"),
-    "failed": gettext_noop("Not revoked: it failed"),
-    "stopped": gettext_noop("Left as it was, because this was stopped"),
-    "waits": gettext_noop("Being issued"),
-    "pending": gettext_noop("To be revoked"),
-    "accepted": gettext_noop("To be revoked"),
+    "dropped": gettext_noop("Skipped"),
+    "failed": gettext_noop("Revocation failed"),
+    "stopped": gettext_noop("Kept: the revocation was stopped"),
+    "waits": gettext_noop("Sending"),
+    "pending": gettext_noop("Queued for revocation"),
+    "accepted": gettext_noop("Queued for revocation"),
     "asked": gettext_noop("Being revoked"),
     **LEFT_ALONE,
 }
 
 GROUPS: dict[str, tuple[str, tuple[str, ...]]] = {
     "revoked": (gettext_noop("Revoked"), ("revoked",)),
-    "dropped": (gettext_noop("Will not be issued"), ("dropped",)),
+    "dropped": (gettext_noop("Skipped"), ("dropped",)),
     "failed": (gettext_noop("Failed"), ("failed",)),
-    "left": (gettext_noop("Left alone"), undos.LEFT_ALONE),
+    "left": (gettext_noop("Not changed"), undos.LEFT_ALONE),
     "stopped": (gettext_noop("Stopped"), ("stopped",)),
-    "open": (gettext_noop("Not done yet"), undos.OPEN),
+    "open": (gettext_noop("In progress"), undos.OPEN),
 }
 """What the list can be filtered by."""
 
@@ -169,7 +169,7 @@ def _selection() -> tuple[Selection, Batch | None, list[str]] | Response:
     )
 
     if selection.is_everything and not wrong:
-        flash(gettext("Filter the badges first."), wrong=True)
+        flash(gettext("Set a filter first."), wrong=True)
         return go_to("credly.badges")
 
     return selection, None, wrong
@@ -299,7 +299,7 @@ def stop_undo(run_id: int) -> ResponseReturnValue:
 
     if undos.stop(state.engine, state.tenant, run_id, by=actor()):
         notifier.ask_for_undo(state)
-        flash(gettext("Stopped. Badges that were not revoked yet stay."))
+        flash(gettext("Revocation stopped. The remaining badges are kept."))
 
     return go_to("credly.show_undo", run_id=run_id)
 
@@ -324,7 +324,7 @@ def export_undo(run_id: int) -> ResponseReturnValue:
         gettext("Kind"),
         gettext("Course or learning path"),
         gettext("Badge"),
-        gettext("Outcome"),
+        gettext("Result"),
         gettext("Error"),
         gettext("Credly badge id"),
     ]

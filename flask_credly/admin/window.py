@@ -52,16 +52,16 @@ UNREACHABLE = gettext_noop(
     " in a few minutes."
 )
 OTHER_ORGANIZATION = gettext_noop(
-    "Credly is connected to another organization. Remove the integration first; that"
-    " clears its mappings and error log."
+    "Another organization is connected. Remove the integration first. This"
+    " deletes its mappings and error log."
 )
 UNREADABLE = gettext_noop(
     "The stored Client Secret cannot be decrypted with the configured keys. Ask the"
     " developer of this site to restore the key, or enter the Client Secret again."
 )
 NO_KEY = gettext_noop(
-    "The Client Secret cannot be stored safely yet. Ask the developer of this site to"
-    " set CREDLY_ENCRYPTION_KEYS."
+    "The Client Secret cannot be encrypted, so it was not saved. Ask the"
+    " developer of this site to set CREDLY_ENCRYPTION_KEYS."
 )
 
 
@@ -175,10 +175,10 @@ def connect() -> ResponseReturnValue:
         )
     else:
         said = ngettext(
-            "Connected to Credly. %(number)s badge template loaded. More are being"
-            " loaded in the background.",
-            "Connected to Credly. %(number)s badge templates loaded. More are being"
-            " loaded in the background.",
+            "Connected to Credly. %(number)s badge template loaded so far. The"
+            " rest load in the background.",
+            "Connected to Credly. %(number)s badge templates loaded so far. The"
+            " rest load in the background.",
             found.templates,
         )
 
@@ -200,9 +200,9 @@ def test() -> ResponseReturnValue:
         said = gettext("Credly could not be reached. Try again in a few minutes.")
         flash(said, wrong=True)
     except accounts.NotConnected:
-        flash(gettext("Credly is not connected any more."), wrong=True)
+        flash(gettext("Credly is no longer connected."), wrong=True)
     else:
-        flash(gettext("Connection works."))
+        flash(gettext("The connection works."))
 
     return go_to("credly.show")
 
@@ -211,7 +211,7 @@ def pause() -> ResponseReturnValue:
     """Stop issuing, until the admin lets it go on."""
     state = here()
     gates.switch(state.engine, state.tenant, on=False, by=actor())
-    flash(gettext("Issuing is paused. Completions are kept, and their badges wait."))
+    flash(gettext("Issuing is paused. New badges are queued until you resume."))
     return go_to("credly.show")
 
 
@@ -220,7 +220,7 @@ def resume() -> ResponseReturnValue:
     state = here()
     gates.switch(state.engine, state.tenant, on=True, by=actor())
     notifier.notify(state)
-    flash(gettext("Issuing goes on."))
+    flash(gettext("Issuing has resumed."))
     return go_to("credly.show")
 
 
@@ -230,7 +230,7 @@ def dismiss(number: int) -> ResponseReturnValue:
     :param number: How many the page showed. Later ones stay.
     """
     unrecorded.dismiss(here(), number, by=actor())
-    flash(gettext("Dismissed."))
+    flash(gettext("The warning was dismissed."))
     return go_to("credly.show")
 
 
@@ -243,7 +243,7 @@ def refresh_templates() -> ResponseReturnValue:
     except CredlyError as e:
         flash(
             gettext(
-                "The list of badge templates could not be loaded. %(detail)s",
+                "The badge templates could not be loaded. %(detail)s",
                 detail=e.detail,
             ),
             wrong=True,
@@ -257,14 +257,14 @@ def refresh_templates() -> ResponseReturnValue:
 def _too_often(wait: dt.timedelta) -> str:
     if wait > dt.timedelta(minutes=2):
         return ngettext(
-            "This was tried too often. Try again in %(number)s minute.",
-            "This was tried too often. Try again in %(number)s minutes.",
+            "Too many attempts. Try again in %(number)s minute.",
+            "Too many attempts. Try again in %(number)s minutes.",
             math.ceil(wait / dt.timedelta(minutes=1)),
         )
 
     return ngettext(
-        "This was tried too often. Try again in %(number)s second.",
-        "This was tried too often. Try again in %(number)s seconds.",
+        "Too many attempts. Try again in %(number)s second.",
+        "Too many attempts. Try again in %(number)s seconds.",
         math.ceil(wait.total_seconds()),
     )
 
@@ -273,24 +273,24 @@ def _refused_step(error: accounts.NotVerified) -> str:
     """Say what Credly refused, and what may be behind it."""
     if error.let_in:
         return gettext(
-            "Credly took the Client ID and the Client Secret, and refused the badge"
-            " templates of this organization. Is it the one that they belong to?"
+            "Step that failed: loading badge templates. Credly accepted the"
+            " Client ID and Client Secret, but not for this organization. Check"
+            " the Organization ID."
         )
 
     refused = gettext(
-        "Credly refused the Client ID or the Client Secret, or the OAuth application"
-        " lacks the scopes badge_templates and issued_badges."
+        "Step that failed: signing in. Credly rejected the Client ID or the"
+        " Client Secret, or the OAuth application lacks the scopes"
+        " badge_templates and issued_badges."
     )
 
     # Credentials of the one are unknown to the other.
     other = {
         None: "",
-        True: gettext(
-            "This site uses Credly's sandbox, which has credentials of its own."
-        ),
+        True: gettext("This site uses Credly's sandbox. Enter sandbox credentials."),
         False: gettext(
-            "Credentials of Credly's sandbox are refused here, unless the developer of"
-            " this site sets CREDLY_SANDBOX."
+            "This site does not use Credly's sandbox. If these are sandbox"
+            " credentials, ask the developer of this site to set CREDLY_SANDBOX."
         ),
     }
     return f"{refused} {other[here().settings.is_sandbox]}".rstrip()

@@ -50,18 +50,23 @@ def decide_withdrawn() -> ResponseReturnValue:
     )
 
     if not number:
-        problem = gettext("Their number has changed meanwhile. Nothing was done.")
+        problem = gettext(
+            "The number of badges has changed. Nothing was done. Check the number and"
+            " submit again."
+        )
         return _page(form, 422, problem)
 
     if revoke:
         notifier.notify(state)
         said = ngettext(
-            "%(number)s badge is being revoked.",
-            "%(number)s badges are being revoked.",
+            "%(number)s badge is queued for revocation.",
+            "%(number)s badges are queued for revocation.",
             number,
         )
     else:
-        said = ngettext("%(number)s badge stays.", "%(number)s badges stay.", number)
+        said = ngettext(
+            "%(number)s badge is kept.", "%(number)s badges are kept.", number
+        )
 
     flash(said)
     return go_to("credly.badges")

@@ -160,9 +160,9 @@ def _warn_of_two_databases(
     ):
         _warned = True
         logger.warning(
-            "The session has written to another database than the one with the tables"
-            " of Flask-Credly. A crash between its two commits can keep one of them,"
-            " unless the session has twophase=True.",
+            "The session has written to a second database besides the one with"
+            " Flask-Credly's tables. A crash between the two commits can lose one"
+            " of them. Set twophase=True on the session to prevent this.",
             extra={"credly_event": "two_databases"},
         )
 
@@ -471,9 +471,9 @@ def _refuse(session: orm.Session) -> None:
 
     if ended is not None and ended() is session.get_transaction():
         raise sa.exc.PendingRollbackError(
-            "This transaction was ended while Flask-Credly recorded a completion in"
-            " it: the database has taken back all that was written before, or a"
-            " statement was cut short. Roll back, and do the whole of it again."
+            "The transaction ended while Flask-Credly recorded a completion in"
+            " it. The database rolled back the earlier writes, or a statement was"
+            " interrupted. Roll back and repeat the whole transaction."
         )
 
 

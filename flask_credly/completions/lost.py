@@ -98,7 +98,7 @@ def _tenant_or_empty(app: Flask, given: dict[str, t.Any]) -> str:
         return tenant_of(state, given.get("tenant"))
     except Exception as e:
         # What is wrong with it may be why the completion was not recorded.
-        logger.debug("The community is not known (%s).", type(e).__name__)
+        logger.debug("The community could not be determined (%s).", type(e).__name__)
         return ""
 
 
@@ -126,7 +126,7 @@ def _count(state: Community, session: t.Any, *, ended: bool) -> None:
             raise found from None
 
         logger.exception(
-            "A completion that could not be recorded was not counted.",
+            "An unrecorded completion could not be counted.",
             extra={"credly_event": "completion_not_counted"},
         )
 
@@ -150,7 +150,7 @@ def _waits(state: Community, session: t.Any) -> bool:
             raise
 
         # It is broken, or no session at all: then it counts.
-        logger.debug("The host's transaction cannot be watched.", exc_info=True)
+        logger.debug("The host's transaction could not be watched.", exc_info=True)
         return False
 
     if joined is None:

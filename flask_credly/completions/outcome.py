@@ -47,8 +47,8 @@ class OfCompletion(Outcome):
         """The course is not mapped, or the row was there."""
         # No member's id: what stands in the ledger is named by no record.
         logger.debug(
-            "A completion of %s %r adds nothing: that is not mapped, or the member's"
-            " badge is in the ledger.",
+            "A completion of %s %r was ignored. It is not mapped, or the member"
+            " already has a badge in the ledger.",
             self.completion.kind,
             self.completion.course_id,
         )
@@ -57,8 +57,8 @@ class OfCompletion(Outcome):
         """The transaction that it was sent in was rolled back."""
         done = self.completion
         logger.warning(
-            "A completion was taken back with the transaction that it was sent in:"
-            " member %r, %s %r.",
+            "A completion was rolled back with the transaction that it was sent"
+            " in: member %r, %s %r.",
             done.member.id,
             done.kind,
             done.course_id,
@@ -98,8 +98,8 @@ class OfWithdrawal(Outcome):
     def adds_nothing(self) -> None:
         """The course is not mapped, or there is nothing to take back."""
         logger.debug(
-            "A withdrawn completion of %s %r changes nothing: the member has no badge"
-            " for it, it is known, or no mapping says that badges are revoked.",
+            "A withdrawn completion of %s %r was ignored. The member has no badge for"
+            " it, it is already known, or no mapping revokes badges.",
             self.withdrawal.kind,
             self.withdrawal.course_id,
         )
@@ -108,8 +108,8 @@ class OfWithdrawal(Outcome):
         """The transaction that it was sent in was rolled back."""
         it = self.withdrawal
         logger.warning(
-            "A withdrawal was taken back with the transaction that it was sent in:"
-            " member %r, %s %r.",
+            "A withdrawal was rolled back with the transaction that it was sent"
+            " in: member %r, %s %r.",
             it.member_id,
             it.kind,
             it.course_id,

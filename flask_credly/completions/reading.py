@@ -37,7 +37,9 @@ def app_of(sender: t.Any) -> Flask | None:
         if "credly" in sender.extensions:
             return sender
 
-        logger.debug("The app %s has no Flask-Credly: nothing is kept.", sender.name)
+        logger.debug(
+            "The app %s does not use Flask-Credly. The signal was ignored.", sender.name
+        )
         return None
 
     raise TypeError("Send the signal with the app: course_completed.send(app, …).")
@@ -51,8 +53,8 @@ def tenant_of(state: AppState, given: t.Any) -> str:
     if state.name_tenant is None:
         if given not in (None, DEFAULT_TENANT):
             raise ValueError(
-                "This app has one community: leave 'tenant' out of course_completed, or"
-                " register a function with '@credly.tenant'."
+                "This app has one community. Omit 'tenant' from course_completed,"
+                " or register a function with '@credly.tenant'."
             )
 
         return DEFAULT_TENANT
@@ -62,9 +64,9 @@ def tenant_of(state: AppState, given: t.Any) -> str:
 
     if given is None:
         raise ValueError(
-            "Of which community is it? Send it as course_completed.send(app, …,"
-            " tenant=…): outside of a request, or where '@credly.tenant' returns None,"
-            " it is not known."
+            "The signal names no community. Outside a request, or if"
+            " '@credly.tenant' returns None, send course_completed.send(app, …,"
+            " tenant=…)."
         )
 
     return read_tenant(given)

@@ -68,7 +68,7 @@ def record(
 
     try:
         if reads and _is_exhausted(engine.pool):
-            raise sa.exc.TimeoutError("No connection is left in the pool.")
+            raise sa.exc.TimeoutError("The connection pool is exhausted.")
 
         written = _write_alone(engine, write)
     except (sa.exc.OperationalError, sa.exc.TimeoutError) as e:

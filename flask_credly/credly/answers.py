@@ -29,7 +29,7 @@ DETAIL_LENGTH = 300
 
 _SAYS_NO = frozenset(range(400, 500)) - {408, 425}
 
-FOREIGN = "That was no answer of Credly's: is a proxy or a firewall in between?"
+FOREIGN = "The response did not come from Credly. Check for a proxy or firewall."
 
 DEFAULT_RETRY_AFTER = 60.0
 """Seconds to pause after a 429 that does not say. Credly publishes no limits."""

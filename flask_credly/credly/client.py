@@ -249,7 +249,7 @@ class Client:
         data = answers.data_of(body)
 
         if not isinstance(data, dict) or not _echoes(data, badge):
-            raise OutcomeUnknown("Credly's answer could not be read.")
+            raise OutcomeUnknown("Credly's response could not be read.")
 
         # It is issued, whatever else is said of it.
         said = badges.read(data, self._own_host)
@@ -264,7 +264,7 @@ class Client:
         said = badges.read(data, self._own_host)
 
         if said is None or said.id != badge_id.lower():
-            raise OutcomeUnknown("Credly's answer could not be read.")
+            raise OutcomeUnknown("Credly's response could not be read.")
 
         return said
 
@@ -280,7 +280,7 @@ class Client:
         said = badges.read(data, self._own_host)
 
         if said is None or said.id != badge_id or said.state != "revoked":
-            raise OutcomeUnknown("Credly's answer could not be read.")
+            raise OutcomeUnknown("Credly's response could not be read.")
 
         return said
 
@@ -300,7 +300,7 @@ class Client:
             or said.id == badge_id
             or said.template_id not in (None, badge.template_id)
         ):
-            raise OutcomeUnknown("Credly's answer could not be read.")
+            raise OutcomeUnknown("Credly's response could not be read.")
 
         return said
 
@@ -338,7 +338,7 @@ class Client:
         about = body.get("metadata") if isinstance(rows, list) else None
 
         if not isinstance(about, dict) or "next_page_url" not in about:
-            raise OutcomeUnknown("Credly's answer could not be read.")
+            raise OutcomeUnknown("Credly's response could not be read.")
 
         return SearchPage(
             [said for row in rows if (said := badges.read(row, self._own_host))],
@@ -395,7 +395,7 @@ class Client:
             if is_last:
                 return
 
-        raise OutcomeUnknown("Credly's list has no end.")
+        raise OutcomeUnknown("Credly's list did not end.")
 
     def _page(
         self,
@@ -414,7 +414,7 @@ class Client:
         rows = answers.data_of(body)
 
         if not isinstance(rows, list) or not isinstance(body.get("metadata"), dict):
-            raise OutcomeUnknown("Credly's answer could not be read.")
+            raise OutcomeUnknown("Credly's response could not be read.")
 
         total = body["metadata"].get("total_pages")
         is_last = not rows or (isinstance(total, int) and number >= total)
@@ -450,7 +450,7 @@ class Client:
         except requests.RequestException as e:
             failure = e
         except ValueError:  # of a header, while requests prepares what is not followed
-            raise OutcomeUnknown("Credly's answer could not be read.") from None
+            raise OutcomeUnknown("Credly's response could not be read.") from None
         else:
             self._date = response.headers.get("Date", "")
             # An answer may repeat what was sent, and what it says goes into a log.

@@ -80,7 +80,7 @@ def fetch_token(
             failure = e
         except Exception as e:  # of Authlib, or of a header that cannot be read
             failure = Unavailable(
-                f"The token endpoint's answer could not be read ({type(e).__name__})."
+                f"The token endpoint's response could not be read ({type(e).__name__})."
             )
 
     # Without the chain: the frames below hold the secret.
@@ -122,13 +122,13 @@ def _usable_token(body: dict[str, t.Any]) -> str:
     scope = body.get("scope")
 
     if not isinstance(value, str) or not value.isascii() or not value.isprintable():
-        raise Unavailable("The token endpoint's answer holds no access token.")
+        raise Unavailable("The token endpoint's response contains no access token.")
 
     if not value.strip() or " " in value:
-        raise Unavailable("The token endpoint's answer holds no access token.")
+        raise Unavailable("The token endpoint's response contains no access token.")
 
     if str(body.get("token_type", "bearer")).lower() != "bearer":
-        raise Unavailable("The token endpoint's answer holds no bearer token.")
+        raise Unavailable("The token endpoint's response contains no bearer token.")
 
     if isinstance(scope, str) and not set(SCOPES) <= set(scope.split()):
         raise ConnectionExpired(

@@ -195,7 +195,7 @@ def _resolve(host: str, port: int, timeout: float) -> list[t.Any]:
     try:
         found = answer.get(timeout=max(timeout, 0.001))
     except queue.Empty:
-        raise socket.gaierror(socket.EAI_AGAIN, "no answer in time") from None
+        raise socket.gaierror(socket.EAI_AGAIN, "no response in time") from None
 
     if isinstance(found, OSError):
         raise found
@@ -478,11 +478,12 @@ def _check_proxy(proxy: str | None) -> None:
             return
     except Exception as e:
         # Its text may hold the password.
-        logger.debug("The proxy cannot be used (%s).", type(e).__name__)
+        logger.debug("The proxy address is not valid (%s).", type(e).__name__)
 
     raise Unavailable(
-        "The proxy for Credly cannot be used. Correct HTTPS_PROXY or ALL_PROXY in the"
-        " environment: an address such as http://name:password@proxy.example.org:3128."
+        "The proxy address is not valid. Correct HTTPS_PROXY or ALL_PROXY in the"
+        " environment. Use an address such as"
+        " http://name:password@proxy.example.org:3128."
     )
 
 
@@ -500,20 +501,18 @@ def translate(error: requests.RequestException) -> CredlyError:
     causes = list(_causes(error))
 
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
-        return Unavailable(
-            "The certificate of who answered for Credly could not be verified."
-        )
+        return Unavailable("Credly's TLS certificate could not be verified.")
 
     if any(isinstance(cause, _NEVER_SENT) for cause in causes):
         return Unavailable("Credly could not be reached.")
 
     if isinstance(error, requests.Timeout):
-        return OutcomeUnknown("Credly did not answer in time.")
+        return OutcomeUnknown("Credly did not respond in time.")
 
     if isinstance(error, requests.exceptions.ContentDecodingError):
-        return OutcomeUnknown("Credly's answer could not be read.")
+        return OutcomeUnknown("Credly's response could not be read.")
 
-    return OutcomeUnknown("The connection to Credly broke.")
+    return OutcomeUnknown("The connection to Credly was lost.")
 
 
 def _causes(error: BaseException) -> cabc.Iterator[BaseException]:

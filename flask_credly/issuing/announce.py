@@ -83,7 +83,7 @@ def failed(state: Community, row: Row, error: str) -> None:
     """Say that a badge was given up."""
     # The detail may hold the member's address, and the admin finds it by this number.
     logger.warning(
-        "Badge %d failed: see the error log.",
+        "Badge %d failed. The error log has the details.",
         row.id,
         extra={"credly_event": "badge_failed", "credly_issuance": row.id},
     )
@@ -132,8 +132,8 @@ def keyless(
 
     if not again:
         logger.error(
-            "This process cannot decrypt the stored Client Secret, and issues nothing."
-            " %s If the key is lost, enter the Client Secret again.",
+            "This process cannot decrypt the stored Client Secret, so it issues"
+            " no badges. %s If the key is lost, enter the Client Secret again.",
             remedy,
             extra={"credly_event": "key_missing"},
         )

@@ -116,9 +116,9 @@ def _ask(
 ) -> cabc.Iterator[t.Any]:
     if state.past_completions is None:
         raise RuntimeError(
-            "Flask-Credly does not know who completed a course. Register a function"
-            " that yields pairs of a Member and a time with"
-            " '@credly.past_completions'."
+            "Flask-Credly does not know who completed a course. Register a"
+            " function with '@credly.past_completions' that yields pairs of a"
+            " Member and a time."
         )
 
     try:

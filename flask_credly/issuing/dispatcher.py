@@ -164,7 +164,8 @@ class _Dispatcher:
 
             if self._state.has_tenants:
                 logger.exception(
-                    "The badges of the community %r could not be issued.",
+                    "Issuing the badges of the community %r failed. The worker"
+                    " retries it.",
                     tenant,
                     extra={"credly_event": "drain_failed", "credly_tenant": tenant},
                 )

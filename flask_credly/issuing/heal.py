@@ -66,7 +66,7 @@ def _heal(state: Community) -> None:
             # The others are healed all the same; this one is looked at tomorrow.
             whole = False
             logger.exception(
-                "Missed completions of %s %r could not be looked for.",
+                "The search for missing completions of %s %r failed.",
                 mapping.kind,
                 mapping.course_id,
                 extra={

@@ -565,7 +565,7 @@ class _Lane:
             pass  # another worker sees to it
         except sa.exc.SQLAlchemyError:
             logger.exception(
-                "What became of badge %d was not saved.",
+                "The result of badge %d could not be saved.",
                 each.row.id,
                 extra={
                     "credly_event": "badge_not_saved",

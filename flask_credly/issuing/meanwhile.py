@@ -61,7 +61,7 @@ def _issue(state: AppState, over: threading.Event) -> None:
                     drain(state)
         except Exception:
             logger.exception(
-                "No badges could be issued beside a longer job. It is tried again.",
+                "Issuing badges during a longer job failed. The worker retries it.",
                 extra={"credly_event": "sweep_failed"},
             )
             wait = AFTER_AN_ERROR

@@ -138,7 +138,7 @@ def _ring_for_completion(state: AppState) -> None:
             raise
 
         logger.exception(
-            "No worker could be rung. The next sweep finds the row.",
+            "No worker could be notified. The next sweep finds the badge.",
             extra={"credly_event": "queue_unreachable"},
         )
 
@@ -230,13 +230,13 @@ def make_queue(
         raise WrongQueue(
             "The function in CREDLY_QUEUE must return an rq.Queue, not"
             f" {type(queue).__name__}.",
-            "It takes the app and returns an rq.Queue.",
+            "It must take the app and return an rq.Queue.",
         )
 
     if not _reads_json(queue.serializer):
         raise WrongQueue(
-            "The queue in CREDLY_QUEUE does not write JSON: who can write to Redis"
-            " could run code in whatever reads its jobs.",
+            "The queue in CREDLY_QUEUE does not use the JSON serializer. Anyone"
+            " who can write to Redis could run code in its workers.",
             f'Make it so: Queue("{queue.name}", connection=…, serializer="json")',
         )
 
@@ -245,9 +245,9 @@ def make_queue(
 
     if pool is not None and pool.connection_kwargs.get("decode_responses"):
         raise WrongQueue(
-            "The connection of CREDLY_QUEUE decodes what Redis answers, which RQ cannot"
-            " use.",
-            "Make it without decode_responses.",
+            "The Redis connection of CREDLY_QUEUE uses decode_responses, which RQ"
+            " does not support.",
+            "Create it without decode_responses.",
         )
 
     return queue
@@ -322,8 +322,8 @@ def use(state: AppState, send: t.Callable[[], object], *, tell: bool = True) -> 
             web.told = web.trouble
             logger.log(
                 logging.WARNING if of_redis else logging.ERROR,
-                "The queue cannot be reached (%s). %s Nothing is lost: badges wait in"
-                " the database until a worker sweeps.",
+                "Redis cannot be reached (%s). %s Badges stay queued in the"
+                " database until a worker finds them.",
                 type(e).__name__,
                 web.trouble,
                 exc_info=not known,

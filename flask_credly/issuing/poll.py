@@ -96,8 +96,8 @@ def poll(state: AppState) -> None:
             except Exception:
                 failed.add(tenant)
                 logger.exception(
-                    "It could not be asked what became of the badges. It is tried"
-                    " again.",
+                    "Reading the badges' status from Credly failed. The worker"
+                    " retries it.",
                     extra={"credly_event": "poll_failed"},
                 )
 
@@ -180,7 +180,7 @@ class _Reader:
         else:
             wait = AFTER_A_REFUSAL if answer == "refused" else AFTER_AN_ERROR
             logger.warning(
-                "Credly did not say what became of the badges: %s",
+                "The badges' status could not be read from Credly: %s",
                 error,
                 extra={"credly_event": "poll_failed"},
             )
@@ -212,7 +212,7 @@ class _Reader:
                 return polls.miss(self._engine, self._gate, badge_id, read_at)
 
             logger.warning(
-                "Credly did not say what became of a badge: %s",
+                "A badge's status could not be read from Credly: %s",
                 e,
                 extra={"credly_event": "poll_failed"},
             )
@@ -317,12 +317,12 @@ class _Reader:
         if page.is_last:
             survey.next = None
         elif page.next in (None, query) or survey.pages >= MAX_SEARCH_PAGES:
-            self._take_list(survey, "its pages lead nowhere")
+            self._take_list(survey, "its pages do not end")
         else:
             survey.next = page.next
 
     def _take_list(self, survey: Survey, why: str) -> None:
-        logger.info("Credly's search was not read to its end: %s", why)
+        logger.info("Credly's search could not be fully read: %s", why)
         survey.next, survey.pages = f"{_LIST}1", 0
 
     def _survey_list(self, survey: Survey, before: BadgePage | None) -> BadgePage:
@@ -367,7 +367,8 @@ class _Reader:
 
         if learned.mismatched:
             logger.warning(
-                "Badges of another badge template than the ledger's at Credly: %d.",
+                "%d badges have a different badge template at Credly than in the"
+                " ledger.",
                 learned.mismatched,
                 extra={"credly_event": "badge_mismatched"},
             )
@@ -391,7 +392,7 @@ class _Reader:
 
 def _refuse_endless(number: int, page: BadgePage, before: BadgePage | None) -> None:
     if number > MAX_PAGES or before and page.ids and page.ids == before.ids:
-        raise Refused("Credly's list has no end.")
+        raise Refused("Credly's list did not end.")
 
 
 def _is_known(poll: Poll, page: BadgePage) -> bool:

@@ -173,7 +173,7 @@ class Sender:
                     "credly_issuance": request.row.id,
                 },
             )
-            unknown = OutcomeUnknown("Credly's answer could not be read.")
+            unknown = OutcomeUnknown("Credly's response could not be read.")
             return Outcome("unknown", error=unknown)
 
     def _look_up(self, request: Request) -> Outcome:
@@ -249,7 +249,9 @@ class Sender:
         try:
             shown = self._find(request, explain=True)
         except CredlyError as e:
-            logger.info("The badge that is held could not be looked up: %s", e)
+            logger.info(
+                "The badge that the member already holds could not be looked up: %s", e
+            )
             return Outcome("held", error=error)
 
         return Outcome("held", error=error, shown=shown, looked=True)

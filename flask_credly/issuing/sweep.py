@@ -35,6 +35,8 @@ def sweep(state: AppState, queue: rq.Queue, *, insist: bool) -> bool:
         unrecorded.gather(state, queue)
     except sa.exc.SQLAlchemyError as e:
         # Read-only, or full: it stays in Redis until the next sweep.
-        logger.debug("The database takes no count (%s).", type(e).__name__)
+        logger.debug(
+            "The count could not be saved in the database (%s).", type(e).__name__
+        )
 
     return DRAIN in due

@@ -27,7 +27,7 @@ from ..state import Community
 
 T = t.TypeVar("T")
 
-CHANGED = "The connection was changed in the meantime."
+CHANGED = "The connection has changed."
 
 EARLY = 90
 """Seconds before its end at which a token is renewed."""

@@ -54,163 +54,158 @@ class WrongQueue(TypeError):
 _KNOWN = (
     (
         r"MasterDownError|MASTERDOWN",
-        gettext_noop("Redis is a replica that has lost its primary."),
-        gettext_noop("Let %(setting)s name the primary, no replica."),
+        gettext_noop("Redis is a replica and has lost its primary."),
+        gettext_noop("Set %(setting)s to the primary."),
     ),
     (
         r"ReadOnlyError|READONLY",
-        gettext_noop("Redis is a replica, which takes no writes."),
-        gettext_noop("Let %(setting)s name the primary, no replica."),
+        gettext_noop("Redis is a read-only replica."),
+        gettext_noop("Set %(setting)s to the primary."),
     ),
     (
         r"MovedError|\bMOVED\b|AskError|CrossSlot|ClusterDownError|TryAgainError"
         r"|cluster mode|SlotNotCovered|RedisCluster",
-        gettext_noop("Redis is a cluster, which RQ cannot use."),
-        gettext_noop("Let %(setting)s name a Redis that is not in cluster mode."),
+        gettext_noop("Redis is a cluster. RQ does not support clusters."),
+        gettext_noop("Set %(setting)s to a Redis that is not in cluster mode."),
     ),
     (
         r"NoPermissionError|NOPERM",
-        gettext_noop("Redis does not permit this user what is needed."),
+        gettext_noop("The Redis user lacks permissions."),
         gettext_noop(
-            "The page on servers in our documentation has the line of ACL SETUSER."
+            "Grant them with the ACL SETUSER line in docs/recipes/servers.md."
         ),
     ),
     (
         r"without any password configured|no password is set",
-        gettext_noop("Redis is sent a password, and has none."),
-        gettext_noop(
-            "Remove the password from %(setting)s, or give Redis that password."
-        ),
+        gettext_noop("A password was sent, but Redis has none."),
+        gettext_noop("Remove the password from %(setting)s, or set it in Redis."),
     ),
     (
         r"Authentication required|NOAUTH|already authenticated",
-        gettext_noop("Redis wants a password, and is sent none."),
-        gettext_noop("Write it into %(setting)s: redis://USER:PASSWORD@HOST:6379/0"),
+        gettext_noop("Redis requires a password."),
+        gettext_noop("Add it to %(setting)s: redis://USER:PASSWORD@HOST:6379/0"),
     ),
     (
         r"AuthenticationError|AuthorizationError|AuthenticationWrongNumber|WRONGPASS"
         r"|invalid password",
-        gettext_noop("Redis refuses the user name or the password."),
+        gettext_noop("Redis rejected the user name or password."),
         gettext_noop("Correct them in %(setting)s: redis://USER:PASSWORD@HOST:6379/0"),
     ),
     (
         r"OutOfMemoryError|\bOOM\b",
-        gettext_noop("Redis has no memory left."),
-        gettext_noop("Raise maxmemory of Redis, or remove what fills it."),
+        gettext_noop("Redis is out of memory."),
+        gettext_noop("Raise maxmemory in Redis, or delete data."),
     ),
     (
         r"BusyLoadingError|LOADING",
-        gettext_noop("Redis is loading its data."),
-        gettext_noop("Wait until it has."),
+        gettext_noop("Redis is still loading its data."),
+        gettext_noop("Wait until it has finished."),
     ),
     (
         r"max number of clients|Too many connections|MaxConnectionsError",
-        gettext_noop("Redis takes no more connections."),
-        gettext_noop(
-            "Raise maxclients of Redis, or find who holds so many connections."
-        ),
+        gettext_noop("Redis has no free connections."),
+        gettext_noop("Raise maxclients in Redis, or close unused connections."),
     ),
     (
         r"DENIED|protected mode",
-        gettext_noop("Redis is in protected mode and refuses other machines."),
-        gettext_noop("Give Redis a password, and write it into %(setting)s."),
+        gettext_noop("Redis is in protected mode and rejects other machines."),
+        gettext_noop("Set a password in Redis and add it to %(setting)s."),
     ),
     (
         r"MISCONF",
-        gettext_noop("Redis cannot write its data to disk, and takes none."),
-        gettext_noop("Make room on its disk; its log has the reason."),
+        gettext_noop("Redis cannot save to disk and rejects writes."),
+        gettext_noop("See the Redis log for the cause, such as a full disk."),
     ),
     (
         r"NOREPLICAS",
-        gettext_noop("Redis lacks replicas, and takes no writes without them."),
-        gettext_noop("Start them, or lower min-replicas-to-write of Redis."),
+        gettext_noop("Redis has too few replicas and rejects writes."),
+        gettext_noop("Start the replicas, or lower min-replicas-to-write in Redis."),
     ),
     (
         r"DB index",
-        gettext_noop("Redis has no database of that number."),
+        gettext_noop("Redis has no database with this number."),
         gettext_noop("Correct the number at the end of %(setting)s."),
     ),
     (
         r"unknown command|unknown subcommand",
-        gettext_noop("Redis lacks a command that RQ needs."),
-        gettext_noop("Use Redis 6 or later, or Valkey, with no command renamed."),
+        gettext_noop("Redis does not support a command that RQ needs."),
+        gettext_noop("Use Redis 6 or later, or Valkey, without renamed commands."),
     ),
     (
         r"WRONGTYPE",
-        gettext_noop("Something else uses our keys in this Redis."),
+        gettext_noop("Another program uses the same keys in this Redis."),
         gettext_noop(
-            "Let %(setting)s name a database of its own, such as redis://HOST:6379/1"
+            "Set %(setting)s to a separate database, such as redis://HOST:6379/1"
         ),
     ),
     (
         r"InvalidResponse|Protocol Error",
-        gettext_noop("What answers there is no Redis."),
+        gettext_noop("The server at this address is not Redis."),
         gettext_noop("Correct the host and the port in %(setting)s."),
     ),
     (
         r"CERTIFICATE_REQUIRED|certificate required|SSLEOFError",
-        gettext_noop("Redis wants a certificate of this client."),
+        gettext_noop("Redis requires a client certificate."),
         gettext_noop("Add ?ssl_certfile=FILE&ssl_keyfile=FILE to %(setting)s."),
     ),
     (
         r"CERTIFICATE_VERIFY_FAILED|CertificateError",
-        gettext_noop("The certificate of Redis is not accepted."),
+        gettext_noop("The TLS certificate of Redis could not be verified."),
         gettext_noop(
-            "Name the host in %(setting)s as its certificate does, and the certificate"
-            " of its authority: ?ssl_ca_certs=FILE"
+            "In %(setting)s, use the host name from the certificate and add the"
+            " CA file: ?ssl_ca_certs=FILE"
         ),
     ),
     (
         r"handshake|SSLError|\[SSL",
-        gettext_noop("Redis does not answer by TLS."),
-        gettext_noop(
-            "Begin %(setting)s with redis://, or name the port that speaks TLS."
-        ),
+        gettext_noop("Redis does not use TLS on this port."),
+        gettext_noop("Start %(setting)s with redis://, or use the TLS port."),
     ),
     (
         r"gaierror|not known|name resolution|getaddrinfo",
-        gettext_noop("The host name of Redis is not known."),
+        gettext_noop("The host name of Redis cannot be resolved."),
         gettext_noop("Correct the host in %(setting)s."),
     ),
     (
         r"ConnectionRefusedError|Connection refused",
-        gettext_noop("Redis cannot be reached: nothing listens there."),
-        gettext_noop("Is it running at the address of %(setting)s?"),
+        gettext_noop("Redis refused the connection."),
+        gettext_noop("Start Redis, or correct the address in %(setting)s."),
     ),
     (
         r"FileNotFoundError|No such file",
-        gettext_noop("A file is missing: the socket of Redis, or a certificate."),
+        gettext_noop("A Redis socket or certificate file does not exist."),
         gettext_noop("Correct the path in %(setting)s, or start Redis."),
     ),
     (
         r"PermissionError|Permission denied",
         gettext_noop(
-            "This process may not open the socket of Redis, or a certificate."
+            "This process may not open the Redis socket or a certificate file."
         ),
-        gettext_noop("Let its user read and write that file."),
+        gettext_noop("Give its user read and write permission on the file."),
     ),
     (
         r"ConnectionResetError|BrokenPipeError|closed by server|reset by peer",
-        gettext_noop("Redis closes the connection."),
-        gettext_noop("Does its port speak TLS? Then begin %(setting)s with rediss://"),
+        gettext_noop("Redis closed the connection."),
+        gettext_noop("If the port uses TLS, start %(setting)s with rediss://"),
     ),
     (
         r"No route to host|unreachable",
-        gettext_noop("Redis cannot be reached: no network leads there."),
-        gettext_noop("Correct the host in %(setting)s, or the network."),
+        gettext_noop("There is no network route to Redis."),
+        gettext_noop("Correct the host in %(setting)s, or fix the network."),
     ),
     (
         r"TimeoutError|timed out",
-        gettext_noop("Redis does not answer in time."),
+        gettext_noop("Redis did not respond in time."),
         gettext_noop(
-            "Is the port of %(setting)s open to this machine, and Redis not busy?"
+            "Check that the port in %(setting)s is open to this machine and that"
+            " Redis is not overloaded."
         ),
     ),
 )
 
 _OTHER = (
-    gettext_noop("Redis cannot be used (%(error)s)."),
-    gettext_noop("Is it running at the address of %(setting)s?"),
+    gettext_noop("Redis failed (%(error)s)."),
+    gettext_noop("Start Redis, or correct the address in %(setting)s."),
 )
 
 
@@ -229,16 +224,14 @@ def explain(error: BaseException, settings: Settings) -> Trouble:
         # redis-py has no class for an option that it does not know.
         if by_name:
             return Trouble(
-                gettext_noop("CREDLY_REDIS_URL cannot be used (%(error)s)."),
-                gettext_noop(
-                    "Remove what stands after its question mark, or correct it."
-                ),
+                gettext_noop("CREDLY_REDIS_URL is not valid (%(error)s)."),
+                gettext_noop("Correct the options after the question mark."),
                 values,
             )
 
         return Trouble(
-            gettext_noop("The function in CREDLY_QUEUE fails (%(error)s)."),
-            gettext_noop("It takes the app and returns an rq.Queue."),
+            gettext_noop("The function in CREDLY_QUEUE failed (%(error)s)."),
+            gettext_noop("It must take the app and return an rq.Queue."),
             values,
         )
 

@@ -86,7 +86,7 @@ def read_elsewhere(state: Community) -> Count:
         return here + found.get(state.tenant, Count())
     except Exception as e:
         # That Redis is away is said where the workers are counted.
-        logger.debug("The count in Redis is not known (%s).", type(e).__name__)
+        logger.debug("The count in Redis could not be read (%s).", type(e).__name__)
         return here
 
 
@@ -148,7 +148,7 @@ def gather_all(state: Community) -> Count:
         gather(state)
     except (RedisError, OSError) as e:
         # What is counted there stays counted.
-        logger.debug("The count in Redis is not known (%s).", type(e).__name__)
+        logger.debug("The count in Redis could not be read (%s).", type(e).__name__)
 
     return in_session(state.engine, unrecorded.read, state.tenant)
 
@@ -200,7 +200,7 @@ def _keep_writing(state: AppState) -> None:
 
         if here.over.is_set() and here.counts:
             logger.error(
-                "Completions that could not be recorded are counted nowhere: %d.",
+                "%d unrecorded completions could not be counted.",
                 sum(number for _, number, _ in here.counts),
                 extra={"credly_event": "completion_not_counted"},
             )

@@ -36,11 +36,11 @@ MAX_LOOK_UPS = 8
 """Look-ups without a clear answer, over an hour, after which a person has to look."""
 
 NO_WORD = (
-    "Credly did not say whether the badge was issued. Look there before you issue it by"
-    " hand."
+    "Credly did not confirm whether the badge was issued. Check in Credly before"
+    " you issue it yourself."
 )
 
-NOT_READ = "Credly did not say how the badge is. Nothing was changed."
+NOT_READ = "Credly did not report the badge's status. Nothing was changed."
 
 GONE_AFTER = 5
 """Look-ups by which Credly has not known a badge for more than ten minutes: it is taken
@@ -48,19 +48,16 @@ to be gone.
 """
 
 BLOCKED = (
-    "Credly still counts the earlier badge of this member. Allow duplicates on the"
-    " template at Credly, or replace the earlier badge."
+    "Credly still counts an earlier badge of this member. Allow duplicates for"
+    " the badge template in Credly, or replace the earlier badge."
 )
 
 # Why nothing was done about a badge, or not what was asked for.
 _WORDS: dict[Answer, str] = {
-    "declined": "The member has declined this badge: there is nothing to revoke.",
-    "missing": "Credly does not know this badge any more.",
-    "replaced": "Another badge has taken the place of this one at Credly.",
-    "ended": (
-        "The badge that was to be replaced is not in force any more. You can issue it"
-        " again."
-    ),
+    "declined": "The member declined this badge, so there is nothing to revoke.",
+    "missing": "Credly no longer has this badge.",
+    "replaced": "Another badge replaced this one at Credly.",
+    "ended": ("The badge to replace is no longer valid. You can reissue it."),
 }
 
 
@@ -302,6 +299,6 @@ def _detail(row: Row, answer: Answer, outcome: Outcome) -> str | None:
         "not yet",
         "in force",
     ):  # what is wrong is what went wrong before
-        return row.error or "No answer of Credly was received."
+        return row.error or "Credly did not respond."
 
     return None

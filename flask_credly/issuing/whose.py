@@ -233,17 +233,20 @@ def explain(owner: Owner | None, *, test: bool) -> str | None:
     return THERE if test else IN_THE_WAY[owner]
 
 
-THERE = "This address has this badge already."
+THERE = "This e-mail address already has this badge."
 
 IN_THE_WAY: dict[Owner, str] = {
-    "another row": "The member has this badge already, by another course.",
-    "another member": "Another member has this badge under the same address.",
+    "another row": "The member already has this badge from another course.",
+    "another member": (
+        "Another member already has this badge under the same e-mail address."
+    ),
     "given by hand": (
-        "This address has this badge already. It was given in Credly, not by this site."
+        "This e-mail address already has this badge. It was issued in Credly, not"
+        " by this site."
     ),
 }
 
 NOT_LISTED = (
-    "Credly says that the member has this badge already, and does not show which one"
-    " it is."
+    "Credly reports that the member already has this badge, but does not show"
+    " which one."
 )

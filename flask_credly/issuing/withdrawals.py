@@ -16,8 +16,9 @@ def release(state: AppState) -> None:
     for tenant in turns.to_release(state.engine):
         if number := withdrawals.release(state.engine, tenant):
             logger.warning(
-                "%s badges of withdrawn completions wait: more than %s in an hour are"
-                " revoked only when an admin says so, on the page of the badges.",
+                "%s badges of withdrawn completions await a decision. Above %s in"
+                " an hour, an admin must confirm the revocation on the Issued"
+                " badges page.",
                 number,
                 withdrawals.MOST,
                 extra={

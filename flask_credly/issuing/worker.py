@@ -222,7 +222,7 @@ class CredlyWorker(Worker):
             if isinstance(e, redis.ResponseError) and "WRONGTYPE" not in str(e):
                 raise
 
-            logger.warning("What is in the queue is no job, and was dropped.")
+            logger.warning("A queue entry was not a job and was dropped.")
             return None
 
         job.origin = self.queues[0].name
@@ -234,8 +234,8 @@ class CredlyWorker(Worker):
         while is_suspended(self.connection, self):
             if not said:
                 logger.warning(
-                    "RQ is suspended on this Redis: no worker takes a job. What mends"
-                    " it: rq resume",
+                    "RQ is suspended on this Redis, so no worker takes jobs. To"
+                    " resume, run: rq resume",
                     extra={"credly_event": "queue_suspended"},
                 )
                 self.set_state(WorkerStatus.SUSPENDED)
@@ -321,7 +321,7 @@ class CredlyWorker(Worker):
                 raise
 
             logger.exception(
-                "The sweep failed and is tried again.",
+                "The sweep failed. The worker retries it.",
                 extra={"credly_event": "sweep_failed"},
             )
 
@@ -449,7 +449,7 @@ def _wait_for(
 
         if found != said:
             logger.warning(
-                "%s The worker goes on when that is mended.",
+                "%s The worker resumes once this is fixed.",
                 found,
                 extra={"credly_event": "queue_unreachable"},
             )

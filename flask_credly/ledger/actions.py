@@ -81,7 +81,7 @@ def revoke(
     :raises ValueError: If there is a :func:`problem_with` the reason.
     """
     if problem := problem_with(reason):
-        raise ValueError(f"The reason of a revocation is not valid: {problem}.")
+        raise ValueError(f"The revocation reason is not valid: {problem}.")
 
     now = clock.now(connection)
     this = (Issuance.id == row_id, is_ours(tenant))
@@ -231,7 +231,7 @@ def issue_again(
 
     if is_in_force(old):
         if reason is None or tell is None or problem_with(reason):
-            raise ValueError("A badge that is in force is revoked for a reason.")
+            raise ValueError("A reason is required to revoke a valid badge.")
 
         admin.revoke(
             connection,

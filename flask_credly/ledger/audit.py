@@ -38,50 +38,46 @@ WORKER = "worker"
 # What each needs to know stands in its target: a mapping's course and badge, a badge's
 # number in the ledger, a number of rows. Never a member's name or address.
 ACTIONS: dict[str, str] = {
-    "connect": gettext_noop("Connect to organization %(target)s"),
-    "reconnect": gettext_noop("Connect again to organization %(target)s"),
-    "remove": gettext_noop("Remove the integration of organization %(target)s"),
+    "connect": gettext_noop("Connect organization %(target)s"),
+    "reconnect": gettext_noop("Reconnect organization %(target)s"),
+    "remove": gettext_noop("Remove organization %(target)s"),
     "test": gettext_noop("Test the connection"),
     "pause": gettext_noop("Pause issuing"),
     "resume": gettext_noop("Resume issuing"),
-    "restored": gettext_noop("Note that the database was restored"),
-    "copy": gettext_noop("Note that the database is a copy"),
+    "restored": gettext_noop("Mark the database as restored"),
+    "copy": gettext_noop("Mark the database as a copy"),
     "sync": gettext_noop("Load the badge templates"),
     "map": gettext_noop("Map %(target)s"),
-    "change mapping": gettext_noop("Change a mapping to %(target)s"),
-    "change options": gettext_noop("Change the options of the mapping %(target)s"),
-    "remove mapping": gettext_noop("Remove the mapping %(target)s"),
-    "undo": gettext_noop("Undo the removal of the mapping %(target)s"),
+    "change mapping": gettext_noop("Change mapping to %(target)s"),
+    "change options": gettext_noop("Change options of mapping %(target)s"),
+    "remove mapping": gettext_noop("Remove mapping %(target)s"),
+    "undo": gettext_noop("Restore mapping %(target)s"),
     "send test badge": gettext_noop("Send test badge %(target)s"),
     "retry": gettext_noop("Retry badge %(target)s"),
     "retry all": gettext_noop("Retry all failed badges: %(target)s"),
     "check": gettext_noop("Check badge %(target)s at Credly"),
     "revoke": gettext_noop("Revoke badge %(target)s"),
     "revoke withdrawn": gettext_noop(
-        "Revoke the badges of withdrawn completions: %(target)s"
+        "Revoke badges of withdrawn completions: %(target)s"
     ),
-    "keep withdrawn": gettext_noop(
-        "Keep the badges of withdrawn completions: %(target)s"
-    ),
-    "correct": gettext_noop("Correct a badge: %(target)s"),
-    "issue again": gettext_noop("Issue a badge again: %(target)s"),
+    "keep withdrawn": gettext_noop("Keep badges of withdrawn completions: %(target)s"),
+    "correct": gettext_noop("Correct badge %(target)s"),
+    "issue again": gettext_noop("Reissue badge %(target)s"),
     "start backfill": gettext_noop(
         "Issue badges for earlier completions of %(target)s"
     ),
     "stop backfill": gettext_noop("Stop badges for earlier completions of %(target)s"),
-    "take back": gettext_noop("Take back badges: %(target)s"),
-    "stop taking back": gettext_noop("Stop taking back badges: %(target)s"),
-    "heal": gettext_noop("Add missed completions of %(target)s"),
-    "dismiss": gettext_noop(
-        "Dismiss completions that could not be recorded: %(target)s"
-    ),
-    "export badges": gettext_noop("Export the badges"),
-    "export errors": gettext_noop("Export the error log"),
-    "export activity": gettext_noop("Export the activity"),
-    "export member": gettext_noop("Export the data of a member"),
-    "erase member": gettext_noop("Erase the data of a member"),
-    "prune": gettext_noop("Delete what is older than it is kept: %(target)s"),
-    "rotate keys": gettext_noop("Encrypt the stored secrets with the newest key"),
+    "take back": gettext_noop("Revoke badges: %(target)s"),
+    "stop taking back": gettext_noop("Stop revoking badges: %(target)s"),
+    "heal": gettext_noop("Record missing completions of %(target)s"),
+    "dismiss": gettext_noop("Dismiss unrecorded completions: %(target)s"),
+    "export badges": gettext_noop("Export badges"),
+    "export errors": gettext_noop("Export error log"),
+    "export activity": gettext_noop("Export activity"),
+    "export member": gettext_noop("Export a member's data"),
+    "erase member": gettext_noop("Erase a member's data"),
+    "prune": gettext_noop("Delete expired data: %(target)s"),
+    "rotate keys": gettext_noop("Rotate encryption keys"),
 }
 
 OF_A_BADGE = (
@@ -242,7 +238,7 @@ def _begin(
 
     if wait > dt.timedelta():
         _take_back(engine, tenant, entry_id)
-        logger.warning("%s was tried too often.", ACTIONS[action].split(" %(")[0])
+        logger.warning("Too many attempts: %s.", ACTIONS[action].split(" %(")[0])
         raise TooOften(wait)
 
     return entry_id

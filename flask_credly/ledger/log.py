@@ -76,7 +76,7 @@ def rate_limit_details(error: str) -> str:
 
 def unreachable_details(error: str) -> str:
     """Word the details of a pause because Credly cannot be reached."""
-    return f"Badge issuance waits and goes on by itself. {error}"
+    return f"Badges stay queued. Issuing resumes automatically. {error}"
 
 
 def wrong_key_details(remedy: str) -> str:

@@ -9,25 +9,25 @@ from ..models import Reason
 
 REASONS: dict[Reason, str] = {
     "unmapped": "The mapping was removed.",
-    "stopped": "The backfill was stopped.",
+    "stopped": "Issuing badges for earlier completions was stopped.",
     "removed": "The integration was removed.",
     "erased": "The member was erased.",
     "perhaps issued": "The member was erased. Credly may have issued the badge.",
     "crashed": (
-        "The worker died each time it handled this badge. The developer of this site"
-        " finds the reason in its log."
+        "The worker crashed each time it handled this badge. The developer of"
+        " this site finds the cause in the log."
     ),
-    "dropped": "An admin took it back before it was issued.",
-    "awaits revocation": "The badge before it is to be revoked first.",
-    "not revoked": "The badge before it was not revoked.",
+    "dropped": "An admin skipped it before it was issued.",
+    "awaits revocation": "The previous badge must be revoked first.",
+    "not revoked": "The previous badge could not be revoked.",
     "no duplicates": (
-        "Credly does not issue this badge template more than once any more. It waits"
-        " until duplicates are allowed again."
+        "The badge template no longer allows duplicates. The badge stays queued"
+        " until you allow duplicates for it in Credly."
     ),
     "withdrawn": "The completion was withdrawn.",
     "awaits approval": (
-        "The completion was withdrawn, with many others. An admin decides whether"
-        " the badge is revoked."
+        "The completion was withdrawn along with many others. An admin must"
+        " decide whether to revoke the badge."
     ),
 }
 

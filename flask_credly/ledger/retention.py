@@ -68,19 +68,19 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
     return (
         # It names members too.
         Rule(
-            "Entries of the error log deleted",
+            "Error log entries deleted",
             min(given, default=None),
             LogEntry,
             LogEntry.at,
         ),
         Rule(
-            "Records of requests deleted",
+            "Request records deleted",
             log_days,
             Attempt,
             Attempt.finished_at,
         ),
         Rule(
-            "Badges whose address and names were emptied",
+            "Badges with personal data removed",
             people_days,
             Issuance,
             Issuance.settled_at,
@@ -89,14 +89,14 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
         ),
         # Their completions were committed in the very moment of Remove.
         Rule(
-            "Badges of a removed integration deleted",
+            "Badges of removed integrations deleted",
             0,
             Issuance,
             Issuance.recorded_at,
             (IS_OPEN, NEVER_SENT, sa.not_(_is_connected())),
             removal.drop,
         ),
-        Rule("Entries of the activity deleted", AUDIT_DAYS, AuditEntry, AuditEntry.at),
+        Rule("Activity entries deleted", AUDIT_DAYS, AuditEntry, AuditEntry.at),
     )
 
 

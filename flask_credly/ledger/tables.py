@@ -10,8 +10,9 @@ from ..models import Base
 from .transaction import connect
 
 MISSING = (
-    "Tables or columns of Flask-Credly are not in the database. Run your migrations"
-    " (flask db upgrade), or db.create_all(); flask credly doctor says more."
+    "Tables or columns of Flask-Credly are missing in the database. Run your"
+    " migrations (flask db upgrade) or db.create_all(). flask credly doctor shows"
+    " which are missing."
 )
 """What to say where :func:`explain` says so."""
 

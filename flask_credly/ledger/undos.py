@@ -315,10 +315,10 @@ def start(
         selection is everything.
     """
     if problem := problem_with(reason):
-        raise ValueError(f"The reason of a revocation is not valid: {problem}.")
+        raise ValueError(f"The revocation reason is not valid: {problem}.")
 
     if selection.is_everything:
-        raise ValueError("Not all badges are taken back at once.")
+        raise ValueError("Set a filter. All badges cannot be revoked at once.")
 
     with connect(engine) as connection, orm.Session(connection) as session:
         found = preview(session, tenant, selection, last_id)

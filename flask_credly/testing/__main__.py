@@ -62,7 +62,9 @@ def main() -> None:
     try:
         server = simulator.serve(port=given.port)
     except (OSError, OverflowError):
-        parser.error(f"port {given.port} cannot be used; another program may have it")
+        parser.error(
+            f"port {given.port} cannot be used. Another program may be using it"
+        )
 
     with server, contextlib.suppress(KeyboardInterrupt):
         accounts = map(ACCOUNT.format, simulator.organizations)
