@@ -302,17 +302,19 @@ def test_only_one_room_speaks_http_and_one_encrypts() -> None:
 
 
 @pytest.mark.parametrize("folder", ["static/vendor", "tests/vendor"])
-def test_the_vendored_scripts_are_the_published_ones(folder: str) -> None:
-    """A script cannot be changed, added or replaced without saying so."""
+def test_the_vendored_files_are_the_published_ones(folder: str) -> None:
+    """A file of others cannot be changed, added or replaced without saying so."""
     where = ROOT / folder
     manifest = json.loads((where / "vendored.json").read_text())
 
-    assert set(manifest) == {path.name for path in where.glob("*.js")}
+    assert set(manifest) == {
+        path.name for path in where.glob("*.[cj]s*") if path.name != "vendored.json"
+    }
 
     for name, said in manifest.items():
         found = (where / name).read_bytes()
         assert hashlib.sha256(found).hexdigest() == said["sha256"]
-        assert f"-{said['version']}.min.js" in name
+        assert re.search(rf"-{re.escape(said['version'])}(\.min)?\.(css|js)$", name)
         assert said["origin"] and said["licence"]
 
 
