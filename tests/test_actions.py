@@ -472,6 +472,21 @@ class TestIssuingAgain:
         assert issue_again(host, row, reason=REASON, tell=False) is None
         assert states(host) == [("issued", None)]
 
+    def test_not_where_another_badge_has_taken_its_place(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        row = issued(host)
+        assert row.badge_id is not None
+        credly.replace_badge(row.badge_id, issued_to_last_name="By hand")
+        issue_again(host, row, reason=REASON, tell=False)
+        host.drain(2)
+
+        # What stands now was not to be revoked: a second would stand beside it.
+        assert states(host) == [("replaced", None), ("cancelled", None)]
+        assert host.rows()[1].reason == "not revoked"
+        assert credly.count("issue") == 1
+
     def test_it_is_still_counted_when_it_is_tried_again(
         self, connected: Connected
     ) -> None:
