@@ -47,6 +47,9 @@ from .state import get_state
 
 if t.TYPE_CHECKING:
     from .doctor import Finding
+    from .issuing.comparison import Bucket
+    from .issuing.comparison import Comparison
+    from .issuing.reconcile import Result
 
 logger = logging.getLogger("flask_credly")
 
@@ -56,8 +59,8 @@ class _Group(AppGroup):
         try:
             return super().invoke(ctx)
         except click.ClickException as e:
-            if type(e) is click.ClickException:  # its usage is the reader's own
-                raise click.ClickException(_printable(e.message)) from None
+            if not isinstance(e, click.UsageError):  # that is the reader's own
+                raise type(e)(_printable(e.message)) from None
 
             raise
         except (sa.exc.OperationalError, sa.exc.ProgrammingError) as e:
@@ -158,6 +161,7 @@ def make_group() -> AppGroup:
     group.command("backfill")(backfill)
     group.command("dismiss")(dismiss)
     group.command("doctor")(doctor)
+    group.command("reconcile")(reconcile)
     group.command("restored")(restored)
     group.command("rotate-keys")(rotate_keys)
     group.command("prune")(prune)
@@ -688,6 +692,214 @@ def _print_checks(found: dict[str, Finding]) -> None:
 
         if each.hint:
             _say(f"{'':20}→ {each.hint}")
+
+
+_IN_WORDS: dict[str, tuple[str, str]] = {
+    "not_recorded": ("Completed, but not recorded here", ""),
+    "waiting_too_long": (
+        "Queued for more than an hour",
+        "Start a worker, or run: flask credly sweep",
+    ),
+    "unknown_here": ("Issued at Credly, but not in the ledger", ""),
+    "failed_here": ("Issued at Credly, but not issued in the ledger", ""),
+    "state_differs": ("State or expiry differs from Credly", ""),
+    "not_at_credly": (
+        "Issued, but not found at Credly",
+        'On the badge\'s page: "Issue again", if the member should have it.',
+    ),
+    "differs": (
+        "Template, address or date differs from Credly",
+        'On the badge\'s page: "Correct".',
+    ),
+    "twice": (
+        "A second badge of a template that allows one per member",
+        'On the badge\'s page: "Revoke", if one is too many.',
+    ),
+    "no_longer_completed": (
+        "Issued, but your app no longer says that the course was completed",
+        'On the badge\'s page: "Revoke", if the member should not have it.',
+    ),
+}
+
+_SHOWN = 10
+
+
+@click.option(
+    "--since",
+    callback=_time,
+    metavar="DATE",
+    help="Only what was completed from then on; in UTC, unless it says otherwise.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--repair",
+    "bucket",
+    type=click.Choice(["not_recorded", "unknown_here", "failed_here", "state_differs"]),
+    help="Repair these. Needs --confirm.",
+)
+@click.option(
+    "--confirm", type=int, metavar="N", help="How many there are, as it was shown."
+)
+@_of_tenant
+def reconcile(
+    since: dt.datetime | None,
+    as_json: bool,
+    bucket: Bucket | None,
+    confirm: int | None,
+    tenant: str | None,
+) -> None:
+    """Compare your completions, the ledger and Credly, badge by badge.
+
+    It changes nothing, unless it is told to repair something. Its exit status is 0 if
+    all agree, 1 if something differs, and 2 if it could not read to the end.
+    """
+    from .issuing import reconcile as reconciling
+
+    if (bucket is None) != (confirm is None):
+        raise click.UsageError("--repair and --confirm go together.")
+
+    state = _community(tenant)
+
+    try:
+        with reconciling.compare(state, since) as found:
+            if bucket is None:
+                _print_comparison(found, as_json)
+            else:
+                _repair(state, found, bucket, confirm or 0, as_json)
+    except LookupError as e:
+        raise _NotRead(str(e)) from None
+
+
+class _NotRead(click.ClickException):
+    exit_code = 2
+
+
+def _print_comparison(found: Result, as_json: bool) -> t.NoReturn:
+    from .issuing.reconcile import DIFFERENCES
+    from .issuing.reconcile import REPAIRED
+
+    counts = found.comparison.counts()
+    number = sum(counts[each] for each in DIFFERENCES)
+
+    if as_json:
+        values = {
+            "complete": found.complete,
+            "counts": counts,
+            "moving": found.comparison.moving,
+            "host": found.with_host,
+            "unread": [each.detail for each in found.unread],
+        }
+        _say(json.dumps(values))
+        sys.exit(1 if number and found.complete else 0 if found.complete else 2)
+
+    for each in DIFFERENCES:
+        if not counts[each]:
+            continue
+
+        words, remedy = _IN_WORDS[each]
+        _say(f"{words}: {counts[each]:,}")
+        _say(f"    {_first_few(found.comparison, each, counts[each])}")
+
+        if each in REPAIRED:
+            remedy = f"flask credly reconcile --repair {each} --confirm {counts[each]}"
+
+        _say(f"    → {remedy}")
+
+    if counts["unknown_here"]:
+        _say(
+            "If this database comes from a backup, run first: flask credly restored\n"
+            "Then no badge is issued that Credly has already."
+        )
+
+    if not number:
+        _say("No differences were found.")
+
+    _say(f"Badges that agree: {counts['agreed']:,}")
+    _say(f"Badges at Credly that are not this site's: {counts['not_ours']:,}")
+
+    if found.comparison.moving:
+        _say(f"Changing just now, and not compared: {found.comparison.moving:,}")
+
+    if not found.with_host:
+        _say(
+            "Your app was not asked who completed what: there is no"
+            " @credly.past_completions hook."
+        )
+
+    if found.complete:
+        sys.exit(1 if number else 0)
+
+    for reason in found.unread:
+        where = f" (page {reason.page + 1})" if reason.page else ""
+        _say(f"Not read to the end{where}: {reason.detail}", err=True)
+
+    _say("Nothing is said about what is missing there.", err=True)
+    sys.exit(2)
+
+
+def _first_few(comparison: Comparison, bucket: Bucket, number: int) -> str:
+    """Name the first of what differs, by what says nothing of a person."""
+    if bucket == "not_recorded":
+        by_course = comparison.count_by_course(bucket).items()
+        named = [f"{title} ({count:,})" for title, count in by_course][:_SHOWN]
+        return ", ".join(named)
+
+    named = [
+        f"badge {each.row_id}" if each.row_id else f"{each.badge_id}"
+        for each in comparison.differences(bucket, _SHOWN)
+    ]
+    return ", ".join(named) + (", …" if number > len(named) else "")
+
+
+def _repair(
+    state: Community, found: Result, bucket: Bucket, confirm: int, as_json: bool
+) -> None:
+    from .issuing import reconcile as reconciling
+
+    number = found.comparison.counts()[bucket]
+
+    if not found.complete:
+        raise _NotRead(
+            "Nothing was repaired, as not all could be read. "
+            + " ".join(each.detail for each in found.unread)
+        )
+
+    if number != confirm:
+        raise click.ClickException(
+            f"Nothing was repaired: there are {number:,} now, and not {confirm:,}."
+            " Look at them again."
+        )
+
+    differences = list(found.comparison.differences(bucket, reconciling.AT_MOST))
+
+    try:
+        done = reconciling.repair(state, bucket, differences, by=audit.COMMAND_LINE)
+    except reconciling.Unread as e:
+        raise click.ClickException(
+            f"Not all could be repaired. {e.detail} What was repaired stays so."
+        ) from None
+
+    if as_json:
+        left = number - len(differences)
+        _say(json.dumps({**dataclasses.asdict(done), "left": left}))
+        return
+
+    _say(f"{done.done:,} repaired.")
+
+    if done.skipped:
+        _say(f"{done.skipped:,} changed since the comparison and were left alone.")
+
+    if done.no_course:
+        _say(
+            f"{done.no_course:,} were left: no course, or more than one, is mapped to"
+            " their badge template."
+        )
+
+    if number > len(differences):
+        _say(
+            f"{number - len(differences):,} are left: at most {reconciling.AT_MOST} are"
+            " repaired at once. Run it again."
+        )
 
 
 @click.option(

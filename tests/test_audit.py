@@ -392,6 +392,14 @@ def test_only_known_words_are_noted(host: Host, in_context: None) -> None:
             audit.note_alone(engine, "default", ADMIN, action, outcome=outcome)
 
 
+def award_what_no_row_has(connected: Connected) -> None:
+    """Let a member of the ledger have a badge at Credly that it does not know."""
+    credly = connected.credly
+    earner = credly.badges[0]["issuer_earner_id"]
+    other = credly.add_template("Another")
+    credly.award(other, "member-43@example.org", issuer_earner_id=earner)
+
+
 class TestCommands:
     READING = {"worker", "status", "sweep", "doctor", "poll"}
     """They change nothing, or what they do is no admin's action."""
@@ -423,6 +431,7 @@ class TestCommands:
             "reissue": ["reissue", str(issued)],
             "backfill": ["backfill"],
             "restored": ["restored"],
+            "reconcile": ["reconcile", "--repair", "unknown_here", "--confirm", "1"],
             "dismiss": ["dismiss"],
             "rotate-keys": ["rotate-keys"],
             "export-member": ["export-member", "42"],
@@ -430,6 +439,9 @@ class TestCommands:
         }
 
         for words in done.values():
+            if words[0] == "reconcile":
+                award_what_no_row_has(connected)
+
             if words == ["dismiss"]:
                 unrecorded.add(host.state.engine, "default", unrecorded.Count(2, NOW))
 
@@ -448,6 +460,7 @@ class TestCommands:
             ("command line", "issue again", f"{issued} → {issued + 1}", "ok"),
             ("command line", "start backfill", "Python 101", "ok"),
             ("command line", "restored", "", "ok"),
+            ("command line", "repair", "unknown here: 1", "ok"),
             ("command line", "dismiss", "2", "ok"),
             ("command line", "rotate keys", "", "ok"),
             ("command line", "export member", "", "ok"),

@@ -414,6 +414,12 @@ def tables_missing(on: Connected, patch: pytest.MonkeyPatch) -> None:
 
 
 @provokes
+def reconcile_failed(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    on.credly.fail("search", status=404)
+    on.host.app.test_cli_runner().invoke(args=["credly", "reconcile"])
+
+
+@provokes
 def poll_failed(on: Connected, patch: pytest.MonkeyPatch) -> None:
     on.host.complete()
     on.host.drain()

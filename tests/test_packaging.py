@@ -155,6 +155,7 @@ LATE = {
     "flask_credly.doctor": "a command",
     "flask_credly.issuing.poll": "a command",
     "flask_credly.issuing.profile": "a command",
+    "flask_credly.issuing.reconcile": "a command",
     "flask_credly.issuing.sweep": "a command",
     "flask_credly.issuing.worker": "a command",
     "flask_credly.ledger.claim": "a worker",

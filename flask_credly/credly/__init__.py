@@ -6,9 +6,11 @@ badges; where that is silent, the cautious reading was taken.
 """
 
 from .badge import Badge as Badge
+from .badge import read_time as read_time
 from .client import BadgePage as BadgePage
 from .client import BadgeRequest as BadgeRequest
 from .client import Client as Client
+from .client import plain_text as plain_text
 from .client import same_text as same_text
 from .client import SearchPage as SearchPage
 from .client import TemplatePage as TemplatePage

@@ -28,7 +28,10 @@ class Badge:
         that is pending.
     :param accept_url: Where the earner accepts it: on a host of Credly's, by https.
     :param page_url: Its page, likewise.
+    :param says_expiry: Whether it says until when the badge holds: for ever, where
+        there is no ``expires_at``.
     :param replaced_by: The badge that was issued in its place.
+    :param replaces: The badge in whose place it was issued.
     """
 
     id: str
@@ -41,8 +44,10 @@ class Badge:
     accept_url: str | None = None
     page_url: str | None = None
     expires_at: dt.datetime | None = None
+    says_expiry: bool = False
     public: bool | None = None
     replaced_by: str | None = None
+    replaces: str | None = None
     first_name: str | None = None
     last_name: str | None = None
 
@@ -78,8 +83,10 @@ def read(row: t.Any, own_host: str | None = None) -> Badge | None:
         accept_url=read_link(row.get("accept_badge_url"), own_host),
         page_url=read_link(row.get("badge_url"), own_host),
         expires_at=read_time(row.get("expires_at")),
+        says_expiry="expires_at" in row,
         public=public if isinstance(public, bool) else None,
         replaced_by=_id({"id": row.get("replacement_badge_id")}),
+        replaces=_id({"id": row.get("replaces_badge_id")}),
         first_name=_text(row.get("issued_to_first_name")),
         last_name=_text(row.get("issued_to_last_name")),
     )

@@ -137,11 +137,13 @@ class SearchPage:
     """One page of all badges of the organization.
 
     :param rows: Those that can be read, without all that is known of them.
+    :param unread: The ids of the others. ``None``: that of one cannot be read either.
     :param next: What to ask for the next page with. ``None``: there is none, or it
         cannot be asked for.
     """
 
     rows: list[Badge]
+    unread: list[str] | None
     next: str | None
     is_last: bool
 
@@ -340,8 +342,19 @@ class Client:
         if not isinstance(about, dict) or "next_page_url" not in about:
             raise OutcomeUnknown("Credly's response could not be read.")
 
+        found: list[Badge] = []
+        unread: list[t.Any] = []
+
+        for row in rows:
+            if (said := badges.read(row, self._own_host)) is not None:
+                found.append(said)
+            else:
+                unread.append(row.get("id") if isinstance(row, dict) else None)
+
+        known = [id_.lower() for id_ in unread if answers.is_uuid(id_)]
         return SearchPage(
-            [said for row in rows if (said := badges.read(row, self._own_host))],
+            found,
+            known if len(known) == len(unread) else None,
             _query_of(about["next_page_url"]),
             is_last=about["next_page_url"] is None,
         )
@@ -504,10 +517,11 @@ def same_text(one: t.Any, other: str) -> bool:
     """Whether two texts are the same but for case and the way in which a letter with
     an accent is encoded: how addresses are compared.
     """
-    return isinstance(one, str) and _plain(one) == _plain(other)
+    return isinstance(one, str) and plain_text(one) == plain_text(other)
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
+    """Write a text as :func:`same_text` compares it."""
     return unicodedata.normalize("NFC", text.strip().casefold())
 
 

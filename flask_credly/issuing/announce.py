@@ -15,8 +15,11 @@ from .. import keys
 from .. import signals
 from ..errors import CredlyError
 from ..ledger import gates
+from ..ledger import issuances
 from ..ledger import polls
 from ..ledger.polls import Became
+from ..ledger.transaction import in_session
+from ..models import Issuance
 from ..state import Community
 
 if t.TYPE_CHECKING:
@@ -41,6 +44,16 @@ def issued(state: Community, row: Row, badge: Badge | None) -> None:
             at=badge.state_at,
         )
         became(state, found)
+
+
+def adopted(state: Community, row_id: int, badge_id: str) -> None:
+    """Say that a member has a badge that was issued before, and that the ledger did not
+    know of.
+    """
+    row = in_session(state.engine, issuances.get, state.tenant, row_id)
+
+    if row is not None and not row.test:
+        _send(signals.badge_issued, state, **_names(row), badge_id=badge_id)
 
 
 def became(state: Community, found: Became) -> None:
@@ -142,7 +155,7 @@ def keyless(
         _send(signals.issuance_paused, state, until=None, reason="key missing")
 
 
-def _names(row: Row) -> dict[str, str]:
+def _names(row: Row | Issuance) -> dict[str, str]:
     return {
         "member_id": row.member_id,
         "course_id": row.course_id,

@@ -155,7 +155,7 @@ def preview(
     # Read first, and looked up afterwards: the host's query may hold the only
     # connection or the only lock that there is.
     with contextlib.closing(read(state, course, since)) as completions:
-        for chunk in _chunks(completions):
+        for chunk in chunks(completions):
             for each in chunk:
                 incomplete.setdefault(each.member.id, bool(missing(each.member)))
 
@@ -173,7 +173,7 @@ def preview(
         _count_further(state, course, found, _in_order(read_so_far, again), again)
         return found
 
-    for ids in _chunks(iter(incomplete)):
+    for ids in chunks(iter(incomplete)):
         known = backfills.states(
             state.engine, state.tenant, course.kind, course.id, ids
         )
@@ -218,7 +218,7 @@ def _by_member(completions: list[Completion]) -> cabc.Iterator[list[Completion]]
     for each in completions:
         by_member.setdefault(each.member.id, []).append(each)
 
-    for members in _chunks(iter(by_member.values())):
+    for members in chunks(iter(by_member.values())):
         yield list(itertools.chain.from_iterable(members))
 
 
@@ -239,7 +239,7 @@ def misses_any(state: Community, course: Course, since: dt.datetime) -> bool:
         backfills.never_there(
             state.engine, state.tenant, course.kind, course.id, chunk, again
         )
-        for chunk in _chunks(iter(whole))
+        for chunk in chunks(iter(whole))
     )
 
 
@@ -296,7 +296,7 @@ def _record(state: Community, run: backfills.Run) -> None:
         completions = iter(_in_order(completions, again))
         state.session.remove()
 
-    for chunk in _chunks(completions):
+    for chunk in chunks(completions):
         whole = _whole(chunk)
         incomplete = len(chunk) - len(whole)
 
@@ -334,7 +334,9 @@ def _whole(chunk: list[Completion]) -> list[Completion]:
     return [each for each in chunk if not missing(each.member)]
 
 
-def _chunks(found: cabc.Iterator[T]) -> cabc.Iterator[list[T]]:
+def chunks(found: cabc.Iterator[T]) -> cabc.Iterator[list[T]]:
+    """Part what is found into lists of :data:`CHUNK`."""
+
     while chunk := list(itertools.islice(found, CHUNK)):
         yield chunk
 

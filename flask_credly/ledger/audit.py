@@ -77,6 +77,7 @@ ACTIONS: dict[str, str] = {
     "export member": gettext_noop("Export a member's data"),
     "erase member": gettext_noop("Erase a member's data"),
     "prune": gettext_noop("Delete expired data: %(target)s"),
+    "repair": gettext_noop("Repair differences from Credly: %(target)s"),
     "rotate keys": gettext_noop("Rotate encryption keys"),
 }
 

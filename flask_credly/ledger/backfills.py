@@ -117,12 +117,7 @@ def start(
     # The lock keeps two clicks from beginning two.
     gates.lock(connection, tenant)
     mapping = connection.execute(
-        sa.select(
-            Mapping.tenant,
-            Mapping.kind,
-            Mapping.course_id,
-            Mapping.course_title,
-        ).where(Mapping.tenant == tenant, Mapping.id == mapping_id)
+        _TO_BEGIN.where(Mapping.tenant == tenant, Mapping.id == mapping_id)
     ).one_or_none()
 
     if mapping is None:
@@ -142,19 +137,29 @@ def start(
         return recording
 
     now = clock.now(connection)
+    id_ = _begin(connection, mapping, now, due_at=now, since=since, healing=healing)
+    action = "heal" if healing else "start backfill"
+    audit.note(connection, tenant, by, action, mapping.course_title)
+    return id_
+
+
+_TO_BEGIN = sa.select(
+    Mapping.tenant, Mapping.kind, Mapping.course_id, Mapping.course_title
+)
+
+
+def _begin(
+    connection: sa.Connection, mapping: t.Any, now: dt.datetime, **values: t.Any
+) -> int:
     added = connection.execute(
         sa.insert(Batch).values(
             **mapping._mapping,
-            since=since,
             started_at=now,
-            due_at=now,
             verb="backfill",
             state="recording",
-            healing=healing,
+            **values,
         )
     )
-    action = "heal" if healing else "start backfill"
-    audit.note(connection, tenant, by, action, mapping.course_title)
     assert added.inserted_primary_key is not None
     return t.cast(int, added.inserted_primary_key[0])
 
@@ -207,8 +212,7 @@ def take(connection: sa.Connection, run_id: int | None = None) -> Run | None:
     return None
 
 
-@in_transaction
-def add(
+def _add(
     connection: sa.Connection,
     run: Run,
     completions: cabc.Sequence[Completion],
@@ -301,6 +305,48 @@ def add(
         host.insert_new(connection, rows)
 
     return True
+
+
+add = in_transaction(_add)
+
+
+@in_transaction
+def record(
+    connection: sa.Connection,
+    tenant: str,
+    mapping_id: int,
+    completions: cabc.Sequence[Completion],
+) -> int:
+    """Record some completions of a mapping's course, as a run of their own.
+
+    :return: How many. Those that are in the ledger already are none.
+    """
+    gates.lock(connection, tenant)
+    mapping = connection.execute(
+        _TO_BEGIN.where(Mapping.tenant == tenant, Mapping.id == mapping_id)
+    ).one_or_none()
+
+    if mapping is None or not completions:
+        return 0
+
+    now = clock.now(connection)
+    lease = secrets.token_hex(16)
+    # Leased from the first: no worker takes it up, and records all that the host has.
+    id_ = _begin(connection, mapping, now, due_at=now + LEASE, lease=lease)
+    run = Run(
+        id_,
+        tenant,
+        mapping.kind,
+        mapping.course_id,
+        mapping.course_title,
+        since=None,
+        healing=False,
+        lease=lease,
+    )
+    _add(connection, run, completions, incomplete=0)
+    _end(connection, *_held(run), state="recorded")
+    these = (Issuance.tenant == tenant, Issuance.batch_id == id_)
+    return connection.scalar(sa.select(sa.func.count()).where(*these)) or 0
 
 
 def by_time(completion: Completion) -> tuple[dt.datetime, str]:

@@ -7,8 +7,9 @@ one tenant: the caller says which, and the step says from where it may be taken.
 
 There is a module for each who takes such steps: :mod:`.host` for what the host says,
 :mod:`.admin` for what a person decides, :mod:`.worker` for what a worker does,
-:mod:`.lifecycle` for what Credly says of a badge, and :mod:`.removal` for what ends,
-redacts and deletes. Here is what more than one of them writes.
+:mod:`.lifecycle` for what Credly says of a badge, :mod:`.repair` for what a comparison
+puts right, and :mod:`.removal` for what ends, redacts and deletes. Here is what more
+than one of them writes.
 """
 
 from __future__ import annotations

@@ -51,14 +51,15 @@ def said(badge: Badge, now: dt.datetime) -> dict[str, object]:
     return {
         "badge_id": badge.id,
         "checked_at": now,
-        **_of_badge(badge, badge.state, badge.state_at),
+        **of_badge(badge, badge.state, badge.state_at),
         "expires_at": badge.expires_at,
         "public": badge.public,
         "replaced_by": badge.replaced_by,
     }
 
 
-def _of_badge(badge: Badge, state: str, at: dt.datetime | None) -> dict[str, object]:
+def of_badge(badge: Badge, state: str, at: dt.datetime | None) -> dict[str, object]:
+    """What is written of how a badge stands."""
     # An answer may show what is no longer so: one that was accepted is not accepted
     # once more, and one that was revoked has no page.
     return {
@@ -199,7 +200,7 @@ def _learned(row: t.Any, badge: Badge, now: dt.datetime) -> dict[str, object]:
         }
         # Not all ways to read a badge say all of it.
         values = {name: new for name, new in values.items() if new is not None}
-        links = _of_badge(badge, state, at)
+        links = of_badge(badge, state, at)
 
         for name in ("accept_url", "page_url"):
             if links[name] is not None or state != row.badge_state:
