@@ -806,7 +806,7 @@ class TestPage:
             ["Command line", "Load the badge templates", "Failed"],
             ["'=cmd()", "Map =cmd() → Badge", "Done"],
         ]
-        assert all(dt.datetime.fromisoformat(row[0]).tzinfo for row in rows)
+        assert all(dt.datetime.strptime(row[0], "%Y-%m-%d %H:%M:%S") for row in rows)
 
     def test_every_action_has_its_words(
         self, host: Host, browser: Browser, in_context: None

@@ -468,6 +468,34 @@ def test_a_mapping_that_is_removed_ends_a_run(school: School) -> None:
 # The command
 
 
+def test_the_page_takes_a_first_day_and_names_who_is_left_out(school: School) -> None:
+    school.graduate("1", at=DAY)
+    school.graduate("2", at=DAY + dt.timedelta(days=30))
+    school.graduate("3", at=DAY + dt.timedelta(days=30), first_name="")
+    browser = Browser(school.host.app)
+    path = f"{WINDOW}/mappings/{school.mapping_id()}/backfill"
+
+    everyone = " ".join(text_of(browser.get(path)).split())
+    assert "Completed 3" in everyone
+    assert "Members who will be skipped" in everyone
+    assert "Member id: 3" in everyone
+
+    since = (DAY + dt.timedelta(days=10)).date().isoformat()
+    later = browser.get(f"{path}?since={since}")
+    assert "Completed 2" in " ".join(text_of(later).split())
+    assert f'name="since" value="{since}"' in later.text
+
+    wrong = browser.get(f"{path}?since=soon")
+    assert "Enter a date, such as 2026-03-31." in text_of(wrong)
+    assert "Issue 2 badges" not in text_of(wrong)
+    assert browser.post(path, page=path, since="soon").location == path
+
+    place = browser.post(path, page=path, since=since).location
+    jobs.backfill()
+    assert "Only completions since" in text_of(browser.get(place))
+    assert school.states() == {"2": "none"}
+
+
 def test_the_command_heals_what_was_never_signalled(school: School) -> None:
     school.graduate("1", at=DAY)
     school.graduate("2", at=DAY + dt.timedelta(days=30))

@@ -606,14 +606,24 @@ class TestTheErrorLogsPage:
             browser.get(f"{ERRORS}?q=neither")
         )
 
+    def test_an_entry_names_its_badge_by_number(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+        row = fail_one(connected)
+        page = browser.get(ERRORS)
+        _, entry = read_csv(browser.get(f"{ERRORS}.csv").text)
+
+        assert f"Badge {row.id}" in text_of(page)
+        assert f'href="{BADGES}/{row.id}"' in page.text
+        assert entry[3] == str(row.id)
+
     def test_the_export(self, mapped: Mapped) -> None:
         browser, connected, _ = mapped
         self.write(connected.host, log.RATE_LIMIT, "=cmd|' /C calc'!A0")
         self.write(connected.host, log.UNREACHABLE, "Nobody there.")
         header, row = read_csv(browser.get(f"{ERRORS}.csv?type=API+Rate+Limit").text)
 
-        assert header == ["Timestamp", "Error", "Details"]
-        assert row[1:] == ["API Rate Limit", "'=cmd|' /C calc'!A0"]
+        assert header == ["Timestamp", "Error", "Details", "Badge number"]
+        assert row[1:] == ["API Rate Limit", "'=cmd|' /C calc'!A0", ""]
 
 
 def re_find(pattern: str, text: str) -> list[str]:

@@ -1101,6 +1101,22 @@ class TestState:
         assert "Python 101" in shown
         assert "member-1@example.org" not in shown
 
+    def test_each_number_leads_to_its_badges(
+        self, mapped: tuple[Browser, Connected, int]
+    ) -> None:
+        browser, connected, _ = mapped
+        connected.host.complete("1")
+        session = connected.host.db.session
+        page = browser.get(WINDOW)
+        assert f'href="{WINDOW}/badges?status=waiting"' in page.text
+        assert f'href="{WINDOW}/badges?status=skipped"' not in page.text
+
+        session.execute(sa.update(Issuance).values(state="cancelled", action=None))
+        session.commit()
+        page = browser.get(WINDOW)
+        assert "1 skipped" in text_of(page)
+        assert f'href="{WINDOW}/badges?status=skipped"' in page.text
+
     def test_many_are_not_counted_to_the_end(
         self, mapped: tuple[Browser, Connected, int], monkeypatch: pytest.MonkeyPatch
     ) -> None:

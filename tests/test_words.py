@@ -363,7 +363,7 @@ class TestGerman:
         head, row = read_csv(browser.get(f"{BADGES}.csv").text)
         log = read_csv(browser.get(f"{WINDOW}/errors.csv").text)
 
-        assert (head[1], row[8]) == ("Mitglied", "Gescheitert")
+        assert (head[1], row[9]) == ("Mitglied", "Gescheitert")
         assert [log[0][1], log[1][1]] == ["Fehler", "Ausstellung gescheitert"]
 
     @pytest.mark.parametrize(
@@ -660,6 +660,7 @@ DATA = {
     "→",
     "–",
     "Ada Example",
+    "Example",
     "Python 101",
     "Python Badge",
     "SQL basics",

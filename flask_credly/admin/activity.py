@@ -14,6 +14,7 @@ from ..i18n import html_gettext
 from ..ledger import audit
 from ..models import AuditEntry
 from .community import here
+from .export import cell_of
 from .export import csv_file
 from .export import note
 from .query import number
@@ -44,7 +45,7 @@ def export_activity() -> ResponseReturnValue:
         gettext("Result"),
     ]
     cells = (
-        [each.at.isoformat(), *_words(each)]
+        [cell_of(each.at), *_words(each)]
         for each in audit.every(community.engine, community.tenant)
     )
     return csv_file("credly-activity", header, cells)

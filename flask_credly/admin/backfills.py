@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
+import datetime as dt
 import logging
 import typing as t
 
+from flask import request
 from flask.typing import ResponseReturnValue
 
 from .. import accounts
@@ -32,6 +35,7 @@ from .window import in_the_way
 logger = logging.getLogger("flask_credly")
 
 GONE = gettext_noop("This run no longer exists.")
+NO_DATE = gettext_noop("Enter a date, such as 2026-03-31.")
 
 SECONDS = 5.0
 """For how long the page counts: a host may have more completions than that."""
@@ -45,12 +49,13 @@ def confirm_backfill(mapping_id: int) -> ResponseReturnValue:
     if mapping is None or state.past_completions is None:
         return gone()
 
+    given, since, wrong = _since(request.args)
     found = None
     name_anew([mapping], list_courses())
 
     try:
         course = accounts.course_of(mapping)
-        found = backfill.preview(state, course, seconds=SECONDS)
+        found = backfill.preview(state, course, since, seconds=SECONDS)
     except backfill.HookFailed:
         pass  # and is in the log
     except Exception:
@@ -59,7 +64,31 @@ def confirm_backfill(mapping_id: int) -> ResponseReturnValue:
             extra={"credly_event": "hook_failed", "credly_hook": "past_completions"},
         )
 
-    return page("credly/backfill.html", mapping=mapping, preview=found)
+    return page(
+        "credly/backfill.html",
+        mapping=mapping,
+        preview=found,
+        given=given,
+        since_error=wrong,
+        today=dt.datetime.now(dt.UTC).date().isoformat(),
+    )
+
+
+def _since(
+    values: cabc.Mapping[str, str],
+) -> tuple[str, dt.datetime | None, str | None]:
+    """Read the day of the first completions that count: as it was typed, as a time, and
+    what is wrong with it.
+    """
+    given = values.get("since", "").strip()
+
+    try:
+        day = dt.date.fromisoformat(given) if given else None
+    except ValueError:
+        return given, None, gettext(NO_DATE)
+
+    since = None if day is None else dt.datetime.combine(day, dt.time(), dt.UTC)
+    return given, since, None
 
 
 def start_backfill(mapping_id: int) -> ResponseReturnValue:
@@ -69,7 +98,14 @@ def start_backfill(mapping_id: int) -> ResponseReturnValue:
     if state.past_completions is None:
         return gone()
 
-    run_id = backfills.start(state.engine, state.tenant, mapping_id, by=actor())
+    _, since, wrong = _since(request.form)
+
+    if wrong:
+        flash(wrong, wrong=True)
+        return go_to("credly.confirm_backfill", mapping_id=mapping_id)
+
+    by = actor()
+    run_id = backfills.start(state.engine, state.tenant, mapping_id, since, by=by)
 
     if run_id is None:
         return gone()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections.abc as cabc
-import datetime as dt
 import functools
 import typing as t
 
@@ -24,6 +23,7 @@ from ..models import Issuance
 from .community import here
 from .courses import KIND_NAMES
 from .courses import list_courses
+from .export import cell_of
 from .export import csv_file
 from .export import note
 from .guard import actor
@@ -131,6 +131,10 @@ def export_badges() -> ResponseReturnValue:
     """Send what the filters show as a file."""
     community = here()
     note("export badges")
+    # Before the rows, which hold a connection while they are read.
+    mapped = read(accounts.list_mappings)
+    titles = {(each.kind, each.course_id): each.course_title for each in mapped}
+    titles |= {(each.kind, each.id): each.title for each in list_courses() or []}
     rows = issuances.every(community.engine, community.tenant, asked_for())
     header = [
         gettext("Number"),
@@ -140,10 +144,12 @@ def export_badges() -> ResponseReturnValue:
         gettext("Last name"),
         gettext("Kind"),
         gettext("Course or learning path"),
+        gettext("Course id"),
         gettext("Badge"),
         gettext("Status"),
         gettext("Error"),
         gettext("Completed"),
+        gettext("Requested"),
         gettext("Finished"),
         gettext("Credly badge id"),
         gettext("At Credly"),
@@ -155,10 +161,10 @@ def export_badges() -> ResponseReturnValue:
         gettext("Revocation reason"),
         gettext("Test"),
     ]
-    return csv_file("credly-badges", header, (_cells(row) for row in rows))
+    return csv_file("credly-badges", header, (_cells(row, titles) for row in rows))
 
 
-def _cells(row: Issuance) -> list[str]:
+def _cells(row: Issuance, titles: dict[tuple[str, str], str]) -> list[str]:
     return [
         str(row.id),
         gettext("Erased member") if row.erased_at else row.member_id,
@@ -166,26 +172,24 @@ def _cells(row: Issuance) -> list[str]:
         row.first_name,
         row.last_name,
         gettext(KIND_NAMES.get(row.kind, row.kind)),
+        titles.get((row.kind, row.course_id), row.course_id),
         row.course_id,
         row.badge_name,
         status_of(row),
         reasons.explain(row) or "",
-        row.completed_at.isoformat(),
-        _iso(row.settled_at),
+        cell_of(row.completed_at),
+        cell_of(row.recorded_at),
+        cell_of(row.settled_at),
         row.badge_id or "",
         gettext(BECAME[found]) if (found := issuances.became(row)) else "",
-        _iso(row.badge_state_at),
-        _iso(row.checked_at),
-        _iso(row.expires_at),
+        cell_of(row.badge_state_at),
+        cell_of(row.checked_at),
+        cell_of(row.expires_at),
         row.replaces or "",
         row.replaced_by or "",
         row.revocation_reason or "",
         gettext("Test") if row.test else "",
     ]
-
-
-def _iso(at: dt.datetime | None) -> str:
-    return at.isoformat() if at else ""
 
 
 def status_of(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import csv
+import datetime as dt
 import io
 import re
 import unicodedata
@@ -36,6 +37,11 @@ def csv_file(name: str, header: list[str], rows: cabc.Iterable[list[str]]) -> Re
     )
     response.headers["Content-Disposition"] = f'attachment; filename="{name}.csv"'
     return response
+
+
+def cell_of(at: dt.datetime | None) -> str:
+    """Write a time, in UTC, as spreadsheets take it."""
+    return f"{at.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S}" if at else ""
 
 
 def _lines(header: list[str], rows: cabc.Iterable[list[str]]) -> cabc.Iterator[bytes]:

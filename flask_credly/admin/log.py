@@ -19,6 +19,7 @@ from ..ledger.transaction import in_session
 from ..models import Account
 from ..models import LogEntry
 from .community import here
+from .export import cell_of
 from .export import csv_file
 from .export import note
 from .guard import may_act
@@ -118,7 +119,16 @@ def export_errors() -> ResponseReturnValue:
     note("export errors")
     rows = log.every(community.engine, community.tenant, *_filter())
     header = [gettext("Timestamp"), gettext("Error"), gettext("Details")]
-    cells = ([row.at.isoformat(), gettext(row.error), row.details] for row in rows)
+    header.append(gettext("Badge number"))
+    cells = (
+        [
+            cell_of(row.at),
+            gettext(row.error),
+            row.details,
+            str(row.issuance_id or ""),
+        ]
+        for row in rows
+    )
     return csv_file("credly-error-log", header, cells)
 
 

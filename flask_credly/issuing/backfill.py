@@ -17,6 +17,7 @@ from flask import has_request_context
 from ..catalog import Completion
 from ..catalog import Course
 from ..catalog import Kind
+from ..catalog import Member
 from ..catalog import PastCompletion
 from ..catalog import read_completion
 from ..catalog import read_time
@@ -36,6 +37,10 @@ CHUNK = 500
 """Completions that are recorded together."""
 
 
+MOST_NAMED = 50
+"""So many of those without an address or a name are named."""
+
+
 class HookFailed(Exception):
     """The hook raised. The log has the traceback."""
 
@@ -49,6 +54,7 @@ class Preview:
     :param failed: Those for whom it failed or was skipped before.
     :param incomplete: Those without an address or a name.
     :param whole: Whether all completions were looked at in the time given.
+    :param left_out: The first of those without an address or a name.
     """
 
     completed: int = 0
@@ -56,6 +62,7 @@ class Preview:
     failed: int = 0
     incomplete: int = 0
     whole: bool = True
+    left_out: list[Member] = dataclasses.field(default_factory=list)
 
     @property
     def to_issue(self) -> int:
@@ -149,7 +156,7 @@ def preview(
     until = None if seconds is None else time.monotonic() + seconds
     again = backfills.again_of(state.engine, state.tenant, course.kind, course.id)
     found = Preview()
-    incomplete: dict[str, bool] = {}
+    incomplete: dict[str, Member | None] = {}
     read_so_far: list[Completion] = []
 
     # Read first, and looked up afterwards: the host's query may hold the only
@@ -157,7 +164,8 @@ def preview(
     with contextlib.closing(read(state, course, since)) as completions:
         for chunk in chunks(completions):
             for each in chunk:
-                incomplete.setdefault(each.member.id, bool(missing(each.member)))
+                lacks = each.member if missing(each.member) else None
+                incomplete.setdefault(each.member.id, lacks)
 
             # Only where a member may have several.
             read_so_far += chunk if again else []
@@ -185,8 +193,9 @@ def preview(
                     found.failed += 1
                 else:
                     found.there += 1
-            elif incomplete[id_]:
+            elif (lacking := incomplete[id_]) is not None:
                 found.incomplete += 1
+                found.left_out += [lacking][: MOST_NAMED - len(found.left_out)]
 
     return found
 
@@ -202,6 +211,10 @@ def _count_further(
     whole = _whole(completions)
     found.completed = len(completions)
     found.incomplete = len(completions) - len(whole)
+    lacking = {
+        each.member.id: each.member for each in completions if missing(each.member)
+    }
+    found.left_out = [*lacking.values()][:MOST_NAMED]
     to_issue = sum(
         backfills.count_further(
             state.engine, state.tenant, course.kind, course.id, each, again

@@ -54,6 +54,7 @@ class Overview:
     issued: int
     failed: int
     held: int
+    skipped: int
     accepted: int
     unaccepted: int
     revoked: int
@@ -78,7 +79,7 @@ def read(
         with a million badges. ``None``: at the end.
     """
     now = clock.now(session.connection())
-    states = ("none", "issued", "failed", "held", "revoked")
+    states = ("none", "issued", "failed", "held", "cancelled", "revoked")
     counted = [
         _count(tenant, Issuance.state, state, at_most).label(state) for state in states
     ]
@@ -125,6 +126,7 @@ def read(
         issued=seen("issued"),
         failed=seen("failed"),
         held=seen("held"),
+        skipped=seen("cancelled"),
         accepted=seen("accepted"),
         unaccepted=seen("pending"),
         revoked=seen("revoked"),
