@@ -519,6 +519,18 @@ class TestATestBadge:
         assert "Test" in text
         assert "admin@example.org" in text
 
+    def test_a_second_one_to_the_same_address_says_why_it_was_not_issued(
+        self, mapped: Mapped
+    ) -> None:
+        browser, connected, mapping_id = mapped
+        self.send(browser, mapping_id)
+        connected.host.drain()
+        answer = self.send(browser, mapping_id)
+        connected.host.drain()
+
+        assert connected.host.rows()[-1].state == "held"
+        assert "did not issue the test badge" in text_of(browser.get(answer.location))
+
     @pytest.mark.parametrize(
         ("field", "value", "said"),
         [

@@ -233,7 +233,10 @@ def explain(owner: Owner | None, *, test: bool) -> str | None:
     return THERE if test else IN_THE_WAY[owner]
 
 
-THERE = "This e-mail address already has this badge."
+THERE = (
+    "Credly did not issue the test badge because this e-mail address already has it."
+    " Use another address, or revoke the earlier badge."
+)
 
 IN_THE_WAY: dict[Owner, str] = {
     "another row": "The member already has this badge from another course.",
