@@ -294,6 +294,7 @@ Reason = t.Literal[
     "not revoked",
     "no duplicates",
     "withdrawn",
+    "withdrawn first",
     "awaits approval",
 ]
 """Why a row is as it is, where that was not Credly's answer: see

@@ -11,6 +11,7 @@ import typing as t
 
 import pytest
 import sqlalchemy as sa
+from conftest import a_member
 from conftest import connect
 from conftest import Connected
 from conftest import COURSES
@@ -34,11 +35,13 @@ from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
 from flask_credly.ledger import privacy
 from flask_credly.ledger import withdrawals
+from flask_credly.ledger.reasons import explain
 from flask_credly.models import Account
 from flask_credly.models import AuditEntry
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.options import Options
+from flask_credly.options import RENEW
 from flask_credly.testing import CredlySimulator
 
 START = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
@@ -86,6 +89,8 @@ def change(host: Host, **values: t.Any) -> None:
 
 
 CANCELLED = ("cancelled", None, "withdrawn")
+
+NOTED = ("cancelled", None, "withdrawn first")
 
 each_choice = pytest.mark.parametrize("choice", ["", "tell", "silent"])
 
@@ -352,7 +357,6 @@ class TestIssued:
         choose(host, "silent")
         complete(host)
         host.drain()
-        withdraw(host, "43")
         withdraw(host, course_id="js-101")
         withdraw(host, kind="learning_path")
         assert states(host) == [("issued", None, None)]
@@ -463,7 +467,9 @@ class TestIssued:
         privacy.erase(host.state.engine, "default", "42")
         withdraw(host, withdrawn_at=dt.datetime.now(dt.UTC))
         host.drain()
-        assert [row.action for row in host.rows()] == [None]
+        assert [row.action for row in host.rows()] == [None, None]
+        # Whose badge that was is not known any more.
+        assert states(host)[1:] == [NOTED]
 
     def test_remove_drops_it(self, connected: Connected) -> None:
         host, credly, _ = connected
@@ -475,6 +481,135 @@ class TestIssued:
         host.drain()
         assert states(host) == [("issued", None, "removed")]
         assert credly.count("revoke") == 0
+
+
+@every_database
+class TestBeforeTheCompletion:
+    """The withdrawal arrives first."""
+
+    def test_the_completion_is_not_issued_and_a_later_one_is(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            withdraw(host, withdrawn_at=START)
+            assert states(host) == [NOTED]
+            complete(host, START - HOUR)
+            complete(host, START)
+            host.drain()
+            assert (states(host), credly.badges) == ([NOTED], [])
+            assert explain(host.row()) == (
+                "The completion was withdrawn before it came in."
+            )
+
+            complete(host, START + HOUR)
+            host.drain()
+            row = host.row()
+            assert (row.state, row.withdrawn_at) == ("issued", None)
+            assert (row.email, row.completed_at) == (
+                a_member("42").email,
+                START + HOUR,
+            )
+            assert len(credly.badges) == 1
+
+    def test_where_a_further_completion_renews_the_badge(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            choose(host, "", again=RENEW)
+            withdraw(host, withdrawn_at=START)
+            host.complete(completed_at=START - HOUR, completion_id="a")
+            complete(host, START)
+            host.drain()
+            assert (states(host), credly.badges) == ([NOTED], [])
+
+            host.complete(completed_at=START + 60 * DAY, completion_id="b")
+            host.drain()
+            assert [row.state for row in host.rows()][-1] == "issued"
+            assert len(credly.badges) == 1
+
+    def test_the_latest_withdrawal_counts(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            withdraw(host, withdrawn_at=START)
+            withdraw(host, withdrawn_at=START + DAY)
+            withdraw(host, withdrawn_at=START - DAY)
+            complete(host, START + HOUR)
+            assert states(host) == [NOTED]
+            assert host.row().withdrawn_at == START + DAY
+
+    @pytest.mark.parametrize("commits", [True, False])
+    def test_it_is_kept_or_taken_back_with_the_hosts_transaction(
+        self, host: Host, credly: CredlySimulator, commits: bool
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            session = host.db.session
+            session.rollback()
+            session.execute(sa.update(Mapping).values(course_title="Python"))
+            withdraw(host)
+            session.commit() if commits else session.rollback()
+            assert states(host) == [NOTED] * commits
+
+    def test_a_completion_that_is_being_recorded_at_that_moment_is_withdrawn(
+        self, host: Host, credly: CredlySimulator, database: str
+    ) -> None:
+        if "sqlite" in database:
+            pytest.skip("one writes at a time there")
+
+        with host.app.app_context():
+            connect(host, credly)
+            session = host.db.session
+            session.rollback()
+            session.execute(sa.update(Mapping).values(course_title="Python"))
+            complete(host)
+            other = threading.Thread(target=withdraw, args=[host])
+            other.start()
+            other.join(0.5)
+            assert other.is_alive()
+            session.commit()
+            other.join()
+            assert states(host) == [CANCELLED]
+
+    def test_it_is_of_its_course_member_and_community_alone(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            withdraw(host, course_id="js-101")
+            assert host.rows() == []
+            withdraw(host)
+            complete(host, member_id="43")
+            assert states(host) == [NOTED, ("none", "issue", None)]
+
+    def test_nobody_tries_it_by_hand(self, host: Host, credly: CredlySimulator) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            withdraw(host)
+            assert issuances.retry(host.state.engine, "default", host.row().id) == 0
+            assert issuances.retry(host.state.engine, "default") == 0
+            assert states(host) == [NOTED]
+
+    def test_it_is_forgotten_after_30_days_and_erased_with_its_member(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        now = dt.datetime.now(dt.UTC)
+
+        with host.app.app_context():
+            connect(host, credly)
+            withdraw(host, "1", withdrawn_at=now - 31 * DAY)
+            withdraw(host, "2", withdrawn_at=now - 29 * DAY)
+            said = host.app.test_cli_runner().invoke(args=["credly", "prune"])
+            assert "Withdrawals without a completion deleted" in said.output
+            assert [row.member_id for row in host.rows()] == ["2"]
+
+            found = privacy.export(host.state.engine, "default", "2")
+            assert "2" in str(found)
+            privacy.erase(host.state.engine, "default", "2")
+            assert "2" not in [row.member_id for row in host.rows()]
 
 
 class TestTheHostsTransaction:

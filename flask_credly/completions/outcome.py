@@ -98,8 +98,8 @@ class OfWithdrawal(Outcome):
     def adds_nothing(self) -> None:
         """The course is not mapped, or there is nothing to take back."""
         logger.debug(
-            "A withdrawn completion of %s %r was ignored. The member has no badge for"
-            " it, it is already known, or no mapping revokes badges.",
+            "A withdrawn completion of %s %r was ignored. The course is not mapped, it"
+            " is already known, or no mapping revokes badges.",
             self.withdrawal.kind,
             self.withdrawal.course_id,
         )

@@ -343,7 +343,8 @@ HAS_LATER = sa.exists().where(
 
 _IS_CURRENT = (
     sa.exists().where(IS_MAPPED),
-    sa.func.coalesce(Issuance.reason, "") != "not revoked",
+    # Of the latter nobody's name is known.
+    sa.func.coalesce(Issuance.reason, "").not_in(("not revoked", "withdrawn first")),
     sa.not_(HAS_LATER),
 )
 

@@ -25,6 +25,7 @@ REASONS: dict[Reason, str] = {
         " until you allow duplicates for it in Credly."
     ),
     "withdrawn": "The completion was withdrawn.",
+    "withdrawn first": "The completion was withdrawn before it came in.",
     "awaits approval": (
         "The completion was withdrawn along with many others. An admin must"
         " decide whether to revoke the badge."

@@ -21,10 +21,14 @@ from .conditions import IS_OPEN
 from .conditions import NEVER_SENT
 from .transaction import in_transaction
 from .transitions import removal
+from .transitions.host import WITHDRAWN_FIRST
 from .transitions.removal import IS_NAMED
 
 AUDIT_DAYS = 365
 """After how many days it is forgotten who did what."""
+
+WITHDRAWAL_DAYS = 30
+"""For how many days a withdrawal waits for its completion."""
 
 BATCH_SIZE = 1000
 """Rows that are changed in one transaction, so that nobody waits long for them."""
@@ -94,6 +98,15 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
             Issuance,
             Issuance.recorded_at,
             (IS_OPEN, NEVER_SENT, sa.not_(_is_connected())),
+            removal.drop,
+        ),
+        # A completion that has not come by then is not on its way any more.
+        Rule(
+            "Withdrawals without a completion deleted",
+            WITHDRAWAL_DAYS,
+            Issuance,
+            Issuance.withdrawn_at,
+            (Issuance.reason == WITHDRAWN_FIRST, sa.not_(IS_OPEN)),
             removal.drop,
         ),
         Rule("Activity entries deleted", AUDIT_DAYS, AuditEntry, AuditEntry.at),

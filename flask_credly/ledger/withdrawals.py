@@ -1,8 +1,10 @@
 """Withdrawn completions: what becomes of their badges, and who decides where many are
 withdrawn at once.
 
-In the host's transaction one statement writes down what was withdrawn. Badges that were
-issued are then revoked by a worker, a few in an hour; of more, a person decides.
+In the host's transaction one statement writes down what was withdrawn. Where there is
+no completion yet, a further one writes a row that keeps it from being issued. Badges
+that were issued are then revoked by a worker, a few in an hour; of more, a person
+decides.
 """
 
 from __future__ import annotations
@@ -14,8 +16,10 @@ import typing as t
 import sqlalchemy as sa
 
 from ..catalog import Withdrawal
+from ..models import Account
 from ..models import Issuance
 from ..models import Mapping
+from ..models import Template
 from ..options import Options
 from ..options import SILENT
 from ..options import TELL
@@ -28,6 +32,9 @@ from .conditions import is_known_withdrawal
 from .conditions import IS_MAPPED
 from .conditions import is_meant_by_withdrawal
 from .conditions import is_of
+from .conditions import KEY
+from .conditions import ROWS
+from .insert import of_mapping
 from .issuances import is_ours
 from .paging import Session
 from .transaction import in_transaction
@@ -55,17 +62,27 @@ def withdraw(connection: sa.Connection, withdrawal: Withdrawal) -> bool:
         else now,
     )
     tenant = withdrawal.tenant
-    these = (
+    of_completion = (
         is_ours(tenant),
         Issuance.member_id == withdrawal.member_id,
         Issuance.kind == withdrawal.kind,
         Issuance.course_id == withdrawal.course_id,
+    )
+    these = (
+        *of_completion,
         is_meant_by_withdrawal(),
         sa.not_(is_known_withdrawal(withdrawal.withdrawn_at)),
     )
 
     if name not in ("mysql", "mariadb"):
-        return bool(changed(*these, tell=_TELL))
+        # The last for a completion that another transaction has recorded meanwhile.
+        return bool(
+            changed(*these, tell=_TELL)
+            or host.note_withdrawn(
+                connection, _to_note(withdrawal, name, changed.keywords)
+            )
+            or changed(*these, tell=_TELL)
+        )
 
     # What an UPDATE reads of other rows it would lock until the host's commit.
     rows = connection.execute(
@@ -74,13 +91,66 @@ def withdraw(connection: sa.Connection, withdrawal: Withdrawal) -> bool:
         .where(*these, Issuance.completed_at <= withdrawal.withdrawn_at)
     ).all()
 
-    if not rows:
+    if rows:
+        ids = [row.id for row in rows]
+        tell = _tell_by(rows[0].options)
+        return bool(changed(Issuance.id.in_(ids), is_of(tenant), tell=tell))
+
+    noted = connection.execute(
+        _to_note(withdrawal, name, changed.keywords)
+    ).one_or_none()
+
+    if noted is None:
         return False
 
+    # Selected as a literal, a time would come back as a text there.
+    times = dict.fromkeys(("completed_at", "withdrawn_at"), withdrawal.withdrawn_at)
+    host.note_withdrawn(connection, dict(noted._mapping) | times)
+    # For a completion that another transaction has recorded meanwhile.
+    changed(*of_completion, tell=_tell_by(noted.options))
+    return True
+
+
+def _to_note(
+    withdrawal: Withdrawal, dialect: str, times: dict[str, t.Any]
+) -> sa.Select[t.Any]:
+    """Select the row that waits for a completion, where the course is mapped and
+    nothing of the member's is known of it.
+    """
+    key = {
+        name: sa.literal(getattr(withdrawal, name), getattr(Issuance, name).type)
+        for name in KEY
+    }
+    row = {
+        **key,
+        "organization_id": Account.organization_id,
+        "template_id": Template.id,
+        "badge_name": Template.name,
+        "options": Mapping.options,
+        "recorded_at": times["now"],
+        "settled_at": times["now"],
+    }
+
+    if dialect not in ("mysql", "mariadb"):
+        at = sa.literal(withdrawal.withdrawn_at, Issuance.withdrawn_at.type)
+        row |= {"completed_at": at, "withdrawn_at": at}
+
+    columns = [value.label(name) for name, value in row.items()]
+    is_known = sa.exists().where(
+        *(ROWS.c[name] == value for name, value in key.items()),
+        ROWS.c.organization_id == Account.organization_id,
+    )
+    return of_mapping(*columns).where(
+        Mapping.tenant == key["tenant"],
+        Mapping.kind == key["kind"],
+        Mapping.course_id == key["course_id"],
+        ~is_known,
+    )
+
+
+def _tell_by(options: t.Any) -> sa.ColumnElement[t.Any]:
     tells = {TELL: sa.true(), SILENT: sa.false()}
-    tell = tells.get(Options.read(rows[0].options).withdrawn, sa.null())
-    ids = [row.id for row in rows]
-    return bool(changed(Issuance.id.in_(ids), is_of(tenant), tell=tell))
+    return tells.get(Options.read(options).withdrawn, sa.null())
 
 
 _CHOSEN = Mapping.options["withdrawn"].as_string()

@@ -10,6 +10,7 @@ import typing as t
 import sqlalchemy as sa
 
 from ...models import Issuance
+from ...models import Reason
 from ..conditions import Condition
 from ..conditions import HAS_BADGE
 from ..conditions import KEY
@@ -211,7 +212,7 @@ def withdraw(
         (
             Issuance.reason,
             sa.case(
-                (Issuance.reason == "dropped", Issuance.reason),
+                (Issuance.reason.in_(("dropped", WITHDRAWN_FIRST)), Issuance.reason),
                 (sa.or_(_ENDS, is_issued), "withdrawn"),
                 else_=Issuance.reason,
             ),
@@ -243,3 +244,37 @@ def withdraw(
 
 WITHDRAWN = "The completion was withdrawn."
 """Why such a badge is revoked, as Credly is told."""
+
+
+WITHDRAWN_FIRST: Reason = "withdrawn first"
+
+
+def note_withdrawn(
+    connection: sa.Connection, row: sa.Select[t.Any] | dict[str, t.Any]
+) -> int:
+    """Let a row wait for a completion that was withdrawn before it came in. Only one
+    that is later than the withdrawal is issued: see :func:`insert_from`.
+
+    :param row: What is known of it; on SQLite and PostgreSQL, selected.
+    :return: How many were written. MariaDB and MySQL count one that is there, too.
+    """
+    same: dict[str, t.Any] = {
+        **NEW,
+        **{name: "" for name in ("email", "first_name", "last_name")},
+        "state": "cancelled",
+        "action": None,
+        "reason": WITHDRAWN_FIRST,
+    }
+    statement: t.Any = _unless_there(connection.dialect.name)
+
+    if isinstance(row, dict):
+        return connection.execute(statement, [same | row]).rowcount
+
+    names = [*row.selected_columns.keys(), *same]
+    row = row.add_columns(
+        *(sa.literal(value, ROWS.c[name].type) for name, value in same.items())
+    )
+    statement = statement.from_select(names, row)
+    return connection.execute(
+        statement.execution_options(preserve_rowcount=True)
+    ).rowcount
