@@ -51,6 +51,7 @@ class Settings:
     log_days: int | None
     personal_data_days: int | None
     heal: bool
+    health: bool
 
     @property
     def is_sandbox(self) -> bool | None:
@@ -87,6 +88,7 @@ class Settings:
             log_days=_days(config, "CREDLY_LOG_DAYS", 90),
             personal_data_days=_days(config, "CREDLY_PERSONAL_DATA_DAYS", None),
             heal=_switch(config, "CREDLY_HEAL", True),
+            health=_switch(config, "CREDLY_HEALTH", False),
         )
 
 

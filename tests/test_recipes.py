@@ -19,13 +19,16 @@ import typing as t
 import urllib.request
 import uuid
 from concurrent import futures
+from email.message import EmailMessage
 
 import flask_login
 import flask_security
 import pytest
+import responses
 import sqlalchemy as sa
 import yaml
 from conftest import connect as connect_host
+from conftest import COURSES
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
@@ -46,6 +49,7 @@ from test_browser import watches as watches
 
 from example_app.redis_server import free_port
 from example_app.redis_server import own_redis
+from flask_credly import accounts
 from flask_credly import Course
 from flask_credly import course_completed
 from flask_credly import Credly
@@ -58,6 +62,7 @@ from flask_credly.models import Installation
 from flask_credly.models import Mapping
 from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
+from flask_credly.testing import Organization
 
 RECIPES = pathlib.Path(__file__).parent.parent / "docs/recipes"
 
@@ -284,6 +289,109 @@ class TestMigrations:
             assert sa.inspect(engine).get_table_names("school") == ["member"]
             assert "credly_issuance" in sa.inspect(engine).get_table_names()
             host.db.session.remove()
+
+
+class Post:
+    """A mail server that may be down."""
+
+    def __init__(self) -> None:
+        self.mails: list[EmailMessage] = []
+        self.is_down = False
+
+    def __call__(self, address: str, timeout: int) -> Post:
+        if self.is_down:
+            raise OSError("nothing listens there")
+
+        return self
+
+    def __enter__(self) -> Post:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def send_message(self, message: EmailMessage) -> None:
+        self.mails.append(message)
+
+
+class TestMail:
+    def test_admins_get_one_mail_for_all_that_went_wrong(
+        self, make_host: MakeHost, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        post = Post()
+        monkeypatch.setattr("smtplib.SMTP", post)
+        north = CredlySimulator()
+        south = north.add_organization()
+        receivers: list[t.Any] = []
+
+        def setup(app: Flask, db: SQLAlchemy) -> None:
+            app.config["SITE"] = "https://school.example"
+            app.config["MAIL_FROM"] = "school@school.example"
+            app.config["MAIL_SERVER"] = "mail.school.example"
+            names = run_code(
+                "mail.md",
+                app=app,
+                db=db,
+                admins_of=lambda tenant: [f"admin@{tenant}.example"],
+            )
+            receivers.extend((names["note_failure"], names["note_pause"]))
+
+        def run(host: Host) -> t.Any:
+            return host.app.test_cli_runner().invoke(args=["mail-news"])
+
+        host = make_host(setup=setup, tenant=lambda: "north")
+        with (
+            responses.RequestsMock(assert_all_requests_are_fired=False) as mock,
+            host.app.app_context(),
+        ):
+            north.register(mock)
+            connect_one(host, "north", north)
+            connect_one(host, "south", south)
+            refusal = {"data": {"message": "Secret of 7."}, "metadata": None}
+            north.fail("issue", times=6, status=422, body=refusal)
+
+            for member_id in ("7", "8", "9"):
+                host.complete(member_id, tenant="north")
+
+            host.drain(2)
+            post.is_down = True
+            assert run(host).exit_code != 0
+            post.is_down = False
+            south.revoke_client()
+            host.complete("7", tenant="south")
+            host.drain()
+            assert run(host).exit_code == 0
+            assert run(host).exit_code == 0
+
+        texts = {mail["To"]: mail.get_content() for mail in post.mails}
+        assert len(post.mails) == 2
+        assert texts == {
+            "admin@north.example": (
+                "Badges that were not issued: 3. See why:\n"
+                "https://school.example/integrations/credly/badges?status=failed\n"
+            ),
+            "admin@south.example": (
+                "The connection to Credly has expired. Connect it again:\n"
+                "https://school.example/integrations/credly/connection\n"
+            ),
+        }
+
+        # As in the recipe's own module, something refers to them until here.
+        assert len(receivers) == 2
+
+
+def connect_one(
+    host: Host, tenant: str, credly: CredlySimulator | Organization
+) -> None:
+    state = host.app.extensions["credly"].of(tenant)
+    template_id = credly.add_template("Python Badge")
+    accounts.connect(
+        state,
+        organization_id=credly.organization_id,
+        client_id=credly.client_id,
+        client_secret=credly.client_secret,
+    )
+    accounts.add_mapping(state, COURSES[0], template_id)
 
 
 SERVED = """

@@ -171,6 +171,11 @@ ON_PURPOSE = {
 }
 
 
+# The same for everybody: the files, which the page that refuses needs too, and, where
+# the host wants it, what a probe asks for.
+FOR_EVERYBODY = {"credly.static", "credly.health"}
+
+
 # What a viewer may look at. Nothing that is there to change something, and no export,
 # which is noted in the trail and holds addresses.
 FOR_VIEWERS = {
@@ -249,6 +254,12 @@ def make_blueprint(settings: Settings, *, for_operators: bool = False) -> Bluepr
     if for_operators:
         routes.append(OPERATORS)
 
+    if settings.health:
+        # Late: of use only here.
+        from .health import health
+
+        routes.append(("GET", "/credly/health", health))
+
     for method, path, view in routes:
         rule = re.sub("<(int|path):", r"<credly_\1:", path)
         blueprint.add_url_rule(
@@ -285,8 +296,7 @@ def _guard() -> ResponseReturnValue | None:
     """Stand before every view, so that none has to look after itself: who asks, from
     where, with what, and whether it was meant.
     """
-    if request.endpoint == "credly.static":
-        # The same for everybody, and the page that refuses needs them too.
+    if request.endpoint in FOR_EVERYBODY:
         return None
 
     if (refusal := _refuse_visitor()) is not None or not _writes():

@@ -102,6 +102,39 @@ def waiting(engine: sa.Engine, *, live: bool = False) -> list[Waiting]:
     ]
 
 
+def oldest_due(engine: sa.Engine) -> dt.timedelta | None:
+    """Get for how long the badge has been due that has been longest, of all communities
+    that may issue now. Rows of backfills wait for their turn, and do not count.
+    ``None``: none is due.
+    """
+    with connect(engine) as connection:
+        now = clock.now(connection)
+        open_ = (*gates.may_issue(), gates.is_unpaused(now))
+        # One question for each account, which reads the first row of an index: not
+        # MIN, for which MariaDB would read all, and not by the organization, which
+        # PostgreSQL would look for in another index.
+        questions = [
+            sa.select(
+                sa.select(Issuance.due_at)
+                .where(
+                    Issuance.action == action,
+                    Issuance.tenant == Account.tenant,
+                    Issuance.bulk == sa.false(),
+                    Issuance.due_at <= now,
+                )
+                .order_by(Issuance.due_at)
+                .limit(1)
+                .scalar_subquery()
+                .label("due_at")
+            ).where(*open_)
+            for action in ACTIONS
+        ]
+        found = sa.union_all(*questions).subquery()
+        first = connection.scalar(sa.select(sa.func.min(found.c.due_at)))
+
+    return None if first is None else now - first
+
+
 def to_sync(engine: sa.Engine) -> list[str]:
     """Get the communities whose list of badge templates is old."""
     with connect(engine) as connection:
