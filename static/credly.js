@@ -126,6 +126,7 @@
       const said = tell(word);
       said.className = "credly-trouble";
       said.setAttribute("role", "alert");
+      said.dataset.word = words().error;
     }
   }
 
