@@ -93,7 +93,7 @@ def test_another_database_is_refused(url: str) -> None:
     SQLAlchemy().init_app(app)
     name = url.partition(":")[0].partition("+")[0]
 
-    with pytest.raises(RuntimeError, match=rf"and not with {name}\+"):
+    with pytest.raises(RuntimeError, match=rf"does not support {name}\+"):
         credly.init_app(app)
 
 
@@ -128,7 +128,7 @@ def test_it_does_not_start_without_a_guard() -> None:
     credly = Credly()
     credly.courses(lambda: [])
 
-    with pytest.raises(RuntimeError, match="'@credly.is_admin' before"):
+    with pytest.raises(RuntimeError, match="with '@credly.is_admin'"):
         credly.init_app(app)
 
 
@@ -137,7 +137,7 @@ def test_it_does_not_start_without_courses() -> None:
     credly = Credly()
     credly.is_admin(lambda: True)
 
-    with pytest.raises(RuntimeError, match="'@credly.courses' before"):
+    with pytest.raises(RuntimeError, match="with '@credly.courses'"):
         credly.init_app(app)
 
 
@@ -259,6 +259,7 @@ def test_two_apps_share_one_db_and_one_extension() -> None:
         ),
         ("CREDLY_LAYOUT", ["", "base.jinja", "base.txt", None]),
         ("CREDLY_HOST", ["", "https://admin.example.org", "<host>", "a b", 7]),
+        ("CREDLY_HEALTH", [1, "true", None]),
         ("CREDLY_PLATFORM_NAME", [None, 7]),
         ("CREDLY_LOG_DAYS", [0, -1, 1.5, "90", True, 40_000]),
         ("CREDLY_PERSONAL_DATA_DAYS", [0, -1, 1.5, "90", True, 40_000]),
@@ -448,7 +449,7 @@ def test_every_constraint_has_its_fixed_name(host: Host) -> None:
 def test_a_naive_time_is_never_stored() -> None:
     import datetime as dt
 
-    with pytest.raises(ValueError, match="aware"):
+    with pytest.raises(ValueError, match="time zone"):
         UTCDateTime().process_bind_param(dt.datetime(2026, 11, 1), t.cast(t.Any, None))
 
 
