@@ -20,13 +20,13 @@ from . import interruption
 from .errors import CredlyError
 from .issuing import notifier
 from .issuing import periodic
+from .issuing import stopping
 from .issuing import workers
 from .issuing.backfill import run as run_backfills
 from .issuing.dispatcher import drain as drain_ledger
 from .issuing.heal import heal as heal_ledger
 from .issuing.meanwhile import issuing_meanwhile
 from .issuing.poll import poll as poll_credly
-from .issuing.stopping import stopping
 from .issuing.undo import run as run_undos
 from .issuing.withdrawals import release as release_withdrawn
 from .ledger import turns

@@ -27,10 +27,11 @@ from flask_credly import jobs
 from flask_credly import Member
 from flask_credly.catalog import Completion
 from flask_credly.issuing import backfill
-from flask_credly.issuing.stopping import stopping
+from flask_credly.issuing import stopping
 from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
+from flask_credly.ledger import runs
 from flask_credly.models import Batch
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
@@ -270,7 +271,7 @@ def test_what_the_admin_does_while_a_run_is_recorded(school: School, what: str) 
     other = school.credly.add_template("Other")
     accounts.sync_templates(school.host.state)
     school.start()
-    taken = backfills.take(engine)
+    taken = runs.take(engine, "backfill")
     assert taken is not None
     mapping_id = school.mapping_id()
     school.host.db.session.rollback()
@@ -317,11 +318,11 @@ def test_a_run_belongs_to_the_worker_that_took_it_last(school: School) -> None:
     school.graduate("1")
     run_id = school.start()
     engine = school.host.state.engine
-    first = backfills.take(engine)
+    first = runs.take(engine, "backfill")
     session = school.host.db.session
     session.execute(sa.update(Batch).values(due_at=DAY))
     session.commit()
-    second = backfills.take(engine)
+    second = runs.take(engine, "backfill")
     assert first is not None and second is not None
 
     backfills.finish(engine, first, failed=True)
@@ -360,7 +361,7 @@ def test_a_stop_ends_the_recording(school: School) -> None:
 def test_a_run_goes_on_after_a_crash(school: School) -> None:
     school.graduate(*(str(number) for number in range(700)))
     run_id = school.start()
-    taken = backfills.take(school.host.state.engine)
+    taken = runs.take(school.host.state.engine, "backfill")
     assert taken is not None
 
     def dies(course: Course, since: dt.datetime | None) -> t.Any:
@@ -377,13 +378,13 @@ def test_a_run_goes_on_after_a_crash(school: School) -> None:
         backfill.record(state, taken)
 
     assert school.progress(run_id) == ("recording", 500, 0, 0)
-    assert not backfills.due_for(school.host.state.engine)
+    assert not runs.due_for(school.host.state.engine, "backfill")
 
     # Its lease runs out
     session = school.host.db.session
     session.execute(sa.update(Batch).values(due_at=DAY))
     session.commit()
-    assert backfills.due_for(school.host.state.engine)
+    assert runs.due_for(school.host.state.engine, "backfill")
     jobs.backfill()
 
     assert school.progress(run_id) == ("recorded", 700, 0, 0)
@@ -394,7 +395,7 @@ def test_a_run_goes_on_after_a_crash(school: School) -> None:
 def test_a_worker_told_to_stop_leaves_a_run_to_the_next(school: School) -> None:
     school.graduate(*(str(number) for number in range(700)))
     run_id = school.start()
-    taken = backfills.take(school.host.state.engine)
+    taken = runs.take(school.host.state.engine, "backfill")
     assert taken is not None
     stopping.set()
 
@@ -404,7 +405,7 @@ def test_a_worker_told_to_stop_leaves_a_run_to_the_next(school: School) -> None:
         stopping.clear()
 
     assert school.progress(run_id) == ("recording", 500, 0, 0)
-    assert backfills.due_for(school.host.state.engine)
+    assert runs.due_for(school.host.state.engine, "backfill")
 
 
 @pytest.mark.parametrize(

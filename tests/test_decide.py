@@ -7,12 +7,12 @@ import typing as t
 import decisions
 import pytest
 
-from flask_credly.ledger.decide import Action
 from flask_credly.ledger.decide import Answer
 from flask_credly.ledger.decide import decide
 from flask_credly.ledger.decide import Phase
 from flask_credly.ledger.decide import Rule
 from flask_credly.ledger.decide import RULES
+from flask_credly.models import Action
 
 # action, phase, answer, attempts so far: becomes, counts, maybe issued, logged, closes
 TABLE: list[

@@ -29,8 +29,8 @@ from flask_credly import badge_issued
 from flask_credly import issuance_paused
 from flask_credly import Member
 from flask_credly.credly import Client
+from flask_credly.issuing import stopping
 from flask_credly.issuing.dispatcher import drain
-from flask_credly.issuing.stopping import stopping
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import overview

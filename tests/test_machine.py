@@ -27,8 +27,8 @@ from flask_credly import accounts
 from flask_credly import jobs
 from flask_credly.credly import Client
 from flask_credly.errors import CredlyError
+from flask_credly.issuing import stopping
 from flask_credly.issuing import token as token_module
-from flask_credly.issuing.stopping import stopping
 from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import clock

@@ -22,8 +22,8 @@ from tenants import Site
 
 from flask_credly import signals
 from flask_credly.issuing import dispatcher
+from flask_credly.issuing import stopping
 from flask_credly.issuing.lane import ROWS_A_TURN
-from flask_credly.issuing.stopping import stopping
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing import serving
 

@@ -33,9 +33,9 @@ from flask_credly.credly import leaving_before
 from flask_credly.credly import transport
 from flask_credly.errors import TooLate
 from flask_credly.issuing import dispatcher
+from flask_credly.issuing import stopping
 from flask_credly.issuing import throttle
 from flask_credly.issuing import verdict
-from flask_credly.issuing.stopping import stopping
 from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import clock

@@ -26,13 +26,16 @@ from test_faults import open_again
 
 from flask_credly import accounts
 from flask_credly import jobs
-from flask_credly.issuing.stopping import stopping
+from flask_credly.issuing import stopping
 from flask_credly.ledger import actions
 from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
 from flask_credly.ledger import privacy
+from flask_credly.ledger import runs
+from flask_credly.ledger import undoing
+from flask_credly.ledger import undone
 from flask_credly.ledger import undos
 from flask_credly.ledger.issuances import Filter
 from flask_credly.ledger.transaction import in_session
@@ -119,8 +122,8 @@ class Many:
 
         raise AssertionError(f"It does not end: {found.run.state} {found.count}")
 
-    def progress(self, run_id: int) -> undos.Progress:
-        found = in_session(self.host.state.engine, undos.progress, "default", run_id)
+    def progress(self, run_id: int) -> undone.Progress:
+        found = in_session(self.host.state.engine, undone.progress, "default", run_id)
         assert found is not None
         return found
 
@@ -155,8 +158,8 @@ def many(make_host: MakeHost, credly: CredlySimulator) -> cabc.Iterator[Many]:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few badges take several portions."""
-    monkeypatch.setattr(undos, "PORTION", 3)
-    monkeypatch.setattr(undos, "AT_A_TIME", 4)
+    monkeypatch.setattr(undoing, "PORTION", 3)
+    monkeypatch.setattr(undoing, "AT_A_TIME", 4)
 
 
 def changes(credly: CredlySimulator) -> list[tuple[str, bool | None]]:
@@ -205,10 +208,10 @@ class TestTakingBack:
         run_id = many.start(Selection(undoes=batch))
         seen: list[dict[str, int]] = []
         many.make_due()
-        run = undos.take(many.host.state.engine)
+        run = runs.take(many.host.state.engine, "undo")
         assert run is not None
 
-        while undos.step(many.host.state.engine, run) == "more":
+        while undoing.step(many.host.state.engine, run) == "more":
             seen.append(many.progress(run_id).count)
 
         dropped = [each.get("dropped", 0) for each in seen]
@@ -217,7 +220,7 @@ class TestTakingBack:
         assert all(d == 3 for d, a in zip(dropped, asked, strict=True) if a)
         # Not more at a time, and of those who have accepted only the last.
         assert seen[-1] == {"dropped": 3, "asked": 4, "accepted": 1}
-        undos.leave(many.host.state.engine, run, rest=True)
+        runs.leave(many.host.state.engine, run, rest=True)
         assert many.finish(run_id) == {"dropped": 3, "revoked": 5}
         assert many.credly.count("issue") == 5
 
@@ -536,26 +539,26 @@ class TestMeanwhile:
         batch = many.issue(3)
         run_id = many.start(Selection(undoes=batch))
         engine = many.host.state.engine
-        run = undos.take(engine)
+        run = runs.take(engine, "undo")
         assert run is not None
-        assert undos.take(engine) is None
+        assert runs.take(engine, "undo") is None
         undos.stop(engine, "default", run_id)
-        assert undos.step(engine, run) == "over"
-        undos.leave(engine, run, rest=True)
+        assert undoing.step(engine, run) == "over"
+        runs.leave(engine, run, rest=True)
         assert many.finish(run_id) == {}
 
     def test_remove(self, many: Many, small: None) -> None:
         batch = many.issue(9)
         many.start(Selection(undoes=batch))
         engine = many.host.state.engine
-        run = undos.take(engine)
+        run = runs.take(engine, "undo")
         assert run is not None
 
         for _ in range(5):
-            undos.step(engine, run)
+            undoing.step(engine, run)
 
         accounts.remove(many.host.state)
-        assert undos.step(engine, run) == "over"
+        assert undoing.step(engine, run) == "over"
         jobs.undo()
         many.host.drain()
         session = many.host.db.session
@@ -658,7 +661,9 @@ def test_what_it_reads_does_not_grow_with_the_table(connected: Connected) -> Non
                 )
 
             plans.clear()
-            undos.step(engine, undos.Run(5, "default", lease))
+            undoing.step(
+                engine, runs.Run(5, "default", "undo", lease, "", "", "", None, False)
+            )
             assert plans
             bad = [
                 each
@@ -749,7 +754,7 @@ def test_a_backfill_of_500_with_errors_and_a_kill_in_the_middle(
         assert count.get("revoked", 0) + count.get("failed", 0) == 500
         assert count["revoked"] > 490
         rows = {str(row.badge_id): row for row in host.rows()}
-        outcomes = in_session(host.state.engine, undos.page, "default", run_id)
+        outcomes = in_session(host.state.engine, undone.page, "default", run_id)
         assert len(outcomes.rows) == 50
 
         for badge in credly.badges:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections.abc as cabc
 import datetime as dt
 import logging
-import typing as t
 
 from flask import request
 from flask.typing import ResponseReturnValue
@@ -16,11 +15,11 @@ from ..i18n import gettext_noop
 from ..issuing import backfill
 from ..issuing import notifier
 from ..ledger import backfills
-from ..ledger.backfills import Progress
 from .community import here
 from .courses import list_courses
 from .courses import name_anew
 from .guard import actor
+from .guard import may_act
 from .guard import may_revoke
 from .mappings import gone
 from .query import number
@@ -30,7 +29,7 @@ from .respond import fragment
 from .respond import go_to
 from .respond import page
 from .respond import wants_fragment
-from .window import in_the_way
+from .window import how_far
 
 logger = logging.getLogger("flask_credly")
 
@@ -123,12 +122,13 @@ def show_backfill(run_id: int) -> ResponseReturnValue:
         return gone(GONE)
 
     name_anew([found.run], list_courses())
-    context: dict[str, t.Any] = {
-        "progress": found,
-        "quarter": _quarter(found),
-        "can_take_back": bool(found.to_issue) and may_revoke(),
-        **in_the_way(connected),
-    }
+    context = how_far(
+        connected,
+        found,
+        found.to_issue,
+        can_stop=may_act() and found.run.state in ("recording", "recorded"),
+    )
+    context["can_take_back"] = bool(found.to_issue) and may_revoke()
 
     if not wants_fragment():
         return page("credly/backfilling.html", **context)
@@ -151,11 +151,3 @@ def stop_backfill(run_id: int) -> ResponseReturnValue:
 
     flash(gettext("Stopped. Queued badges are skipped."))
     return go_to("credly.show_backfill", run_id=run_id)
-
-
-def _quarter(progress: Progress) -> int:
-    """Say how many quarters are done: a screen reader shall not read every number."""
-    if progress.is_over:
-        return 4
-
-    return min(3, 4 * progress.done // max(1, progress.to_issue))

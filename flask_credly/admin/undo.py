@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import typing as t
 
 from flask import request
 from flask import Response
@@ -15,6 +14,7 @@ from ..i18n import gettext_noop
 from ..issuing import notifier
 from ..ledger import backfills
 from ..ledger import reasons
+from ..ledger import undone
 from ..ledger import undos
 from ..ledger.undos import Selection
 from ..models import Batch
@@ -42,7 +42,7 @@ from .respond import go_to
 from .respond import page
 from .respond import wants_fragment
 from .respond import when_expired
-from .window import in_the_way
+from .window import how_far
 
 GONE = gettext_noop("This bulk revocation no longer exists.")
 NOTHING = gettext_noop("There are no badges to revoke.")
@@ -222,7 +222,7 @@ def _confirm_page(
 
     kept = ("batch", "status", "became", "course", "q", "since", "until")
     wanted = selection.wanted
-    earlier = read(undos.latest, undoes=run.id if run else None)
+    earlier = read(undone.latest, undoes=run.id if run else None)
     name_anew(earlier, list_courses())
     return page(
         "credly/undo.html",
@@ -245,7 +245,7 @@ def _confirm_page(
 def show_undo(run_id: int) -> ResponseReturnValue:
     """Show how far it is, and what came of each badge."""
     connected = read(accounts.get)
-    found = read(undos.progress, run_id)
+    found = read(undone.progress, run_id)
 
     if connected is None or found is None:
         return gone(GONE)
@@ -253,21 +253,15 @@ def show_undo(run_id: int) -> ResponseReturnValue:
     name_anew([found.run], list_courses())
     group = request.args.get("outcome", "")
     group = group if group in GROUPS else ""
-    quarter = _quarter(found)
-    context: dict[str, t.Any] = {
-        "progress": found,
-        "quarter": quarter,
-        "can_stop": may_revoke(),
-        "group": group,
-        **in_the_way(connected),
-    }
+    can_stop = may_revoke() and found.run.state != "stopping"
+    context = how_far(connected, found, found.chosen, can_stop=can_stop)
 
     if wants_fragment():
-        tell = number("said") != quarter
+        tell = number("said") != context["quarter"]
         return fragment("credly/_undoing.html", **context, tell=tell)
 
     rows = read(
-        undos.page,
+        undone.page,
         run_id,
         GROUPS[group][1] if group else (),
         before=number("before"),
@@ -276,6 +270,7 @@ def show_undo(run_id: int) -> ResponseReturnValue:
     return page(
         "credly/undoing.html",
         **context,
+        group=group,
         rows=rows,
         groups=GROUPS,
         outcomes=OUTCOMES,
@@ -292,7 +287,7 @@ def _explain(row: BatchRow) -> str:
 def stop_undo(run_id: int) -> ResponseReturnValue:
     """Stop. What is on its way is finished."""
     state = here()
-    found = read(undos.progress, run_id)
+    found = read(undone.progress, run_id)
 
     if found is None:
         return gone(GONE)
@@ -308,13 +303,13 @@ def export_undo(run_id: int) -> ResponseReturnValue:
     """Send what came of each badge as a file."""
     community = here()
 
-    if read(undos.progress, run_id) is None:
+    if read(undone.progress, run_id) is None:
         return gone(GONE)
 
     note("export badges")
     group = request.args.get("outcome", "")
     outcomes = GROUPS[group][1] if group in GROUPS else ()
-    rows = undos.every(community.engine, community.tenant, run_id, outcomes)
+    rows = undone.every(community.engine, community.tenant, run_id, outcomes)
     header = [
         gettext("Number"),
         gettext("Member"),
@@ -346,11 +341,3 @@ def _cells(row: BatchRow) -> list[str]:
         _explain(row),
         badge.badge_id or "",
     ]
-
-
-def _quarter(progress: undos.Progress) -> int:
-    """Say how many quarters are done: a screen reader shall not read every number."""
-    if progress.is_over:
-        return 4
-
-    return min(3, 4 * progress.done // max(1, progress.chosen))

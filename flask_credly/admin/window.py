@@ -23,7 +23,7 @@ from ..ledger import backfills
 from ..ledger import gates
 from ..ledger import log
 from ..ledger import overview
-from ..ledger import undos
+from ..ledger import undone
 from ..models import Account
 from .community import here
 from .courses import name_anew
@@ -85,7 +85,7 @@ def show_with(rows: list[EditRow], status: int = 200) -> Response:
     latest = read(log.page, size=10)
     under_way = read(backfills.under_way)
     listed = section(rows)
-    taken_back = read(undos.latest, going_on=True)
+    taken_back = read(undone.latest, going_on=True)
     name_anew([*(each.run for each in under_way), *taken_back], listed["courses"])
     return page(
         "credly/window.html",
@@ -115,6 +115,25 @@ def in_the_way(connected: Account) -> dict[str, t.Any]:
         "trouble": state.web_queue.trouble,
         "unrecorded": unrecorded.read(state),
         "heals": state.heals,
+    }
+
+
+def how_far(
+    connected: Account, progress: t.Any, size: int, *, can_stop: bool
+) -> dict[str, t.Any]:
+    """Gather what a page shows of a run, with the banners.
+
+    :param progress: A ``Progress`` of the ledger's.
+    :param size: How many badges it is about.
+    """
+    # A screen reader shall not read every number.
+    quarter = 4 if progress.is_over else min(3, 4 * progress.done // max(1, size))
+    return {
+        "progress": progress,
+        "size": size,
+        "quarter": quarter,
+        "can_stop": can_stop,
+        **in_the_way(connected),
     }
 
 

@@ -22,12 +22,13 @@ from ..catalog import PastCompletion
 from ..catalog import read_completion
 from ..catalog import read_time
 from ..ledger import backfills
+from ..ledger import runs
 from ..options import RENEW
 from ..state import AppState
 from ..state import Community
 from . import notifier
+from . import stopping
 from .profile import missing
-from .stopping import stopping
 
 logger = logging.getLogger("flask_credly")
 
@@ -258,12 +259,15 @@ def misses_any(state: Community, course: Course, since: dt.datetime) -> bool:
 
 def run(state: AppState) -> None:
     """Record what the host says, for every run that is due."""
-    while not stopping.is_set() and (taken := backfills.take(state.engine)) is not None:
+    while (
+        not stopping.is_set()
+        and (taken := runs.take(state.engine, "backfill")) is not None
+    ):
         record_or_fail(state.of(taken.tenant), taken)
         notifier.notify(state)
 
 
-def record_or_fail(state: Community, run: backfills.Run) -> None:
+def record_or_fail(state: Community, run: runs.Run) -> None:
     """Record what the host says, for one run that was taken up. What goes wrong is
     logged, and shown on the run's page.
     """
@@ -284,7 +288,7 @@ def record_or_fail(state: Community, run: backfills.Run) -> None:
         backfills.finish(state.engine, run, failed=True)
 
 
-def record(state: Community, run: backfills.Run) -> None:
+def record(state: Community, run: runs.Run) -> None:
     """Record what the host says, for one run that was taken up.
 
     :raises TypeError: See :func:`read`; so are the others.
@@ -296,7 +300,7 @@ def record(state: Community, run: backfills.Run) -> None:
         state.session.remove()
 
 
-def _record(state: Community, run: backfills.Run) -> None:
+def _record(state: Community, run: runs.Run) -> None:
     course = Course(run.course_id, run.course_title, t.cast(Kind, run.kind))
     blocks = _reading_blocks_writing(state.engine)
     # Before the host's query begins, which may have the only connection.
@@ -322,7 +326,7 @@ def _record(state: Community, run: backfills.Run) -> None:
             return
 
         if stopping.is_set():
-            backfills.leave(state.engine, run)
+            runs.leave(state.engine, run)
             return
 
     backfills.finish(state.engine, run)

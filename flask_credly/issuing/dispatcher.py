@@ -21,10 +21,10 @@ from ..ledger import gates
 from ..ledger import turns
 from ..ledger.turns import Waiting
 from ..state import AppState
+from . import stopping
 from .lane import Ended
 from .lane import serve
 from .lane import Share
-from .stopping import stopping
 
 logger = logging.getLogger("flask_credly")
 

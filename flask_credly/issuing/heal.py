@@ -13,6 +13,7 @@ from ..catalog import Kind
 from ..ledger import audit
 from ..ledger import backfills
 from ..ledger import clock
+from ..ledger import runs
 from ..ledger import turns
 from ..ledger import unrecorded as counted
 from ..ledger.transaction import connect
@@ -20,8 +21,8 @@ from ..state import AppState
 from ..state import Community
 from . import backfill
 from . import notifier
+from . import stopping
 from . import unrecorded
-from .stopping import stopping
 
 logger = logging.getLogger("flask_credly")
 
@@ -101,7 +102,7 @@ def _heal_course(
         state.engine, state.tenant, mapping.id, since, by=audit.WORKER, healing=True
     )
 
-    if run_id is not None and (taken := backfills.take(state.engine, run_id)):
+    if run_id is not None and (taken := runs.take(state.engine, "backfill", run_id)):
         backfill.record_or_fail(state, taken)
 
     return run_id

@@ -15,8 +15,8 @@ import sqlalchemy as sa
 
 from ..ledger import turns
 from ..state import AppState
+from . import stopping
 from .dispatcher import drain
-from .stopping import stopping
 
 logger = logging.getLogger("flask_credly")
 

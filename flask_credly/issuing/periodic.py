@@ -7,10 +7,9 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 
-from ..ledger import backfills
 from ..ledger import polls
+from ..ledger import runs
 from ..ledger import turns
-from ..ledger import undos
 from ..state import AppState
 
 
@@ -47,11 +46,11 @@ def _to_sync(state: AppState) -> list[str]:
 
 
 def _to_record(state: AppState) -> list[str]:
-    return backfills.due_for(state.engine)
+    return runs.due_for(state.engine, "backfill")
 
 
 def _to_undo(state: AppState) -> list[str]:
-    return undos.due_for(state.engine)
+    return runs.due_for(state.engine, "undo")
 
 
 def _to_heal(state: AppState) -> list[str]:

@@ -30,10 +30,10 @@ from ..secret import Secret
 from ..state import AppState
 from ..state import Community
 from . import announce
+from . import stopping
 from .closing import close
 from .sender import answer_to
 from .sender import CLOSING
-from .stopping import stopping
 from .token import with_token
 
 logger = logging.getLogger("flask_credly")

@@ -40,6 +40,7 @@ from ..secret import Secret
 from ..state import Community
 from . import announce
 from . import notifier
+from . import stopping
 from .backfill import chunks
 from .backfill import HookFailed
 from .backfill import read as read_completions
@@ -52,7 +53,6 @@ from .profile import missing
 from .sender import answer_to
 from .sender import CLOSING
 from .sender import earner_id
-from .stopping import stopping
 from .token import with_token
 
 logger = logging.getLogger("flask_credly")

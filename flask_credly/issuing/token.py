@@ -18,12 +18,14 @@ from ..errors import Unauthorized
 from ..errors import Unavailable
 from ..ledger import clock
 from ..ledger import gates
-from ..ledger.decide import Answer
 from ..ledger.transaction import connect
 from ..ledger.transaction import in_transaction
 from ..models import Account
 from ..secret import Secret
 from ..state import Community
+
+if t.TYPE_CHECKING:
+    from ..ledger.decide import Answer
 
 T = t.TypeVar("T")
 

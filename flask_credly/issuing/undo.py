@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 
-from ..ledger import undos
+from ..ledger import runs
+from ..ledger import undoing
 from ..state import AppState
-from .stopping import stopping
+from . import stopping
 
 BUDGET = 30.0
 """Seconds after which the rest is left to the next job."""
@@ -19,13 +20,15 @@ def run(state: AppState) -> bool:
     """
     until = time.monotonic() + BUDGET
 
-    while not stopping.is_set() and (taken := undos.take(state.engine)) is not None:
-        while (step := undos.step(state.engine, taken)) == "more":
+    while (
+        not stopping.is_set() and (taken := runs.take(state.engine, "undo")) is not None
+    ):
+        while (step := undoing.step(state.engine, taken)) == "more":
             if stopping.is_set() or time.monotonic() > until:
                 break
 
         if step != "over":
-            undos.leave(state.engine, taken, rest=step == "rest")
+            runs.leave(state.engine, taken, rest=step == "rest")
 
         if step == "more":
             return not stopping.is_set()

@@ -33,10 +33,10 @@ from ..state import AppState
 from ..state import get_state
 from . import announce
 from . import notifier
+from . import stopping
 from . import trouble
 from . import workers
 from .periodic import FUNCTIONS
-from .stopping import stopping
 from .sweep import sweep
 
 logger = logging.getLogger("flask_credly")

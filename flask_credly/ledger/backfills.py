@@ -10,7 +10,6 @@ import collections
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
-import secrets
 import typing as t
 
 import sqlalchemy as sa
@@ -27,44 +26,23 @@ from ..options import RENEW
 from . import audit
 from . import clock
 from . import gates
+from . import runs
 from . import transitions
 from .conditions import NEVER_SENT
 from .insert import of_mapping
 from .issuances import is_ours
 from .paging import Session
 from .reasons import TAKEN_UP_AGAIN
+from .runs import Run
 from .transaction import connect
 from .transaction import in_transaction
 from .transitions import admin
 from .transitions import host
 
-LEASE = dt.timedelta(minutes=15)
-"""After which another worker takes up a run that nothing was heard of. The host's query
-has to begin to give completions within it.
-"""
-
-
 LOOK_BACK = dt.timedelta(days=7)
 """How long before now, or before the first completion that could not be recorded,
 completions are looked at.
 """
-
-IS_BACKFILL = Batch.verb == "backfill"
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """A run that this worker has taken up."""
-
-    id: int
-    tenant: str
-    kind: str
-    course_id: str
-    course_title: str
-    since: dt.datetime | None
-    healing: bool
-    lease: str
-
 
 ERASED_NEAR = dt.timedelta(minutes=5)
 """How far the host's time of a completion may be from that of an erased row for both to
@@ -126,7 +104,7 @@ def start(
     recording = connection.scalar(
         sa.select(Batch.id).where(
             Batch.tenant == tenant,
-            IS_BACKFILL,
+            Batch.verb == "backfill",
             Batch.state == "recording",
             Batch.kind == mapping.kind,
             Batch.course_id == mapping.course_id,
@@ -136,80 +114,23 @@ def start(
     if recording is not None:
         return recording
 
-    now = clock.now(connection)
-    id_ = _begin(connection, mapping, now, due_at=now, since=since, healing=healing)
+    run_id = runs.begin(
+        connection,
+        clock.now(connection),
+        **mapping._mapping,
+        since=since,
+        verb="backfill",
+        state="recording",
+        healing=healing,
+    )
     action = "heal" if healing else "start backfill"
     audit.note(connection, tenant, by, action, mapping.course_title)
-    return id_
+    return run_id
 
 
 _TO_BEGIN = sa.select(
     Mapping.tenant, Mapping.kind, Mapping.course_id, Mapping.course_title
 )
-
-
-def _begin(
-    connection: sa.Connection, mapping: t.Any, now: dt.datetime, **values: t.Any
-) -> int:
-    added = connection.execute(
-        sa.insert(Batch).values(
-            **mapping._mapping,
-            started_at=now,
-            verb="backfill",
-            state="recording",
-            **values,
-        )
-    )
-    assert added.inserted_primary_key is not None
-    return t.cast(int, added.inserted_primary_key[0])
-
-
-def due_for(engine: sa.Engine) -> list[str]:
-    """Get the communities of which a run waits for a worker."""
-    with connect(engine) as connection:
-        due = _due(clock.now(connection))
-        return [tenant for _, tenant in connection.execute(due)]
-
-
-def _due(now: dt.datetime) -> sa.Select[int, str]:
-    due = sa.select(Batch.id, Batch.tenant).where(Batch.due_at <= now, IS_BACKFILL)
-    return due.order_by(Batch.id)
-
-
-@in_transaction
-def take(connection: sa.Connection, run_id: int | None = None) -> Run | None:
-    """Take up a run that is due, from its beginning, of whichever community.
-
-    :param run_id: Only this one.
-    """
-    now = clock.now(connection)
-    lease = secrets.token_hex(16)
-    due = _due(now) if run_id is None else _due(now).where(Batch.id == run_id)
-
-    for id_, tenant in connection.execute(due).all():
-        this = (Batch.id == id_, Batch.tenant == tenant)
-        taken = connection.execute(
-            sa.update(Batch)
-            .where(*this, Batch.due_at <= now)
-            .values(due_at=now + LEASE, lease=lease, completed=0, incomplete=0)
-        ).rowcount
-
-        if taken:
-            found = connection.execute(
-                sa.select(
-                    Batch.id,
-                    Batch.tenant,
-                    Batch.kind,
-                    Batch.course_id,
-                    Batch.course_title,
-                    Batch.since,
-                    Batch.healing,
-                    Batch.lease,
-                ).where(*this)
-            ).one()
-            return Run(**found._mapping)
-
-    return None
 
 
 def _add(
@@ -225,15 +146,13 @@ def _add(
     :return: Whether to go on.
     """
     now = clock.now(connection)
-    goes_on = connection.execute(
-        sa.update(Batch)
-        .where(*_held(run))
-        .values(
-            due_at=now + LEASE,
-            completed=Batch.completed + len(completions) + incomplete,
-            incomplete=Batch.incomplete + incomplete,
-        )
-    ).rowcount
+    goes_on = runs.hold(
+        connection,
+        run,
+        now,
+        completed=Batch.completed + len(completions) + incomplete,
+        incomplete=Batch.incomplete + incomplete,
+    )
 
     if not goes_on:
         return False
@@ -256,7 +175,7 @@ def _add(
     ).one_or_none()
 
     if mapped is None:
-        _end(connection, *_held(run), state="stopped")
+        runs.end(connection, *runs.held(run), state="stopped")
         return False
 
     common = dict(mapped._mapping)
@@ -329,23 +248,19 @@ def record(
     if mapping is None or not completions:
         return 0
 
-    now = clock.now(connection)
-    lease = secrets.token_hex(16)
-    # Leased from the first: no worker takes it up, and records all that the host has.
-    id_ = _begin(connection, mapping, now, due_at=now + LEASE, lease=lease)
-    run = Run(
-        id_,
-        tenant,
-        mapping.kind,
-        mapping.course_id,
-        mapping.course_title,
-        since=None,
-        healing=False,
-        lease=lease,
+    run_id = runs.begin(
+        connection,
+        clock.now(connection),
+        **mapping._mapping,
+        verb="backfill",
+        state="recording",
     )
+    # Before the commit: no worker takes it up, and records all that the host has.
+    run = runs.take_in(connection, "backfill", run_id)
+    assert run is not None
     _add(connection, run, completions, incomplete=0)
-    _end(connection, *_held(run), state="recorded")
-    these = (Issuance.tenant == tenant, Issuance.batch_id == id_)
+    runs.end(connection, *runs.held(run), state="recorded")
+    these = (Issuance.tenant == tenant, Issuance.batch_id == run_id)
     return connection.scalar(sa.select(sa.func.count()).where(*these)) or 0
 
 
@@ -460,15 +375,6 @@ def again_of(engine: sa.Engine, tenant: str, kind: str, course_id: str) -> str:
     return Options.read(options).again
 
 
-def _held(run: Run) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        Batch.id == run.id,
-        Batch.tenant == run.tenant,
-        Batch.lease == run.lease,
-        Batch.state == "recording",
-    )
-
-
 def _revive(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
     """Take up what an earlier run was stopped before, or what was not mapped when its
     turn came, with the members' data of now.
@@ -511,17 +417,10 @@ _TAKEN_BACK = (
 
 
 @in_transaction
-def leave(connection: sa.Connection, run: Run) -> None:
-    """Leave the rest of a run to another worker."""
-    connection.execute(
-        sa.update(Batch).where(*_held(run)).values(due_at=clock.now(connection))
-    )
-
-
-@in_transaction
 def finish(connection: sa.Connection, run: Run, *, failed: bool = False) -> None:
     """Note that all was recorded, or that it could not be."""
-    _end(connection, *_held(run), state="failed" if failed else "recorded")
+    state = "failed" if failed else "recorded"
+    runs.end(connection, *runs.held(run), state=state)
 
 
 @in_transaction
@@ -533,10 +432,10 @@ def stop(
     :param by: Who does it, for :func:`.audit.note`.
     :return: How many badges were taken back.
     """
-    this = (Batch.id == run_id, Batch.tenant == tenant)
+    this = runs.this(tenant, run_id, "backfill")
     goes_on = Batch.state.in_(("recording", "recorded"))
 
-    if stop_recording(connection, *this, goes_on):
+    if runs.end(connection, *this, goes_on, state="stopped"):
         title = connection.scalar(sa.select(Batch.course_title).where(*this))
         audit.note(connection, tenant, by, "stop backfill", title or "")
 
@@ -552,34 +451,15 @@ def stop(
     )
 
 
-def stop_recording(connection: sa.Connection, *these: sa.ColumnElement[bool]) -> bool:
-    """Let runs record nothing more. What they have recorded stays as it is.
-
-    :return: Whether there was one.
-    """
-    return _end(connection, *these, IS_BACKFILL, state="stopped")
-
-
-def _end(connection: sa.Connection, *these: sa.ColumnElement[bool], state: str) -> bool:
-    return bool(
-        connection.execute(
-            sa.update(Batch).where(*these).values(state=state, due_at=None)
-        ).rowcount
-    )
-
-
 def progress(session: Session, tenant: str, run_id: int) -> Progress | None:
     """Count how far a run is."""
-    this = (Batch.id == run_id, Batch.tenant == tenant, IS_BACKFILL)
-    query = sa.select(Batch).where(*this).execution_options(populate_existing=True)
-    run = session.scalars(query).one_or_none()
+    run = runs.get(session, tenant, run_id, "backfill")
     return _progress(session, run) if run else None
 
 
 def under_way(session: Session, tenant: str) -> list[Progress]:
     """Get the latest runs that are not over yet, latest first."""
-    runs = sa.select(Batch).where(Batch.tenant == tenant, IS_BACKFILL)
-    latest = session.scalars(runs.order_by(Batch.id.desc()).limit(5))
+    latest = runs.latest(session, tenant, "backfill")
     found = [_progress(session, run) for run in latest]
     return [each for each in found if not each.is_over]
 

@@ -15,6 +15,7 @@ import typing as t
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from ..models import Action
 from ..models import Attempt
 from ..models import Issuance
 from ..models import Mapping
@@ -23,12 +24,11 @@ from ..options import EACH
 from . import clock
 from . import gates
 from . import transitions
+from .conditions import ACTIONS
 from .conditions import IS_MAPPED
 from .conditions import is_of
 from .conditions import KEY
 from .conditions import owns
-from .decide import Action
-from .decide import ACTIONS
 from .transaction import hide_parameters
 from .transaction import in_transaction
 from .transitions import admin

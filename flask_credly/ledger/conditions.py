@@ -8,6 +8,7 @@ import typing as t
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from ..models import Action
 from ..models import Issuance
 from ..models import Mapping
 
@@ -34,6 +35,9 @@ def owns(tenant: str, lease: str) -> tuple[Condition, ...]:
     """
     return (is_of(tenant), Issuance.lease == lease, IS_OPEN)
 
+
+ACTIONS: tuple[Action, ...] = ("issue", "replace", "revoke", "check")
+"""What a worker can do about a row, in the order in which it is done."""
 
 IS_OPEN = Issuance.action.is_not(None)
 """Something is to be done about it."""

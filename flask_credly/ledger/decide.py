@@ -9,10 +9,7 @@ import collections.abc as cabc
 import dataclasses
 import typing as t
 
-from ..models import Action as Action
-
-ACTIONS: tuple[Action, ...] = ("issue", "replace", "revoke", "check")
-"""What a worker can do about a row, in the order in which it is done."""
+from ..models import Action
 
 MAX_ATTEMPTS = 2
 """The first request and its one automatic retry."""

@@ -12,12 +12,12 @@ import sqlalchemy as sa
 from sqlalchemy import orm
 
 from ..models import Account
+from ..models import Action
 from ..models import Issuance
 from . import clock
 from . import gates
+from .conditions import ACTIONS
 from .conditions import AWAITS_RELEASE
-from .decide import Action
-from .decide import ACTIONS
 from .transaction import connect
 
 

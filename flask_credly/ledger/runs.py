@@ -1,0 +1,173 @@
+"""Runs about many badges, each one worker's under a lease: what a backfill and one that
+takes badges back have in common.
+
+What a crash leaves half done is taken up again: a run's own row says that it is due.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import secrets
+import typing as t
+
+import sqlalchemy as sa
+
+from ..models import Batch
+from . import clock
+from .conditions import Condition
+from .paging import Session
+from .transaction import connect
+from .transaction import in_transaction
+
+Verb = t.Literal["backfill", "undo"]
+
+LEASE: dict[Verb, dt.timedelta] = {
+    # The host's query has to begin to give completions within it.
+    "backfill": dt.timedelta(minutes=15),
+    "undo": dt.timedelta(minutes=1),
+}
+"""After which another worker takes up a run that nothing was heard of."""
+
+REST = dt.timedelta(seconds=5)
+"""After which a run is looked at again that has nothing to do for now."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run that this worker has taken up."""
+
+    id: int
+    tenant: str
+    verb: Verb
+    lease: str
+    kind: str
+    course_id: str
+    course_title: str
+    since: dt.datetime | None
+    healing: bool
+
+
+_COLUMNS = tuple(getattr(Batch, each.name) for each in dataclasses.fields(Run))
+
+
+def this(tenant: str, run_id: int, verb: Verb) -> tuple[Condition, ...]:
+    """Find a run by its number."""
+    return (Batch.id == run_id, Batch.tenant == tenant, Batch.verb == verb)
+
+
+def begin(connection: sa.Connection, now: dt.datetime, **values: t.Any) -> int:
+    """Write the row of a run that is due at once.
+
+    :return: Its number.
+    """
+    added = connection.execute(
+        sa.insert(Batch).values(started_at=now, due_at=now, **values)
+    )
+    assert added.inserted_primary_key is not None
+    return t.cast(int, added.inserted_primary_key[0])
+
+
+def due_for(engine: sa.Engine, verb: Verb) -> list[str]:
+    """Get the communities of which a run waits for a worker."""
+    with connect(engine) as connection:
+        due = _due(clock.now(connection), verb)
+        return [tenant for _, tenant in connection.execute(due)]
+
+
+def _due(now: dt.datetime, verb: Verb) -> sa.Select[int, str]:
+    due = sa.select(Batch.id, Batch.tenant)
+    due = due.where(Batch.due_at <= now, Batch.verb == verb)
+    return due.order_by(Batch.due_at, Batch.id)
+
+
+def take_in(
+    connection: sa.Connection, verb: Verb, run_id: int | None = None
+) -> Run | None:
+    """Take up a run that is due, of whichever community, in the transaction that is
+    open.
+
+    :param run_id: Only this one.
+    """
+    now = clock.now(connection)
+    due = _due(now, verb)
+
+    if run_id is not None:
+        due = due.where(Batch.id == run_id)
+
+    for id_, tenant in connection.execute(due).all():
+        taken = connection.execute(
+            sa.update(Batch)
+            .where(*this(tenant, id_, verb), Batch.due_at <= now)
+            .values(
+                due_at=now + LEASE[verb],
+                lease=secrets.token_hex(16),
+                # The host is read from its beginning.
+                completed=0,
+                incomplete=0,
+            )
+        ).rowcount
+
+        if taken:
+            found = connection.execute(
+                sa.select(*_COLUMNS).where(*this(tenant, id_, verb))
+            ).one()
+            return Run(**found._mapping)
+
+    return None
+
+
+take = in_transaction(take_in)
+
+
+def held(run: Run) -> tuple[Condition, ...]:
+    """Whether a run is still this worker's, and not over."""
+    return (*this(run.tenant, run.id, run.verb), Batch.lease == run.lease)
+
+
+def hold(
+    connection: sa.Connection, run: Run, now: dt.datetime, **values: t.Any
+) -> bool:
+    """Prolong the lease of a run.
+
+    :param values: Other columns.
+    :return: Whether it is still this worker's.
+    """
+    longer = sa.update(Batch).where(*held(run))
+    longer = longer.values(due_at=now + LEASE[run.verb], **values)
+    return bool(connection.execute(longer).rowcount)
+
+
+@in_transaction
+def leave(connection: sa.Connection, run: Run, *, rest: bool = False) -> None:
+    """Leave what there is still to do to another worker.
+
+    :param rest: Whether there is nothing for now.
+    """
+    due_at = clock.now(connection) + (REST if rest else dt.timedelta())
+    connection.execute(
+        sa.update(Batch).where(*held(run)).values(due_at=due_at, lease=None)
+    )
+
+
+def end(connection: sa.Connection, *these: Condition, state: str) -> bool:
+    """Let no worker go on with runs.
+
+    :return: Whether there was one.
+    """
+    ended = sa.update(Batch).where(*these)
+    ended = ended.values(state=state, due_at=None, lease=None)
+    return bool(connection.execute(ended).rowcount)
+
+
+def get(session: Session, tenant: str, run_id: int, verb: Verb) -> Batch | None:
+    """Get a run as it is now."""
+    query = sa.select(Batch).where(*this(tenant, run_id, verb))
+    query = query.execution_options(populate_existing=True)
+    return session.scalars(query).one_or_none()
+
+
+def latest(session: Session, tenant: str, verb: Verb, *where: Condition) -> list[Batch]:
+    """Get the latest runs, latest first."""
+    query = sa.select(Batch).where(Batch.tenant == tenant, Batch.verb == verb, *where)
+    return list(session.scalars(query.order_by(Batch.id.desc()).limit(5)))
