@@ -371,6 +371,28 @@ class TestIssueAgain:
             assert credly.badges[-1]["recipient_email"] == "newer@example.org"
             host.db.session.remove()
 
+    @pytest.mark.parametrize("name", ["Ada", "Grace"])
+    def test_the_host_is_asked_once_where_the_form_is_shown_again(
+        self, make_host: MakeHost, credly: CredlySimulator, name: str
+    ) -> None:
+        asked: list[str] = []
+
+        def member(member_id: str) -> Member:
+            asked.append(member_id)
+            return Member(member_id, "ada@example.org", "Ada", "Lovelace")
+
+        host = make_host(member=member)
+
+        with host.app.app_context():
+            alone = issue(connect(host, credly))
+            host.db.session.remove()
+
+        asked.clear()
+        person = {"email": "ada@example.org", "last_name": "Lovelace"}
+        answer = Browser(host.app).post(f"{alone}/again", **person, first_name=name)
+        assert answer.status_code == 422
+        assert asked == ["42"]
+
     def test_without_the_hook_the_address_is_typed(self, mapped: Mapped) -> None:
         visitor, connected, _ = mapped
         alone = issue(connected)

@@ -363,10 +363,10 @@ def issue_again(issuance_id: int) -> ResponseReturnValue:
     form = _sent(row)
 
     if (now := _profile(row)) and _person(form) != now:
-        return _again_page(issuance_id, _sent, 422, gettext(CHANGED))
+        return _show_again(row, now, form, 422, gettext(CHANGED))
 
     if not form.validate():
-        return _again_page(issuance_id, lambda _: form, 422)
+        return _show_again(row, now, form, 422)
 
     state = here()
     why = form.data
@@ -440,7 +440,16 @@ def _again_page(
     now = _profile(row)
     stored = {name: getattr(row, name) for name in ("email", "first_name", "last_name")}
     form = make_form(row) if make_form else AgainForm(data=now or stored)
+    return _show_again(row, now, form, status, problem)
 
+
+def _show_again(
+    row: Issuance,
+    now: dict[str, str] | None,
+    form: AgainForm,
+    status: int,
+    problem: str | None = None,
+) -> Response:
     if now:
         # Changed where it is kept, and not here: the next badge would have it again.
         for name, value in now.items():

@@ -26,8 +26,9 @@ from . import gates
 from . import transitions
 from .conditions import IS_MAPPED
 from .conditions import is_of
-from .conditions import KEY
 from .conditions import NEVER_SENT
+from .conditions import SAME_COURSE
+from .conditions import same_course
 from .issuances import HAS_LATER
 from .issuances import is_connected
 from .issuances import is_ours
@@ -338,23 +339,18 @@ def _last(
     return row if row and wanted in _possible(row) else None
 
 
-_SAME = (*KEY, "organization_id")
-"""What a row has in common with the member's further ones for the course."""
-
-
 def _open_cycle(
     connection: sa.Connection, old: t.Any, by: str | None, noted: str, **values: t.Any
 ) -> int:
     now = clock.now(connection)
     cycle = connection.scalar(
-        sa.select(sa.func.max(Issuance.cycle)).where(
-            *(getattr(Issuance, name) == getattr(old, name) for name in _SAME)
-        )
+        sa.select(sa.func.max(Issuance.cycle)).where(*same_course(Issuance, old))
     )
+    kept = (*SAME_COURSE, "options", "extras")
     row_id = admin.open_cycle(
         connection,
         **{
-            **{name: getattr(old, name) for name in (*_SAME, "options", "extras")},
+            **{name: getattr(old, name) for name in kept},
             "due_at": now,
             "recorded_at": now,
             "cycle": (cycle or 0) + 1,

@@ -13,7 +13,6 @@ import secrets
 import typing as t
 
 import sqlalchemy as sa
-from sqlalchemy import orm
 
 from ..models import Action
 from ..models import Attempt
@@ -27,8 +26,8 @@ from . import transitions
 from .conditions import ACTIONS
 from .conditions import IS_MAPPED
 from .conditions import is_of
-from .conditions import KEY
 from .conditions import owns
+from .conditions import same_course
 from .transaction import hide_parameters
 from .transaction import in_transaction
 from .transitions import admin
@@ -79,6 +78,7 @@ class Row:
     member_id: str
     kind: str
     course_id: str
+    organization_id: str
     template_id: str
     badge_name: str
     email: str
@@ -125,6 +125,7 @@ _COLUMNS = (
     Issuance.member_id,
     Issuance.kind,
     Issuance.course_id,
+    Issuance.organization_id,
     Issuance.template_id,
     Issuance.badge_name,
     Issuance.email,
@@ -298,9 +299,6 @@ def _read(
     return [Row(**row._mapping) for row in found]
 
 
-_EARLIER = orm.aliased(Issuance)
-
-
 def _look_back(connection: sa.Connection, row: Row, now: dt.datetime) -> None:
     """See what has become of the badges before a further one: which of them it
     replaces, and whether it can be issued besides.
@@ -316,24 +314,14 @@ def _look_back(connection: sa.Connection, row: Row, now: dt.datetime) -> None:
     this = (Issuance.id == row.id, *owns(row.tenant, row.lease))
     earlier = connection.execute(
         sa.select(
-            _EARLIER.state,
-            _EARLIER.badge_state,
-            _EARLIER.badge_id,
-            _EARLIER.action,
-            _EARLIER.due_at,
+            Issuance.state,
+            Issuance.badge_state,
+            Issuance.badge_id,
+            Issuance.action,
+            Issuance.due_at,
         )
-        .join(
-            Issuance,
-            sa.and_(
-                *(
-                    getattr(_EARLIER, name) == getattr(Issuance, name)
-                    for name in (*KEY, "organization_id")
-                ),
-                _EARLIER.cycle < Issuance.cycle,
-            ),
-        )
-        .where(*this, _EARLIER.tenant == row.tenant)
-        .order_by(_EARLIER.cycle.desc())
+        .where(*same_course(Issuance, row), Issuance.cycle < row.cycle)
+        .order_by(Issuance.cycle.desc())
     ).all()
     stands = None
 

@@ -19,6 +19,9 @@ Condition = sa.ColumnElement[bool]
 KEY = ("tenant", "member_id", "kind", "course_id")
 """With the organization and the cycle: what a row is about."""
 
+SAME_COURSE = (*KEY, "organization_id")
+"""What a row has in common with the member's further ones for the course."""
+
 
 def is_of(tenant: str) -> Condition:
     """Whose a row is, where it is found by its id or its lease.
@@ -83,27 +86,26 @@ AWAITS_APPROVAL = sa.and_(
 """One of many of them: a person decides."""
 
 
-def is_meant_by_withdrawal() -> Condition:
-    """Whether a row is of the member's last completion of the course. A correction is
-    of the same completion as the badge that it replaces.
+def same_course(one: t.Any, other: t.Any) -> tuple[Condition, ...]:
+    """Whether two rows are of the same member and course.
+
+    :param one: A model, or its columns.
+    :param other: The same, or a row.
     """
-    later = orm.aliased(Issuance)
-    came_to_nothing = sa.or_(
-        later.state == "cancelled",
-        sa.and_(
-            later.replaces.is_not(None),
-            later.renewal.is_(False),
-            later.state.in_(("none", "failed")),
-        ),
-    )
-    return ~sa.exists().where(
-        *(
-            getattr(later, name) == getattr(Issuance, name)
-            for name in (*KEY, "organization_id")
-        ),
-        later.cycle > Issuance.cycle,
-        sa.or_(later.withdrawn_at.is_not(None), sa.not_(came_to_nothing)),
-    )
+    return tuple(getattr(one, name) == getattr(other, name) for name in SAME_COURSE)
+
+
+LATER = orm.aliased(Issuance)
+"""Another row, see :func:`has_later`."""
+
+
+def has_later(*where: Condition) -> Condition:
+    """Whether the member has a later row for the same course, of those that are meant.
+
+    :param where: Which, of :data:`LATER`.
+    """
+    later = (*same_course(LATER, Issuance), LATER.cycle > Issuance.cycle)
+    return sa.exists().where(*later, *where)
 
 
 def is_known_withdrawal(at: dt.datetime) -> Condition:
@@ -113,10 +115,7 @@ def is_known_withdrawal(at: dt.datetime) -> Condition:
     """
     other = orm.aliased(Issuance)
     return sa.exists().where(
-        *(
-            getattr(other, name) == getattr(Issuance, name)
-            for name in (*KEY, "organization_id")
-        ),
+        *same_course(other, Issuance),
         other.cycle < Issuance.cycle,
         # Not of one that is meant as well: SQLite may have written that before.
         other.state.in_(("revoked", "replaced")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import types
 import typing as t
 
 import sqlalchemy as sa
@@ -18,6 +19,7 @@ from ..options import RENEW
 from . import clock
 from .conditions import KEY
 from .conditions import ROWS
+from .conditions import same_course
 from .transitions.host import insert_from
 from .transitions.host import insert_or_return
 from .transitions.host import is_in_the_way
@@ -107,10 +109,9 @@ def _from_mapping(dialect: str) -> dict[str, sa.ColumnElement[t.Any]]:
 
 def _same() -> tuple[sa.ColumnElement[bool], ...]:
     """Whether a row is of the same member and course."""
-    return (
-        *(_given(column) == ROWS.c[column] for column in KEY),
-        ROWS.c.organization_id == Account.organization_id,
-    )
+    given: dict[str, t.Any] = {name: _given(name) for name in KEY}
+    given["organization_id"] = Account.organization_id
+    return same_course(ROWS.c, types.SimpleNamespace(**given))
 
 
 def _next_cycle() -> sa.ScalarSelect[t.Any]:

@@ -18,8 +18,10 @@ from ..models import Mapping
 from ..models import Template
 from . import audit
 from . import clock
+from .conditions import has_later
 from .conditions import IS_MAPPED
 from .conditions import is_of
+from .conditions import LATER
 from .insert import of_mapping
 from .paging import fetch
 from .paging import fetch_all
@@ -326,18 +328,10 @@ def _can_be_retried(tenant: str) -> sa.ColumnElement[bool]:
     return sa.and_(is_ours(tenant), *_IS_CURRENT)
 
 
-_LATER = orm.aliased(Issuance)
-
-HAS_LATER = sa.exists().where(
-    _LATER.tenant == Issuance.tenant,
-    _LATER.member_id == Issuance.member_id,
-    _LATER.kind == Issuance.kind,
-    _LATER.course_id == Issuance.course_id,
-    _LATER.organization_id == Issuance.organization_id,
-    _LATER.cycle > Issuance.cycle,
-    _LATER.state != "cancelled",
+HAS_LATER = has_later(
+    LATER.state != "cancelled",
     # What could not be replaced is as it was.
-    sa.not_(sa.and_(_LATER.state == "failed", _LATER.replaces.is_not(None))),
+    sa.not_(sa.and_(LATER.state == "failed", LATER.replaces.is_not(None))),
 )
 """Whether the member has a later badge for the same course, or is to have one."""
 

@@ -20,6 +20,7 @@ from . import transitions
 from .claim import Row
 from .conditions import AWAITS_REVOCATION
 from .conditions import owns
+from .conditions import same_course
 from .decide import Answer
 from .decide import Phase
 from .decide import Rule
@@ -108,10 +109,8 @@ def _this(row: Row) -> tuple[sa.ColumnElement[bool], ...]:
 def _following(row: Row) -> tuple[sa.ColumnElement[bool], ...]:
     """The rows that have waited for a row's badge to be revoked."""
     return (
-        Issuance.tenant == row.tenant,
-        Issuance.member_id == row.member_id,
-        Issuance.kind == row.kind,
-        Issuance.course_id == row.course_id,
+        *same_course(Issuance, row),
+        Issuance.cycle > row.cycle,
         AWAITS_REVOCATION,
     )
 

@@ -28,11 +28,12 @@ from . import clock
 from . import gates
 from .conditions import AWAITS_APPROVAL
 from .conditions import AWAITS_RELEASE
+from .conditions import has_later
 from .conditions import is_known_withdrawal
 from .conditions import IS_MAPPED
-from .conditions import is_meant_by_withdrawal
 from .conditions import is_of
 from .conditions import KEY
+from .conditions import LATER
 from .conditions import ROWS
 from .insert import of_mapping
 from .issuances import is_ours
@@ -70,7 +71,7 @@ def withdraw(connection: sa.Connection, withdrawal: Withdrawal) -> bool:
     )
     these = (
         *of_completion,
-        is_meant_by_withdrawal(),
+        _IS_LAST,
         sa.not_(is_known_withdrawal(withdrawal.withdrawn_at)),
     )
 
@@ -152,6 +153,26 @@ def _tell_by(options: t.Any) -> sa.ColumnElement[t.Any]:
     tells = {TELL: sa.true(), SILENT: sa.false()}
     return tells.get(Options.read(options).withdrawn, sa.null())
 
+
+_IS_LAST = sa.not_(
+    has_later(
+        sa.or_(
+            LATER.withdrawn_at.is_not(None),
+            sa.not_(
+                sa.or_(
+                    LATER.state == "cancelled",
+                    # A correction is of the same completion as what it replaces.
+                    sa.and_(
+                        LATER.replaces.is_not(None),
+                        LATER.renewal.is_(False),
+                        LATER.state.in_(("none", "failed")),
+                    ),
+                )
+            ),
+        )
+    )
+)
+"""Whether a row is of the member's last completion of the course."""
 
 _CHOSEN = Mapping.options["withdrawn"].as_string()
 
