@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
+import itertools
 import secrets
 import typing as t
 
@@ -118,36 +119,10 @@ class Row:
         return self.action == "issue" or (self.action == "replace" and self.renewal)
 
 
-_COLUMNS = (
-    Issuance.id,
-    Issuance.tenant,
-    Issuance.lease,
-    Issuance.member_id,
-    Issuance.kind,
-    Issuance.course_id,
-    Issuance.organization_id,
-    Issuance.template_id,
-    Issuance.badge_name,
-    Issuance.email,
-    Issuance.first_name,
-    Issuance.last_name,
-    Issuance.completed_at,
-    Issuance.issued_at,
-    Issuance.attempts,
-    Issuance.outcome_unknown,
-    Issuance.duplicate,
-    Issuance.crashes,
-    Issuance.look_ups,
-    Issuance.error,
-    Issuance.test,
-    Issuance.options,
-    Issuance.extras,
-    Issuance.cycle,
-    Issuance.badge_id,
-    Issuance.replaces,
-    Issuance.renewal,
-    Issuance.revocation_reason,
-    Issuance.tell,
+_COLUMNS = tuple(
+    getattr(Issuance, each.name)
+    for each in dataclasses.fields(Row)
+    if hasattr(Issuance, each.name)
 )
 
 
@@ -158,27 +133,42 @@ def _due(gate: gates.Gate, now: dt.datetime) -> tuple[sa.ColumnElement[bool], ..
     )
 
 
-def _questions(
-    gate: gates.Gate, now: dt.datetime
-) -> cabc.Iterator[sa.Select[int, int]]:
-    """Ask for what a worker may take, in the order in which it is taken: what comes in
-    does not wait for the thousands of a backfill.
+_KINDS = tuple(itertools.product((False, True), ACTIONS))
+"""What a worker may take, in the order in which it is taken: what comes in does not
+wait for the thousands of a backfill.
+"""
 
-    One question for each, so that it reads the first rows of an index, which has
-    nothing that is at rest, and sorts none.
+
+def _first(
+    gate: gates.Gate,
+    now: dt.datetime,
+    limit: int,
+    kinds: cabc.Sequence[tuple[bool, Action]] = _KINDS,
+) -> sa.CompoundSelect[int, dt.datetime, int, int]:
+    """Ask for the first rows of some kinds: each with its kind's number, in any order.
+
+    A part for each, so that it reads the first rows of an index, which has nothing that
+    is at rest, and sorts none; in one statement, as most find nothing.
     """
-    for bulk in (False, True):
-        for action in ACTIONS:
-            yield (
-                sa.select(Issuance.id, Issuance.crashes)
-                .where(
-                    Issuance.action == action,
-                    Issuance.tenant == gate.tenant,
-                    Issuance.bulk == bulk,
-                    *_due(gate, now),
-                )
-                .order_by(Issuance.due_at, Issuance.id)
-            )
+    parts = [
+        sa.select(
+            sa.literal_column(str(number)).label("number"),
+            Issuance.due_at,
+            Issuance.id,
+            Issuance.crashes,
+        )
+        .where(
+            Issuance.action == action,
+            Issuance.tenant == gate.tenant,
+            Issuance.bulk == bulk,
+            *_due(gate, now),
+        )
+        .order_by(Issuance.due_at, Issuance.id)
+        .limit(limit)
+        .subquery()
+        for number, (bulk, action) in enumerate(kinds)
+    ]
+    return sa.union_all(*map(sa.select, parts))
 
 
 def any_due(engine: sa.Engine, gate: gates.Gate | None) -> bool:
@@ -187,10 +177,8 @@ def any_due(engine: sa.Engine, gate: gates.Gate | None) -> bool:
         return False
 
     with engine.connect() as connection:
-        now = clock.now(connection)
-        return any(
-            connection.execute(each.limit(1)).first() for each in _questions(gate, now)
-        )
+        first = connection.execute(_first(gate, clock.now(connection), 1)).first()
+        return first is not None
 
 
 def claim(
@@ -216,11 +204,12 @@ def _find(engine: sa.Engine, gate: gates.Gate, limit: int, alone: bool) -> list[
     # fail on SQLite if another worker wrote in between.
     with engine.connect() as connection:
         now = clock.now(connection)
-        found: list[sa.Row[int, int]] = []
+        # Most of the time they are all that there is, or more than is wanted.
+        found = sorted(connection.execute(_first(gate, now, limit, _KINDS[:1])))
 
-        for each in _questions(gate, now):
-            if len(found) < limit:
-                found += connection.execute(each.limit(limit - len(found)))
+        if left := limit - len(found):
+            rest = sorted(connection.execute(_first(gate, now, left, _KINDS[1:])))
+            found += rest[:left]
 
     if alone and found and found[0].crashes >= POISON_THRESHOLD:
         return [found[0].id]
@@ -278,7 +267,6 @@ def _read(
                 "unsettled"
             ),
             Issuance.withdrawn_at.is_not(None).label("withdrawn"),
-            Issuance.action,
             Mapping.template_id.label("mapped_to"),
             Mapping.again,
             # A template that we do not know may allow them.

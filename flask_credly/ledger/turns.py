@@ -56,14 +56,10 @@ def waiting(engine: sa.Engine, *, live: bool = False) -> list[Waiting]:
     """
     with connect(engine) as connection:
         now = clock.now(connection)
-        # Asked apart: MariaDB would look for the due rows of all accounts.
-        open_ = set[str]().union(
-            # None that is at rest is looked at.
-            *(
-                connection.scalars(_with_rows(Issuance.action == each))
-                for each in ACTIONS
-            )
-        )
+        # Asked apart: MariaDB would look for the due rows of all accounts. None that is
+        # at rest is looked at.
+        each_with = [_with_rows(Issuance.action == each, name=each) for each in ACTIONS]
+        open_ = connection.scalars(sa.union(*each_with)).all()
 
         if not open_:
             return []
@@ -185,8 +181,11 @@ def _first_due(action: Action, bulk: bool) -> sa.ScalarSelect[dt.datetime | None
     )
 
 
-def _with_rows(*where: sa.ColumnElement[bool]) -> sa.Select[str]:
-    """Find the tenants that have such rows, by one look into an index for each."""
+def _with_rows(*where: sa.ColumnElement[bool], name: str = "any") -> sa.Select[str]:
+    """Find the tenants that have such rows, by one look into an index for each.
+
+    :param name: Tells it apart in a statement with others.
+    """
 
     def next_after(tenant: sa.ColumnElement[str] | None) -> sa.ScalarSelect[str]:
         query = sa.select(Issuance.tenant).where(*where)
@@ -197,7 +196,8 @@ def _with_rows(*where: sa.ColumnElement[bool]) -> sa.Select[str]:
         # Not MIN, for which MariaDB would read all of them.
         return query.order_by(Issuance.tenant).limit(1).scalar_subquery()
 
-    found = sa.select(next_after(None).label("tenant")).cte("found", recursive=True)
+    first = sa.select(next_after(None).label("tenant"))
+    found = first.cte(f"with_{name}", recursive=True)
     following = sa.select(next_after(found.c.tenant)).where(found.c.tenant.is_not(None))
     found = found.union_all(following)
     return sa.select(found.c.tenant).where(found.c.tenant.is_not(None))

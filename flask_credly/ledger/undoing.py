@@ -50,25 +50,8 @@ def step(connection: sa.Connection, run: Run) -> Step:
     if not runs.hold(connection, run, now):
         return "over"
 
-    batch = connection.execute(
-        sa.select(
-            Batch.id,
-            Batch.tenant,
-            Batch.state,
-            Batch.started_at,
-            Batch.undoes,
-            Batch.kind,
-            Batch.course_id,
-            Batch.since,
-            Batch.until,
-            Batch.wanted,
-            Batch.reached,
-            Batch.last_id,
-            Batch.reason,
-            Batch.tell_pending,
-            Batch.tell_accepted,
-        ).where(*runs.held(run))
-    ).one()
+    this = sa.select(*Batch.__table__.columns).where(*runs.held(run))
+    batch = connection.execute(this).one()
     step = {"choosing": _choose, "revoking": _go_on, "stopping": _wind_up}[batch.state]
     return step(connection, batch, now)
 

@@ -99,9 +99,7 @@ def _returned(given: t.Any) -> dict[str, t.Any]:
 @functools.cache
 def insert_or_return() -> sa.Insert:
     """Insert a row on MariaDB and MySQL, or take up what may return."""
-    from sqlalchemy.dialects import mysql
-
-    statement = mysql.insert(ROWS)
+    statement = _insert("mysql")
     changes = _returned(statement.inserted)
     may_return = _may_return(statement.inserted.completed_at)
     statement = statement.on_duplicate_key_update(
@@ -110,26 +108,14 @@ def insert_or_return() -> sa.Insert:
             for name, value in changes.items()
         ]
     )
-    return statement.execution_options(preserve_rowcount=True)
+    return t.cast(sa.Insert, statement)
 
 
 def insert_from(
     dialect: str, columns: cabc.Sequence[str], select: sa.Select[t.Any]
 ) -> sa.Insert:
     """Insert what is selected on SQLite and PostgreSQL, or take up what may return."""
-    statement: t.Any
-
-    if dialect == "sqlite":
-        from sqlalchemy.dialects import sqlite
-
-        statement = sqlite.insert(ROWS)
-    else:
-        from sqlalchemy.dialects import postgresql
-
-        # Of an INSERT it is not kept otherwise.
-        statement = postgresql.insert(ROWS).execution_options(preserve_rowcount=True)
-
-    statement = statement.from_select(list(columns), select)
+    statement = _insert(dialect).from_select(list(columns), select)
     return t.cast(
         sa.Insert,
         statement.on_conflict_do_update(
@@ -148,21 +134,31 @@ def insert_new(connection: sa.Connection, rows: list[dict[str, t.Any]]) -> None:
 
 @functools.cache
 def _unless_there(dialect: str) -> sa.Insert:
+    statement = _insert(dialect)
+
+    if dialect in ("sqlite", "postgresql"):
+        return t.cast(sa.Insert, statement.on_conflict_do_nothing())
+
+    # Not IGNORE: that would hide every other error too.
+    return t.cast(sa.Insert, statement.on_duplicate_key_update(id=ROWS.c.id))
+
+
+def _insert(dialect: str) -> t.Any:
+    """Begin an INSERT that says what becomes of rows that are there."""
     if dialect == "sqlite":
         from sqlalchemy.dialects import sqlite
 
-        return sqlite.insert(ROWS).on_conflict_do_nothing()
+        return sqlite.insert(ROWS)
 
+    # How many rows it was is not kept otherwise.
     if dialect == "postgresql":
         from sqlalchemy.dialects import postgresql
 
-        return postgresql.insert(ROWS).on_conflict_do_nothing()
+        return postgresql.insert(ROWS).execution_options(preserve_rowcount=True)
 
     from sqlalchemy.dialects import mysql
 
-    # Not IGNORE: that would hide every other error too.
-    statement = mysql.insert(ROWS).on_duplicate_key_update(id=ROWS.c.id)
-    return statement.execution_options(preserve_rowcount=True)
+    return mysql.insert(ROWS).execution_options(preserve_rowcount=True)
 
 
 _IS_QUIET = sa.and_(
