@@ -16,6 +16,7 @@ from . import completions as completions
 from . import issuing as issuing
 from . import ledger as ledger
 from . import pages as pages
+from . import reconciling as reconciling
 from . import start as start
 from .measure import BENCHMARKS
 from .measure import Options

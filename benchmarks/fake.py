@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import hashlib
 import itertools
 import json
 import math
@@ -17,6 +18,7 @@ import typing as t
 import urllib.parse
 
 PAGE = 50
+SEARCH_PAGE = 500
 SCOPE = "badge_templates issued_badges"
 
 
@@ -28,6 +30,7 @@ class Books:
     :param limit: Requests a window. 0: no limit.
     :param templates: How many there are.
     :param renamed: How many of them have another name than at first.
+    :param badges: How many the search lists: of the members m1, m2 and so on.
     """
 
     latency: float = 0
@@ -35,6 +38,7 @@ class Books:
     window: float = 2
     templates: int = 1
     renamed: int = 0
+    badges: int = 0
 
     issued: int = 0
     duplicates: int = 0
@@ -80,6 +84,10 @@ class Service:
         if path.endswith("/badge_templates"):
             books.pages += 1
             return 200, "", self._list_templates(query)
+
+        if path.endswith("/high_volume_issued_badge_search"):
+            books.pages += 1
+            return 200, "", self._search(query)
 
         if method == "POST":
             return 201, "", self._issue(json.loads(body))
@@ -128,6 +136,15 @@ class Service:
         metadata = {"current_page": 1, "total_pages": 1, "count": len(found)}
         return json.dumps({"data": found, "metadata": metadata}).encode()
 
+    def _search(self, query: str) -> bytes:
+        start = int(dict(urllib.parse.parse_qsl(query)).get("search_after", "0"))
+        end = min(start + SEARCH_PAGE, self.books.badges)
+        address = f'"https://api.example.org/search?search_after={end}"'
+        next_ = address if end < self.books.badges else "null"
+        rows = ",".join(map(_listed, range(start + 1, end + 1)))
+        text = f'{{"data":[{rows}],"metadata":{{"next_page_url":{next_}}}}}'
+        return text.encode()
+
     def _list_templates(self, query: str) -> bytes:
         page = int(dict(urllib.parse.parse_qsl(query)).get("page", "1"))
         numbers = range(self.books.templates)[(page - 1) * PAGE : page * PAGE]
@@ -164,6 +181,22 @@ def _badge(id_: str, asked: dict[str, str]) -> dict[str, t.Any]:
         "badge_template": {"id": asked["badge_template_id"], "name": "Badge"},
         "user": {},
     }
+
+
+def _listed(number: int) -> str:
+    """Write a badge as the search shows it, with the installation of the benchmark."""
+    id_ = f"{number:08x}-0000-4000-8000-000000000003"
+    earner = hashlib.sha256(f"installation:m{number}".encode()).hexdigest()[:40]
+    return (
+        f'{{"id":"{id_}","state":"pending","state_updated_at":null,'
+        '"issued_at":"2026-01-01T00:00:00.000Z",'
+        '"created_at":"2026-01-01T00:00:00.000Z",'
+        '"updated_at":"2026-01-01T00:00:00.000Z","expires_at":null,'
+        '"issued_to":"Ada Example","issued_to_first_name":"Ada",'
+        f'"issued_to_last_name":"Example","issuer_earner_id":"{earner}",'
+        f'"recipient_email":"m{number}@example.org","public":false,'
+        f'"badge_template":{{"id":"{template_id(0)}","name":"Badge"}},"user":{{}}}}'
+    )
 
 
 class _Connection(asyncio.Protocol):

@@ -239,6 +239,27 @@ def add_issued(engine: sa.Engine, number: int) -> None:
     )
 
 
+def add_at_credly(engine: sa.Engine, number: int) -> None:
+    """Fill the ledger with the badges that the fake Credly lists."""
+    _fill(
+        engine,
+        number,
+        "credly_issuance",
+        {
+            **_ISSUANCE,
+            "member_id": "'m' || i",
+            "course_id": "'c0'",
+            "email": "'m' || i || '@example.org'",
+            "first_name": "'Ada'",
+            "state": "'issued'",
+            "badge_id": "printf('%08x-0000-4000-8000-000000000003', i)",
+            "badge_state": "'pending'",
+            "attempts": "1",
+            "settled_at": f"'{NOW}'",
+        },
+    )
+
+
 def add_due(engine: sa.Engine, number: int, prefix: str) -> None:
     """Add badges that are to be issued."""
     with engine.begin() as connection:

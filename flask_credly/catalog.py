@@ -198,7 +198,8 @@ def clean(value: object, length: int) -> str:
 
 def clean_email(value: object) -> str:
     """Make an address of the host's fit for a row. Nothing invisible belongs in it."""
-    return "".join(char for char in clean(value, 320) if char.isprintable())
+    text = clean(value, 320)
+    return text if text.isprintable() else "".join(filter(str.isprintable, text))
 
 
 def _is_text(char: str) -> bool:

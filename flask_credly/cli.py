@@ -761,13 +761,18 @@ def reconcile(
     state = _community(tenant)
 
     try:
-        with reconciling.compare(state, since) as found:
+        with reconciling.compare(state, since, _count_up) as found:
             if bucket is None:
                 _print_comparison(found, as_json)
             else:
                 _repair(state, found, bucket, confirm or 0, as_json)
     except LookupError as e:
         raise _NotRead(str(e)) from None
+
+
+def _count_up(badges: int) -> None:
+    if sys.stderr.isatty():
+        click.echo(f"\r{badges:,} badges were read.", nl=False, err=True)
 
 
 class _NotRead(click.ClickException):

@@ -32,5 +32,6 @@ def test_every_benchmark_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
         "pages-sqlite",
         "pages-postgresql",
         "mapping-page",
+        "reconcile",
         "start",
     ]

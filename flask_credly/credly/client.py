@@ -522,7 +522,8 @@ def same_text(one: t.Any, other: str) -> bool:
 
 def plain_text(text: str) -> str:
     """Write a text as :func:`same_text` compares it."""
-    return unicodedata.normalize("NFC", text.strip().casefold())
+    text = text.strip().casefold()
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
 def _template_of(row: dict[str, t.Any], default: str) -> str:

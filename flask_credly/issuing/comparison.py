@@ -104,8 +104,6 @@ CREATE TABLE free AS SELECT rowid AS badge, earner, template FROM badge
     WHERE NOT EXISTS (SELECT 1 FROM ledger WHERE ledger.badge = badge.id);
 CREATE INDEX free_by_earner ON free (earner, template);
 CREATE TABLE ours (earner PRIMARY KEY, "like");
-INSERT OR REPLACE INTO ours SELECT earner, NULL FROM done
-    WHERE EXISTS (SELECT 1 FROM free WHERE free.earner = done.earner);
 INSERT OR REPLACE INTO ours SELECT earner, id FROM ledger
     WHERE EXISTS (SELECT 1 FROM free WHERE free.earner = ledger.earner) AND NOT test;
 """
@@ -294,15 +292,15 @@ class Comparison:
                     row.state,
                     row.badge_state,
                     _seconds(row.expires_at),
-                    _seconds(row.issued_at or row.completed_at),
-                    row.issued_at is not None,
+                    _seconds(row.sent),
+                    row.was_sent,
                     _hash(row.email) if row.email else None,
-                    bool(row.moves),
-                    bool(row.old),
-                    bool(row.late),
-                    bool(row.withdrawn),
-                    bool(row.test),
-                    self._since is not None and row.completed_at < self._since,
+                    row.moves,
+                    row.old,
+                    row.late,
+                    row.withdrawn,
+                    row.test,
+                    row.early,
                 )
                 for row in rows
             ],
@@ -334,7 +332,7 @@ class Comparison:
         self._run(_DONE)
         self._run(_TWICE, given)
         self._run(_VERDICT, given)
-        missing = self._find_unrecorded(never_there) if whole else 0
+        missing = self._find_unrecorded(never_there, whole)
         self._find_unknown()
         self._counts = dict(
             self._db.execute(
@@ -423,6 +421,7 @@ class Comparison:
     def _find_unrecorded(
         self,
         never_there: cabc.Callable[[Mapped, list[Completion]], list[Completion]],
+        whole: bool,
     ) -> int:
         """Find completions that no row is of: those with a badge at Credly, and those
         without. Get how many are too young to tell.
@@ -445,12 +444,12 @@ class Comparison:
                 given = [_completion(course, *row) for row in chunk]
 
                 for each in never_there(course, given):
-                    young += self._add_unrecorded(number, template, each)
+                    young += self._add_unrecorded(number, template, each, whole)
 
         return young
 
     def _add_unrecorded(
-        self, course: int, template: int | None, completion: Completion
+        self, course: int, template: int | None, completion: Completion, whole: bool
     ) -> bool:
         earner = _packed(self._earner_of(completion.member.id))
         at = completion.completed_at
@@ -469,6 +468,10 @@ class Comparison:
             self._insert("found", [("unknown_here", None, badge[1], *of)])
             return False
 
+        # Its badge may stand on a page that was not read.
+        if not whole:
+            return False
+
         if at > self.began - IN_MOTION:
             return True
 
@@ -478,7 +481,7 @@ class Comparison:
     def _find_unknown(self) -> None:
         self._db.execute(
             "INSERT INTO found SELECT 'unknown_here', NULL, badge.id, NULL,"
-            ' (SELECT member FROM done WHERE done.earner = free.earner), NULL, "like"'
+            ' NULL, NULL, "like"'
             " FROM free JOIN ours ON ours.earner = free.earner"
             " JOIN badge ON badge.rowid = free.badge WHERE state IS NOT NULL"
             " AND (issued IS NULL OR issued >= ?)"

@@ -184,7 +184,7 @@ def compare(
             whole = _read_credly(state, gate, comparison, unread, progress)
             _read_host(state, courses, since, comparison, unread)
 
-            for rows in comparing.windows(state.engine, gate, began):
+            for rows in comparing.windows(state.engine, gate, began, since):
                 comparison.add_rows(rows)
 
             comparison.compare(
@@ -583,7 +583,6 @@ def _whose(state: Community, each: Difference, badge: Badge) -> comparing.Found 
         state.tenant,
         badge.template_id,
         like=each.like,
-        member_id=each.member_id,
         completed_at=at,
     )
 

@@ -98,13 +98,17 @@ def unique_templates(engine: sa.Engine, tenant: str) -> list[str]:
 
 
 def windows(
-    engine: sa.Engine, gate: gates.Gate, began: dt.datetime
+    engine: sa.Engine,
+    gate: gates.Gate,
+    began: dt.datetime,
+    since: dt.datetime | None = None,
 ) -> cabc.Iterator[cabc.Sequence[t.Any]]:
     """Read all rows of the connected organization, by their id, so many at a time.
 
     :param began: When the comparison began.
+    :param since: What was completed before is marked as early.
     """
-    query = _rows(gate, began).limit(WINDOW)
+    query = _rows(gate, began, since).limit(WINDOW)
     after = 0
 
     while True:
@@ -118,7 +122,9 @@ def windows(
         after = rows[-1].id
 
 
-def _rows(gate: gates.Gate, began: dt.datetime) -> sa.Select[t.Any]:
+def _rows(
+    gate: gates.Gate, began: dt.datetime, since: dt.datetime | None
+) -> sa.Select[t.Any]:
     young = began - IN_MOTION
 
     def flag(name: str, *either: sa.ColumnElement[bool]) -> sa.Label[bool]:
@@ -136,8 +142,8 @@ def _rows(gate: gates.Gate, began: dt.datetime) -> sa.Select[t.Any]:
             Issuance.state,
             Issuance.badge_state,
             Issuance.expires_at,
-            Issuance.issued_at,
-            Issuance.completed_at,
+            sa.func.coalesce(Issuance.issued_at, Issuance.completed_at).label("sent"),
+            Issuance.issued_at.is_not(None).label("was_sent"),
             Issuance.email,
             Issuance.test,
             Issuance.withdrawn_at.is_not(None).label("withdrawn"),
@@ -158,6 +164,10 @@ def _rows(gate: gates.Gate, began: dt.datetime) -> sa.Select[t.Any]:
                     Issuance.lease.is_(None),
                     Issuance.due_at <= began - LATE,
                 ),
+            ),
+            flag(
+                "early",
+                sa.false() if since is None else Issuance.completed_at < since,
             ),
         )
         .where(
@@ -336,7 +346,6 @@ def whose(
     template_id: str | None,
     *,
     like: int | None,
-    member_id: str | None,
     completed_at: dt.datetime,
 ) -> Found | None:
     """Find out of which member and course a badge is that no row has: of a course for
@@ -344,15 +353,12 @@ def whose(
     mapped to it.
 
     :param like: A row of the member.
-    :param member_id: The member, where no row says.
     :return: ``None``: it cannot be told.
     """
     with connect(engine) as connection:
         ours = (is_ours(tenant), Issuance.erased_at.is_(None))
-
-        if like is not None:
-            query = sa.select(Issuance.member_id).where(*ours, Issuance.id == like)
-            member_id = connection.scalar(query)
+        query = sa.select(Issuance.member_id).where(*ours, Issuance.id == like)
+        member_id = connection.scalar(query)
 
         if member_id is None or template_id is None:
             return None
