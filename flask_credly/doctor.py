@@ -41,6 +41,7 @@ from .issuing import workers
 from .ledger import clock
 from .ledger import gates
 from .ledger import overview
+from .ledger import polls
 from .ledger import tables
 from .ledger.transaction import cause
 from .ledger.transaction import in_session
@@ -65,6 +66,9 @@ SKEW = 60.0
 
 OLD_TEMPLATES = dt.timedelta(days=2)
 """A worker loads them once a day."""
+
+OLD_SURVEY = polls.SURVEY_EVERY + dt.timedelta(days=1)
+"""After which a full read is overdue by a day."""
 
 _PATIENCE = 2.0
 
@@ -706,17 +710,26 @@ class Checks:
             row = accounts.get(session, tenant)
             number = accounts.count_templates(session, tenant)
             gone = accounts.mapped_and_gone(session, tenant)
+            single = accounts.mapped_and_single(session, tenant)
 
         if row is None:
             return _skipped("Not checked: see connection.")
 
         if gone:
-            pairs = ", ".join(f"{name} for {course}" for name, course, _ in gone[:5])
-            more = f" and {len(gone) - 5} more" if len(gone) > 5 else ""
             return _error(
-                f"Mapped, but no longer active in Credly: {pairs}{more}.",
+                "Mapped, but no longer active in Credly:"
+                f" {_list([(name, course) for name, course, _ in gone])}.",
                 "Activate them in Credly and run flask credly sync, or change the"
                 f" mappings at {self._page('/credly')}.",
+            )
+
+        if single:
+            return _error(
+                "Mapped to issue another badge every time, but the template does not"
+                f" allow duplicates: {_list(single)}. Further badges stay queued.",
+                "Allow duplicates for the template in Credly and run flask credly sync,"
+                " or choose Renew in the options of the mapping at"
+                f" {self._page('/credly')}.",
             )
 
         return self._age(row, number)
@@ -736,6 +749,50 @@ class Checks:
             return _warning(f"{text}. Later attempts failed.", "Run flask credly sync")
 
         return _ok(f"{text}.")
+
+    def poll(self) -> Finding:
+        tenant = self._state.tenant
+
+        with orm.Session(self._state.engine) as session:
+            row = accounts.get(session, tenant)
+            first = polls.first_issued(session.connection(), tenant)
+            now = clock.now(session.connection())
+
+        if row is None:
+            return _skipped("Not checked: see connection.")
+
+        if first is None:
+            return _ok("No badge was issued yet.")
+
+        at = row.surveyed_at
+        text = (
+            "The badges were never fully read from Credly."
+            if at is None
+            else f"All badges were last read from Credly at {_time(at)}."
+        )
+
+        # Nothing is read while that is not possible, which is said above.
+        if self._seen.connection == "connected" and (
+            now - (at or max(first, row.connected_at)) > OLD_SURVEY
+        ):
+            return _warning(
+                f"{text} This is overdue: a worker does it once a day.",
+                "Run flask credly worker. If one is running, its log has the cause"
+                " (credly_event poll_failed).",
+            )
+
+        if row.poll_unsorted:
+            return _warning(
+                f"{text} Credly does not list the latest changes first, so changes"
+                " are found only when all badges are read, once a day.",
+                "Nothing. To read all badges now, run flask credly poll",
+            )
+
+        return _ok(
+            "All badges will be read from Credly a day after the first was issued."
+            if at is None
+            else text
+        )
 
     # What waits.
 
@@ -832,6 +889,7 @@ _CHECKS: tuple[_Check, ...] = (
     ("token", Checks.token, ("tables", "secret", "connection")),
     ("clock", Checks.clock, ("database",)),
     ("templates", Checks.templates, ("tables",)),
+    ("poll", Checks.poll, ("tables", "connection")),
     ("waiting", Checks.waiting, ("tables",)),
     ("failed", Checks.failed, ("tables",)),
     ("unrecorded", Checks.unrecorded, ()),
@@ -839,7 +897,7 @@ _CHECKS: tuple[_Check, ...] = (
 """Each with those that it depends on."""
 
 _OF_ACCOUNT = {
-    *("secret", "connection", "token", "templates"),
+    *("secret", "connection", "token", "templates", "poll"),
     *("waiting", "failed", "unrecorded"),
 }
 """Those that concern one community's account, and not the application."""
@@ -935,6 +993,12 @@ def _clocks(seconds: float, whose: str, *, behind: bool) -> Finding:
         f" {whose}.",
         "Synchronize both machines with NTP.",
     )
+
+
+def _list(badges: list[tuple[str, str]]) -> str:
+    """Name the first few of some badge templates, each with its course."""
+    named = ", ".join(f"{name} for {course}" for name, course in badges[:5])
+    return f"{named} and {len(badges) - 5} more" if len(badges) > 5 else named
 
 
 def _time(at: dt.datetime) -> str:

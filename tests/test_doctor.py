@@ -44,6 +44,7 @@ from test_worker import WORKER
 
 from flask_credly import accounts
 from flask_credly import Course
+from flask_credly import jobs
 from flask_credly.issuing import notifier
 from flask_credly.issuing import periodic
 from flask_credly.issuing import workers
@@ -55,6 +56,7 @@ from flask_credly.models import Installation
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.models import Template
+from flask_credly.options import Options
 from flask_credly.settings import Settings
 from flask_credly.settings import unknown
 from flask_credly.state import get_state
@@ -78,6 +80,7 @@ CHECKS = [
     "token",
     "clock",
     "templates",
+    "poll",
     "waiting",
     "failed",
     "unrecorded",
@@ -401,6 +404,40 @@ def templates_never_loaded(clinic: Clinic) -> None:
     clinic.change(sa.update(Account).values(templates_synced_at=None))
 
 
+def each_time_without_duplicates(clinic: Clinic) -> None:
+    clinic.change(sa.update(Template).values(allows_duplicates=True))
+    (mapping,) = accounts.list_mappings(clinic.host.db.session, "default")
+    accounts.change_options(clinic.host.state, mapping.id, Options(again="each"))
+    clinic.change(sa.update(Template).values(allows_duplicates=False))
+
+
+def issue(clinic: Clinic, days_ago: int = 0) -> None:
+    clinic.host.complete()
+    clinic.host.drain()
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(days=days_ago)
+    clinic.change(sa.update(Issuance).values(recorded_at=before))
+
+
+def list_in_another_order(clinic: Clinic) -> None:
+    issue(clinic)
+    clinic.change(sa.update(Account).values(poll_unsorted=True))
+
+
+def badges_not_read_since(clinic: Clinic) -> None:
+    issue(clinic)
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(days=2, minutes=1)
+    # Nor is it said that they come late where that is so.
+    clinic.change(sa.update(Account).values(surveyed_at=before, poll_unsorted=True))
+
+
+def badges_never_read(clinic: Clinic) -> None:
+    issue(clinic, days_ago=3)
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(days=3)
+    # A worker that fails puts it off.
+    later = dt.datetime.now(dt.UTC) + dt.timedelta(minutes=15)
+    clinic.change(sa.update(Account).values(connected_at=before, survey_due_at=later))
+
+
 def overdue(clinic: Clinic) -> None:
     clinic.host.complete()
     before = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=10)
@@ -488,6 +525,10 @@ FAULTS: list[tuple[cabc.Callable[[Clinic], None], str, str, str]] = [
     (templates_old, "templates", "warning", "flask credly sync"),
     (templates_failed, "templates", "warning", "flask credly sync"),
     (templates_never_loaded, "templates", "warning", "flask credly sync"),
+    (each_time_without_duplicates, "templates", "error", "or choose Renew"),
+    (list_in_another_order, "poll", "warning", "flask credly poll"),
+    (badges_not_read_since, "poll", "warning", "credly_event poll_failed"),
+    (badges_never_read, "poll", "warning", "credly_event poll_failed"),
     (overdue, "waiting", "error", "flask credly worker"),
     (badge_failed, "failed", "warning", "flask credly retry --all"),
     (credlys_clock_is_ahead, "clock", "warning", "NTP"),
@@ -500,6 +541,39 @@ FOLLOWED_BY = {
     "no_key": {"pages": "error", "secret": "error"},
     "constraint_missing": {},
 }
+
+
+def test_when_all_badges_were_last_read_is_said(clinic: Clinic) -> None:
+    def said() -> str:
+        _, checks = clinic.doctor()
+        assert checks["poll"]["status"] == "ok"
+        return t.cast(str, checks["poll"]["detail"])
+
+    assert said() == "No badge was issued yet."
+    issue(clinic, days_ago=90)
+    # Of an earlier connection: the worker has a day from now on.
+    assert "a day after the first" in said()
+    clinic.change(sa.update(Account).values(survey_due_at=dt.datetime.now(dt.UTC)))
+    jobs.poll()
+    row = accounts.get(clinic.host.db.session, "default")
+    assert row is not None
+    assert row.surveyed_at is not None
+    assert f"last read from Credly at {row.surveyed_at:%Y-%m-%d %H:%M} UTC" in said()
+
+
+def test_no_reading_is_missed_while_it_is_not_possible(clinic: Clinic) -> None:
+    badges_not_read_since(clinic)
+    clinic.change(sa.update(Account).values(poll_unsorted=False))
+    switched_off(clinic)
+    assert clinic.troubles() == {"connection": "warning"}
+
+
+def test_each_course_whose_further_badges_are_held_back_is_named(
+    clinic: Clinic,
+) -> None:
+    each_time_without_duplicates(clinic)
+    _, checks = clinic.doctor()
+    assert "allow duplicates: Python Badge for py-101." in checks["templates"]["detail"]
 
 
 @pytest.mark.parametrize(

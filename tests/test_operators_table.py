@@ -28,9 +28,11 @@ from flask_credly.accounts import rotating
 from flask_credly.errors import CredlyError
 from flask_credly.issuing import notifier
 from flask_credly.issuing import periodic
+from flask_credly.issuing.poll import poll_now
 from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.ledger import gates
 from flask_credly.models import Account
+from flask_credly.options import Options
 from flask_credly.testing import CredlySimulator
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / "docs/observing.md"
@@ -294,6 +296,49 @@ def archived_template(site: Site) -> Mend:
     return mend
 
 
+def each_time_without_duplicates(site: Site) -> Mend:
+    def allow(allowed: bool) -> None:
+        site.credly.change_template(site.template_id, allow_duplicate_badges=allowed)
+        accounts.sync_templates(site.host.state)
+
+    allow(True)
+    (mapping,) = accounts.list_mappings(site.host.db.session, "default")
+    accounts.change_options(site.host.state, mapping.id, Options(again="each"))
+    allow(False)
+    return lambda: allow(True)
+
+
+def list_in_another_order(site: Site) -> Mend:
+    site.host.complete()
+    site.host.drain()
+
+    # More than a page.
+    for each in range(60):
+        address = f"other-{each}@example.org"
+        id_ = site.credly.award(site.template_id, address)
+        site.credly.advance(1)
+        site.credly.accept(id_)
+
+    site.credly.ignored_sorts = {"state_updated_at"}
+    poll_now(site.host.state)
+
+    def mend() -> None:
+        site.credly.ignored_sorts = set()
+        poll_now(site.host.state)
+
+    return mend
+
+
+def badges_not_read(site: Site) -> Mend:
+    site.host.complete()
+    site.host.drain()
+    poll_now(site.host.state)
+    now = dt.datetime.now(dt.UTC)
+    before = now - dt.timedelta(days=3)
+    site.change(sa.update(Account).values(surveyed_at=before, survey_due_at=now))
+    return lambda: poll_now(site.host.state)
+
+
 def list_not_loaded(site: Site) -> Mend:
     site.credly.fail("templates", status=500)
 
@@ -351,7 +396,12 @@ FAULTS: dict[str, cabc.Callable[[Site], Mend]] = {
     "an admin has paused issuing": paused_by_an_admin,
     "Credly asks for a pause": rate_limit,
     "a badge template was archived": archived_template,
+    "a template does not allow the duplicates that a mapping needs": (
+        each_time_without_duplicates
+    ),
     "the list of templates cannot be loaded": list_not_loaded,
+    "the badges were not read for two days": badges_not_read,
+    "Credly's list of changes is in another order": list_in_another_order,
     "no worker runs": no_worker,
     "a badge failed": failed_badge,
     "a table of ours is missing": missing_table,

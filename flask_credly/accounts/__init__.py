@@ -34,4 +34,5 @@ from .templates import find_twins as find_twins
 from .templates import get_template as get_template
 from .templates import list_templates as list_templates
 from .templates import mapped_and_gone as mapped_and_gone
+from .templates import mapped_and_single as mapped_and_single
 from .templates import sync_templates as sync_templates

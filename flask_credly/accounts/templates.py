@@ -24,6 +24,7 @@ from ..ledger.transitions import admin
 from ..models import Account
 from ..models import Mapping
 from ..models import Template
+from ..options import EACH
 from ..state import AppState
 from ..state import Community
 
@@ -100,6 +101,23 @@ def mapped_and_gone(session: Session, tenant: str) -> list[tuple[str, str, str]]
         .order_by(Mapping.id)
     )
     return [(name, id_, title) for name, id_, title in session.execute(query)]
+
+
+def mapped_and_single(session: Session, tenant: str) -> list[tuple[str, str]]:
+    """Get the name of each badge template that does not allow duplicates, though its
+    mapping gives another badge each time, with the id of the course.
+    """
+    query = (
+        sa.select(Template.name, Mapping.course_id)
+        .join(Mapping.template)
+        .where(
+            Mapping.tenant == tenant,
+            Mapping.again == EACH,
+            Template.allows_duplicates.is_(False),
+        )
+        .order_by(Mapping.id)
+    )
+    return [(name, id_) for name, id_ in session.execute(query)]
 
 
 def get_template(session: Session, tenant: str, template_id: str) -> Template | None:

@@ -201,7 +201,7 @@ def take(connection: sa.Connection, gate: gates.Gate) -> Poll | None:
     account, until = taken
     known = account.poll_watermark
 
-    if known is None and (first := _first_issued(connection, gate.tenant)):
+    if known is None and (first := first_issued(connection, gate.tenant)):
         # By our clock, and the list goes by Credly's.
         known = first - SKEW
 
@@ -266,10 +266,12 @@ def _take(
 
 def has_issued(connection: sa.Connection, tenant: str) -> bool:
     """Whether there is anything to be asked of Credly."""
-    return _first_issued(connection, tenant) is not None
+    return first_issued(connection, tenant) is not None
 
 
-def _first_issued(connection: sa.Connection, tenant: str) -> dt.datetime | None:
+def first_issued(connection: sa.Connection, tenant: str) -> dt.datetime | None:
+    """Get when the first badge was requested of which Credly can say what became of it.
+    """
     # What Credly says of older badges is of nobody here.
     at: dt.datetime | None = connection.scalar(
         sa.select(Issuance.recorded_at)
