@@ -270,8 +270,7 @@ def has_issued(connection: sa.Connection, tenant: str) -> bool:
 
 
 def first_issued(connection: sa.Connection, tenant: str) -> dt.datetime | None:
-    """Get when the first badge was requested of which Credly can say what became of it.
-    """
+    """Get when the first badge was requested that Credly can be asked about."""
     # What Credly says of older badges is of nobody here.
     at: dt.datetime | None = connection.scalar(
         sa.select(Issuance.recorded_at)
