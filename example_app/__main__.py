@@ -28,12 +28,18 @@ Gradual, the example application, runs at  http://{host}:{port}
   1. At the bottom of the page, become Alex Admin.
   2. Open Simulator and copy the three values that stand for the account at Credly.
   3. Open Integrations, click Set Up, enter them and click Connect.
-  4. Map a course to a badge template.
+  4. Map a course to a badge template. "Accessibility basics" is one to be repeated each
+     year: behind Options, let its badge expire after 12 months and be renewed.
   5. Become Ada Example, open Courses and complete that course.
   6. Open My badges: the badge waits for her.
   7. Open Simulator: there is the badge. Accept it, and My badges says so within five
      minutes, or as soon as the admin clicks Check now on the badge's page.
-  8. Let the simulator misbehave, and complete another course.
+  8. Let the simulator misbehave, and complete another course. Complete one again, or
+     withdraw it: the mapping's options say what becomes of its badge.
+  9. Map "Flask foundations", which 500 members completed before, and issue badges for
+     these earlier completions.
+ 10. Become Carol Coordinator, an admin who may not take back badges, or Vera Viewer,
+     who sees the pages and changes nothing.
 
 Stop with Ctrl-C.
 """
@@ -173,6 +179,7 @@ def _run(
         "simulator",
         *("flask_credly.testing", "--port", str(simulator)),
         *("--organizations", str(communities)),
+        "--pictures",
     )
     _wait_for(f"http://{HOST}:{simulator}/_simulator/record", parts)
     start("web application", "example_app.web", str(port))

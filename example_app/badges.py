@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import datetime as dt
+import uuid
 
 from flask import current_app
 from flask import session
 
+from flask_credly import completion_withdrawn
 from flask_credly import Course
 from flask_credly import course_completed
 from flask_credly import Credly
 from flask_credly import Member
+from flask_credly import PastCompletion
 
 from . import models
 from .models import db
@@ -38,6 +41,16 @@ def make_credly(*, several: bool) -> Credly:
         person = current_person()
         return person is not None and person.is_admin
 
+    @credly.is_viewer
+    def is_viewer() -> bool:
+        person = current_person()
+        return person is not None and person.is_viewer
+
+    @credly.may_revoke
+    def may_revoke() -> bool:
+        person = current_person()
+        return person is not None and person.may_revoke
+
     @credly.actor
     def name_actor() -> str | None:
         person = current_person()
@@ -52,9 +65,9 @@ def make_credly(*, several: bool) -> Credly:
     @credly.past_completions
     def past_completions(
         course: Course, since: dt.datetime | None, tenant: str
-    ) -> cabc.Iterator[tuple[Member, dt.datetime]]:
+    ) -> cabc.Iterator[PastCompletion]:
         query = (
-            db.session.query(models.Person, models.Enrolment.completed_at)
+            db.session.query(models.Person, models.Enrolment)
             .join(models.Enrolment)
             .filter_by(course_id=course.id, community=tenant)
         )
@@ -62,10 +75,14 @@ def make_credly(*, several: bool) -> Credly:
         if since is not None:
             query = query.filter(models.Enrolment.completed_at >= since)
 
-        for person, completed_at in query:
-            if completed_at is not None:
-                # SQLite knows no time zones.
-                yield to_member(person), completed_at.replace(tzinfo=dt.UTC)
+        for person, enrolment in query:
+            if enrolment.completed_at is not None:
+                yield PastCompletion(
+                    to_member(person),
+                    # SQLite knows no time zones.
+                    enrolment.completed_at.replace(tzinfo=dt.UTC),
+                    completion_id=enrolment.completion_id,
+                )
 
     if several:
 
@@ -109,14 +126,19 @@ def to_member(person: models.Person) -> Member:
 
 
 def complete(person: models.Person, course: models.Course) -> None:
-    """Mark a course complete. The badge's record is kept in the same transaction."""
-    now = dt.datetime.now(dt.UTC)
+    """Mark a course complete. The badge's record is kept in the same transaction.
+
+    Once more is a completion of its own, as its id says: where the mapping renews the
+    badge, that need not wait for 30 days here.
+    """
+    now, completion_id = dt.datetime.now(dt.UTC), str(uuid.uuid4())
     db.session.merge(
         models.Enrolment(
             person_id=person.id,
             community=course.community,
             course_id=course.id,
             completed_at=now,
+            completion_id=completion_id,
         )
     )
     course_completed.send(
@@ -125,6 +147,21 @@ def complete(person: models.Person, course: models.Course) -> None:
         course_id=course.id,
         kind=course.kind,
         completed_at=now,
+        completion_id=completion_id,
+        tenant=course.community,
+    )
+    db.session.commit()
+
+
+def withdraw(person: models.Person, course: models.Course) -> None:
+    """Take a completion back. What becomes of its badge, the mapping says."""
+    key = (person.id, course.community, course.id)
+    db.session.delete(db.get_or_404(models.Enrolment, key))
+    completion_withdrawn.send(
+        current_app._get_current_object(),  # type: ignore[attr-defined]
+        member_id=str(person.id),
+        course_id=course.id,
+        kind=course.kind,
         tenant=course.community,
     )
     db.session.commit()

@@ -18,6 +18,7 @@ class Base(orm.DeclarativeBase):
 
 db = SQLAlchemy(model_class=Base)
 Kind = t.Literal["course", "learning_path"]
+Role = t.Literal["member", "admin", "coordinator", "viewer", "operator"]
 
 DEFAULT = "default"
 """What Flask-Credly calls the one community of a platform that has no others."""
@@ -25,8 +26,16 @@ DEFAULT = "default"
 NAMES = {DEFAULT: "Gradual", "north": "Gradual North", "south": "Gradual South"}
 
 
+PAST_MEMBERS = 500
+"""How many members completed a course before it gave a badge."""
+
+
 class Person(Base):
-    """A member or the admin of a community, or the operator, who is in none."""
+    """Who has an account: somebody of a community, or the operator, who is in none.
+
+    A coordinator is an admin who may not take back badges, a viewer sees the admins'
+    pages and changes nothing.
+    """
 
     __tablename__ = "person"
 
@@ -35,11 +44,25 @@ class Person(Base):
     email: orm.Mapped[str]
     first_name: orm.Mapped[str]
     last_name: orm.Mapped[str]
-    is_admin: orm.Mapped[bool] = orm.mapped_column(default=False)
+    role: orm.Mapped[Role] = orm.mapped_column(sa.String(20), default="member")
+    # Whether a visitor can choose to be this person: not each of 500.
+    is_listed: orm.Mapped[bool] = orm.mapped_column(default=True)
+
+    @property
+    def is_admin(self) -> bool:
+        return self.role in ("admin", "coordinator")
+
+    @property
+    def is_viewer(self) -> bool:
+        return self.role == "viewer"
+
+    @property
+    def may_revoke(self) -> bool:
+        return self.role == "admin"
 
     @property
     def is_operator(self) -> bool:
-        return self.community is None
+        return self.role == "operator"
 
 
 class Course(Base):
@@ -64,6 +87,7 @@ class Enrolment(Base):
     community: orm.Mapped[str] = orm.mapped_column(primary_key=True)
     course_id: orm.Mapped[str] = orm.mapped_column(primary_key=True)
     completed_at: orm.Mapped[dt.datetime | None]
+    completion_id: orm.Mapped[str | None] = orm.mapped_column(sa.String(36))
 
     __table_args__ = (
         sa.ForeignKeyConstraint([community, course_id], [Course.community, Course.id]),
@@ -108,7 +132,12 @@ def _create_example_data() -> None:
 
     if others:
         db.session.add(
-            Person(email="ola@example.org", first_name="Ola", last_name="Operator")
+            Person(
+                email="ola@example.org",
+                first_name="Ola",
+                last_name="Operator",
+                role="operator",
+            )
         )
 
     db.session.commit()
@@ -118,20 +147,66 @@ def _add_first(community: str) -> None:
     _add(
         community,
         [
-            Person(email="admin@example.org", first_name="Alex", last_name="Admin"),
+            Person(
+                email="admin@example.org",
+                first_name="Alex",
+                last_name="Admin",
+                role="admin",
+            ),
             Person(email="ada@example.org", first_name="Ada", last_name="Example"),
             Person(email="ben@example.org", first_name="Ben", last_name="Example"),
             Person(email="cleo@example.org", first_name="Cleo", last_name="Example"),
             Person(email="dan@example.org", first_name="Dan", last_name=""),
+            Person(
+                email="carol@example.org",
+                first_name="Carol",
+                last_name="Coordinator",
+                role="coordinator",
+            ),
+            Person(
+                email="vera@example.org",
+                first_name="Vera",
+                last_name="Viewer",
+                role="viewer",
+            ),
         ],
         [
             Course(id="py-101", title="Python 101"),
             Course(id="sql", title="SQL basics"),
             Course(id="html", title="HTML and CSS"),
+            Course(id="access", title="Accessibility basics, to be repeated each year"),
+            Course(id="flask", title="Flask foundations"),
             Course(id="testing", title="Testing with pytest"),
             Course(id="data", title="Data path", kind="learning_path"),
             Course(id="web", title="Web path", kind="learning_path"),
         ],
+    )
+    _add_past(community, "flask")
+
+
+def _add_past(community: str, course_id: str) -> None:
+    """Add members who completed a course before it gave a badge, one each hour."""
+    members = [
+        Person(
+            community=community,
+            email=f"member{number}@example.org",
+            first_name="Member",
+            last_name=str(number),
+            is_listed=False,
+        )
+        for number in range(1, PAST_MEMBERS + 1)
+    ]
+    db.session.add_all(members)
+    db.session.flush()
+    first = dt.datetime.now(dt.UTC) - dt.timedelta(hours=PAST_MEMBERS)
+    db.session.add_all(
+        Enrolment(
+            person_id=member.id,
+            community=community,
+            course_id=course_id,
+            completed_at=first + dt.timedelta(hours=number),
+        )
+        for number, member in enumerate(members)
     )
 
 
@@ -140,7 +215,12 @@ def _add_second(community: str) -> None:
     _add(
         community,
         [
-            Person(email="toni@example.org", first_name="Toni", last_name="Admin"),
+            Person(
+                email="toni@example.org",
+                first_name="Toni",
+                last_name="Admin",
+                role="admin",
+            ),
             Person(email="ada@example.org", first_name="Ada", last_name="Example"),
             Person(email="eve@example.org", first_name="Eve", last_name="Example"),
         ],
@@ -153,8 +233,6 @@ def _add_second(community: str) -> None:
 
 
 def _add(community: str, people: list[Person], courses: list[Course]) -> None:
-    people[0].is_admin = True
-
     for person in people:
         person.community = community
 

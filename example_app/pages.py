@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing as t
 import urllib.parse
+import zlib
 
 import requests
 from flask import abort
@@ -13,6 +14,7 @@ from flask import flash
 from flask import redirect
 from flask import render_template
 from flask import request
+from flask import Response
 from flask import session
 from flask import url_for
 from flask.typing import ResponseReturnValue
@@ -22,6 +24,7 @@ from . import models
 from .badges import complete
 from .badges import current_community
 from .badges import current_person
+from .badges import withdraw
 from .models import db
 
 pages = Blueprint("pages", __name__)
@@ -54,10 +57,23 @@ FAULTS: dict[str, tuple[str, str, dict[str, t.Any]]] = {
     ),
     "revoke": ("Revoke the credentials", "revoke", {}),
     "restore": ("Restore the credentials", "restore", {}),
+    "outage": (
+        "Outage",
+        "fail",
+        {"kind": "*", "times": None, "status": 503},
+    ),
+    "few": (
+        "Fail one request in a hundred",
+        "fail",
+        {"kind": "*", "share": 0.01, "status": 500},
+    ),
     "clear": ("Back to normal", "clear", {}),
 }
 
+PICTURES = "https://images.credly.com/"
+
 ACTS = {"accept": "Accept", "reject": "Decline", "revoke-badge": "Revoke"}
+STATES = {"archived": "Archive", "active": "Restore"}
 
 
 class TokenForm(FlaskForm):  # type: ignore[misc]
@@ -129,11 +145,46 @@ def complete_course(course_id: str) -> ResponseReturnValue:
     return redirect(url_for(".index"), 303)
 
 
+@pages.post("/withdraw/<course_id>")
+def withdraw_completion(course_id: str) -> ResponseReturnValue:
+    if (person := current_person()) is None or person.community is None:
+        abort(403)
+
+    course = db.get_or_404(models.Course, (person.community, course_id))
+    withdraw(person, course)
+    flash(f"{person.first_name}’s completion of {course.title} was withdrawn.")
+    return redirect(url_for(".index"), 303)
+
+
+@pages.after_app_request
+def keep_pictures_here(response: Response) -> Response:
+    """Show the simulator's pictures from here: they have addresses of Credly's, where
+    there are none.
+    """
+    if response.mimetype == "text/html" and not response.direct_passthrough:
+        text = response.get_data(as_text=True)
+        response.set_data(text.replace(PICTURES, url_for("pages.index") + "pictures/"))
+
+    return response
+
+
+@pages.get("/pictures/<template_id>.png")
+def picture(template_id: str) -> Response:
+    """Draw a badge that nobody takes for a real one."""
+    hue = zlib.crc32(template_id.encode()) % 360
+    svg = render_template("example/picture.svg", hue=hue)
+    return Response(svg, mimetype="image/svg+xml")
+
+
 @pages.get("/simulator")
 def simulator() -> str:
     record = _ask("GET", "record", params={"organization_id": _organization()})
     return render_template(
-        "example/simulator.html", record=record, acts=ACTS, faults=FAULTS
+        "example/simulator.html",
+        record=record,
+        acts=ACTS,
+        faults=FAULTS,
+        states=STATES,
     )
 
 
@@ -146,6 +197,18 @@ def act_on_badge(badge_id: str, act: str) -> ResponseReturnValue:
     arguments = {"organization_id": _organization(), "badge_id": badge_id}
     error = _ask("POST", act, json=arguments).get("error")
     flash(error or f"Done: {ACTS[act]}.")
+    return redirect(url_for(".simulator"), 303)
+
+
+@pages.post("/simulator/templates/<template_id>/<state>")
+def change_template(template_id: str, state: str) -> ResponseReturnValue:
+    """Do what an issuer does to a badge template at Credly."""
+    if state not in STATES:
+        abort(404)
+
+    given = {"organization_id": _organization(), "id": template_id, "state": state}
+    error = _ask("POST", "change-template", json=given).get("error")
+    flash(error or f"Done: {STATES[state]}.")
     return redirect(url_for(".simulator"), 303)
 
 
@@ -164,7 +227,7 @@ def _people() -> dict[str, list[models.Person]]:
     """Get all people, by what stands above them."""
     found: dict[str, list[models.Person]] = {}
 
-    for person in db.session.query(models.Person):
+    for person in db.session.query(models.Person).filter_by(is_listed=True):
         name = models.NAMES[person.community] if person.community else "The platform"
         found.setdefault(name, []).append(person)
 

@@ -95,9 +95,12 @@ class Visitor:
         assert response.ok, response.text
         return response.text
 
-    def become(self, name: str, community: str) -> None:
-        page = self.get("/")
-        _, _, group = page.partition(f'<h3 class="group">{community}</h3>')
+    def become(self, name: str, community: str = "") -> None:
+        group = self.get("/")
+
+        if community:
+            _, _, group = group.partition(f'<h3 class="group">{community}</h3>')
+
         found = re.findall(r'action="(/be/\d+)".*?<button.*?>\s*(.+?)\s*<', group, re.S)
         path = next(path for path, text in found if text.startswith(name))
         self.post(path, "/")
@@ -117,9 +120,12 @@ class Visitor:
         return account
 
     def wait_for_badge(self) -> str:
+        return self.wait_for("/simulator", "ada@example.org")
+
+    def wait_for(self, path: str, text: str) -> str:
         until = time.monotonic() + 30
 
-        while "ada@example.org" not in (page := self.get("/simulator")):
+        while text not in (page := self.get(path)):
             assert time.monotonic() < until, page
             time.sleep(0.1)
 
@@ -193,6 +199,114 @@ def test_a_person_accepts_and_revokes_at_the_simulator() -> None:
         page = visitor.get("/simulator")
         assert accept not in page
         assert revoke not in page
+
+
+def test_a_completion_that_is_withdrawn_may_take_its_badge_with_it() -> None:
+    with demo(port := free_port()) as process:
+        wait_until_ready(process)
+        visitor = Visitor(port)
+        visitor.become("Alex")
+        visitor.connect_and_map("py-101")
+        window = "/integrations/credly"
+        (options,) = re.findall(r'"(/[^"]+/options)"', visitor.get(window))
+        visitor.post(options, options, withdrawn="silent")
+        visitor.become("Ada")
+        assert "/withdraw/" not in visitor.get("/")
+        visitor.post("/complete/py-101", "/")
+        visitor.wait_for_badge()
+        assert "was withdrawn" in visitor.post("/withdraw/py-101", "/")
+        assert "/withdraw/" not in visitor.get("/")
+        page = visitor.wait_for("/simulator", "<td>revoked</td>")
+
+    assert page.count("ada@example.org") == 1
+
+
+def test_there_are_badges_for_500_members_who_completed_a_course_before() -> None:
+    with demo(port := free_port()) as process:
+        wait_until_ready(process)
+        visitor = Visitor(port)
+        visitor.become("Alex")
+        visitor.connect_and_map("flask")
+        window = "/integrations/credly"
+        (backfill,) = re.findall(r'"(/[^"]+/backfill)"', visitor.get(window))
+        found = visitor.get(backfill)
+        people = visitor.get("/")
+
+    assert "500" in found
+    assert "Member" not in people
+
+
+def test_pictures_are_shown_by_the_demo_itself() -> None:
+    with demo(port := free_port()) as process:
+        wait_until_ready(process)
+        visitor = Visitor(port)
+        visitor.become("Alex")
+        visitor.connect_and_map("py-101")
+        visitor.become("Ada")
+        page = visitor.get("/me")
+        (address,) = re.findall(r'<img src="([^"]+)"', page)
+        picture = visitor.get(address)
+        visitor.become("Alex")
+        pages = page + visitor.get("/integrations/credly")
+
+    assert picture.startswith("<svg")
+    assert "Example" in picture
+    assert "images.credly.com" not in pages
+
+
+@pytest.mark.parametrize(
+    ("name", "may_issue", "may_revoke"),
+    [("Alex", True, True), ("Carol", True, False), ("Vera", False, False)],
+)
+def test_roles_differ_in_what_they_may_do(
+    name: str, may_issue: bool, may_revoke: bool
+) -> None:
+    with demo(port := free_port()) as process:
+        wait_until_ready(process)
+        visitor = Visitor(port)
+        visitor.become("Alex")
+        visitor.connect_and_map("py-101")
+        visitor.become("Ada")
+        visitor.post("/complete/py-101", "/")
+        visitor.wait_for_badge()
+        visitor.become(name)
+        window = visitor.get("/integrations/credly")
+        badge = visitor.get("/integrations/credly/badges/1")
+
+    assert ("?mapping=new" in window) is may_issue
+    assert ("/revoke" in badge) is may_revoke
+    assert ("ada@example.org" in badge) is may_issue
+
+
+def test_a_badge_template_is_archived_at_the_simulator() -> None:
+    with demo(port := free_port()) as process:
+        wait_until_ready(process)
+        visitor = Visitor(port)
+        visitor.become("Alex")
+        (archive,) = re.findall(
+            r'"(/simulator/templates/[^"]+006/archived)"', visitor.get("/simulator")
+        )
+        page = visitor.post(archive, "/simulator")
+        assert "Python 101<small>archived</small>" in page
+        visitor.post(archive.replace("archived", "active"), "/simulator")
+        assert "<small>archived" not in visitor.get("/simulator")
+
+
+def test_an_outage_lasts_until_it_is_ended() -> None:
+    with demo(port := free_port()) as process:
+        wait_until_ready(process)
+        visitor = Visitor(port)
+        visitor.become("Alex")
+        visitor.connect_and_map("py-101")
+        visitor.post("/simulator/outage", "/simulator")
+        visitor.become("Ada")
+        visitor.post("/complete/py-101", "/")
+        visitor.wait_for(
+            "/simulator",
+            "badges</code> → 503",
+        )
+        visitor.post("/simulator/clear", "/simulator")
+        visitor.wait_for_badge()
 
 
 def test_a_fault_is_one_communitys() -> None:
@@ -332,7 +446,7 @@ with create_app().app_context():
     engine = sa.create_engine(database)
 
     with engine.connect() as connection:
-        for table, number in (("person", 5), ("course", 6)):
+        for table, number in (("person", 507), ("course", 8), ("enrolment", 500)):
             counted = sa.text(f"SELECT count(*) FROM {table}")
             assert connection.scalar(counted) == number
 

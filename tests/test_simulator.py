@@ -26,10 +26,12 @@ import uuid
 import pytest
 import requests
 import responses
+import sqlalchemy as sa
 from conftest import MakeHost
 from werkzeug.test import Client
 
 from flask_credly import accounts
+from flask_credly import models
 from flask_credly import testing
 from flask_credly.testing import control
 from flask_credly.testing import CredlySimulator
@@ -2382,6 +2384,11 @@ def test_earners_act_over_http(
     assert sim.badges[2]["revocation_reason"] == "Mistaken"
     assert post("accept", badge_id=ids[2]) == 400
     assert post("replace-badge", badge_id=ids[2]) == 400
+    assert post("change-template", id=template_id, state="archived") == 200
+    assert remote.issue(template_id).status_code == 422
+    assert post("change-template", id=template_id, state="active") == 200
+    assert post("change-template", id=template_id, state="lost") == 400
+    assert post("change-template", id=str(uuid.uuid4()), state="active") == 400
     assert post("replace-badge", badge_id=ids[0], template_id=template_id) == 200
     assert sim.badges[3]["replaces_badge_id"] == ids[0]
     assert post("accept", badge_id=str(uuid.uuid4())) == 400
@@ -3074,8 +3081,12 @@ def test_the_simulator_is_controlled_over_http(
     assert post("unknown") == 404
 
 
-def test_it_is_served_by_a_command_that_says_what_to_do(make_host: MakeHost) -> None:
+@pytest.mark.parametrize("pictures", [False, True])
+def test_it_is_served_by_a_command_that_says_what_to_do(
+    make_host: MakeHost, pictures: bool
+) -> None:
     command = [sys.executable, "-m", "flask_credly.testing"]
+    command += ["--pictures"] * pictures
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -3104,11 +3115,15 @@ def test_it_is_served_by_a_command_that_says_what_to_do(make_host: MakeHost) -> 
                 client_id=account[1],
                 client_secret=account[2],
             )
+            addresses = host.db.session.scalars(
+                sa.select(models.Template.image_url)
+            ).all()
 
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
 
     assert found.templates >= 3
+    assert all(addresses) if pictures else not any(addresses)
     assert process.returncode == 0
     assert taken.returncode == 2
     assert "cannot be used" in taken.stderr

@@ -52,12 +52,18 @@ def main() -> None:
     parser.add_argument(
         "--organizations", type=int, default=1, metavar="N", help="default: 1"
     )
+    parser.add_argument(
+        "--pictures",
+        action="store_true",
+        help="give badge templates addresses of pictures at images.credly.com, where"
+        " there are none",
+    )
     given = parser.parse_args()
 
     if not 1 <= given.organizations <= MOST:
         parser.error(f"--organizations must be from 1 to {MOST}")
 
-    simulator = _make(given.organizations)
+    simulator = _make(given.organizations, given.pictures)
 
     try:
         server = simulator.serve(port=given.port)
@@ -72,7 +78,7 @@ def main() -> None:
         threading.Event().wait()
 
 
-def _make(organizations: int) -> CredlySimulator:
+def _make(organizations: int, pictures: bool) -> CredlySimulator:
     simulator = CredlySimulator(*_account(1))
 
     for number in range(2, organizations + 1):
@@ -84,7 +90,7 @@ def _make(organizations: int) -> CredlySimulator:
     for place, organization in enumerate(simulator.organizations):
         for number, name in enumerate(TEMPLATES, 1):
             id_ = TEMPLATE_ID.format(place, number)
-            organization.add_template(name, id=id_, image=False)
+            organization.add_template(name, id=id_, image=pictures)
 
     return simulator
 

@@ -32,6 +32,7 @@ COMMANDS = {
     "make-private": "make_private",
     "revoke-badge": "revoke_badge",
     "replace-badge": "replace_badge",
+    "change-template": "change_template",
 }
 
 
@@ -63,7 +64,7 @@ def _control(organizations: list[Organization], call: Call) -> Reply:
     except Refusal as refusal:
         return json_reply(400, {"error": refusal.message})
     except KeyError as error:
-        return json_reply(400, {"error": f"There is no badge {error}."})
+        return json_reply(400, {"error": f"There is no {error}."})
     except (TypeError, ValueError) as error:
         return json_reply(400, {"error": str(error)})
 
