@@ -9,6 +9,7 @@ import datetime as dt
 import json
 import logging
 import re
+import shlex
 import sys
 import typing as t
 
@@ -763,11 +764,19 @@ def reconcile(
     try:
         with reconciling.compare(state, since, _count_up) as found:
             if bucket is None:
-                _print_comparison(found, as_json)
+                _print_comparison(found, as_json, _again(since, tenant))
             else:
                 _repair(state, found, bucket, confirm or 0, as_json)
     except LookupError as e:
         raise _NotRead(str(e)) from None
+
+
+def _again(since: dt.datetime | None, tenant: str | None) -> str:
+    """Get the command that compares the same once more."""
+    words = ["flask", "credly", "reconcile"]
+    words += [] if since is None else ["--since", since.isoformat()]
+    words += [] if tenant is None else ["--tenant", tenant]
+    return shlex.join(words)
 
 
 def _count_up(badges: int) -> None:
@@ -779,7 +788,7 @@ class _NotRead(click.ClickException):
     exit_code = 2
 
 
-def _print_comparison(found: Result, as_json: bool) -> t.NoReturn:
+def _print_comparison(found: Result, as_json: bool, command: str) -> t.NoReturn:
     from .issuing.reconcile import DIFFERENCES
     from .issuing.reconcile import REPAIRED
 
@@ -806,7 +815,7 @@ def _print_comparison(found: Result, as_json: bool) -> t.NoReturn:
         _say(f"    {_first_few(found.comparison, each, counts[each])}")
 
         if each in REPAIRED:
-            remedy = f"flask credly reconcile --repair {each} --confirm {counts[each]}"
+            remedy = f"{command} --repair {each} --confirm {counts[each]}"
 
         _say(f"    → {remedy}")
 
@@ -817,7 +826,8 @@ def _print_comparison(found: Result, as_json: bool) -> t.NoReturn:
         )
 
     if not number:
-        _say("No differences were found.")
+        where = "" if found.complete else " in what could be read"
+        _say(f"No differences were found{where}.")
 
     _say(f"Badges that agree: {counts['agreed']:,}")
     _say(f"Badges at Credly that are not this site's: {counts['not_ours']:,}")

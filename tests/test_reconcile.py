@@ -801,3 +801,22 @@ def test_in_words(trio: Trio) -> None:
     assert "flask credly reconcile --repair not_recorded --confirm 1" in said
     assert "Badges that agree: 1" in said
     assert "@example.org" not in said and "Ada" not in said
+    _, said = trio.run("--since", "2026-01-31")
+    command = "reconcile --since 2026-01-31T00:00:00+00:00 --repair not_recorded"
+    assert f"→ flask credly {command} --confirm 1" in said
+    _, repaired = trio.run(*command.split()[1:], "--confirm", "1")
+    assert repaired == "1 repaired.\n"
+
+
+def test_what_is_suggested_names_the_community(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    site = make_site(
+        make_host, credly, "north", past_completions=lambda *_: [(a_member(), AT)]
+    )
+
+    with site.host.app.app_context():
+        said = site.run("reconcile", "--tenant", "north", exit_code=1)
+
+    command = "reconcile --tenant north --repair not_recorded --confirm 1"
+    assert f"→ flask credly {command}\n" in said
