@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
+import re
 import typing as t
 import wsgiref.validate
 
@@ -315,6 +317,33 @@ class TestTheLedgersPage:
         assert answer.text.strip().startswith("<tr")
         assert "Queued" in answer.text
         assert "queued again" in answer.text
+
+    def test_what_is_retried_stays_in_its_filter(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+        first = fail_one(connected)
+        second = fail_one(connected, "43")
+        failed = f"{BADGES}?status=failed"
+
+        for row in (first, second):
+            form = re.search(
+                rf'action="([^"]*/{row.id}/retry[^"]*)"', browser.get(failed).text
+            )
+            assert form is not None
+            answer = browser.post(html.unescape(form[1]), page=failed)
+            failed = answer.location
+            assert "status=failed" in failed
+
+        page = browser.get(failed).text
+        shown = re.findall(r'<tr id="credly-badge-(\d+)"', page)
+        assert shown == [str(second.id), str(first.id)]
+        assert page.count('data-state="none"') == 2
+        assert 'data-state="failed"' not in page
+
+        # Once it is left, the filter shows what it says.
+        assert "credly-badge-" not in browser.get(f"{BADGES}?status=failed").text
+
+        for odd in ("x", "-1", "9" * 30, "999"):
+            assert browser.get(f"{BADGES}?retried={odd}").status_code == 200
 
     def test_a_row_that_is_gone(self, mapped: Mapped) -> None:
         browser, connected, _ = mapped

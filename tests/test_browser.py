@@ -45,6 +45,7 @@ from werkzeug.serving import make_server
 from werkzeug.serving import WSGIRequestHandler
 
 from flask_credly import accounts
+from flask_credly import completion_withdrawn
 from flask_credly import Course
 from flask_credly import jobs
 from flask_credly import Member
@@ -55,9 +56,11 @@ from flask_credly.ledger import actions
 from flask_credly.ledger import audit
 from flask_credly.ledger import backfills
 from flask_credly.ledger import gates
+from flask_credly.ledger import undos
 from flask_credly.models import Account
 from flask_credly.models import Issuance
 from flask_credly.models import Template
+from flask_credly.options import Options
 from flask_credly.testing import CredlySimulator
 
 if t.TYPE_CHECKING:
@@ -400,6 +403,60 @@ class Site:
         with self.context():
             backfills.start(self.host.state.engine, "default", 1)
             jobs.backfill()
+
+    def issue_to_earlier(self) -> None:
+        """Issue the badges of a backfill, and one to another member."""
+        self.complete("6")
+        self.begin_backfill()
+
+        with self.context():
+            self.host.drain()
+
+    def take_back(self) -> None:
+        """Begin to take back what a backfill has issued: with one of them it is done,
+        and another has failed.
+        """
+        selection = undos.Selection(undoes=1)
+
+        with self.context():
+            engine, session = self.host.state.engine, self.host.db.session
+            found = undos.preview(session, "default", selection)
+            session.rollback()
+            undos.start(
+                engine,
+                "default",
+                selection,
+                number=found.number,
+                reason="They were issued by mistake.",
+                tell_pending=False,
+                tell_accepted=True,
+                by="Grace Example",
+            )
+            jobs.undo()
+            self.credly.fail("revoke", times=2, status=422)
+            self.host.drain(2)
+
+    def withdraw(self, number: int = 26) -> None:
+        """Have more completions withdrawn than are usual in an hour."""
+        self.map()
+
+        with self.context():
+            (mapping,) = accounts.list_mappings(self.host.db.session, "default")
+            self.host.db.session.rollback()
+            options = Options(withdrawn="silent")
+            accounts.change_options(self.host.state, mapping.id, options)
+
+            for each in range(number):
+                self.host.complete(str(each))
+
+            self.host.drain()
+
+            for each in range(number):
+                completion_withdrawn.send(
+                    self.host.app, member_id=str(each), course_id="py-101"
+                )
+
+            self.host.drain()
 
     def fail_to_sync(self) -> None:
         self.credly.fail("templates", status=503)
@@ -1020,6 +1077,12 @@ def with_another_name(page: Page) -> None:
     expect_title(page, "Changes")
 
 
+def with_a_wrong_number(page: Page) -> None:
+    page.locator("#credly-number").fill("1")
+    page.locator(".credly-form .credly-danger").click()
+    expect(page.get_by_role("alert")).to_be_focused()
+
+
 SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
     "list": (None, LIST, None),
     "list-connected": (Site.fill, LIST, None),
@@ -1092,6 +1155,31 @@ SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
     "backfilling": (
         lambda site: (site.fill(), site.begin_backfill()),
         f"{WINDOW}/backfills/1",
+        None,
+    ),
+    "undo": (
+        lambda site: (site.fill(), site.issue_to_earlier()),
+        f"{WINDOW}/undo?status=issued",
+        with_a_wrong_number,
+    ),
+    "undo-of-earlier": (
+        lambda site: (site.fill(), site.issue_to_earlier()),
+        f"{WINDOW}/undo?batch=1",
+        None,
+    ),
+    "undoing": (
+        lambda site: (site.fill(), site.issue_to_earlier(), site.take_back()),
+        f"{WINDOW}/undo/2",
+        None,
+    ),
+    "withdrawn": (
+        lambda site: (site.connect(), site.withdraw()),
+        f"{WINDOW}/withdrawn",
+        with_a_wrong_number,
+    ),
+    "badges-withdrawn": (
+        lambda site: (site.connect(), site.withdraw()),
+        f"{WINDOW}/badges?status=failed",
         None,
     ),
     "retry": (Site.fill, f"{WINDOW}/badges/retry", None),

@@ -25,6 +25,7 @@ from .badges import address
 from .badges import BECAME
 from .badges import is_under_way
 from .badges import names_of
+from .badges import retried
 from .badges import status_of
 from .community import here
 from .guard import actor
@@ -154,7 +155,7 @@ def _show_anew(issuance_id: int) -> Response:
 def _back(issuance_id: int) -> Response:
     """Go to where the button was pressed."""
     if "listed" in request.args:
-        return go_to("credly.badges", **address())
+        return go_to("credly.badges", **address(), **retried(issuance_id))
 
     return go_to("credly.show_badge", issuance_id=issuance_id)
 

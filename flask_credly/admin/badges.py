@@ -31,6 +31,7 @@ from .guard import may_act
 from .guard import may_revoke
 from .query import number
 from .query import read_key
+from .query import read_number
 from .query import searched
 from .query import write_key
 from .reading import read
@@ -62,6 +63,9 @@ BECAME: dict[str, str] = {
 }
 
 
+_AT_MOST_RETRIED = 10
+
+
 def badges() -> ResponseReturnValue:
     """Show one page."""
     if read(accounts.get) is None:
@@ -69,6 +73,8 @@ def badges() -> ResponseReturnValue:
 
     wanted = asked_for()
     found = read(issuances.page, wanted, before=number("before"), after=number("after"))
+    found.rows.extend(_retried_among(found.rows))
+    found.rows.sort(key=lambda row: row.id, reverse=True)
     names = names_of(found.rows)
     waiting = read(withdrawals.count)
     return page(
@@ -251,6 +257,23 @@ def address() -> dict[str, str]:
     return {name: request.args[name] for name in kept if request.args.get(name)}
 
 
+def retried(*ids: int) -> dict[str, list[int]]:
+    """Keep in an address which badges were retried, and the given ones: they stay
+    in the list until it is left, whatever their state is by now.
+    """
+    earlier = [read_number(each) for each in request.args.getlist("retried")]
+    kept = {each for each in [*earlier, *ids] if each is not None}
+    return {"retried": sorted(kept)[:_AT_MOST_RETRIED]} if kept else {}
+
+
+def _retried_among(rows: cabc.Sequence[Issuance]) -> list[Issuance]:
+    """Get those that were retried and are no longer among the rows."""
+    shown = {row.id for row in rows}
+    ids = retried().get("retried", [])
+    found = [read(issuances.get, each) for each in ids if each not in shown]
+    return [row for row in found if row is not None]
+
+
 def names_of(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
     """Gather what rows are shown with."""
     state = here()
@@ -261,6 +284,7 @@ def names_of(rows: cabc.Sequence[Issuance]) -> dict[str, t.Any]:
     can_be_retried = read(issuances.can_be_retried, [row.id for row in rows])
     return {
         "address": address(),
+        "retried": retried(),
         "statuses": STATUSES,
         "became": BECAME,
         "became_of": issuances.became,
