@@ -2175,6 +2175,39 @@ def test_members_who_completed_before_get_their_badge(
     assert len(site.credly.badges) == 4
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_many_badges_are_revoked_by_the_keyboard(
+    make_site: MakeSite, open_page: OpenPage, way: str
+) -> None:
+    site = make_site(**WAYS[way])
+    site.connect()
+    site.map()
+    site.issue_to_earlier()
+    page = open_page(
+        site, f"{WINDOW}/backfills/1", java_script_enabled=way != "no-javascript"
+    )
+    tab_to(page, page.locator("#credly-undo"))
+    page.keyboard.press("Enter")
+    tab_to(page, page.get_by_label("Reason"))
+    page.keyboard.type("They were issued by mistake.")
+
+    for name in ("tell_pending", "tell_accepted"):
+        tab_to(page, page.locator(f"[name={name}]").first)
+        page.keyboard.press("Space")
+
+    tab_to(page, page.locator("#credly-number"))
+    page.keyboard.type("4")
+    page.keyboard.press("Enter")
+    expect(page.locator("#credly-progress")).to_be_visible()
+
+    with site.context():
+        jobs.undo()
+        site.host.drain()
+
+    states = [each["state"] for each in site.credly.badges]
+    assert sorted(states) == ["pending"] + ["revoked"] * 4
+
+
 @pytest.mark.parametrize("way", WITH_HTMX)
 def test_a_pause_that_begins_is_said_beside_the_progress(
     make_site: MakeSite, open_page: OpenPage, way: str
