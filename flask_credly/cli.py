@@ -15,7 +15,6 @@ import typing as t
 
 import click
 import sqlalchemy as sa
-from flask import current_app
 from flask.cli import AppGroup
 from flask.cli import ScriptInfo
 from flask.logging import default_handler
@@ -23,7 +22,10 @@ from flask.logging import has_level_handler
 
 from . import accounts
 from . import keys
+from .admin.query import MAX_ID
+from .admin.undo import LEFT_ALONE
 from .catalog import DEFAULT_TENANT
+from .catalog import Kind
 from .catalog import KINDS
 from .catalog import read_id
 from .errors import CredlyError
@@ -40,7 +42,10 @@ from .ledger import issuances
 from .ledger import overview
 from .ledger import tables
 from .ledger import turns
+from .ledger import undone
+from .ledger import undos
 from .ledger import unrecorded as counted
+from .ledger.paging import Session
 from .ledger.transaction import in_session
 from .models import Issuance
 from .state import Community
@@ -53,6 +58,8 @@ if t.TYPE_CHECKING:
     from .issuing.reconcile import Result
 
 logger = logging.getLogger("flask_credly")
+
+T = t.TypeVar("T")
 
 
 class _Group(AppGroup):
@@ -148,6 +155,14 @@ def _community(tenant: str | None) -> Community:
     return state.of(known[0])
 
 
+def _check_connected(state: Community) -> None:
+    if in_session(state.engine, accounts.get, state.tenant) is None:
+        raise click.ClickException(
+            "Credly is not connected. An admin can connect it at"
+            f" {state.page('/credly')}."
+        )
+
+
 def make_group() -> AppGroup:
     """Make the command group for one application."""
     group = _Group("credly", help="Issue Credly badges.")
@@ -158,6 +173,7 @@ def make_group() -> AppGroup:
     group.command("poll")(poll)
     group.command("retry")(retry)
     group.command("revoke")(revoke)
+    group.command("revoke-many")(revoke_many)
     group.command("reissue")(reissue)
     group.command("backfill")(backfill)
     group.command("dismiss")(dismiss)
@@ -281,12 +297,7 @@ def sync(tenant: str | None) -> None:
     """Load the active badge templates from Credly."""
     state = _community(tenant)
 
-    if in_session(state.engine, accounts.get, state.tenant) is None:
-        raise click.ClickException(
-            "Credly is not connected. An admin can connect it at"
-            f" {current_app.config.get('APPLICATION_ROOT', '/').rstrip('/')}"
-            f"{state.settings.url_prefix}/."
-        )
+    _check_connected(state)
 
     try:
         count = accounts.sync_templates(state, by=audit.COMMAND_LINE)
@@ -308,8 +319,7 @@ def poll(tenant: str | None) -> None:
 
     state = _community(tenant)
 
-    if in_session(state.engine, accounts.get, state.tenant) is None:
-        raise click.ClickException("Credly is not connected.")
+    _check_connected(state)
 
     if not poll_now(state):
         raise click.ClickException(
@@ -335,10 +345,7 @@ def retry(ids: tuple[int, ...], everything: bool, tenant: str | None) -> None:
 
     state = _community(tenant)
 
-    for each in ids:
-        if in_session(state.engine, issuances.get, state.tenant, each) is None:
-            raise click.ClickException(f"There is no badge {each}.")
-
+    _find(state, ids)
     wanted = [None] if everything else list(ids)
     by = audit.COMMAND_LINE
     tried = sum(
@@ -346,11 +353,23 @@ def retry(ids: tuple[int, ...], everything: bool, tenant: str | None) -> None:
     )
     _say(f"{tried} queued again.")
 
-    if tried and not notifier.notify(state):
+    if tried:
+        _say_if_unheard(notifier.notify(state))
+
+
+def _say_if_unheard(notified: bool) -> None:
+    if not notified:
         _say(
             "Redis cannot be reached. A worker finds the queued badges at its next"
             " sweep."
         )
+
+
+_REASON = click.option(
+    "--reason",
+    metavar="TEXT",
+    help="The reason. Credly stores it and the member may see it.",
+)
 
 
 def _told(command: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
@@ -358,11 +377,7 @@ def _told(command: t.Callable[..., t.Any]) -> t.Callable[..., t.Any]:
     for option in (
         click.option("--silent", is_flag=True, help="Do not notify the member."),
         click.option("--tell", is_flag=True, help="Have Credly notify the member."),
-        click.option(
-            "--reason",
-            metavar="TEXT",
-            help="The reason. Credly stores it and the member may see it.",
-        ),
+        _REASON,
     ):
         command = option(command)
 
@@ -382,10 +397,24 @@ def _read_reason(reason: str | None, tell: bool, silent: bool) -> str:
             "Choose --tell or --silent: whether Credly notifies the member."
         )
 
+    return _check_reason(reason)
+
+
+def _check_reason(reason: str | None) -> str:
     if problem := actions.problem_with(reason or ""):
         raise click.UsageError(_PROBLEMS[problem])
 
     return reason or ""
+
+
+def _get(
+    state: Community, question: t.Callable[[Session, str, int], T | None], number: int
+) -> T | None:
+    """Get what has a number, as typed: a database refuses one that no column holds."""
+    if abs(number) > MAX_ID:
+        return None
+
+    return in_session(state.engine, question, state.tenant, number)
 
 
 def _find(state: Community, ids: tuple[int, ...]) -> list[Issuance]:
@@ -396,7 +425,9 @@ def _find(state: Community, ids: tuple[int, ...]) -> list[Issuance]:
     rows = []
 
     for each in dict.fromkeys(ids):
-        if (row := in_session(state.engine, issuances.get, state.tenant, each)) is None:
+        row = _get(state, issuances.get, each)
+
+        if row is None:
             raise click.ClickException(f"There is no badge {each}.")
 
         rows.append(row)
@@ -405,11 +436,8 @@ def _find(state: Community, ids: tuple[int, ...]) -> list[Issuance]:
 
 
 def _end_actions(state: Community, done: int, left: list[str]) -> None:
-    if done and not notifier.notify(state):
-        _say(
-            "Redis cannot be reached. A worker finds the queued badges at its next"
-            " sweep."
-        )
+    if done:
+        _say_if_unheard(notifier.notify(state))
 
     if left:
         raise click.ClickException("\n".join(left))
@@ -512,24 +540,257 @@ def reissue(
 
 
 def _time(ctx: click.Context, param: click.Parameter, given: str) -> dt.datetime | None:
+    if not given:
+        return None
+
     try:
-        at = dt.datetime.fromisoformat(given) if given else None
-    except ValueError:
+        at = dt.datetime.fromisoformat(given)
+        at = at if at.tzinfo else at.replace(tzinfo=dt.UTC)
+        return at.astimezone(dt.UTC)
+    except (ValueError, OverflowError):
         raise click.BadParameter(
             "Use a time such as 2025-01-31 or 2025-01-31T12:00:00Z."
         ) from None
 
-    return at.replace(tzinfo=dt.UTC) if at and at.tzinfo is None else at
+
+def _two_kinds(course_id: str) -> click.UsageError:
+    return click.UsageError(
+        f"A course and a learning path share the id {course_id!r}. Add"
+        f" {' or '.join(f'--kind {each}' for each in KINDS)}."
+    )
+
+
+_KIND = click.option(
+    "--kind",
+    type=click.Choice(KINDS),
+    help="Which one, if a course and a learning path share the id.",
+)
+
+_WHOM: dict[str, tuple[bool, bool]] = {
+    "everyone": (True, True),
+    "accepted": (False, True),
+    "unaccepted": (True, False),
+    "nobody": (False, False),
+}
+"""Whether Credly notifies those who have not accepted the badge, and those who have."""
+
+
+@click.option(
+    "--batch",
+    type=int,
+    metavar="ID",
+    help="The badges of this backfill.",
+)
+@click.option(
+    "--course",
+    "course_id",
+    metavar="ID",
+    help="The badges of the course or learning path with this id.",
+)
+@_KIND
+@click.option(
+    "--since",
+    callback=_time,
+    metavar="TIME",
+    help="With --course: only badges requested since this time (UTC by default).",
+)
+@click.option(
+    "--until",
+    callback=_time,
+    metavar="TIME",
+    help="With --course: only badges requested before this time (UTC by default).",
+)
+@click.option(
+    "--confirm",
+    type=int,
+    metavar="N",
+    help="Revoke them. N is the number of badges shown without this option.",
+)
+@_REASON
+@click.option(
+    "--tell",
+    "whom",
+    type=click.Choice([*_WHOM]),
+    help="Which members Credly notifies: by whether they have accepted the badge.",
+)
+@_of_tenant
+def revoke_many(
+    batch: int | None,
+    course_id: str | None,
+    kind: Kind | None,
+    since: dt.datetime | None,
+    until: dt.datetime | None,
+    confirm: int | None,
+    reason: str | None,
+    whom: str | None,
+    tenant: str | None,
+) -> None:
+    """Revoke the badges of a backfill or a course. A worker sends the revocations.
+
+    Without --confirm, only shows how many badges there are. Queued badges are skipped
+    instead.
+    """
+    if (batch is None) == (course_id is None):
+        raise click.UsageError("Name the badges: --batch ID or --course ID.")
+
+    if batch is not None and (kind or since or until):
+        raise click.UsageError("Use --kind, --since and --until with --course only.")
+
+    if confirm is not None:
+        reason = _check_reason(reason)
+
+        if whom is None:
+            raise click.UsageError(
+                f"Say whom Credly notifies: --tell {'|'.join(_WHOM)}."
+            )
+
+    state = _community(tenant)
+    _check_connected(state)
+
+    if batch is not None:
+        selection, title = _badges_of_batch(state, batch)
+    else:
+        selection, title = _badges_of_course(
+            state, _read_id(course_id or "", "--course"), kind, since, until
+        )
+
+    found = in_session(state.engine, undos.preview, state.tenant, selection)
+    _print_preview(found, title)
+
+    if not found.number and not confirm:
+        _say("There are no badges to revoke.")
+        return
+
+    if confirm is None or whom is None:
+        _say(
+            f"To revoke these badges, add --confirm {found.number} --reason TEXT"
+            f" --tell {'|'.join(_WHOM)}. You cannot undo this."
+        )
+        return
+
+    _begin_undo(state, selection, found, title, confirm, reason or "", _WHOM[whom])
+
+
+def _badges_of_batch(state: Community, batch: int) -> tuple[undos.Selection, str]:
+    progress = _get(state, backfills.progress, batch)
+
+    if progress is None:
+        raise click.ClickException(f"There is no backfill {batch}.")
+
+    return undos.Selection(undoes=batch), progress.run.course_title
+
+
+def _badges_of_course(
+    state: Community,
+    course_id: str,
+    kind: Kind | None,
+    since: dt.datetime | None,
+    until: dt.datetime | None,
+) -> tuple[undos.Selection, str]:
+    # Its mapping may be gone, and its badges are not.
+    selections = [
+        undos.Selection(
+            wanted=issuances.Filter(kind=each, course_id=course_id),
+            since=since,
+            until=until,
+        )
+        for each in KINDS
+        if kind in (None, each)
+    ]
+    found = [
+        each
+        for each in selections
+        if in_session(state.engine, undos.preview, state.tenant, each).standing
+    ]
+
+    if not found:
+        when = " requested in this time" if since or until else ""
+        raise click.ClickException(f"There are no badges of this course{when}.")
+
+    if len(found) > 1:
+        raise _two_kinds(course_id)
+
+    key = (found[0].wanted.kind, course_id)
+    titles = in_session(state.engine, accounts.titles, state.tenant, {key})
+    return found[0], titles.get(key, course_id)
+
+
+def _print_preview(found: undos.Preview, title: str) -> None:
+    _say(f"{title}:")
+
+    for name, number in (
+        ("Queued, will be skipped", found["drop"]),
+        ("Sending, will be revoked after issuance", found["waits"]),
+        ("Not accepted, will be revoked", found["pending"]),
+        ("Accepted, will be revoked", found["accepted"]),
+        *(
+            (f"Not changed: {LEFT_ALONE[each]}", number)
+            for each, number in found.left_alone.items()
+        ),
+        ("Badges to skip or revoke", found.number),
+    ):
+        _say(f"{name:48}{number:,}")
+
+    if found.recording:
+        _say("The backfill is still running. It is stopped first.")
+
+
+def _begin_undo(
+    state: Community,
+    selection: undos.Selection,
+    found: undos.Preview,
+    title: str,
+    confirm: int,
+    reason: str,
+    tell: tuple[bool, bool],
+) -> None:
+    differs = click.ClickException(
+        f"Nothing was done: there are {found.number:,} badges to skip or revoke now,"
+        f" not {confirm:,}. Check the numbers and run the command again."
+    )
+
+    # What a backfill records until it is stopped belongs to it.
+    if confirm > found.number or (confirm < found.number and not found.recording):
+        raise differs
+
+    earlier = in_session(state.engine, undone.latest, state.tenant)
+
+    try:
+        run_id = undos.start(
+            state.engine,
+            state.tenant,
+            selection,
+            number=confirm,
+            reason=reason,
+            tell_pending=tell[0],
+            tell_accepted=tell[1],
+            title=title,
+            last_id=None if selection.undoes else found.last_id,
+            by=audit.COMMAND_LINE,
+        )
+    except undos.Miscounted:
+        raise differs from None
+
+    if run_id is None:
+        raise click.ClickException(
+            "Nothing was done: the connection or the backfill was just removed."
+        )
+
+    page = state.page(f"/credly/undo/{run_id}")
+
+    if earlier and run_id <= earlier[0].id:
+        raise click.ClickException(
+            f"Nothing was done: these badges are being revoked already. See {page}"
+        )
+
+    _say(f"A worker skips and revokes these badges. See {page}")
+    _say_if_unheard(notifier.ask_for_undo(state))
 
 
 @click.option(
     "--course", "course_id", help="Only the course or learning path with this id."
 )
-@click.option(
-    "--kind",
-    type=click.Choice(KINDS),
-    help="Which one, if a course and a learning path share the id.",
-)
+@_KIND
 @click.option(
     "--since",
     callback=_time,
@@ -560,10 +821,7 @@ def backfill(
         raise click.ClickException("There is no mapping for this course.")
 
     if course_id is not None and len(mappings) > 1:
-        raise click.UsageError(
-            f"A course and a learning path share the id {course_id!r}. Add"
-            f" {' or '.join(f'--kind {each}' for each in KINDS)}."
-        )
+        raise _two_kinds(course_id)
 
     missed = unrecorded.gather_all(state)
     runs: list[int | None] = []
@@ -602,7 +860,10 @@ def backfill(
     ]
 
     for progress in found_after:
-        _say(f"{progress.run.course_title}: {progress.to_issue:,} queued.")
+        _say(
+            f"{progress.run.course_title}: {progress.to_issue:,} queued"
+            f" (batch {progress.run.id})."
+        )
 
     if any(progress.run.state == "failed" for progress in found_after):
         raise click.ClickException(
@@ -1031,7 +1292,7 @@ def erase_member(member_id: str, tenant: str | None) -> None:
     """
     from .ledger import privacy
 
-    state, member_id = _community(tenant), _member_id(member_id)
+    state, member_id = _community(tenant), _read_id(member_id)
     by = audit.COMMAND_LINE
     erased = privacy.erase(state.engine, state.tenant, member_id, by=by)
 
@@ -1067,7 +1328,7 @@ def export_member(member_id: str, tenant: str | None) -> None:
     from .ledger import privacy
 
     state = _community(tenant)
-    found = privacy.export(state.engine, state.tenant, _member_id(member_id))
+    found = privacy.export(state.engine, state.tenant, _read_id(member_id))
 
     if found["badges"]:
         by = audit.COMMAND_LINE
@@ -1076,10 +1337,10 @@ def export_member(member_id: str, tenant: str | None) -> None:
     _say(json.dumps(found, ensure_ascii=False, indent=2))
 
 
-def _member_id(given: str) -> str:
+def _read_id(given: str, name: str = "ID") -> str:
     try:
-        id_ = read_id(given, "ID")
-        get_state().check_ids(ID=id_)
+        id_ = read_id(given, name)
+        get_state().check_ids(**{name: id_})
         return id_
     except ValueError as e:
         raise click.UsageError(str(e)) from None

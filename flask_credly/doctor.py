@@ -239,7 +239,7 @@ class Checks:
             base = f"http://{host}" if host else None
 
             with self._state.app.test_request_context(
-                self._page("/credly"), base_url=base
+                self._state.page("/credly"), base_url=base
             ):
                 try:
                     read_courses(self._state.list_courses())
@@ -275,7 +275,7 @@ class Checks:
         if (shadowed := self._shadowed()) is not None:
             path, endpoint = shadowed
             return _error(
-                f"{self._page(path)} leads to {endpoint or 'no page'} instead of"
+                f"{self._state.page(path)} leads to {endpoint or 'no page'} instead of"
                 " Flask-Credly.",
                 "Move that route, or set CREDLY_URL_PREFIX.",
             )
@@ -599,7 +599,7 @@ class Checks:
                 "The stored Client Secret cannot be decrypted with the configured"
                 " keys. Badges stay queued.",
                 f"{keys.remedy(self._config)} If the key is lost, enter the Client"
-                f" Secret again at {self._page('/credly/connection')}.",
+                f" Secret again at {self._state.page('/credly/connection')}.",
             )
 
         if self._seen.keyless_worker:
@@ -634,13 +634,13 @@ class Checks:
         if seen.connection == "none":
             return _warning(
                 "Credly is not connected.",
-                f"An admin can connect it at {self._page('/credly')}.",
+                f"An admin can connect it at {self._state.page('/credly')}.",
             )
 
         if seen.connection == "expired":
             return _error(
                 "Connection expired. Badges stay queued.",
-                f"Reconnect at {self._page('/credly/connection')}.",
+                f"Reconnect at {self._state.page('/credly/connection')}.",
             )
 
         if seen.is_copy:
@@ -652,7 +652,7 @@ class Checks:
         if seen.switched_off:
             return _warning(
                 "An admin paused issuing. Badges stay queued.",
-                f"Resume issuing at {self._page('/credly')}.",
+                f"Resume issuing at {self._state.page('/credly')}.",
             )
 
         if seen.paused_until is not None:
@@ -685,7 +685,7 @@ class Checks:
         except accounts.NotVerified as e:
             return _error(
                 f"Credly rejected the credentials. {e.detail}",
-                f"Enter them again at {self._page('/credly/connection')}.",
+                f"Enter them again at {self._state.page('/credly/connection')}.",
             )
         except SecretUnreadable:
             return _skipped("Not checked: see secret.")
@@ -720,7 +720,7 @@ class Checks:
                 "Mapped, but no longer active in Credly:"
                 f" {_list([(name, course) for name, course, _ in gone])}.",
                 "Activate them in Credly and run flask credly sync, or change the"
-                f" mappings at {self._page('/credly')}.",
+                f" mappings at {self._state.page('/credly')}.",
             )
 
         if single:
@@ -729,7 +729,7 @@ class Checks:
                 f" allow duplicates: {_list(single)}. Further badges stay queued.",
                 "Allow duplicates for the template in Credly and run flask credly sync,"
                 " or choose Renew in the options of the mapping at"
-                f" {self._page('/credly')}.",
+                f" {self._state.page('/credly')}.",
             )
 
         return self._age(row, number)
@@ -829,7 +829,7 @@ class Checks:
 
         return _warning(
             f"{self._seen.failed} failed.",
-            f"See {self._page('/credly/badges?status=failed')} for the causes."
+            f"See {self._state.page('/credly/badges?status=failed')} for the causes."
             " Then run flask credly retry --all",
         )
 
@@ -865,10 +865,6 @@ class Checks:
             "The log has the cause. Fix it, then run flask credly backfill"
             f" --since {day} to record them.{also}",
         )
-
-    def _page(self, path: str) -> str:
-        root = self._config.get("APPLICATION_ROOT", "/").rstrip("/")
-        return f"{root}{self._state.settings.url_prefix}{path}"
 
 
 _Check = tuple[str, cabc.Callable[[Checks], Finding], tuple[str, ...]]

@@ -127,6 +127,14 @@ class AppState:
                     " trailing spaces."
                 )
 
+    def page(self, path: str) -> str:
+        """Get the address of a page of ours, without the host's name.
+
+        :param path: Below ``CREDLY_URL_PREFIX``, such as ``"/credly/badges"``.
+        """
+        root: str = self.app.config.get("APPLICATION_ROOT", "/")
+        return f"{root.rstrip('/')}{self.settings.url_prefix}{path}"
+
     @property
     def session(self) -> orm.scoped_session[t.Any]:
         """The host's session."""

@@ -436,6 +436,10 @@ class TestCommands:
             "rotate-keys": ["rotate-keys"],
             "export-member": ["export-member", "42"],
             "erase-member": ["erase-member", "42"],
+            "revoke-many": [
+                *("revoke-many", "--course", "py-101", "--confirm", "2"),
+                *("--reason", "Issued by mistake.", "--tell", "nobody"),
+            ],
         }
 
         for words in done.values():
@@ -465,6 +469,7 @@ class TestCommands:
             ("command line", "rotate keys", "", "ok"),
             ("command line", "export member", "", "ok"),
             ("command line", "erase member", "", "ok"),
+            ("command line", "take back", "Python 101: 2", "ok"),
         ]
         assert set(commands) == set(done) | self.READING
 

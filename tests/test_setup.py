@@ -506,17 +506,21 @@ def test_sync_without_a_connection_says_what_to_do(host: Host) -> None:
     failed = host.app.test_cli_runner().invoke(args=["credly", "sync"])
 
     assert failed.exit_code == 1
-    assert "/integrations/" in failed.output
+    assert "connect it at /integrations/credly." in failed.output
 
 
-def test_a_retry_of_a_badge_that_is_not_there_says_so(connected: Connected) -> None:
+@every_database
+@pytest.mark.parametrize("none", ["99", "9" * 30])
+def test_a_retry_of_a_badge_that_is_not_there_says_so(
+    connected: Connected, none: str
+) -> None:
     connected.host.complete()
     runner = connected.host.app.test_cli_runner()
     number = str(connected.host.row().id)
-    failed = runner.invoke(args=["credly", "retry", number, "99"])
+    failed = runner.invoke(args=["credly", "retry", number, none])
 
     assert failed.exit_code == 1
-    assert "There is no badge 99." in failed.output
+    assert f"There is no badge {none}." in failed.output
     assert runner.invoke(args=["credly", "retry", number]).exit_code == 0
 
 

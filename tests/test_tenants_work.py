@@ -175,6 +175,7 @@ def test_each_command_names_the_community_in_each_statement(lived: Lived) -> Non
             ["reissue", str(issued), *why],
             ["revoke", str(waiting), *why],
             ["backfill"],
+            ["revoke-many", "--course", "py-101"],
             ["dismiss"],
             ["export-member", "42"],
             ["erase-member", "42"],

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import datetime as dt
 import os
+import re
 import signal
 import time
 import typing as t
@@ -773,3 +774,214 @@ def test_a_backfill_of_500_with_errors_and_a_kill_in_the_middle(
         assert sum(row.state == "revoked" for row in rows.values()) == count["revoked"]
 
     assert credly.problems == []
+
+
+class TestCommand:
+    COURSE = ("--course", "py-101")
+    WHY = ("--reason", REASON, "--tell", "accepted")
+
+    def run(self, many: Many, *words: str) -> tuple[int, str]:
+        many.host.db.session.rollback()
+        result = many.host.app.test_cli_runner().invoke(
+            args=["credly", "revoke-many", *words]
+        )
+        assert result.exception is None or isinstance(result.exception, SystemExit)
+        return result.exit_code, re.sub(" +", " ", result.output)
+
+    def runs(self, many: Many) -> list[Batch]:
+        many.host.db.session.rollback()
+        query = sa.select(Batch).where(Batch.verb == "undo")
+        return list(many.host.db.session.scalars(query))
+
+    def test_shows_what_it_would_do_and_does_nothing(self, many: Many) -> None:
+        batch = many.issue(4)
+        many.accept("1")
+        engine = many.host.state.engine
+        (row,) = (each for each in many.host.rows() if each.member_id == "2")
+        actions.revoke(engine, "default", row.id, reason=REASON, tell=True)
+        many.host.complete("new")
+
+        code, output = self.run(many, "--batch", str(batch))
+        assert (code, output.splitlines()) == (
+            0,
+            [
+                "Python 101:",
+                "Queued, will be skipped 0",
+                "Sending, will be revoked after issuance 0",
+                "Not accepted, will be revoked 2",
+                "Accepted, will be revoked 1",
+                "Not changed: Already being revoked 1",
+                "Badges to skip or revoke 3",
+                "To revoke these badges, add --confirm 3 --reason TEXT --tell"
+                " everyone|accepted|unaccepted|nobody. You cannot undo this.",
+            ],
+        )
+        code, output = self.run(many, *self.COURSE)
+        assert (code, "Queued, will be skipped 1\n" in output) == (0, True)
+        assert "--confirm 4 " in output
+        assert self.runs(many) == []
+
+    @pytest.mark.parametrize(
+        ("whom", "told"),
+        [
+            ("everyone", (True, True)),
+            ("accepted", (False, True)),
+            ("unaccepted", (True, False)),
+            ("nobody", (False, False)),
+        ],
+    )
+    def test_a_worker_does_it(
+        self, many: Many, whom: str, told: tuple[bool, bool]
+    ) -> None:
+        batch = many.issue(2)
+        many.accept("1")
+        many.host.complete("own")
+        words = ("--batch", str(batch), "--confirm", "2", "--reason", REASON)
+        code, output = self.run(many, *words, "--tell", whom)
+        (run,) = self.runs(many)
+
+        assert code == 0, output
+        assert f"See /integrations/credly/undo/{run.id}\n" in output
+        assert many.states() == {("issued", None): 2, ("none", "issue"): 1}
+        assert many.finish(run.id) == {"revoked": 2}
+        assert changes(many.credly)[:2] == [("revoked", each) for each in told]
+        assert many.states()["issued", None] == 1
+        assert "There are no badges to revoke." in self.run(many, *words[:2])[1]
+
+    def test_those_requested_between_two_times(self, many: Many) -> None:
+        many.issue(3)
+        for day, member in ((1, "0"), (2, "1"), (3, "2")):
+            at = dt.datetime(2026, 5, day, tzinfo=dt.UTC)
+            this = sa.update(Issuance).where(Issuance.member_id == member)
+            many.host.db.session.execute(this.values(recorded_at=at))
+
+        many.host.db.session.commit()
+        # In any time zone; from then on, and before then.
+        times = ("--since", "2026-05-02T02:00+02:00", "--until", "2026-05-03")
+        found = self.run(many, *self.COURSE, *times)
+        assert "--confirm 1 " in found[1]
+        code, _ = self.run(many, *self.COURSE, *times, "--confirm", "1", *self.WHY)
+        (run,) = self.runs(many)
+        assert (code, many.finish(run.id)) == (0, {"revoked": 1})
+        assert [row.state for row in many.host.rows()] == [
+            *("issued", "revoked", "issued"),
+        ]
+
+    def test_a_course_that_is_not_mapped_any_more(self, many: Many) -> None:
+        many.issue(1)
+        mapping_id = many.host.db.session.scalars(sa.select(Mapping.id)).one()
+        accounts.remove_mapping(many.host.state, mapping_id)
+        code, output = self.run(many, *self.COURSE, "--confirm", "1", *self.WHY)
+        (run,) = self.runs(many)
+        assert (code, run.course_title) == (0, "py-101"), output
+
+    def test_a_course_and_a_learning_path_of_one_id(self, many: Many) -> None:
+        many.issue(2)
+        this = sa.update(Issuance).where(Issuance.member_id == "1")
+        many.host.db.session.execute(this.values(kind="learning_path"))
+        many.host.db.session.commit()
+        code, output = self.run(many, *self.COURSE)
+        assert (code, "Add --kind course or --kind learning_path." in output) == (
+            *(2, True),
+        )
+        code, output = self.run(many, *self.COURSE, "--kind", "learning_path")
+        assert (code, "--confirm 1 " in output) == (0, True)
+
+    @pytest.mark.parametrize(
+        ("words", "code", "said"),
+        [
+            ((), 2, "--batch ID or --course ID"),
+            (("--batch", "1", "--course", "py-101"), 2, "--batch ID or --course ID"),
+            (("--batch", "1", "--since", "2026-01-01"), 2, "with --course only"),
+            (("--batch", "99"), 1, "There is no backfill 99."),
+            (("--batch", "9" * 30), 1, "There is no backfill 999"),
+            (("--batch", "-" + "9" * 30), 1, "There is no backfill -999"),
+            (("--batch", "first"), 2, "--batch"),
+            (("--course", "nowhere"), 1, "There are no badges of this course."),
+            (("--course", ""), 2, "--course"),
+            (("--course", "py-101", "--kind", "learning_path"), 1, "no badges of this"),
+            (("--course", "py-101", "--until", "2020-01-01"), 1, "in this time."),
+            (("--course", "py-101", "--since", "soon"), 2, "Use a time such as"),
+            (
+                ("--course", "py-101", "--since", "0001-01-01T00:00+14:00"),
+                *(2, "Use a time such as"),
+            ),
+            (("--course", "py-101", "--confirm", "3"), 2, "--reason TEXT"),
+            (
+                ("--course", "py-101", "--confirm", "3", "--reason", REASON),
+                *(2, "--tell everyone|accepted|unaccepted|nobody"),
+            ),
+            (("--course", "py-101", "--confirm", "all"), 2, "--confirm"),
+        ],
+    )
+    def test_what_it_has_to_be_told(
+        self, many: Many, words: tuple[str, ...], code: int, said: str
+    ) -> None:
+        many.issue(3)
+        found = self.run(many, *words)
+
+        assert (found[0], self.runs(many)) == (code, []), found[1]
+        assert said in found[1]
+        assert "Traceback" not in found[1]
+
+    @pytest.mark.parametrize("reason", ["x", " ", "x" * 501, "Ask ada@example.org"])
+    def test_a_reason_that_is_none(self, many: Many, reason: str) -> None:
+        many.issue(1)
+        words = ("--confirm", "1", "--tell", "nobody", "--reason", reason)
+        code, _ = self.run(many, *self.COURSE, *words)
+        assert (code, self.runs(many)) == (2, [])
+
+    @pytest.mark.parametrize("number", ["-1", "0", "2", "4", "9" * 30])
+    def test_another_number_than_it_showed(self, many: Many, number: str) -> None:
+        many.issue(3)
+        code, output = self.run(many, *self.COURSE, "--confirm", number, *self.WHY)
+
+        assert (code, self.runs(many)) == (1, [])
+        assert "Nothing was done: there are 3 badges" in output
+        assert many.states() == {("issued", None): 3}
+
+    def test_those_that_came_since_it_showed_the_number(self, many: Many) -> None:
+        many.issue(2)
+        _, output = self.run(many, *self.COURSE)
+        many.issue(1, first=10)
+        code, output = self.run(many, *self.COURSE, "--confirm", "2", *self.WHY)
+        assert (code, "there are 3 badges" in output) == (1, True)
+        assert self.runs(many) == []
+
+    def test_a_backfill_that_goes_on_is_stopped(self, many: Many) -> None:
+        batch = many.issue(3)
+        session = many.host.db.session
+        session.execute(sa.update(Batch).values(state="recording", due_at=DAY))
+        session.commit()
+        # It has recorded one more since the number was shown.
+        words = ("--batch", str(batch), "--confirm", "2", *self.WHY)
+        code, output = self.run(many, *words)
+        assert (code, "It is stopped first." in output) == (0, True)
+        (run,) = self.runs(many)
+        assert many.finish(run.id) == {"revoked": 3}
+
+    def test_a_second_time_while_it_is_done(self, many: Many) -> None:
+        many.issue(3)
+        words = (*self.COURSE, "--confirm", "3", *self.WHY)
+        assert self.run(many, *words)[0] == 0
+        code, output = self.run(many, *words)
+        assert (code, "are being revoked already" in output) == (1, True)
+        assert len(self.runs(many)) == 1
+
+    def test_without_a_connection(self, many: Many) -> None:
+        many.issue(1)
+        accounts.remove(many.host.state)
+        code, output = self.run(many, *self.COURSE, "--confirm", "1", *self.WHY)
+        assert (code, "Credly is not connected." in output) == (1, True)
+
+    def test_it_is_noted_in_the_activity(self, many: Many) -> None:
+        batch = many.issue(2)
+        self.run(many, "--batch", str(batch))
+        self.run(many, "--batch", str(batch), "--confirm", "2", *self.WHY)
+        entry = many.host.db.session.scalars(
+            sa.select(AuditEntry).order_by(AuditEntry.id.desc()).limit(1)
+        ).one()
+        noted = (entry.actor, entry.action, entry.target)
+        assert noted == ("command line", "take back", "Python 101: 2")
+        query = sa.select(sa.func.count()).where(AuditEntry.action == "take back")
+        assert many.host.db.session.scalar(query) == 1
