@@ -58,7 +58,14 @@ html #room#room {
   float: none !important;
   font-family: sans-serif !important;
 }
-body { min-width: 0 !important; max-width: 100vw !important; overflow-x: clip; }
+html, body {
+  min-width: 0 !important;
+  max-width: 100vw !important;
+  margin: 0 !important;
+  padding: 0 !important;
+  border: 0 !important;
+  transition: none !important;
+}
 """
 
 DARK = {
