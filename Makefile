@@ -6,7 +6,7 @@
 # make fuzz    ten thousand odd forms, addresses and answers
 # make storm   the long storm: real processes killed at random, five seeds, three databases
 # make docs    write the pages that are made from the code
-# make words   gather the texts that can be translated
+# make words   gather the texts that can be translated, and compile the translations
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist worksteal

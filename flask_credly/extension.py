@@ -13,6 +13,7 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
 from . import accounts
+from . import i18n
 from . import keys
 from .admin import make_blueprint
 from .admin.forms import FIELD_NAMES
@@ -233,6 +234,7 @@ class Credly:
         if os.environ.get("FLASK_RUN_FROM_CLI") != "true":
             keys.warn_of_derived(app.config)
 
+        i18n.init_app(app, settings.language)
         app.extensions["credly"] = state
         for_operators = state.has_tenants and state.is_operator is not None
         blueprint = make_blueprint(state.settings, for_operators=for_operators)

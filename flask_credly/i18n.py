@@ -1,27 +1,36 @@
-"""What a person reads on the pages: in English, or in the language of the request where
-the host has Flask-Babel and a catalogue of ours.
+"""What a person reads on the pages: in the language that ``CREDLY_LANGUAGE`` names, or
+that Flask-Babel finds for the request. English where there is no catalogue for it.
 """
 
 from __future__ import annotations
 
+import collections.abc as cabc
+import dataclasses
 import datetime as dt
 import functools
 import html
+import importlib
 import logging
+import pathlib
 import re
 import sys
 import typing as t
 
 from flask import current_app
+from flask import Flask
 from flask import has_request_context
 from markupsafe import Markup
 
 logger = logging.getLogger("flask_credly")
 
 DOMAIN = "credly"
-"""The catalogues are called so: translations/de/LC_MESSAGES/credly.mo."""
+"""The name of the catalogues: translations/de/LC_MESSAGES/credly.mo."""
 
-_DOMAIN = "credly_words"
+_FOLDER = pathlib.Path(__file__).parent / "translations"
+_KEY = "credly_language"
+
+# A language in place of a near one that has no catalogue.
+_NEAR = {"pt": ["pt_BR"]}
 
 
 class AtLeast(int):
@@ -66,29 +75,122 @@ def html_ngettext(one: str, many: str, number: int, /, **values: t.Any) -> Marku
 
 def format_datetime(at: dt.datetime) -> str:
     """Word a time, in UTC."""
-    if _catalogue() is None:
+    spoken = _spoken()
+
+    if spoken is None:
         return f"{at:%-d %b %Y, %H:%M} UTC"
 
-    form = "d MMM y, HH:mm 'UTC'"
-    return str(_flask_babel().format_datetime(at, form, rebase=False))
+    dates, locale = _dates(), spoken.locale
+    day = dates.format_skeleton("yMMMd", at, locale=locale)
+    time = dates.format_skeleton("Hm", at, locale=locale)
+    form = str(dates.get_datetime_format("medium", locale=locale))
+    return form.replace("'", "").format(f"{time} UTC", day)
 
 
 def format_date(day: dt.date) -> str:
     """Word a day."""
-    if _catalogue() is None:
+    spoken = _spoken()
+
+    if spoken is None:
         return f"{day:%-d %B %Y}"
 
-    return str(_flask_babel().format_date(day, "d MMMM y", rebase=False))
+    return str(_dates().format_date(day, "long", locale=spoken.locale))
 
 
 def language() -> tuple[str, str]:
     """Get the language of the texts and its direction, as HTML has them."""
-    if _catalogue() is None:
+    spoken = _spoken()
+
+    if spoken is None:
         return "en", "ltr"
 
-    locale = _flask_babel().get_locale()
+    locale = spoken.locale
     parts = (locale.language, locale.script, locale.territory)
     return "-".join(filter(None, parts)), locale.text_direction
+
+
+def languages() -> list[str]:
+    """List the languages that the package has catalogues of, and English."""
+    found = (path.parts[-3] for path in _FOLDER.glob(f"*/LC_MESSAGES/{DOMAIN}.mo"))
+    return sorted([*found, "en"])
+
+
+def init_app(app: Flask, language: str | None) -> None:
+    """Have the pages of an application in one language, or in that of the request.
+
+    :raises RuntimeError: If Babel, which writes its dates and numbers, is missing.
+    """
+    app.extensions[_KEY] = _Speech(language)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spoken:
+    """A language that there are texts in."""
+
+    locale: t.Any
+    catalogue: t.Any
+
+
+class _Speech:
+    """What one application speaks. Each has its own, as hosts have catalogues too."""
+
+    def __init__(self, fixed: str | None) -> None:
+        self._fixed: t.Any = None
+        self._is_fixed = fixed is not None
+        self._read: dict[str, _Spoken | None] = {}
+
+        if fixed not in (None, "en"):
+            # Loaded only where it is used: without languages a host needs no Babel.
+            try:
+                babel = importlib.import_module("babel")
+            except ImportError as error:
+                raise RuntimeError(
+                    "CREDLY_LANGUAGE needs Babel, which is not installed. Run"
+                    " 'pip install babel'."
+                ) from error
+
+            self._fixed = babel.Locale.parse(fixed)
+
+    def now(self) -> _Spoken | None:
+        """Get the language of this request. ``None``: English."""
+        if self._is_fixed:
+            return self._fixed and self._get(self._fixed, [])
+
+        flask_babel = _flask_babel()
+
+        # Others than Flask-Babel have taken this name too.
+        if flask_babel is None or not isinstance(
+            current_app.extensions.get("babel"), flask_babel.BabelConfiguration
+        ):
+            return None
+
+        folders = flask_babel.get_babel().translation_directories
+        return self._get(flask_babel.get_locale(), folders)
+
+    def _get(self, locale: t.Any, folders: cabc.Iterable[str]) -> _Spoken | None:
+        name = str(locale)
+
+        if name not in self._read:
+            self._read[name] = _read(locale, folders)
+
+        return self._read[name]
+
+
+def _read(locale: t.Any, folders: cabc.Iterable[str]) -> _Spoken | None:
+    """Read our catalogue of a language, and the host's over it."""
+    support = importlib.import_module("babel.support")
+    wanted = [locale, *_NEAR.get(locale.language, [])]
+    texts = support.Translations()
+
+    for folder in (str(_FOLDER), *folders):
+        found = support.Translations.load(folder, wanted, DOMAIN)
+        texts.merge(found)
+
+        # Not merged by itself.
+        if hasattr(found, "plural"):
+            texts.plural = found.plural
+
+    return _Spoken(locale, texts) if texts.files else None
 
 
 def _flask_babel() -> t.Any:
@@ -97,53 +199,46 @@ def _flask_babel() -> t.Any:
     return sys.modules.get("flask_babel")
 
 
-def _catalogue() -> t.Any:
-    """Get what there is for the language of this request. ``None``: English it is."""
+def _dates() -> t.Any:
+    return importlib.import_module("babel.dates")
+
+
+def _spoken() -> _Spoken | None:
     # Our texts are on pages only, and a host's locale selector reads the request.
     if not has_request_context():
         return None
 
-    flask_babel = _flask_babel()
-    extensions = current_app.extensions
-
-    # Others than Flask-Babel have taken this name too.
-    if flask_babel is None or not isinstance(
-        extensions.get("babel"), flask_babel.BabelConfiguration
-    ):
-        return None
-
-    # One for each app, as it remembers catalogues by their language alone.
-    if _DOMAIN not in extensions:
-        extensions[_DOMAIN] = flask_babel.Domain(domain=DOMAIN)
-
-    found = extensions[_DOMAIN].get_translations()
-    return found if found.files else None
+    speech = current_app.extensions.get(_KEY)
+    return None if speech is None else t.cast(_Speech, speech).now()
 
 
 def _find(message: str) -> str:
-    catalogue = _catalogue()
-    return message if catalogue is None else catalogue.ugettext(message)
+    spoken = _spoken()
+    return message if spoken is None else spoken.catalogue.ugettext(message)
 
 
 def _find_plural(one: str, many: str, number: int) -> tuple[str, str]:
     """Find a translation, and the English in its place."""
-    catalogue = _catalogue()
+    spoken = _spoken()
     english = one if number == 1 else many
 
-    if catalogue is None:
+    if spoken is None:
         return english, english
 
-    return catalogue.ungettext(one, many, number), english
+    return spoken.catalogue.ungettext(one, many, number), english
 
 
 def format_number(number: int) -> str:
     """Write a number as the language does."""
     more = "+" if isinstance(number, AtLeast) else ""
 
-    if _catalogue() is None:
+    spoken = _spoken()
+
+    if spoken is None:
         return f"{int(number):,}{more}"
 
-    return f"{_flask_babel().format_decimal(int(number))}{more}"
+    numbers = importlib.import_module("babel.numbers")
+    return f"{numbers.format_decimal(int(number), locale=spoken.locale)}{more}"
 
 
 @functools.lru_cache(2048)

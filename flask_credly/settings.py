@@ -13,6 +13,8 @@ import urllib.parse
 
 from flask import Flask
 
+from .i18n import languages
+
 if t.TYPE_CHECKING:
     import rq
 
@@ -52,6 +54,7 @@ class Settings:
     personal_data_days: int | None
     heal: bool
     health: bool
+    language: str | None
 
     @property
     def is_sandbox(self) -> bool | None:
@@ -89,6 +92,7 @@ class Settings:
             personal_data_days=_days(config, "CREDLY_PERSONAL_DATA_DAYS", None),
             heal=_switch(config, "CREDLY_HEAL", True),
             health=_switch(config, "CREDLY_HEALTH", False),
+            language=_language(config.get("CREDLY_LANGUAGE")),
         )
 
 
@@ -225,6 +229,20 @@ def _text(config: cabc.Mapping[str, t.Any], key: str, default: str) -> str:
         raise _wrong(key, value, "a string")
 
     return value.strip()
+
+
+def _language(value: t.Any) -> str | None:
+    if value is None:
+        return None
+
+    known = {name.lower(): name for name in languages()}
+    wanted = value.strip().replace("-", "_").lower() if isinstance(value, str) else ""
+
+    if wanted not in known:
+        names = ", ".join(known.values())
+        raise _wrong("CREDLY_LANGUAGE", value, f"one of {names}, or {_NONE}")
+
+    return known[wanted]
 
 
 def _url(config: cabc.Mapping[str, t.Any], key: str, default: str) -> str:

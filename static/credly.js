@@ -20,6 +20,8 @@
     const format = new Intl.DateTimeFormat(document.documentElement.lang || undefined, {
       dateStyle: "medium",
       timeStyle: "short",
+      // As the server writes them.
+      numberingSystem: "latn",
     });
 
     for (const time of root.querySelectorAll("[data-credly] time:not([title])")) {

@@ -97,18 +97,18 @@ def test_a_catalogue_is_made_as_written(
     file = tmp_path / path
     empty = 'msgid "Not connected"\nmsgstr ""'
     assert empty in file.read_text()
-    file.write_text(file.read_text().replace(empty, f'{empty[:-1]}Nicht verbunden"'))
+    file.write_text(file.read_text().replace(empty, f'{empty[:-1]}Niet verbonden"'))
     run_in_shell(f"pybabel compile{compile_}", tmp_path)
-    run_in_shell(start.replace("init", "update").replace(" -l de", ""), tmp_path)
+    run_in_shell(start.replace("init", "update").replace(" -l nl", ""), tmp_path)
 
     def setup(app: Flask, db: SQLAlchemy) -> None:
         app.root_path = str(tmp_path)
-        Babel(app, locale_selector=lambda: "de")
+        Babel(app, locale_selector=lambda: "nl")
 
     page = make_host(setup=setup).app.test_client().get("/integrations/")
 
-    assert "Nicht verbunden" in page.text
-    assert "Nicht verbunden" in file.read_text()
+    assert "Niet verbonden" in page.text
+    assert "Niet verbonden" in file.read_text()
 
 
 def run_in_shell(commands: str, folder: pathlib.Path) -> None:

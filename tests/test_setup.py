@@ -261,6 +261,7 @@ def test_two_apps_share_one_db_and_one_extension() -> None:
         ("CREDLY_HOST", ["", "https://admin.example.org", "<host>", "a b", 7]),
         ("CREDLY_HEALTH", [1, "true", None]),
         ("CREDLY_PLATFORM_NAME", [None, 7]),
+        ("CREDLY_LANGUAGE", ["xx", "", "Deutsch", 7, ["de"]]),
         ("CREDLY_LOG_DAYS", [0, -1, 1.5, "90", True, 40_000]),
         ("CREDLY_PERSONAL_DATA_DAYS", [0, -1, 1.5, "90", True, 40_000]),
     ],

@@ -1,4 +1,4 @@
-"""The texts in other languages: through Flask-Babel where the host has it."""
+"""The texts in other languages: the package's own, and a host's through Flask-Babel."""
 
 from __future__ import annotations
 
@@ -48,8 +48,12 @@ from flask_credly.models import Account
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
 from flask_credly.models import Template
+from tests.catalogue import catalogues
+from tests.catalogue import compile_catalogue
 from tests.catalogue import POT
+from tests.catalogue import read
 from tests.catalogue import read_sources
+from tests.catalogue import render_catalogue
 
 ROOT = pathlib.Path(__file__).parent.parent
 BADGES = f"{WINDOW}/badges"
@@ -133,13 +137,15 @@ def speaking(
 
 @pytest.fixture
 def language() -> str:
-    return "de"
+    return "lb"
 
 
 @pytest.fixture
 def host(make_host: MakeHost, tmp_path: pathlib.Path, language: str) -> Host:
-    """A host with Flask-Babel, a little German, and marks for Arabic."""
-    write_catalogue(tmp_path, "de", german)
+    """A host with Flask-Babel and two catalogues of its own: a little German, named as
+    a language that the package does not have, and marks for Arabic, which it has.
+    """
+    write_catalogue(tmp_path, "lb", german)
     write_catalogue(tmp_path, "ar", pseudo)
     return make_host(setup=speaking(language, tmp_path), past_completions=past)
 
@@ -318,7 +324,7 @@ class TestGerman:
         page = browser.get(LIST)
 
         assert "Nicht verbunden" in page.text
-        assert '<html lang="de">' in page.text
+        assert '<html lang="lb">' in page.text
 
     def test_what_has_no_translation_is_english(self, browser: Browser) -> None:
         assert "Set Up Credly" in re.sub(r"<[^>]+>", "", browser.get(LIST).text)
@@ -386,7 +392,7 @@ class TestGerman:
     def test_times(self) -> None:
         at = dt.datetime(2026, 5, 1, 9, 5, tzinfo=dt.UTC)
 
-        assert i18n.format_datetime(at) == "1 Mai 2026, 09:05 UTC"
+        assert i18n.format_datetime(at) == "1. Mee 2026 09:05 UTC"
 
     def test_a_translation_brings_no_tags_in(
         self, mapped: tuple[Browser, Connected, int]
@@ -424,12 +430,12 @@ class TestGerman:
     def test_a_region_has_the_words_of_its_language(
         self, make_host: MakeHost, tmp_path: pathlib.Path
     ) -> None:
-        write_catalogue(tmp_path, "de", german)
-        host = make_host(setup=speaking("de_AT", tmp_path))
+        write_catalogue(tmp_path, "lb", german)
+        host = make_host(setup=speaking("lb_LU", tmp_path))
         page = host.app.test_client().get(LIST)
 
         assert "Nicht verbunden" in page.text
-        assert '<html lang="de-AT">' in page.text
+        assert '<html lang="lb-LU">' in page.text
 
     def test_a_hosts_own_words_in_its_layout(
         self, make_host: MakeHost, tmp_path: pathlib.Path
@@ -437,12 +443,12 @@ class TestGerman:
         """Its layout has its own ``_``, for its own catalogue."""
         layout = """<html>{{ _("Failed") }} {% trans %}Error{% endtrans %}
         {% block content %}{% endblock %}"""
-        write_catalogue(tmp_path, "de", german)
+        write_catalogue(tmp_path, "lb", german)
         own = {"Failed": "Durchgefallen", "Error": "Irrtum"}
         (tmp_path / "own").mkdir()
         write_catalogue(
             tmp_path / "own",
-            "de",
+            "lb",
             lambda message, forms: (
                 own.get(message.id, "")
                 if isinstance(message.id, str)
@@ -459,7 +465,7 @@ class TestGerman:
             Babel(
                 app,
                 default_translation_directories=folders,
-                locale_selector=lambda: "de",
+                locale_selector=lambda: "lb",
             )
             loaders = [DictLoader({"host.html": layout}), app.jinja_env.loader]
             app.jinja_env.loader = ChoiceLoader(loaders)  # type: ignore[arg-type]
@@ -499,7 +505,7 @@ class TestOtherLanguages:
 
         assert found == ["jeden", "3 kilka", "5 wiele"]
 
-    @pytest.mark.parametrize("language", ["fr"])
+    @pytest.mark.parametrize("language", ["sv"])
     def test_without_a_catalogue_it_is_english(self, browser: Browser) -> None:
         page = browser.get(LIST)
 
@@ -512,11 +518,11 @@ class TestOtherLanguages:
         def other(message: Message, forms: int) -> tuple[str, ...] | str:
             return ("",) * forms if isinstance(message.id, tuple) else "Anders"
 
-        write_catalogue(tmp_path / "one", "de", german)
-        write_catalogue(tmp_path / "two", "de", other)
+        write_catalogue(tmp_path / "one", "lb", german)
+        write_catalogue(tmp_path / "two", "lb", other)
         hosts = [
-            make_host(setup=speaking("de", tmp_path / "one")),
-            make_host(setup=speaking("de", tmp_path / "two")),
+            make_host(setup=speaking("lb", tmp_path / "one")),
+            make_host(setup=speaking("lb", tmp_path / "two")),
             make_host(),
         ]
         pages = [host.app.test_client().get(LIST).text for host in hosts * 2]
@@ -530,8 +536,8 @@ class TestOtherLanguages:
         self, make_host: MakeHost, tmp_path: pathlib.Path
     ) -> None:
         """A selector that reads the request is not asked."""
-        write_catalogue(tmp_path, "de", german)
-        host = make_host(setup=speaking("de", tmp_path))
+        write_catalogue(tmp_path, "lb", german)
+        host = make_host(setup=speaking("lb", tmp_path))
 
         assert i18n.gettext("Failed") == "Failed"
 
@@ -543,6 +549,174 @@ class TestOtherLanguages:
 
         with host.app.test_request_context():
             assert i18n.gettext("Failed") == "Failed"
+
+
+OURS = dict(catalogues())
+
+
+@pytest.mark.parametrize("language", OURS)
+class TestOurs:
+    """The languages that come with the package."""
+
+    def test_the_catalogue_is_up_to_date(self, language: str) -> None:
+        """Otherwise: ``make words``."""
+        path = OURS[language]
+
+        assert render_catalogue(language, path) == path.read_text()
+        assert compile_catalogue(language, path) == path.with_suffix(".mo").read_bytes()
+
+    def test_every_message_is_translated(self, language: str) -> None:
+        missing = [
+            message.id
+            for message in read(language, OURS[language])
+            if message.id and not all(strings(message))
+        ]
+
+        assert missing == []
+
+    def test_nothing_is_marked_as_uncertain(self, language: str) -> None:
+        assert "fuzzy" not in OURS[language].read_text()
+
+    def test_each_form_has_the_places_of_the_english(self, language: str) -> None:
+        """A form for one number, or for none, may leave the number out."""
+        wrong = []
+
+        for message in read(language, OURS[language]):
+            ids = message.id if isinstance(message.id, tuple) else (message.id,)
+            wanted = places(ids[-1])
+            free = {"number"} if len(ids) > 1 else set()
+            wrong += [
+                (message.id, string)
+                for string in strings(message)
+                if not wanted - free <= places(string) <= wanted
+                or "%" in re.sub(r"%\(\w+\)s|%%", "", string)
+            ]
+
+        assert wrong == []
+
+    def test_what_screen_readers_say_is_marked_as_in_english(
+        self, language: str
+    ) -> None:
+        wrong = [
+            message.id
+            for message in read(language, OURS[language])
+            for string in strings(message)
+            if [string.count("[["), string.count("]]")]
+            != [strings(message, "id")[0].count(mark) for mark in ("[[", "]]")]
+        ]
+
+        assert wrong == []
+
+    def test_as_many_plural_forms_as_the_language_has(self, language: str) -> None:
+        catalog = read(language, OURS[language])
+
+        assert catalog.plural_expr == Catalog(locale=language).plural_expr
+        assert {
+            len(message.string) for message in catalog if isinstance(message.id, tuple)
+        } == {catalog.num_plurals}
+
+    def test_spaces_and_ends_are_as_in_english(self, language: str) -> None:
+        """A text stands beside others: a space at its edge is meant."""
+        wrong = [
+            message.id
+            for message in read(language, OURS[language])
+            if message.id
+            for string in strings(message)
+            if edges(string) != edges(strings(message, "id")[-1])
+        ]
+
+        assert wrong == []
+
+    def test_through_flask_babel(
+        self, make_host: MakeHost, tmp_path: pathlib.Path, language: str
+    ) -> None:
+        host = make_host(setup=speaking(language, tmp_path))
+        page = host.app.test_client().get(LIST).text
+
+        assert f'<html lang="{language.replace("_", "-")}"' in page
+        assert texts(language)["Not connected"] in page
+
+    def test_by_the_setting(self, make_host: MakeHost, language: str) -> None:
+        host = make_host(CREDLY_LANGUAGE=language)
+        page = host.app.test_client().get(LIST).text
+
+        assert f'<html lang="{language.replace("_", "-")}"' in page
+        assert texts(language)["Not connected"] in page
+
+    def test_a_hosts_own_words_win(
+        self, make_host: MakeHost, tmp_path: pathlib.Path, language: str
+    ) -> None:
+        def own(message: Message, forms: int) -> tuple[str, ...] | str:
+            if isinstance(message.id, tuple):
+                return ("",) * forms
+
+            return "As we say" if message.id == "Not connected" else ""
+
+        write_catalogue(tmp_path, language, own)
+        host = make_host(setup=speaking(language, tmp_path))
+        page = host.app.test_client().get(LIST).text
+
+        assert "As we say" in page
+        assert texts(language)["Integrations"] in page
+
+    def test_numbers_and_times_are_written(
+        self, make_host: MakeHost, language: str
+    ) -> None:
+        host = make_host(CREDLY_LANGUAGE=language)
+        at = dt.datetime(2026, 5, 31, 9, 5, tzinfo=dt.UTC)
+
+        with host.app.test_request_context():
+            said = [
+                i18n.format_datetime(at),
+                i18n.format_date(at.date()),
+                *(
+                    i18n.ngettext(TestOtherLanguages.ONE, TestOtherLanguages.MANY, each)
+                    for each in (0, 1, 2, 3, 11, 100, 1234)
+                ),
+            ]
+
+        assert "2026" in said[0] and "31" in said[0] and "UTC" in said[0]
+        assert all("%" not in each and each for each in said)
+        assert re.search(r"1\D?234", said[-1])
+
+
+def test_the_setting_wins_over_flask_babel(
+    make_host: MakeHost, tmp_path: pathlib.Path
+) -> None:
+    host = make_host(setup=speaking("de", tmp_path), CREDLY_LANGUAGE="en")
+
+    assert "Not connected" in host.app.test_client().get(LIST).text
+
+
+def test_portuguese_of_elsewhere_is_better_than_english(
+    make_host: MakeHost, tmp_path: pathlib.Path
+) -> None:
+    host = make_host(setup=speaking("pt_PT", tmp_path))
+    page = host.app.test_client().get(LIST).text
+
+    assert texts("pt_BR")["Not connected"] in page
+    assert '<html lang="pt-PT">' in page
+
+
+def strings(message: Message, of: str = "string") -> tuple[str, ...]:
+    found = getattr(message, of)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def places(text: str) -> set[str]:
+    return set(re.findall(r"%\((\w+)\)s", text))
+
+
+def edges(text: str) -> tuple[str, str]:
+    return text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]
+
+
+def texts(language: str) -> dict[str, str]:
+    return {
+        message.id: message.string
+        for message in read(language, OURS[language])
+        if isinstance(message.id, str)
+    }
 
 
 class TestEnglish:
@@ -599,6 +773,18 @@ assert not {"babel", "flask_babel", "pytz"} & set(sys.modules)
     def test_no_module_imports_it(self) -> None:
         for path in (ROOT / "flask_credly").rglob("*.py"):
             assert not re.search(r"(from|import) (flask_)?babel", path.read_text())
+
+    @pytest.mark.parametrize("language", ["de", "pt-BR"])
+    def test_a_language_by_the_setting_says_that_it_needs_babel(
+        self,
+        make_host: MakeHost,
+        monkeypatch: pytest.MonkeyPatch,
+        language: str,
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "babel", None)
+
+        with pytest.raises(RuntimeError, match="CREDLY_LANGUAGE.*pip install babel"):
+            make_host(CREDLY_LANGUAGE=language)
 
 
 SAID = ("alt", "aria-label", "data-label", "label", "placeholder", "title")
