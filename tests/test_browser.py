@@ -62,6 +62,7 @@ from flask_credly.models import Issuance
 from flask_credly.models import Template
 from flask_credly.options import Options
 from flask_credly.testing import CredlySimulator
+from tests.catalogue import catalogues
 
 if t.TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
@@ -1360,6 +1361,50 @@ def check_looks(site: Site, page: Page, screen: str, shoot: Shoot) -> None:
         found[name] = overhang(page) + (complaints(page) if name in LOOKS else [])
 
     assert {name: each for name, each in found.items() if each} == {}
+
+
+@pytest.mark.parametrize("language", [name for name, _ in catalogues()])
+def test_every_language_fits_a_narrow_page(
+    make_site: MakeSite, open_page: OpenPage, shoot: Shoot, language: str
+) -> None:
+    """The long words of one language push what another has room for off the page."""
+    site = make_site(CREDLY_LANGUAGE=language)
+    site.fill()
+    site.begin_backfill()
+    page = open_page(site, LIST)
+    found: dict[str, list[str]] = {}
+
+    for number, path in enumerate(IN_EVERY_LANGUAGE):
+        page.goto(path)
+        direction = page.evaluate("() => document.documentElement.dir || 'ltr'")
+        set_look(page, width=390, dir=direction)
+
+        if "CREDLY_TEST_SCREENSHOTS" in os.environ:
+            shoot(page, f"{language}-{number}")
+
+        found[path] = overhang(page)
+
+    assert {path: each for path, each in found.items() if each} == {}
+    assert complaints(page) == []
+
+
+IN_EVERY_LANGUAGE = (
+    LIST,
+    WINDOW,
+    f"{WINDOW}?mapping=new",
+    f"{WINDOW}/connection",
+    f"{WINDOW}/mappings/1/options",
+    f"{WINDOW}/mappings/1/test",
+    f"{WINDOW}/badges",
+    f"{WINDOW}/badges/1",
+    f"{WINDOW}/badges/1/revoke",
+    f"{WINDOW}/badges/1/correct",
+    f"{WINDOW}/badges/retry",
+    f"{WINDOW}/backfills/1",
+    f"{WINDOW}/errors",
+    f"{WINDOW}/activity",
+    f"{WINDOW}/remove",
+)
 
 
 def test_the_expiry_is_shown_while_it_is_typed(
