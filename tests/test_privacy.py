@@ -761,9 +761,9 @@ class TestPrune:
             assert [
                 (row.state, row.email, row.settled_at) for row in host.rows()
             ] == rows
-            assert re.search(r"error log deleted +2\n", said)
-            assert re.search(r"requests deleted +7\n", said)
-            assert re.search(r"names were emptied +kept\n", said)
+            assert re.search(r"Error log entries deleted +2\n", said)
+            assert re.search(r"Request records deleted +7\n", said)
+            assert re.search(r"Badges with personal data removed +kept\n", said)
 
     @every_database
     def test_names_are_emptied_where_wanted(
@@ -782,8 +782,8 @@ class TestPrune:
             # The entries name members, so that they go as well.
             assert host.log() == []
             assert len(host.attempts()) == 7
-            assert re.search(r"names were emptied +5\n", said)
-            assert re.search(r"requests deleted +kept\n", said)
+            assert re.search(r"Badges with personal data removed +5\n", said)
+            assert re.search(r"Request records deleted +kept\n", said)
 
             # One badge a member and course, all the same.
             host.complete(member=GRACE)
