@@ -582,6 +582,9 @@ class TestOurs:
         wrong = []
 
         for message in read(language, OURS[language]):
+            if not message.id:
+                continue
+
             ids = message.id if isinstance(message.id, tuple) else (message.id,)
             wanted = places(ids[-1])
             free = {"number"} if len(ids) > 1 else set()
