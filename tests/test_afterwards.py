@@ -58,6 +58,7 @@ class TestReading:
             expires_at=dt.datetime(2027, 11, 1, 5, tzinfo=dt.UTC),
             public=True,
             replaced_by=OTHER,
+            says_expiry=True,
         )
 
     @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ class TestReading:
             *("state_updated_at", "badge_url", "accept_badge_url", "expires_at"),
             *("replacement_badge_id", "badge_template"),
         )
-        assert read(shown(**dict.fromkeys(keys, value))) == Badge(ID)
+        assert read(shown(**dict.fromkeys(keys, value))) == Badge(ID, says_expiry=True)
 
     @pytest.mark.parametrize(
         "row",
@@ -210,8 +211,9 @@ class TestIssued:
         assert known(host) == ("issued", "pending", None)
         assert host.row().checked_at is not None
         assert host.row().public is False
-        # It leads to no host of Credly's.
-        assert host.row().accept_url is None
+        assert host.row().accept_url == (
+            f"https://www.credly.com/badges/{host.row().badge_id}/accept"
+        )
 
     def test_what_is_found_as_revoked_is_revoked(self, connected: Connected) -> None:
         host, credly, _ = connected

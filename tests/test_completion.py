@@ -769,7 +769,7 @@ def test_what_the_signal_does_not_take_is_left_out(
     connected.host.complete("2", score=98)
 
     assert len(connected.host.rows()) == 2
-    assert caplog.text.count("course_completed does not take app, ended, score") == 1
+    assert caplog.text.count("course_completed does not accept app, ended, score") == 1
 
 
 NAIVE = dt.datetime(2026, 3, 1, 9, 30)
@@ -787,15 +787,15 @@ PRESENT = object()
         (NOW + dt.timedelta(hours=2), PRESENT, "is in the future"),
         (dt.date.max, PRESENT, "is in the future"),
         (dt.datetime.max.replace(tzinfo=dt.UTC), PRESENT, "is in the future"),
-        (dt.datetime.min.replace(tzinfo=dt.UTC), PRESENT, "cannot be used"),
+        (dt.datetime.min.replace(tzinfo=dt.UTC), PRESENT, "is not valid"),
         (
             dt.datetime.min.replace(tzinfo=dt.timezone(dt.timedelta(hours=5))),
             PRESENT,
-            "cannot be used",
+            "is not valid",
         ),
-        ("yesterday", PRESENT, "cannot be used"),
-        (1_790_000_000, PRESENT, "cannot be used"),
-        (object(), PRESENT, "cannot be used"),
+        ("yesterday", PRESENT, "is not valid"),
+        (1_790_000_000, PRESENT, "is not valid"),
+        (object(), PRESENT, "is not valid"),
     ],
     ids=[
         "naive",

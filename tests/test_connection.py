@@ -720,7 +720,7 @@ class TestAnAnswerThatComesAfterAnotherConnection:
 
         self.change_during(monkeypatch, host, other, "templates", times)
 
-        with pytest.raises(CredlyError, match="was changed in the meantime"):
+        with pytest.raises(CredlyError, match="The connection has changed"):
             accounts.sync_templates(host.state)
 
         assert self.state(host) == self.UNTOUCHED

@@ -242,7 +242,7 @@ class TestErase:
 
             row = host.row()
             assert (row.state, row.reason) == ("cancelled", "perhaps issued")
-            assert "Credly may have done so: 1" in said
+            assert "possibly issued by Credly: 1" in said
             assert (credly.count("issue"), credly.count("look-up")) == (1, 0)
 
     @pytest.mark.parametrize("ids", [["--all"], ["1", "2", "3"]])
