@@ -280,7 +280,7 @@ def test_a17_the_log_has_three_columns_newest_first(
     header, newest, oldest = log_rows(browser)
 
     assert header == ["Timestamp", "Error", "Details"]
-    assert re.fullmatch(r"\d+ \w+ \d{4}, \d\d:\d\d UTC", newest[0])
+    assert re.fullmatch(r"\d+ \w+ \d{4}, \d\d:\d\d UTC Badge 2", newest[0])
     assert ("member-2" in newest[2], "member-1" in oldest[2]) == (True, True)
 
 
