@@ -108,6 +108,9 @@ def test_a_backfill_is_taken_back(admin: Admin) -> None:
     assert "Finished." in shown.text and 'hx-trigger="every 2s"' not in shown.text
     assert facts(shown)["Revoked"] == "4"
     assert "Earlier bulk revocations" in admin.look(f"batch={batch}").text
+    run = admin.browser.get(f"{WINDOW}/backfills/{batch}")
+    assert "Finished: 4 issued, 0 failed." in text_of(run)
+    assert "of 4 done" not in text_of(admin.browser.get(WINDOW))
 
 
 @pytest.mark.parametrize("number", ["", "3", "five", "4444444444444444444444"])

@@ -56,6 +56,7 @@ class Progress:
 
     :param to_issue: Badges that it added to the ledger, without those that were taken
         back.
+    :param issued: Among them those that were issued, whatever became of them since.
     :param failed: Among them those that could not be issued.
     """
 
@@ -476,7 +477,7 @@ def _progress(session: Session, run: Batch) -> Progress:
     return Progress(
         run=run,
         to_issue=count.total() - count["cancelled"],
-        issued=count["issued"] + count["held"],
+        issued=sum(count[each] for each in ("issued", "held", "revoked", "replaced")),
         failed=count["failed"],
     )
 
