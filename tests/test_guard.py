@@ -699,7 +699,9 @@ def test_a_hook_that_would_have_to_be_awaited_is_refused_at_the_start(
     app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
     SQLAlchemy().init_app(app)
 
-    with pytest.raises(RuntimeError, match=f"@credly.{name}.*'def', not 'async def'"):
+    with pytest.raises(
+        RuntimeError, match=f"@credly.{name}.*'def' instead of 'async def'"
+    ):
         credly.init_app(app)
 
 

@@ -315,7 +315,7 @@ def test_a_name_that_the_database_takes_for_another_is_refused(
         assert site.visitor("ACME").get("/credly").text.count("Badge of acme") == 0
         site.run("sync", "--tenant", "acme ", exit_code=2)
 
-        with pytest.raises(ValueError, match="blank"):
+        with pytest.raises(ValueError, match="end with a space"):
             site.host.credly.forget_tenant("acme ")
 
 
