@@ -699,9 +699,7 @@ def test_a_hook_that_would_have_to_be_awaited_is_refused_at_the_start(
     app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite://"
     SQLAlchemy().init_app(app)
 
-    with pytest.raises(
-        RuntimeError, match=f"@credly.{name}.*Use 'def' instead"
-    ):
+    with pytest.raises(RuntimeError, match=f"@credly.{name}.*Use 'def' instead"):
         credly.init_app(app)
 
 
