@@ -967,7 +967,7 @@ _IN_WORDS: dict[str, tuple[str, str]] = {
     "state_differs": ("State or expiry differs from Credly", ""),
     "not_at_credly": (
         "Issued, but not found at Credly",
-        'On the badge\'s page: "Issue again", if the member should have it.',
+        'On the badge\'s page: "Reissue", if the member should have it.',
     ),
     "differs": (
         "Template, address or date differs from Credly",
