@@ -533,7 +533,9 @@ class TestPauses:
             host.drain()
 
             assert [row.state for row in host.rows()] == ["failed", "issued"]
-            assert "HTTP 403. That was no answer of Credly's" in host.log()[-1][1]
+            assert (
+                "HTTP 403. The response did not come from Credly" in host.log()[-1][1]
+            )
 
     def test_an_unreachable_credly_uses_no_attempt(
         self, make_host: MakeHost, credly: CredlySimulator

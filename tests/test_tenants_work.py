@@ -312,7 +312,7 @@ def test_the_only_community_needs_no_name(
     site = make_site(make_host, credly, "acme")
 
     with site.host.app.app_context():
-        assert "active badge templates" in site.run("sync")
+        assert "Active badge templates" in site.run("sync")
         one = json.loads(site.run("status", "--json"))
         assert one["connection"] == "connected"
         every = json.loads(site.run("status", "--json", "--all"))
