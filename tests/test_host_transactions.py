@@ -1162,7 +1162,7 @@ def ending_itself(kind: type[BaseException], after: float = 0.2) -> cabc.Iterato
 
 
 def alarm(driver: str) -> float:
-    """Get after how long the host ends its work. SQLite has the INSERT do so by itself: a
+    """Get after how long the host ends its work. On SQLite the INSERT does so itself: a
     clock that was quicker would leave the next INSERT with a signal that nobody takes.
     """
     return 60 if "sqlite" in driver else 0.2
