@@ -296,7 +296,7 @@ class TestConnect:
 
         connected.credly.revoke_client()
         response = browser.post(f"{WINDOW}/test")
-        said = '<p role="alert">Unable to connect to Credly.'
+        said = '<p role="alert" data-word="Error">Unable to connect to Credly.'
         assert said in browser.get(response.location).text
 
     @pytest.mark.parametrize("button", ["test", "templates"])
@@ -629,7 +629,7 @@ class TestMappings:
         page = Browser(host.app).get(f"{WINDOW}{path}")
 
         assert page.status_code == 200
-        assert "could not be read." in text_of(page)
+        assert "The developer of this site finds the cause in the log." in text_of(page)
 
     def test_a_course_that_is_listed_twice_is_offered_once(
         self, make_host: MakeHost, credly: CredlySimulator
@@ -1344,7 +1344,7 @@ class TestGuard:
         client = make_host(is_admin=lambda: answer).app.test_client()
 
         assert client.get(WINDOW).status_code == 403
-        assert "not coroutine; nobody is let in" in caplog.text
+        assert "not coroutine. Access was denied." in caplog.text
         answer.close()
 
     def test_the_refusal_is_a_page(self, make_host: MakeHost) -> None:

@@ -480,7 +480,7 @@ class TestSelections:
     def test_never_all_there_are(self, many: Many) -> None:
         many.issue(1)
 
-        with pytest.raises(ValueError, match="Not all"):
+        with pytest.raises(ValueError, match="Set a filter"):
             many.start(Selection())
 
     def test_nothing_to_take_back(self, many: Many) -> None:

@@ -273,7 +273,7 @@ def test_what_could_not_be_recorded_is_shown_healed_and_said(
     assert school.doctor()["status"] == "ok"
     page = school.window()
     assert "could not be recorded" not in page
-    assert "3 completions that had not been recorded were added, last on " in page
+    assert "3 missing completions were recorded, the last at " in page
     assert ("worker", "heal", "Python 101") in school.done()
 
 
@@ -711,7 +711,7 @@ def test_a_course_and_a_path_with_one_id_are_told_apart(school: School) -> None:
     found = school.flask("backfill", "--course", "py-101", "--dry-run")
 
     assert found.exit_code == 2
-    assert "A course and a learning path have the id 'py-101'." in found.output
+    assert "A course and a learning path share the id 'py-101'." in found.output
     assert "--kind course or --kind learning_path" in found.output
     assert school.asked == []
 
@@ -886,7 +886,10 @@ def test_a_hook_that_fails_settles_nothing_and_takes_no_other_along(
 
         assert [row.course_id for row in host.rows()] == ["sql"]
         assert unrecorded.read(host.state).number == 1
-        assert "Missed completions of course 'py-101' could not be" in caplog.text
+        assert (
+            "The search for missing completions of course 'py-101' failed"
+            in caplog.text
+        )
 
 
 def test_a_worker_heals_by_itself(
