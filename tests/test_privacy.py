@@ -936,7 +936,7 @@ class TestPrune:
         said = run(host, "prune")
 
         assert host.rows() == []
-        assert re.search(r"removed integration deleted +1\n", said)
+        assert re.search(r"Badges of removed integrations deleted +1\n", said)
 
     def test_it_works_without_a_connection(self, host: Host) -> None:
         assert "Error log entries deleted" in run(host, "prune")
