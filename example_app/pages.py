@@ -134,12 +134,17 @@ def be(person_id: int) -> ResponseReturnValue:
     return redirect(url_for(".index"), 303)
 
 
-@pages.post("/complete/<course_id>")
-def complete_course(course_id: str) -> ResponseReturnValue:
+def member_and_course(course_id: str) -> tuple[models.Person, models.Course]:
+    """Get the member who is here, and a course of the member's community."""
     if (person := current_person()) is None or person.community is None:
         abort(403)
 
-    course = db.get_or_404(models.Course, (person.community, course_id))
+    return person, db.get_or_404(models.Course, (person.community, course_id))
+
+
+@pages.post("/complete/<course_id>")
+def complete_course(course_id: str) -> ResponseReturnValue:
+    person, course = member_and_course(course_id)
     complete(person, course)
     flash(f"{person.first_name} completed {course.title}.")
     return redirect(url_for(".index"), 303)
@@ -147,10 +152,7 @@ def complete_course(course_id: str) -> ResponseReturnValue:
 
 @pages.post("/withdraw/<course_id>")
 def withdraw_completion(course_id: str) -> ResponseReturnValue:
-    if (person := current_person()) is None or person.community is None:
-        abort(403)
-
-    course = db.get_or_404(models.Course, (person.community, course_id))
+    person, course = member_and_course(course_id)
     withdraw(person, course)
     flash(f"{person.first_name}’s completion of {course.title} was withdrawn.")
     return redirect(url_for(".index"), 303)

@@ -648,13 +648,12 @@ def revoke_many(
     _check_connected(state)
 
     if batch is not None:
-        selection, title = _badges_of_batch(state, batch)
+        selection, found, title = _badges_of_batch(state, batch)
     else:
-        selection, title = _badges_of_course(
+        selection, found, title = _badges_of_course(
             state, _read_id(course_id or "", "--course"), kind, since, until
         )
 
-    found = in_session(state.engine, undos.preview, state.tenant, selection)
     _print_preview(found, title)
 
     if not found.number and not confirm:
@@ -671,13 +670,20 @@ def revoke_many(
     _begin_undo(state, selection, found, title, confirm, reason or "", _WHOM[whom])
 
 
-def _badges_of_batch(state: Community, batch: int) -> tuple[undos.Selection, str]:
+def _preview(state: Community, selection: undos.Selection) -> undos.Preview:
+    return in_session(state.engine, undos.preview, state.tenant, selection)
+
+
+def _badges_of_batch(
+    state: Community, batch: int
+) -> tuple[undos.Selection, undos.Preview, str]:
     progress = _get(state, backfills.progress, batch)
 
     if progress is None:
         raise click.ClickException(f"There is no backfill {batch}.")
 
-    return undos.Selection(undoes=batch), progress.run.course_title
+    selection = undos.Selection(undoes=batch)
+    return selection, _preview(state, selection), progress.run.course_title
 
 
 def _badges_of_course(
@@ -686,7 +692,7 @@ def _badges_of_course(
     kind: Kind | None,
     since: dt.datetime | None,
     until: dt.datetime | None,
-) -> tuple[undos.Selection, str]:
+) -> tuple[undos.Selection, undos.Preview, str]:
     # Its mapping may be gone, and its badges are not.
     selections = [
         undos.Selection(
@@ -698,9 +704,9 @@ def _badges_of_course(
         if kind in (None, each)
     ]
     found = [
-        each
+        (each, preview)
         for each in selections
-        if in_session(state.engine, undos.preview, state.tenant, each).standing
+        if (preview := _preview(state, each)).standing
     ]
 
     if not found:
@@ -710,9 +716,10 @@ def _badges_of_course(
     if len(found) > 1:
         raise _two_kinds(course_id)
 
-    key = (found[0].wanted.kind, course_id)
+    ((selection, preview),) = found
+    key = (selection.wanted.kind, course_id)
     titles = in_session(state.engine, accounts.titles, state.tenant, {key})
-    return found[0], titles.get(key, course_id)
+    return selection, preview, titles.get(key, course_id)
 
 
 def _print_preview(found: undos.Preview, title: str) -> None:

@@ -18,6 +18,7 @@ from ..ledger import backfills
 from .community import here
 from .courses import list_courses
 from .courses import name_anew
+from .forms import NO_DATE
 from .guard import actor
 from .guard import may_act
 from .guard import may_revoke
@@ -34,7 +35,6 @@ from .window import how_far
 logger = logging.getLogger("flask_credly")
 
 GONE = gettext_noop("This run no longer exists.")
-NO_DATE = gettext_noop("Enter a date, such as 2026-03-31.")
 
 SECONDS = 5.0
 """For how long the page counts: a host may have more completions than that."""

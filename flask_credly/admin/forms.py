@@ -36,6 +36,8 @@ from ..options import TELL
 from ..secret import Secret
 from .query import read_number
 
+NO_DATE = gettext_noop("Enter a date, such as 2026-03-31.")
+
 LENGTH = 255
 
 
@@ -342,9 +344,7 @@ class CorrectForm(Form):
         try:
             day = dt.date.fromisoformat(field.data)
         except ValueError:
-            raise ValidationError(
-                gettext("Enter a date, such as 2026-03-31.")
-            ) from None
+            raise ValidationError(gettext(NO_DATE)) from None
 
         if not dt.date(1970, 1, 1) <= day <= dt.datetime.now(dt.UTC).date():
             raise ValidationError(

@@ -22,8 +22,8 @@ from ..catalog import Member
 from ..credly import Badge
 from ..credly import plain_text
 from ..credly import read_time
+from ..ledger.backfills import Mapped
 from ..ledger.comparing import IN_MOTION
-from ..ledger.comparing import Mapped
 
 Bucket = t.Literal[
     "agreed",

@@ -35,7 +35,8 @@ from ..ledger import claim
 from ..ledger import comparing
 from ..ledger import gates
 from ..ledger import polls
-from ..ledger.comparing import Mapped
+from ..ledger.backfills import Mapped
+from ..ledger.transaction import connect
 from ..secret import Secret
 from ..state import Community
 from . import announce
@@ -167,7 +168,9 @@ def compare(
     if (gate := gates.read(state.engine, state.tenant)) is None:
         raise LookupError("Credly is not connected.")
 
-    courses = comparing.mapped(state.engine, state.tenant)
+    with connect(state.engine) as connection:
+        courses = backfills.mapped(connection, state.tenant)
+
     began = polls.time_of(state.engine)
 
     with Comparison(

@@ -602,13 +602,19 @@ def are_recorded(engine: sa.Engine, tenant: str, run_ids: cabc.Collection[int]) 
 
 @dataclasses.dataclass(frozen=True)
 class Mapped:
-    """A course that is mapped."""
+    """A course that is mapped, and the badge template.
+
+    :param again: What a further completion does: see :attr:`.Options.again`.
+    """
 
     id: int
     kind: str
     course_id: str
     course_title: str
     created_at: dt.datetime | None
+    template_id: str
+    template_name: str
+    again: str
 
 
 def mapped(connection: sa.Connection, tenant: str) -> list[Mapped]:
@@ -620,11 +626,22 @@ def mapped(connection: sa.Connection, tenant: str) -> list[Mapped]:
             Mapping.course_id,
             Mapping.course_title,
             Mapping.created_at,
+            Mapping.template_id,
+            Template.name.label("template_name"),
+            Mapping.options,
         )
+        .join(Mapping.template)
         .where(Mapping.tenant == tenant)
         .order_by(Mapping.id)
     )
-    return [Mapped(**row._mapping) for row in found]
+    courses = []
+
+    for row in found:
+        values = dict(row._mapping)
+        again = Options.read(values.pop("options")).again
+        courses.append(Mapped(**values, again=again))
+
+    return courses
 
 
 @dataclasses.dataclass(frozen=True)

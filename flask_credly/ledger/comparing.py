@@ -16,7 +16,6 @@ from ..catalog import clean_email
 from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
-from ..options import Options
 from . import clock
 from . import gates
 from .conditions import is_of
@@ -42,50 +41,6 @@ LISTED_AFTER = dt.timedelta(hours=24)
 
 LATE = dt.timedelta(hours=1)
 """After which a row that is due has waited too long."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Mapped:
-    """A course that is mapped, and the badge template.
-
-    :param again: What a further completion does: see :attr:`.Options.again`.
-    """
-
-    id: int
-    kind: str
-    course_id: str
-    course_title: str
-    template_id: str
-    template_name: str
-    again: str
-
-
-def mapped(engine: sa.Engine, tenant: str) -> list[Mapped]:
-    """Get all courses that are mapped."""
-    with connect(engine) as connection:
-        found = connection.execute(
-            sa.select(
-                Mapping.id,
-                Mapping.kind,
-                Mapping.course_id,
-                Mapping.course_title,
-                Mapping.template_id,
-                Template.name.label("template_name"),
-                Mapping.options,
-            )
-            .join(Mapping.template)
-            .where(Mapping.tenant == tenant)
-            .order_by(Mapping.id)
-        ).all()
-
-    courses = []
-
-    for row in found:
-        values = dict(row._mapping)
-        again = Options.read(values.pop("options")).again
-        courses.append(Mapped(**values, again=again))
-
-    return courses
 
 
 def unique_templates(engine: sa.Engine, tenant: str) -> list[str]:
