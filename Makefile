@@ -1,12 +1,13 @@
-# make demo    start the example application
-# make test    check and test everything
-# make test-lowest  the same tests with the oldest versions that pyproject.toml allows
-# make audit   ask the package index whether a version in use is known to be unsafe
-# make bench   measure what it costs, beside peers, and write docs/benchmark.json
-# make fuzz    ten thousand odd forms, addresses and answers
-# make storm   the long storm: real processes killed at random, five seeds, three databases
-# make docs    write the pages that are made from the code
-# make words   gather the texts that can be translated, and compile the translations
+# make demo         start the example application
+# make test         check, and run the quick tests: no browser, no database server
+# make test-all     check and test everything
+# make test-lowest  all but the browser tests with the oldest versions that pyproject.toml allows
+# make audit        ask the package index whether a version in use is known to be unsafe
+# make bench        measure what it costs, beside peers, and write docs/benchmark.json
+# make fuzz         ten thousand odd forms, addresses and answers
+# make storm        the long storm: real processes killed at random, five seeds, three databases
+# make docs         write the pages that are made from the code
+# make words        gather the texts that can be translated, and compile the translations
 PYTHON ?= python3
 BIN := .venv/bin
 PYTEST_ARGS ?= -n auto --dist worksteal
@@ -15,17 +16,22 @@ LOWEST := .venv-lowest/bin
 LOWEST_ARGS ?= -n auto --dist worksteal
 AUDIT := .venv-audit/bin
 
-.PHONY: demo test test-lowest audit check bench fuzz storm docs words format clean
+QUICK := not browser and not database and not slow
+
+.PHONY: demo test test-all test-lowest audit check bench fuzz storm docs words format clean
 
 demo: .venv/ready
 	@exec $(BIN)/python -m example_app $(DEMO_ARGS)
 
 test: check
+	$(BIN)/pytest -m "$(QUICK)" $(PYTEST_ARGS)
+
+test-all: check
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 # A real browser drives the same server code once more; what it adds are scripts.
 test-lowest: .venv-lowest/ready
-	$(LOWEST)/python -m pytest --ignore tests/test_browser.py $(LOWEST_ARGS)
+	$(LOWEST)/python -m pytest -m "not browser" $(LOWEST_ARGS)
 
 audit: .venv-audit/ready
 	$(AUDIT)/pip-audit --strict --no-deps --disable-pip -r requirements-dev.txt

@@ -24,8 +24,6 @@ import responses
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from playwright.sync_api import Browser
-from playwright.sync_api import sync_playwright
 
 from example_app.redis_server import running_redis
 from flask_credly import accounts
@@ -41,6 +39,9 @@ from flask_credly.models import LogEntry
 from flask_credly.state import AppState
 from flask_credly.state import Community
 from flask_credly.testing import CredlySimulator
+
+if t.TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 COURSES = [
     Course(id="py-101", title="Python 101"),
@@ -71,6 +72,42 @@ _SERVERS = {
     ),
     "mariadb": ("CREDLY_TEST_MARIADB", "mysql+pymysql://root@127.0.0.1/test"),
 }
+
+
+# Without Playwright, everything else can be tested.
+if (
+    importlib.util.find_spec("playwright") is None
+    and "browser" not in os.environ.get("CREDLY_TEST_REQUIRE", "").split()
+):
+    collect_ignore = ["test_browser.py", "test_designs.py"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a browser or a database server. Both can be told from a test's
+    fixtures; `slow` is written where a test is slow.
+    """
+    for item in items:
+        if not isinstance(item, pytest.Function):
+            continue
+
+        if "chromium" in item.fixturenames:
+            item.add_marker("browser")
+
+        callspec = getattr(item, "callspec", None)
+
+        if callspec is not None and callspec.params.get("database") in _SERVERS:
+            item.add_marker("database")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say what was left out."""
+    if expression := config.option.markexpr:
+        terminalreporter.write_line(
+            f'Only tests that are "{expression}" were run. All: make test-all'
+        )
 
 
 def missing(what: str, reason: str) -> t.NoReturn:
@@ -145,7 +182,7 @@ def _make(kind: str) -> str:
 
 @pytest.fixture
 def server_database(
-    _databases: dict[str, str],
+    _databases: dict[str, str], request: pytest.FixtureRequest
 ) -> cabc.Iterator[cabc.Callable[[str], str]]:
     """Give the URL of an empty database on a server of a kind. Whatever a test has
     left in it is gone before the next.
@@ -153,6 +190,9 @@ def server_database(
     used: set[str] = set()
 
     def url_of(kind: str) -> str:
+        if request.node.get_closest_marker("database") is None:
+            pytest.fail("It needs the mark: pytest.mark.database", pytrace=False)
+
         used.add(kind)
 
         if kind not in _databases:
@@ -473,6 +513,8 @@ def chromium() -> str:
 @pytest.fixture(scope="session")
 def browser(chromium: str) -> cabc.Iterator[Browser]:
     """One for all of this process: Playwright starts no second."""
+    from playwright.sync_api import sync_playwright
+
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
         yield launched

@@ -989,6 +989,7 @@ def private_server() -> cabc.Iterator[PrivatePostgreSQL]:
         database.drop()
 
 
+@pytest.mark.database
 def test_the_database_stops_while_the_answer_is_saved(
     private_server: PrivatePostgreSQL,
     make_host: MakeHost,

@@ -615,7 +615,14 @@ def _give_up_waiting(odd: Odd) -> dict[str, t.Any]:
     }
 
 
-@pytest.fixture(params=HOSTS)
+@pytest.fixture(
+    params=[
+        pytest.param(
+            name, marks=[] if odd.database == "sqlite" else [pytest.mark.database]
+        )
+        for name, odd in HOSTS.items()
+    ]
+)
 def school(
     request: pytest.FixtureRequest,
     tmp_path: t.Any,
