@@ -49,6 +49,8 @@ COURSES = [
     Course(id="data", title="Data path", kind="learning_path"),
 ]
 
+pytest.register_assert_rewrite("tests.support")
+
 # A shell's background job ignores it, and with it all that the tests start and stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

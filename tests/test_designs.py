@@ -16,19 +16,20 @@ import typing as t
 import pytest
 from playwright.sync_api import Page
 from playwright.sync_api import Route
-from test_browser import HOST_LAYOUT
-from test_browser import HTMX_2
-from test_browser import HTMX_4
-from test_browser import make_site as make_site
-from test_browser import MakeSite
-from test_browser import open_page as open_page
-from test_browser import OpenPage
 from test_browser import SCREENS
-from test_browser import Shoot
-from test_browser import shoot as shoot
-from test_browser import wait_for_htmx
-from test_browser import watches as watches
-from test_browser import WINDOW
+
+from tests.support.browser import HOST_LAYOUT
+from tests.support.browser import HTMX_2
+from tests.support.browser import HTMX_4
+from tests.support.browser import make_site as make_site
+from tests.support.browser import MakeSite
+from tests.support.browser import open_page as open_page
+from tests.support.browser import OpenPage
+from tests.support.browser import Shoot
+from tests.support.browser import shoot as shoot
+from tests.support.browser import wait_for_htmx
+from tests.support.browser import watches as watches
+from tests.support.browser import WINDOW
 
 HERE = pathlib.Path(__file__).parent
 VENDOR = HERE / "vendor"

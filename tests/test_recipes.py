@@ -38,14 +38,6 @@ from flask import Flask
 from flask.testing import FlaskClient
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import orm
-from test_browser import choose
-from test_browser import click
-from test_browser import expect_said
-from test_browser import make_site as make_site
-from test_browser import MakeSite
-from test_browser import open_page as open_page
-from test_browser import OpenPage
-from test_browser import watches as watches
 
 from example_app.redis_server import free_port
 from example_app.redis_server import own_redis
@@ -63,6 +55,14 @@ from flask_credly.models import Mapping
 from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing import Organization
+from tests.support.browser import choose
+from tests.support.browser import click
+from tests.support.browser import expect_said
+from tests.support.browser import make_site as make_site
+from tests.support.browser import MakeSite
+from tests.support.browser import open_page as open_page
+from tests.support.browser import OpenPage
+from tests.support.browser import watches as watches
 
 RECIPES = pathlib.Path(__file__).parent.parent / "docs/recipes"
 
