@@ -6,7 +6,8 @@
 # make bench        measure what it costs, beside peers, and write docs/benchmark.json
 # make fuzz         ten thousand odd forms, addresses and answers
 # make storm        the long storm: real processes killed at random, five seeds, three databases
-# make docs         write the pages that are made from the code
+# make docs         build the documentation into build/docs
+# make generated    write the pages and pictures that are made from the code
 # make words        gather the texts that can be translated, and compile the translations
 PYTHON ?= python3
 BIN := .venv/bin
@@ -18,7 +19,7 @@ AUDIT := .venv-audit/bin
 
 QUICK := not browser and not database and not slow
 
-.PHONY: demo test test-all test-lowest audit check bench fuzz storm docs words format clean
+.PHONY: demo test test-all test-lowest audit check bench fuzz storm docs generated words format clean
 
 demo: .venv/ready
 	@exec $(BIN)/python -m example_app $(DEMO_ARGS)
@@ -53,6 +54,10 @@ storm: .venv/ready
 	$(BIN)/python -m tests.storm --system both --database sqlite,postgresql,mariadb --seeds 5 $(STORM_ARGS)
 
 docs: .venv/ready
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs build/docs
+	@echo "Open build/docs/index.html"
+
+generated: .venv/ready
 	$(BIN)/python -m tests.decisions > docs/decisions.md
 	CREDLY_TEST_SCREENSHOTS=docs $(BIN)/pytest -q tests/test_browser.py -k for_the_readme
 

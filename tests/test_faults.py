@@ -958,7 +958,7 @@ class TestListsThatLag:
         self, host: Host, credly: CredlySimulator, in_context: None
     ) -> None:
         """Credly allows duplicates, loses an answer and hides the badge for minutes:
-        nothing on earth tells us. The README says so.
+        nothing on earth tells us. The documentation says so.
         """
         connect(host, credly, allow_duplicate_badges=True)
         credly.look_up_lag = 10 * DUPLICATES_WAIT

@@ -1,4 +1,6 @@
-"""The README holds what it says: its code runs as written, its lists are complete."""
+"""The documentation holds what it says: its code runs as written, its lists are
+complete.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +23,31 @@ from flask.cli import AppGroup
 from flask_babel import Babel
 from flask_sqlalchemy import SQLAlchemy
 
+from flask_credly.ledger.log import ERRORS
 from flask_credly.models import Base
 
-README = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
-APP, ADAPTER, TEST = re.findall(r"```python\n(.*?)```", README, re.S)
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
+README = PAGES["README.md"]
+
+
+def code_of(page: str) -> list[str]:
+    """Get the Python of a page that is said to run."""
+    return re.findall(r"```python\n(.*?)```", PAGES[page], re.S)
+
+
+(SHORT_APP,) = code_of("README.md")
+(APP,) = code_of("docs/tutorial.md")
+(ADAPTER,) = code_of("docs/completions.md")
+TEST = code_of("docs/testing.md")[0]
 
 
 def run(code: str, **names: t.Any) -> dict[str, t.Any]:
     names["__name__"] = "readme"
-    exec(compile(code, "README.md", "exec"), names)
+    exec(compile(code, "documentation", "exec"), names)
     return names
 
 
@@ -68,6 +86,34 @@ def test_the_application_and_its_test_work_as_written(app: Flask) -> None:
         test(app)
 
 
+def test_the_short_application_works_as_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    """Without a transaction of its own: the completion is stored at once."""
+    path = f"sqlite:///{tmp_path}/school.db"
+    monkeypatch.setenv("FLASK_SECRET_KEY", "a key for tests")
+    monkeypatch.setenv("FLASK_CREDLY_REDIS_URL", DEAD_REDIS)
+    monkeypatch.setenv("FLASK_TESTING", "true")
+    monkeypatch.setenv("FLASK_WTF_CSRF_ENABLED", "false")
+    code = SHORT_APP.replace("sqlite:///school.db", path)
+    assert code != SHORT_APP
+    names = run(code)
+    app = names["app"]
+    client = app.test_client()
+
+    assert client.get("/integrations/").status_code == 403
+
+    with client.session_transaction() as session:
+        session["role"] = "admin"
+
+    monkeypatch.setattr(app, "test_client", lambda: client)
+    run(TEST)["test_a_completion_becomes_a_badge"](app)
+
+    with app.app_context():
+        names["db"].session.remove()
+        names["db"].engine.dispose()
+
+
 def test_the_adapter_works_as_written(connected: Connected) -> None:
     class User:
         id, email, first_name, last_name = 42, "ada@example.org", "Ada", "Example"
@@ -90,10 +136,11 @@ def test_the_adapter_works_as_written(connected: Connected) -> None:
 def test_a_catalogue_is_made_as_written(
     make_host: MakeHost, tmp_path: pathlib.Path
 ) -> None:
-    (commands,) = re.findall(r"```\n(pot=.*?)```", README, re.S)
+    page = PAGES["docs/configuration.md"]
+    (commands,) = re.findall(r"```\n(pot=.*?)```", page, re.S)
     start, compile_ = commands.split("pybabel compile")
     run_in_shell(start, tmp_path)
-    (path,) = re.findall(r"translate `(.+?)`", README)
+    (path,) = re.findall(r"translate `(.+?)`", page)
     file = tmp_path / path
     empty = 'msgid "Not connected"\nmsgstr ""'
     assert empty in file.read_text()
@@ -105,9 +152,9 @@ def test_a_catalogue_is_made_as_written(
         app.root_path = str(tmp_path)
         Babel(app, locale_selector=lambda: "nl")
 
-    page = make_host(setup=setup).app.test_client().get("/integrations/")
+    shown = make_host(setup=setup).app.test_client().get("/integrations/")
 
-    assert "Niet verbonden" in page.text
+    assert "Niet verbonden" in shown.text
     assert "Niet verbonden" in file.read_text()
 
 
@@ -124,27 +171,87 @@ def run_in_shell(commands: str, folder: pathlib.Path) -> None:
 
 
 def test_every_setting_is_named() -> None:
-    source = pathlib.Path(__file__).parent.parent / "flask_credly/settings.py"
+    source = ROOT / "flask_credly/settings.py"
     settings = set(re.findall(r'"(CREDLY_[A-Z_]+)"', source.read_text()))
+    rows = re.findall(r"^\| (`CREDLY_.+?) \|", PAGES["docs/configuration.md"], re.M)
 
-    assert settings == set(re.findall(r"CREDLY_[A-Z_]+", README))
+    assert settings == {name for row in rows for name in re.findall("[A-Z_]+", row)}
 
 
 def test_every_table_is_named() -> None:
-    assert set(re.findall(r"`(credly_[a-z_]+)`", README)) == set(Base.metadata.tables)
+    named = set(re.findall(r"`(credly_[a-z_]+)`", PAGES["docs/security.md"]))
+
+    assert named == set(Base.metadata.tables)
 
 
 def test_every_command_is_named(host: Host) -> None:
     group = t.cast(AppGroup, host.app.cli.commands["credly"])
+    rows = re.findall(r"^\| `flask credly ([\w-]+)", PAGES["docs/commands.md"], re.M)
 
-    assert set(group.commands) == set(re.findall(r"`flask credly ([\w-]+)", README))
+    assert sorted(group.commands) == sorted(rows)
+
+
+def test_every_command_that_a_page_names_exists(host: Host) -> None:
+    group = t.cast(AppGroup, host.app.cli.commands["credly"])
+
+    for name, text in PAGES.items():
+        named = set(re.findall(r"flask credly ([a-z][a-z-]+)", text))
+        assert named <= set(group.commands), name
 
 
 def test_every_hook_is_named() -> None:
-    source = pathlib.Path(__file__).parent.parent / "flask_credly/extension.py"
+    source = ROOT / "flask_credly/extension.py"
     hooks = re.findall(r"def (\w+)\(self, hook: HookT\)", source.read_text())
+    rows = re.findall(r"^\| `@credly\.(\w+)`", PAGES["docs/completions.md"], re.M)
 
-    assert set(re.findall(r"`@credly\.(\w+)`", README)) == set(hooks)
+    assert sorted(rows) == sorted(hooks)
+
+
+def test_every_check_and_error_is_explained() -> None:
+    page = PAGES["docs/troubleshooting.md"]
+    checks, log = re.findall(r"^## (?:Checks|In the).*?(?=^## )", page, re.S | re.M)
+
+    source = (ROOT / "flask_credly/doctor.py").read_text()
+    names = re.findall(r'^    \("(\w+)", Checks\.', source, re.M)
+
+    assert re.findall(r"^### (.+)", checks, re.M) == names
+    assert sorted(re.findall(r"^### (.+)", log, re.M)) == sorted(ERRORS)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 120
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    listed = set()
+
+    for name in ("docs/index.md", "docs/recipes/index.md"):
+        folder = (ROOT / name).parent
+        for block in re.findall(r"```{toctree}\n(.*?)```", PAGES[name], re.S):
+            for line in block.splitlines():
+                if line and not line.startswith(":"):
+                    listed.add(str((folder / f"{line}.md").relative_to(ROOT)))
+
+    assert listed == set(PAGES) - {"README.md", "docs/index.md"}
+
+
+def test_every_link_leads_somewhere() -> None:
+    for name, text in PAGES.items():
+        folder = (ROOT / name).parent
+        for target, anchor in re.findall(r"\]\(([^)#\s:]*)(#[^)]*)?\)", text):
+            path = (folder / target).resolve() if target else ROOT / name
+            assert path.exists(), f"{name}: {target}"
+            if anchor:
+                assert anchor[1:] in anchors(path.read_text()), f"{name}: {anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """Name the headings of a page as links do."""
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in headings
+    }
 
 
 @pytest.mark.parametrize(("name", "number"), [("faults", 40), ("threats", 25)])
@@ -179,7 +286,7 @@ def test_every_requirement_of_asvs_has_a_test_or_a_reason() -> None:
 
 
 def document(name: str) -> str:
-    return (pathlib.Path(__file__).parent.parent / f"docs/{name}.md").read_text()
+    return PAGES[f"docs/{name}.md"]
 
 
 def unknown_tests(page: str) -> list[str]:
