@@ -22,10 +22,12 @@ myst_heading_anchors = 4
 suppress_warnings = ["misc.highlighting_failure"]
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
-autodoc_typehints_description_target = "documented_params"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 
 html_theme = "furo"
 html_title = f"Flask-Credly {release}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]

@@ -1,4 +1,4 @@
-"""Writes the decision table as a page: ``make docs``."""
+"""Writes the decision table as a page: ``make generated``."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ COLUMNS = (
 HEAD = """\
 # What each answer of Credly means
 
-Made from `flask_credly/ledger/decide.py` by `make docs`. A badge's way is: look up, if
-it may have been issued already; issue, if it was not. Each row says what an answer
+Made from `flask_credly/ledger/decide.py` by `make generated`. A badge that may have been
+issued already is looked up first; otherwise it is requested. Each row says what an answer
 means for the badge, and for everything else.
 
 To revoke and to replace begin with reading the badge. The row stays what it was where
@@ -63,7 +63,7 @@ CASE_COLUMNS = (
 )
 CASES_HEAD = """\
 
-# Whose badge is it?
+## Whose badge is it?
 
 Made from `flask_credly/issuing/whose.py`. Credly lists badges of the template that is
 asked for; the first line that fits says whose each one is. Addresses are compared

@@ -186,7 +186,7 @@ class TestRotating:
 def test_keys_are_rotated_while_old_and_new_processes_run(
     make_host: MakeHost, credly: CredlySimulator
 ) -> None:
-    """The documentation's order, with a process of the step before beside each new one."""
+    """The documented order, with a process of the step before beside each new one."""
     old, beside = (make_host(CREDLY_ENCRYPTION_KEYS=[OLD]) for _ in range(2))
     numbers = itertools.count()
 
