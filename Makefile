@@ -2,6 +2,7 @@
 # make test         check, and run the quick tests: no browser, no database server
 # make test-all     check and test everything
 # make test-lowest  all but the browser tests with the oldest versions that pyproject.toml allows
+# make release      build and check what is released, with its bill of materials, in dist
 # make audit        ask the package index whether a version in use is known to be unsafe
 # make bench        measure what it costs, beside peers, and write docs/benchmark.json
 # make fuzz         ten thousand odd forms, addresses and answers
@@ -16,10 +17,14 @@ PYTEST_ARGS ?= -n auto --dist worksteal
 LOWEST := .venv-lowest/bin
 LOWEST_ARGS ?= -n auto --dist worksteal
 AUDIT := .venv-audit/bin
+RELEASE := .venv-release/bin
+
+# What hosts may import. The rest may change in any version.
+PUBLIC := ^flask_credly\.(signals|catalog\.[A-Z]|extension\.Credly|errors|jobs\.drain|testing\.(simulator|organization))
 
 QUICK := not browser and not database and not slow
 
-.PHONY: demo test test-all test-lowest audit check bench fuzz storm docs generated words format clean
+.PHONY: demo test test-all test-lowest audit release check bench fuzz storm docs generated words format clean
 
 demo: .venv/ready
 	@exec $(BIN)/python -m example_app $(DEMO_ARGS)
@@ -36,6 +41,19 @@ test-lowest: .venv-lowest/ready
 
 audit: .venv-audit/ready
 	$(AUDIT)/pip-audit --strict --no-deps --disable-pip -r requirements-dev.txt
+
+# The same commit gives the same files, byte for byte.
+release: .venv-release/ready
+	rm -rf dist
+	SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) $(RELEASE)/python -m build --no-isolation --outdir dist
+	$(RELEASE)/twine check --strict dist/*
+	$(PYTHON) -m venv --clear --without-pip build/released
+	$(RELEASE)/python -m pip --python build/released/bin/python install --quiet --disable-pip-version-check dist/*.whl
+	$(RELEASE)/cyclonedx-py environment --output-reproducible --output-file dist/sbom.json build/released/bin/python
+	cd build/released && PATH="$$PWD/bin:$$PATH" ../../$(RELEASE)/basedpyright --verifytypes flask_credly --ignoreexternal > ../types.txt || true
+	grep -q 'exported by "flask_credly": [1-9]' build/types.txt
+	! grep -E '$(PUBLIC)' build/types.txt
+	cd dist && sha256sum *
 
 check: .venv/ready
 	$(BIN)/ruff check .
@@ -69,7 +87,7 @@ format: .venv/ready
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-lowest .venv-audit build dist
+	rm -rf .venv .venv-lowest .venv-audit .venv-release build dist
 
 .venv/ready: pyproject.toml requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -94,4 +112,9 @@ clean:
 .venv-audit/ready: Makefile
 	$(PYTHON) -m venv .venv-audit
 	$(AUDIT)/python -m pip install --quiet --disable-pip-version-check pip-audit==2.10.1
+	@touch $@
+
+.venv-release/ready: Makefile
+	$(PYTHON) -m venv .venv-release
+	$(RELEASE)/python -m pip install --quiet --disable-pip-version-check build==1.6.1 twine==7.0.0 cyclonedx-bom==7.5.0 basedpyright==1.40.2 hatchling==1.33.0
 	@touch $@

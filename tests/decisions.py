@@ -22,9 +22,9 @@ COLUMNS = (
 HEAD = """\
 # What each answer of Credly means
 
-Made from `flask_credly/ledger/decide.py` by `make generated`. A badge that may have been
-issued already is looked up first; otherwise it is requested. Each row says what an answer
-means for the badge, and for everything else.
+Made from `flask_credly/ledger/decide.py` by `make generated`. A badge that may have
+been issued already is looked up first; otherwise it is requested. Each row says what an
+answer means for the badge, and for everything else.
 
 To revoke and to replace begin with reading the badge. The row stays what it was where
 that fails: a badge that could not be revoked is still issued.

@@ -47,8 +47,8 @@ class Service:
     """What the organizations of one simulator share."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()
-        self.offset = 0.0
+        self.lock: threading.RLock = threading.RLock()
+        self.offset: float = 0.0
         self.organizations: list[Organization] = []
         self.users: dict[str, str] = {}
 
@@ -108,7 +108,9 @@ class Organization(Manners):
         self._client_exists = True
         of_all = others[0].record if others else None
         self.record: Record = Record(service.is_secret, of_all)
-        self.book = Book(service.clock, service.users, self.record.add_problem, self)
+        self.book: Book = Book(
+            service.clock, service.users, self.record.add_problem, self
+        )
         others.append(self)
 
     def row(self) -> Row:

@@ -54,7 +54,7 @@ class Refusal(Exception):
         self.message = message
         self.errors = errors
         self.metadata = metadata
-        self.headers = dict(headers or {})
+        self.headers: dict[str, str] = dict(headers or {})
         self.body = body
 
     def envelope(self, shape: str) -> Row:
