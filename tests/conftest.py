@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import datetime as dt
+import functools
 import importlib.util
 import os
+import pathlib
 import shutil
 import signal
+import sqlite3
 import time
 import typing as t
 import uuid
@@ -24,6 +27,7 @@ import responses
 import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
+from werkzeug.routing import Rule
 
 from example_app.redis_server import running_redis
 from flask_credly import accounts
@@ -34,6 +38,7 @@ from flask_credly import jobs
 from flask_credly import Member
 from flask_credly.catalog import DEFAULT_TENANT
 from flask_credly.models import Attempt
+from flask_credly.models import copy_tables
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
 from flask_credly.state import AppState
@@ -330,6 +335,49 @@ def a_member(member_id: str = "42") -> Member:
 MakeHost = cabc.Callable[..., Host]
 
 
+@sa.event.listens_for(sa.Engine, "connect")
+def _trust_the_disk(raw: t.Any, _: object) -> None:
+    """Have SQLite not wait for the disk: no test cuts the power of this machine."""
+    if isinstance(raw, sqlite3.Connection) and not raw.in_transaction:
+        raw.execute("PRAGMA synchronous = OFF").close()
+
+
+# Each test makes an application of its own. What is the same in all is made once.
+_OUR_TABLES = sa.MetaData()
+copy_tables(_OUR_TABLES)
+
+
+@functools.cache
+def _build_function(
+    rule: str, parts: tuple[tuple[bool, str], ...], unknown: bool
+) -> t.Any:
+    made = Rule(rule)
+    made._trace = [*parts]
+    return _BUILD_FUNCTION(made, unknown)
+
+
+def _share_build_function(rule: Rule, append_unknown: bool = True) -> t.Any:
+    """Compile the function that builds a route's address, once for all maps."""
+    if rule.defaults:
+        return _BUILD_FUNCTION(rule, append_unknown)
+
+    return _build_function(rule.rule, tuple(rule._trace), append_unknown)
+
+
+_BUILD_FUNCTION = Rule._compile_builder
+Rule._compile_builder = _share_build_function  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session")
+def _with_tables(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A database of SQLite's with our tables, to copy."""
+    path = tmp_path_factory.mktemp("tables") / "host.db"
+    engine = sa.create_engine(f"sqlite:///{path}")
+    _OUR_TABLES.create_all(engine)
+    engine.dispose()
+    return path
+
+
 @pytest.fixture(scope="session")
 def bytecode(tmp_path_factory: pytest.TempPathFactory) -> jinja2.BytecodeCache:
     """Templates that are compiled once, and not by each host."""
@@ -337,7 +385,12 @@ def bytecode(tmp_path_factory: pytest.TempPathFactory) -> jinja2.BytecodeCache:
 
 
 @pytest.fixture
-def make_host(database: str, bytecode: jinja2.BytecodeCache) -> cabc.Iterator[MakeHost]:
+def make_host(
+    database: str,
+    bytecode: jinja2.BytecodeCache,
+    _with_tables: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> cabc.Iterator[MakeHost]:
     """Make host applications; their engines go at the end."""
     hosts: list[Host] = []
 
@@ -369,7 +422,17 @@ def make_host(database: str, bytecode: jinja2.BytecodeCache) -> cabc.Iterator[Ma
                 **config,
             }
         )
-        db = db or SQLAlchemy()
+        path = tmp_path / "host.db"
+
+        if db is None and not path.exists():
+            uri = app.config["SQLALCHEMY_DATABASE_URI"]
+
+            if uri == f"sqlite:///{path}" and "SQLALCHEMY_BINDS" not in config:
+                shutil.copyfile(_with_tables, path)
+
+        if db is None:
+            db = SQLAlchemy(metadata=_OUR_TABLES if setup is None else None)
+
         credly = Credly()
         credly.courses(courses)
         credly.is_admin(is_admin)
