@@ -183,6 +183,9 @@ def _make(kind: str) -> str:
     except sa.exc.OperationalError as e:
         missing(kind, f"not reached ({e.orig.__class__.__name__})")
 
+    if kind == "postgresql":
+        _run(_server(kind), f"ALTER DATABASE {name} SET synchronous_commit = off")
+
     url = sa.make_url(_server(kind)).set(database=name)
     return url.render_as_string(hide_password=False)
 

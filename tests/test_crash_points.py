@@ -42,6 +42,8 @@ from flask_credly.ledger import settle
 from flask_credly.models import Account
 from flask_credly.testing import CredlySimulator
 
+pytestmark = pytest.mark.slow
+
 DIED = 137
 
 # Where the process dies: what is replaced, and whether the true one is called first.

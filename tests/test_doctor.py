@@ -1018,6 +1018,7 @@ class Evil:
 
 
 class TestWorkersOfTwoApplications:
+    @pytest.mark.slow
     def test_a_worker_says_whose_badges_it_issues(self, farm: Farm) -> None:
         process = farm.start(*WORKER)
         queue = notifier.web_queue(farm.host.state)

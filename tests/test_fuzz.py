@@ -52,6 +52,8 @@ from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("CREDLY_TEST_EXAMPLES", "15"))
 
 UUID = "[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"

@@ -34,6 +34,8 @@ from flask_credly.ledger import settle
 from flask_credly.models import Issuance
 from flask_credly.testing.rules import Refusal
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("CREDLY_TEST_EXAMPLES", "12"))
 
 POINTS: tuple[tuple[object, str, bool], ...] = (

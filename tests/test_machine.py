@@ -40,6 +40,8 @@ from flask_credly.models import Batch
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing import serving
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = int(os.environ.get("CREDLY_TEST_EXAMPLES", "25"))
 STEPS = 30
 KEYS = [char * 43 + "=" for char in "AEIMQU"]

@@ -604,6 +604,7 @@ badge_issued.connect(lambda app, **given: plain.inc(), weak=False)
 """
 
 
+@pytest.mark.slow
 def test_a_worker_counts_for_prometheus_as_written(
     port: int, farm: Farm, tmp_path: pathlib.Path
 ) -> None:
@@ -643,6 +644,7 @@ def test_status_has_what_is_documented(host: Host) -> None:
     assert list(json.loads(found.output)) == list(table("Is it healthy?"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("language", ["sh", "bash"], ids=["one", "several"])
 def test_the_probe_finds_what_is_documented(
     farm: Farm, tmp_path: pathlib.Path, language: str

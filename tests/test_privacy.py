@@ -562,6 +562,7 @@ def test_a_badge_that_was_held_keeps_no_words_that_name_the_member(
     assert host.row().error == whose.NOT_LISTED
 
 
+@pytest.mark.slow
 def test_redis_holds_nothing_of_the_member(farm: Farm) -> None:
     farm.host.complete(member=ADA)
     farm.run(*WORKER, "--burst")
@@ -904,6 +905,7 @@ class TestPrune:
 
             assert host.row().email == ADA.email
 
+    @pytest.mark.slow
     def test_a_worker_does_it_once_a_day(self, farm: Farm) -> None:
         session = farm.host.db.session
         session.add(

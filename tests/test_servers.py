@@ -36,6 +36,8 @@ from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from flask_credly import Course, course_completed, Credly, Member
 
+pytestmark = pytest.mark.slow
+
 db = SQLAlchemy()
 done = sa.Table("done", db.metadata, sa.Column("name", sa.String(50)))
 credly = Credly()

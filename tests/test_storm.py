@@ -30,6 +30,7 @@ from tests.storm.run import run
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("database", "duplicates", "tenants"),
     [

@@ -32,6 +32,8 @@ from flask_credly.options import Options
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing.manners import Manners
 
+pytestmark = pytest.mark.slow
+
 DAY = dt.timedelta(days=1)
 START = dt.datetime(2024, 1, 31, 12, tzinfo=dt.UTC)
 

@@ -1613,6 +1613,7 @@ class Evil:
         return (pathlib.Path.touch, (self.marker,))
 
 
+@pytest.mark.slow
 def test_a_forged_job_that_runs_when_it_is_read_is_refused(
     farm: Farm, tmp_path: pathlib.Path
 ) -> None:

@@ -398,6 +398,7 @@ def give_url(farm: Farm, url: str) -> None:
     farm.environment = {**farm.environment, "HOST_CONFIG": json.dumps(config)}
 
 
+@pytest.mark.slow
 def test_a_worker_says_once_what_is_in_the_way_and_goes_on_after_it(
     own: tuple[Farm, Server],
 ) -> None:
@@ -432,6 +433,7 @@ def test_a_worker_says_once_what_is_in_the_way_and_goes_on_after_it(
         assert worker.wait(timeout=30) == 0
 
 
+@pytest.mark.slow
 def test_an_idle_worker_waits_longer_than_a_short_time_out(
     own: tuple[Farm, Server],
 ) -> None:
@@ -459,6 +461,7 @@ def test_an_idle_worker_waits_longer_than_a_short_time_out(
         assert worker.wait(timeout=30) == 0
 
 
+@pytest.mark.slow
 def test_a_redis_that_comes_and_goes_is_said_once(own: tuple[Farm, Server]) -> None:
     """A trouble that the look before the next try does not find."""
     farm, server = own
@@ -487,6 +490,7 @@ def test_a_redis_that_comes_and_goes_is_said_once(own: tuple[Farm, Server]) -> N
         assert worker.wait(timeout=30) == 0
 
 
+@pytest.mark.slow
 def test_the_user_of_the_documentation_may_do_what_is_needed(
     own: tuple[Farm, Server],
 ) -> None:

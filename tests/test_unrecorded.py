@@ -555,6 +555,7 @@ def test_a_host_with_one_connection_for_all_threads_keeps_its_transaction(
         assert unrecorded.read(host.state).number == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_at_once_has_counted(farm: Farm) -> None:
     with farm.host.state.engine.begin() as connected:
         connected.execute(sa.text(AWAY.format("credly_issuance")))
@@ -976,6 +977,7 @@ def past_completions(course, since):
 """
 
 
+@pytest.mark.slow
 def test_one_worker_issues_while_a_host_is_slow(farm: Farm) -> None:
     path = farm.folder / "host_app.py"
     path.write_text(

@@ -246,6 +246,7 @@ def test_a_worker_issues_what_was_completed(farm: Farm) -> None:
     assert farm.run(*WORKER, "--burst") == ""
 
 
+@pytest.mark.slow
 def test_a_job_has_nothing_to_load(farm: Farm) -> None:
     farm.host.complete()
     farm.run(*WORKER, "--burst")
@@ -288,6 +289,7 @@ def test_the_bell_is_rung_after_the_hosts_commit(farm: Farm) -> None:
     assert queue.count == 1
 
 
+@pytest.mark.slow
 def test_a_process_that_ends_at_once_rings_all_the_same(farm: Farm) -> None:
     """A command of the host's, which has not even loaded RQ by then."""
     farm.redis.flushdb()
@@ -322,6 +324,7 @@ os._exit(ringer.is_alive())
 """
 
 
+@pytest.mark.slow
 def test_a_process_rings_that_was_forked_after_a_completion(farm: Farm) -> None:
     """As a server does that loads the application before it forks, or a view that
     starts a process: while a thread loads RQ, or talks to Redis.
@@ -332,6 +335,7 @@ def test_a_process_rings_that_was_forked_after_a_completion(farm: Farm) -> None:
         assert farm.run("forking") == ""
 
 
+@pytest.mark.slow
 def test_a_redis_that_comes_back_empty_knows_its_workers_again(farm: Farm) -> None:
     queue = notifier.web_queue(farm.host.state)
     signed = [workers.signature(farm.host.state.engine)]
@@ -343,6 +347,7 @@ def test_a_redis_that_comes_back_empty_knows_its_workers_again(farm: Farm) -> No
     assert len(rq.Worker.all(queue=queue)) == 1
 
 
+@pytest.mark.slow
 def test_a_worker_with_another_key_leaves_the_badges_to_the_others(farm: Farm) -> None:
     right = farm.environment
     config = json.loads(right["HOST_CONFIG"])
@@ -368,6 +373,7 @@ def test_a_worker_with_another_key_leaves_the_badges_to_the_others(farm: Farm) -
     assert details.startswith("A worker cannot decrypt the stored Client Secret")
 
 
+@pytest.mark.slow
 def test_a_running_worker_retries_in_time(farm: Farm) -> None:
     farm.start(*WORKER)
     farm.credly.fail("issue", status=500)
@@ -377,6 +383,7 @@ def test_a_running_worker_retries_in_time(farm: Farm) -> None:
     assert farm.credly.count("issue") == 2
 
 
+@pytest.mark.slow
 def test_a_flushed_redis_loses_nothing(farm: Farm) -> None:
     for number in range(5):
         farm.host.complete(str(number))
@@ -387,6 +394,7 @@ def test_a_flushed_redis_loses_nothing(farm: Farm) -> None:
     assert len(farm.credly.badges) == 5
 
 
+@pytest.mark.slow
 def test_a_row_that_nobody_rang_for_is_swept(farm: Farm) -> None:
     farm.start(*WORKER)
     until = time.monotonic() + 30
@@ -430,6 +438,7 @@ def kill_family(pid: int) -> None:
         os.kill(each, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_orphan_horse_fenced(farm: Farm) -> None:
     """A worker dies and its horse lives on: what it does after its lease has ended
     changes nothing.
@@ -454,6 +463,7 @@ def test_orphan_horse_fenced(farm: Farm) -> None:
     assert [each.answer for each in farm.host.attempts()] == ["died"]
 
 
+@pytest.mark.slow
 def test_a_worker_says_that_it_has_started(farm: Farm) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", *WORKER],
@@ -519,6 +529,7 @@ def test_missing_tables_are_said_once_until_they_are_there(
         assert said() == ["tables_missing"] * 2
 
 
+@pytest.mark.slow
 def test_a_worker_told_to_stop_while_it_sweeps_stops(farm: Farm) -> None:
     with farm.host.state.engine.connect() as other:
         other.execute(sa.text("SELECT 1"))
@@ -535,6 +546,7 @@ def test_a_worker_told_to_stop_while_it_sweeps_stops(farm: Farm) -> None:
         worker.wait(timeout=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_a_worker_told_to_stop_while_the_database_hangs_stops(farm: Farm) -> None:
     with farm.host.state.engine.begin() as other:
@@ -566,6 +578,7 @@ def waits_for_a_lock(connected: sa.Connection) -> bool:
     return bool(connected.scalar(sa.text(query)))
 
 
+@pytest.mark.slow
 def test_a_worker_outlives_its_redis(
     make_host: MakeHost, tmp_path: pathlib.Path
 ) -> None:
@@ -600,6 +613,7 @@ def test_a_worker_outlives_its_redis(
         assert worker.poll() is None
 
 
+@pytest.mark.slow
 @every_database
 def test_four_workers_at_once_issue_each_badge_once(farm: Farm) -> None:
     for number in range(100):
@@ -616,6 +630,7 @@ def test_four_workers_at_once_issue_each_badge_once(farm: Farm) -> None:
     assert farm.credly.count("token") <= 2
 
 
+@pytest.mark.slow
 def test_failed_registry_empty_after_failures(farm: Farm) -> None:
     farm.credly.fail("issue", status=422, times=None)
     farm.host.complete()
@@ -628,6 +643,7 @@ def test_failed_registry_empty_after_failures(farm: Farm) -> None:
     assert notifier.web_queue(farm.host.state).failed_job_registry.count == 0
 
 
+@pytest.mark.slow
 def test_json_job_on_pickle_worker_is_visible(farm: Farm) -> None:
     """RQ's worker without the serializer cannot read the job: nothing is lost, and
     the admin sees that badges wait.
@@ -664,6 +680,7 @@ def test_redis_readonly_is_caught(farm: Farm, redis_url: str) -> None:
     assert farm.host.row().state == "none"
 
 
+@pytest.mark.slow
 def test_rqs_own_worker_can_run_the_job(farm: Farm) -> None:
     farm.host.complete()
     settings = farm.host.state.settings
@@ -681,6 +698,7 @@ def test_rqs_own_worker_can_run_the_job(farm: Farm) -> None:
     assert len(farm.credly.badges) == 1, output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("function", ["drain", "sync"])
 def test_a_job_of_an_older_version_is_understood(farm: Farm, function: str) -> None:
     """What version 0.1 put into Redis, to the letter."""
@@ -722,6 +740,7 @@ def test_a_job_of_an_older_version_is_understood(farm: Farm, function: str) -> N
         assert accounts.list_templates(farm.host.db.session, "default")
 
 
+@pytest.mark.slow
 def test_a_long_list_of_templates_is_synced_by_the_worker(farm: Farm) -> None:
     for number in range(320):
         farm.credly.add_template(f"Badge {number:03}")
@@ -740,6 +759,7 @@ def test_a_long_list_of_templates_is_synced_by_the_worker(farm: Farm) -> None:
     assert len(accounts.list_templates(farm.host.db.session, "default")) == 321
 
 
+@pytest.mark.slow
 def test_a_list_of_templates_that_is_old_is_loaded_by_the_worker(farm: Farm) -> None:
     session = farm.host.db.session
     farm.credly.add_template("Added since")
@@ -796,6 +816,7 @@ def test_a_backlog_makes_no_queue_of_jobs(
     assert queue.count <= 1
 
 
+@pytest.mark.slow
 def test_sweep_rings(farm: Farm) -> None:
     queue = notifier.web_queue(farm.host.state)
     farm.redis.flushdb()
@@ -813,6 +834,7 @@ def test_sweep_rings(farm: Farm) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_sweep_sees_to_all_that_a_worker_of_ours_does_by_itself(farm: Farm) -> None:
     host = farm.host
     mapping = accounts.list_mappings(host.state.session, "default")[0]
@@ -846,6 +868,7 @@ def test_a_job_rings_by_itself_as_its_process_ends_without_a_thread(
     assert farm.host.state.web_queue.ringer is None
 
 
+@pytest.mark.slow
 def test_status_counts_the_workers(farm: Farm) -> None:
     farm.start(*WORKER)
     until = time.monotonic() + 30
@@ -973,6 +996,7 @@ def forger(farm: Farm, visits: tuple[str, list[str]]) -> cabc.Iterator[Forger]:
     assert visits[1] == []
 
 
+@pytest.mark.slow
 def test_what_a_forged_job_names_is_neither_called_nor_asked(
     farm: Farm, forger: Forger
 ) -> None:
@@ -996,6 +1020,7 @@ def test_what_a_forged_job_names_is_neither_called_nor_asked(
     assert farm.redis.llen(f"rq:queue:{forger.queue}") == 0
 
 
+@pytest.mark.slow
 def test_what_waits_for_a_forged_job_is_not_run_as_it_says(
     farm: Farm, forger: Forger
 ) -> None:
@@ -1027,6 +1052,7 @@ def test_what_waits_for_a_forged_job_is_not_run_as_it_says(
     assert farm.states() == {"issued": 1}
 
 
+@pytest.mark.slow
 def test_nothing_that_is_cleaned_up_is_run(farm: Farm, forger: Forger) -> None:
     """RQ's own maintenance loads what was begun, what is ready, and what is stuck."""
     queue = forger.queue
@@ -1048,6 +1074,7 @@ def test_nothing_that_is_cleaned_up_is_run(farm: Farm, forger: Forger) -> None:
     assert forger.redis.zcard(f"rq:failed:{queue}") == 0
 
 
+@pytest.mark.slow
 def test_a_forged_entry_that_is_no_job_stops_no_worker(
     farm: Farm, forger: Forger
 ) -> None:
@@ -1066,6 +1093,7 @@ def test_a_forged_entry_that_is_no_job_stops_no_worker(
     assert "\x1b" not in said
 
 
+@pytest.mark.slow
 def test_no_command_by_redis_reaches_a_worker(farm: Farm, forger: Forger) -> None:
     worker = farm.start(*WORKER)
     queue = notifier.web_queue(farm.host.state)
@@ -1131,6 +1159,7 @@ def test_a_job_takes_nothing_from_redis_but_which_of_ours_it_is() -> None:
     assert vars(full) == vars(bare)
 
 
+@pytest.mark.slow
 def test_a_forged_callback_is_refused(farm: Farm) -> None:
     marker = pathlib.Path(farm.folder / "marker")
     queue = notifier.web_queue(farm.host.state)
@@ -1167,6 +1196,7 @@ def test_a_key_that_does_not_end_keeps_no_job_away(
     assert queue.count == 2
 
 
+@pytest.mark.slow
 def test_suspended_workers_are_said_and_go_on(farm: Farm) -> None:
     rq.suspension.suspend(farm.redis)
     farm.host.complete()
@@ -1181,6 +1211,7 @@ def test_suspended_workers_are_said_and_go_on(farm: Farm) -> None:
     farm.wait_for_badges(1)
 
 
+@pytest.mark.slow
 def test_a_drain_that_always_fails_does_not_spin(farm: Farm) -> None:
     farm.host.complete()
 
