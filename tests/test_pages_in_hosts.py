@@ -994,6 +994,28 @@ ODD_IDS = [
 ]
 
 
+class Kept(jinja2.BytecodeCache):
+    def __init__(self) -> None:
+        self.code: dict[str, bytes] = {}
+
+    def load_bytecode(self, bucket: jinja2.bccache.Bucket) -> None:
+        if code := self.code.get(bucket.key):
+            bucket.bytecode_from_string(code)
+
+    def dump_bytecode(self, bucket: jinja2.bccache.Bucket) -> None:
+        self.code[bucket.key] = bucket.bytecode_to_string()
+
+
+def test_our_templates_are_compiled_into_the_hosts_cache(make_host: MakeHost) -> None:
+    app = Flask(__name__)
+    kept = Kept()
+    app.jinja_options = {**app.jinja_options, "bytecode_cache": kept}
+    host = make_host(app=app)
+
+    assert host.app.test_client().get("/integrations/").status_code == 200
+    assert kept.code
+
+
 @every_database
 def test_a_course_is_found_again_whatever_its_id_is_made_of(
     database: str, make_host: MakeHost, credly: CredlySimulator

@@ -140,6 +140,7 @@ def _make_environment() -> jinja2.Environment:
         ),
         autoescape=True,
         auto_reload=host.auto_reload,
+        bytecode_cache=host.bytecode_cache,
     )
     own = {
         **made.globals,
