@@ -21,6 +21,8 @@ import sqlalchemy as sa
 
 from example_app.redis_server import free_port
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -412,8 +414,6 @@ def test_several_processes_can_be_the_first_at_once(database: str) -> None:
     code = """
 from example_app import create_app
 from example_app.models import create_example_data
-
-pytestmark = pytest.mark.slow
 with create_app().app_context():
     input()
     create_example_data()
