@@ -38,6 +38,7 @@ from .issuing.trouble import WrongQueue
 from .ledger import actions
 from .ledger import audit
 from .ledger import backfills
+from .ledger import comparisons
 from .ledger import issuances
 from .ledger import overview
 from .ledger import tables
@@ -45,6 +46,9 @@ from .ledger import turns
 from .ledger import undone
 from .ledger import undos
 from .ledger import unrecorded as counted
+from .ledger.comparisons import Bucket
+from .ledger.comparisons import DIFFERENCES
+from .ledger.comparisons import REPAIRED
 from .ledger.paging import Session
 from .ledger.transaction import in_session
 from .models import Issuance
@@ -53,7 +57,6 @@ from .state import get_state
 
 if t.TYPE_CHECKING:
     from .doctor import Finding
-    from .issuing.comparison import Bucket
     from .issuing.comparison import Comparison
     from .issuing.reconcile import Result
 
@@ -1003,7 +1006,7 @@ _SHOWN = 10
 @click.option(
     "--repair",
     "bucket",
-    type=click.Choice(["not_recorded", "unknown_here", "failed_here", "state_differs"]),
+    type=click.Choice(REPAIRED),
     help="Repair these. Needs --confirm.",
 )
 @click.option(
@@ -1057,8 +1060,6 @@ class _NotRead(click.ClickException):
 
 
 def _print_comparison(found: Result, as_json: bool, command: str) -> t.NoReturn:
-    from .issuing.reconcile import DIFFERENCES
-    from .issuing.reconcile import REPAIRED
 
     counts = found.comparison.counts()
     number = sum(counts[each] for each in DIFFERENCES)
@@ -1153,7 +1154,7 @@ def _repair(
             " Look at them again."
         )
 
-    differences = list(found.comparison.differences(bucket, reconciling.AT_MOST))
+    differences = list(found.comparison.differences(bucket, comparisons.AT_MOST))
 
     try:
         done = reconciling.repair(state, bucket, differences, by=audit.COMMAND_LINE)
@@ -1180,7 +1181,7 @@ def _repair(
 
     if number > len(differences):
         _say(
-            f"{number - len(differences):,} are left: at most {reconciling.AT_MOST} are"
+            f"{number - len(differences):,} are left: at most {comparisons.AT_MOST} are"
             " repaired at once. Run it again."
         )
 

@@ -23,6 +23,7 @@ from .issuing import periodic
 from .issuing import stopping
 from .issuing import workers
 from .issuing.backfill import run as run_backfills
+from .issuing.compare import run as run_comparisons
 from .issuing.dispatcher import drain as drain_ledger
 from .issuing.heal import heal as heal_ledger
 from .issuing.meanwhile import issuing_meanwhile
@@ -55,6 +56,13 @@ def backfill() -> None:
     with _app().app_context(), issuing_meanwhile(get_state()):
         run_backfills(get_state())
         workers.note_success(get_state(), periodic.BACKFILL)
+
+
+def compare() -> None:
+    """Compare badges with Credly, for every community where that is due."""
+    with _app().app_context(), issuing_meanwhile(get_state()):
+        run_comparisons(get_state())
+        workers.note_success(get_state(), periodic.COMPARE)
 
 
 def undo() -> None:

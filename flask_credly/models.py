@@ -187,6 +187,10 @@ class Account(Base):
     """Pages that were read so far."""
     surveyed_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When all badges were last read to the end."""
+    compare_due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When a worker compares all badges with Credly once more. Null: within a week of
+    the first survey.
+    """
 
     withdrawals: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Badges that were revoked because their completion was withdrawn, in an hour."""
@@ -462,8 +466,8 @@ class ToCheck(Base):
 
 
 class Batch(Base):
-    """Many badges at once: one run that records the past completions of a course, or
-    one that takes badges back.
+    """Many badges at once: one run that records the past completions of a course, one
+    that takes badges back, or one that compares all badges with Credly.
     """
 
     __tablename__ = "credly_batch"
@@ -481,21 +485,25 @@ class Batch(Base):
     state: orm.Mapped[str] = orm.mapped_column(_id(10))
     """Of a backfill: ``"recording"``, ``"recorded"``, ``"stopped"`` or ``"failed"``. Of
     an undo: ``"choosing"``, ``"revoking"``, ``"stopping"``, ``"stopped"`` or
-    ``"done"``.
+    ``"done"``. Of a comparison: ``"comparing"``, ``"compared"``, ``"repairing"``,
+    ``"partial"`` where something could not be read to its end, ``"stopped"`` or
+    ``"failed"``.
     """
     due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime, index=True)
     """When a worker may take it up: moved ahead while one records, null at the end."""
     lease: orm.Mapped[str | None] = orm.mapped_column(_id(32))
     """The token of the worker that records."""
     completed: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
-    """Completions read from the host so far."""
+    """Completions read from the host so far; of a comparison, badges read at Credly."""
     incomplete: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Those of members without an address or name."""
     healing: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
-    """Begun by no person: it adds only what the ledger has never had."""
+    """Begun by no person. A backfill adds only what the ledger has never had then."""
+    found: orm.Mapped[dict[str, t.Any] | None] = orm.mapped_column(_JSON)
+    """What a comparison has come to: see :class:`.comparisons.Found`."""
 
     verb: orm.Mapped[str] = orm.mapped_column(_id(10), server_default="backfill")
-    """``"backfill"`` or ``"undo"``. What follows is of an undo."""
+    """``"backfill"``, ``"undo"`` or ``"compare"``. What follows is of an undo."""
     undoes: orm.Mapped[int | None]
     """The backfill whose badges are taken back."""
     until: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
@@ -541,6 +549,42 @@ class BatchRow(Base):
     """One of :data:`flask_credly.ledger.undos.Outcome`."""
 
     issuance: orm.Mapped[Issuance] = orm.relationship(lazy="raise", viewonly=True)
+
+
+class DifferenceRow(Base):
+    """A badge about which a comparison has found that not all agree: as few as are
+    shown and repaired at once.
+    """
+
+    __tablename__ = "credly_difference"
+    __table_args__ = (
+        sa.Index(None, "tenant", "batch_id", "bucket", "id"),
+        sa.Index(None, "tenant", "member_id"),
+        Base.__table_args__,
+    )
+
+    id: orm.Mapped[int] = orm.mapped_column(primary_key=True)
+    tenant: orm.Mapped[str] = _tenant_column()
+    batch_id: orm.Mapped[int] = orm.mapped_column(
+        sa.ForeignKey(Batch.id, ondelete="CASCADE"), index=True
+    )
+    found_at: orm.Mapped[dt.datetime] = orm.mapped_column(UTCDateTime)
+    bucket: orm.Mapped[str] = orm.mapped_column(_id(20))
+    """How they differ: see :data:`flask_credly.ledger.comparisons.Bucket`."""
+    issuance_id: orm.Mapped[int | None] = orm.mapped_column(index=True)
+    """Its row. Of a badge that has none: another row of the same member."""
+    badge_id: orm.Mapped[str | None] = orm.mapped_column(_id(36))
+    """Credly's id of the badge."""
+    kind: orm.Mapped[str | None] = orm.mapped_column(_id(20))
+    """With the two that follow: the completion, where no row has it."""
+    course_id: orm.Mapped[str | None] = orm.mapped_column(_id(191))
+    member_id: orm.Mapped[str | None] = orm.mapped_column(_id(191))
+    completed_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    state: orm.Mapped[str | None] = orm.mapped_column(_id(10))
+    """The row's, as it was compared: what has changed since is not repaired."""
+    badge_state: orm.Mapped[str | None] = orm.mapped_column(_id(10))
+    outcome: orm.Mapped[str | None] = orm.mapped_column(_id(10))
+    """Why a repair has left it: ``"changed"`` since, or ``"no course"`` is known."""
 
 
 class Unrecorded(Base):

@@ -27,6 +27,7 @@ from flask_credly.catalog import DEFAULT_TENANT
 from flask_credly.issuing import reconcile
 from flask_credly.issuing.comparison import BUCKETS
 from flask_credly.issuing.sender import earner_id
+from flask_credly.ledger import comparisons
 from flask_credly.ledger import gates
 from flask_credly.ledger import privacy
 from flask_credly.models import Attempt
@@ -569,7 +570,7 @@ class TestRepairing:
     def test_not_more_than_so_many_at_once(
         self, trio: Trio, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(reconcile, "AT_MOST", 2)
+        monkeypatch.setattr(comparisons, "AT_MOST", 2)
         trio.completed |= dict.fromkeys("12345", AT)
         assert trio.repair("not_recorded", 5) == {
             **{"done": 2, "skipped": 0, "no_course": 0},
@@ -588,7 +589,7 @@ class TestRepairing:
             ("command line", "not recorded: 1", "ok")
         ]
 
-    @pytest.mark.parametrize("bucket", reconcile.REPAIRED)
+    @pytest.mark.parametrize("bucket", comparisons.REPAIRED)
     def test_what_has_changed_since_is_left(self, trio: Trio, bucket: str) -> None:
         trio.issue("1")
         badge_id = trio.badge_of("1")["id"]
@@ -744,7 +745,7 @@ def check_damage(trio: Trio, damages: list[Damage]) -> None:
     wanted = collections.Counter(DAMAGES[each] for each in damages if each in DAMAGES)
     assert trio.differing() == dict(wanted)
 
-    for bucket in reconcile.REPAIRED:
+    for bucket in comparisons.REPAIRED:
         if wanted[bucket]:
             found = trio.repair(bucket, wanted.pop(bucket))
             assert found["skipped"] == found["no_course"] == found["left"] == 0
@@ -760,7 +761,7 @@ def check_damage(trio: Trio, damages: list[Damage]) -> None:
     sa.event.listen(engine, "before_cursor_execute", note)
 
     try:
-        for bucket in reconcile.REPAIRED:
+        for bucket in comparisons.REPAIRED:
             assert trio.repair(bucket, 0)["done"] == 0
 
         assert trio.differing() == dict(+wanted)

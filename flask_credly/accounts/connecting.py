@@ -31,6 +31,7 @@ from ..models import Account
 from ..models import Attempt
 from ..models import Batch
 from ..models import BatchRow
+from ..models import DifferenceRow
 from ..models import Installation
 from ..models import Issuance
 from ..models import LogEntry
@@ -261,7 +262,10 @@ def _remove(connection: sa.Connection, tenant: str, by: str | None) -> bool:
     _end_issuances(connection, tenant)
 
     # In bulk, and not left to cascades: SQLite has them switched off by default.
-    for table in (LogEntry, RemovedMapping, ToCheck, BatchRow, Mapping, Template):
+    for table in (
+        *(LogEntry, RemovedMapping, ToCheck, BatchRow, DifferenceRow),
+        *(Mapping, Template),
+    ):
         connection.execute(sa.delete(table).where(table.tenant == tenant))
 
     account = Account.tenant == tenant

@@ -38,6 +38,7 @@ from . import backfills
 from . import badge
 from . import badges
 from . import communities
+from . import compare
 from . import forms
 from . import guard
 from . import index
@@ -147,6 +148,12 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("GET", "/credly/undo/<int:run_id>", undo.show_undo),
     ("GET", "/credly/undo/<int:run_id>.csv", undo.export_undo),
     ("POST", "/credly/undo/<int:run_id>/stop", undo.stop_undo),
+    ("GET", "/credly/compare", compare.show_compare),
+    ("POST", "/credly/compare", compare.start_compare),
+    ("GET", "/credly/compare.csv", compare.export_compare),
+    ("POST", "/credly/compare/<int:run_id>/stop", compare.stop_compare),
+    ("GET", "/credly/compare/repair", compare.confirm_repair),
+    ("POST", "/credly/compare/repair", compare.start_repair),
     ("GET", "/credly/errors", log.errors),
     ("GET", "/credly/errors.csv", log.export_errors),
     ("GET", "/credly/activity", activity.activity),
@@ -165,6 +172,7 @@ ON_PURPOSE = {
         activity.export_activity,
         backfills.confirm_backfill,
         badges.export_badges,
+        compare.export_compare,
         log.export_errors,
         undo.export_undo,
     )
@@ -186,6 +194,7 @@ FOR_VIEWERS = {
         badge.show_badge,
         badges.badge_row,
         badges.badges,
+        compare.show_compare,
         index.index,
         log.errors,
         undo.show_undo,

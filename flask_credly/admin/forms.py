@@ -319,6 +319,43 @@ class WithdrawnForm(Form):
         _one_of(field, ("revoke", "keep"))
 
 
+class CompareForm(Form):
+    """What a comparison leaves out."""
+
+    since = StringField(gettext_noop("Only completions since"), filters=[_strip])
+
+    @property
+    def time(self) -> dt.datetime | None:
+        """The first moment of the day that was typed."""
+        if not self.since.data:
+            return None
+
+        day = dt.date.fromisoformat(self.since.data)
+        return dt.datetime.combine(day, dt.time(), dt.UTC)
+
+    def validate_since(self, field: t.Any) -> None:
+        try:
+            _ = self.time
+        except ValueError:
+            raise ValidationError(gettext(NO_DATE)) from None
+
+
+class RepairForm(Form):
+    """How many differences are repaired."""
+
+    number = StringField(gettext_noop("Number of badges"), filters=[_strip])
+    run = StringField(filters=[_strip])
+    """The comparison that the page has shown."""
+    shown = StringField(filters=[_strip])
+    """How many the page has said there are."""
+
+    def validate_number(self, field: t.Any) -> None:
+        shown = read_number(self.shown.data or "")
+
+        if shown is None or _read_count(field.data) != shown:
+            raise ValidationError(gettext("Type the number of badges to repair."))
+
+
 class CorrectForm(Form):
     """What stands on a badge."""
 

@@ -24,26 +24,8 @@ from ..credly import plain_text
 from ..credly import read_time
 from ..ledger.backfills import Mapped
 from ..ledger.comparing import IN_MOTION
-
-Bucket = t.Literal[
-    "agreed",
-    "not_recorded",
-    "waiting_too_long",
-    "unknown_here",
-    "failed_here",
-    "state_differs",
-    "not_at_credly",
-    "differs",
-    "twice",
-    "no_longer_completed",
-    "not_ours",
-]
-
-BUCKETS: tuple[Bucket, ...] = t.get_args(Bucket)
-
-DIFFERENCES: tuple[Bucket, ...] = tuple(
-    each for each in BUCKETS if each not in ("agreed", "not_ours")
-)
+from ..ledger.comparisons import Bucket
+from ..ledger.comparisons import BUCKETS as BUCKETS
 
 DAY = 86_400
 

@@ -25,6 +25,7 @@ from ..settings import Settings
 from ..state import AppState
 from ..state import WebQueue
 from .periodic import BACKFILL
+from .periodic import COMPARE
 from .periodic import DRAIN
 from .periodic import POLL
 from .periodic import SYNC
@@ -191,6 +192,11 @@ def ask_for_backfill(state: AppState) -> bool:
 def ask_for_undo(state: AppState) -> bool:
     """Ask for badges to be taken back in the background."""
     return _try(state, lambda queue: enqueue(queue, UNDO, insist=True))
+
+
+def ask_for_compare(state: AppState) -> bool:
+    """Ask for badges to be compared with Credly in the background."""
+    return _try(state, lambda queue: enqueue(queue, COMPARE, insist=True))
 
 
 def ask_for_poll(state: AppState) -> bool:

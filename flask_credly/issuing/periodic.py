@@ -7,6 +7,7 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 
+from ..ledger import comparisons
 from ..ledger import polls
 from ..ledger import runs
 from ..ledger import turns
@@ -61,6 +62,11 @@ def _to_poll(state: AppState) -> list[str]:
     return polls.due_for(state.engine)
 
 
+def _to_compare(state: AppState) -> list[str]:
+    due = runs.due_for(state.engine, "compare")
+    return due or comparisons.due_for(state.engine)
+
+
 DAY = 86_400
 
 # A drain ends by itself long before its time is up.
@@ -71,9 +77,10 @@ POLL = Work("poll", "flask_credly.jobs.poll", 60, 600, _to_poll)
 UNDO = Work("undo", "flask_credly.jobs.undo", 5, 600, _to_undo)
 # These go through all that the host or the ledger has.
 BACKFILL = Work("backfill", "flask_credly.jobs.backfill", 60, DAY // 4, _to_record)
+COMPARE = Work("compare", "flask_credly.jobs.compare", 60, DAY // 4, _to_compare)
 HEAL = Work("heal", "flask_credly.jobs.heal", DAY, DAY // 4, _to_heal)
 PRUNE = Work("prune", "flask_credly.jobs.prune", DAY, DAY // 4)
 
-WORK = (DRAIN, SYNC, POLL, UNDO, BACKFILL, HEAL, PRUNE)
+WORK = (DRAIN, SYNC, POLL, UNDO, BACKFILL, COMPARE, HEAL, PRUNE)
 
 FUNCTIONS = {work.function: work for work in WORK}

@@ -33,9 +33,14 @@ from ..ledger import audit
 from ..ledger import backfills
 from ..ledger import claim
 from ..ledger import comparing
+from ..ledger import comparisons
 from ..ledger import gates
 from ..ledger import polls
 from ..ledger.backfills import Mapped
+from ..ledger.comparisons import Bucket
+from ..ledger.comparisons import REPAIRED
+from ..ledger.comparisons import Why
+from ..ledger.comparisons import WORDS
 from ..ledger.transaction import connect
 from ..secret import Secret
 from ..state import Community
@@ -46,10 +51,8 @@ from .backfill import chunks
 from .backfill import HookFailed
 from .backfill import read as read_completions
 from .closing import close
-from .comparison import Bucket
 from .comparison import Comparison
 from .comparison import Difference
-from .comparison import DIFFERENCES as DIFFERENCES
 from .profile import missing
 from .sender import answer_to
 from .sender import CLOSING
@@ -59,15 +62,6 @@ from .token import with_token
 logger = logging.getLogger("flask_credly")
 
 T = t.TypeVar("T")
-
-REPAIRED: tuple[Bucket, ...] = (
-    *("not_recorded", "unknown_here", "failed_here"),
-    "state_differs",
-)
-"""What has one right answer."""
-
-AT_MOST = 500
-"""Badges that are repaired at once."""
 
 MAX_PAGES = 200_000
 
@@ -79,32 +73,6 @@ PATIENCE = 300.0
 
 TRIES = 4
 """How often one request is made that fails for a reason that passes."""
-
-Why = t.Literal[
-    "gate",
-    "stopped",
-    "no answer",
-    "refused",
-    "endless",
-    "unreadable",
-    "host",
-    "room",
-]
-"""Why something was not read to its end."""
-
-WORDS: dict[Why, str] = {
-    "gate": (
-        "Issuing is paused, the connection has expired or was changed, or this database"
-        " is a copy: Credly is not asked."
-    ),
-    "stopped": "The process was told to stop.",
-    "no answer": "Credly did not answer. See the log for details.",
-    "refused": "Credly refused to list the badges.",
-    "endless": "The pages of Credly's list lead nowhere.",
-    "unreadable": "Some of the badges that Credly lists cannot be read.",
-    "host": "The @credly.past_completions hook failed. The log has the traceback.",
-    "room": "There is no room in the temporary directory.",
-}
 
 
 class Unread(CredlyError):
@@ -138,6 +106,12 @@ class Result:
         return not self.unread
 
 
+Outcome = t.Literal["repaired", "changed", "no course"]
+"""What comes of a repair. ``changed``: not as it was compared, or not there any more.
+``no course``: it is not known for which course the badge is.
+"""
+
+
 @dataclasses.dataclass
 class Repaired:
     """What a repair has come to.
@@ -152,17 +126,26 @@ class Repaired:
     skipped: int = 0
     no_course: int = 0
 
+    def count(self, outcome: Outcome) -> None:
+        """Count what came of one badge."""
+        self.done += outcome == "repaired"
+        self.skipped += outcome == "changed"
+        self.no_course += outcome == "no course"
+
 
 @contextlib.contextmanager
 def compare(
     state: Community,
     since: dt.datetime | None = None,
     progress: cabc.Callable[[int], None] = lambda badges: None,
+    go_on: cabc.Callable[[], None] = lambda: None,
 ) -> cabc.Iterator[Result]:
     """Read the three sides, and find what differs. Nothing is changed.
 
     :param since: Only what was completed from then on.
     :param progress: Called with the number of badges that were read so far.
+    :param go_on: Called while the host and the ledger are read: not while a query of
+        the host's is open. What it raises ends the comparison.
     :raises LookupError: There is no connection to Credly.
     """
     if (gate := gates.read(state.engine, state.tenant)) is None:
@@ -185,10 +168,11 @@ def compare(
 
         try:
             whole = _read_credly(state, gate, comparison, unread, progress)
-            _read_host(state, courses, since, comparison, unread)
+            _read_host(state, courses, since, comparison, unread, go_on)
 
             for rows in comparing.windows(state.engine, gate, began, since):
                 comparison.add_rows(rows)
+                go_on()
 
             comparison.compare(
                 whole=whole, never_there=functools.partial(_never_there, state)
@@ -276,12 +260,15 @@ def _read_host(
     since: dt.datetime | None,
     comparison: Comparison,
     unread: list[Unread],
+    go_on: cabc.Callable[[], None],
 ) -> None:
     """Add what the host has, if it says."""
     if state.past_completions is None:
         return
 
     for mapped in courses:
+        go_on()
+
         try:
             with contextlib.closing(
                 read_completions(state, _course(mapped), since)
@@ -454,17 +441,20 @@ def repair(
     differences: cabc.Sequence[Difference],
     *,
     by: str | None,
+    note: cabc.Callable[[Difference, Outcome], None] = lambda each, outcome: None,
 ) -> Repaired:
     """Repair what differs in one way, each by what is right now: what has changed since
     it was compared is skipped.
 
     :param bucket: One of :data:`REPAIRED`.
-    :param differences: At most :data:`AT_MOST`.
+    :param differences: At most :data:`.comparisons.AT_MOST`.
     :param by: Who does it, for :func:`.audit.note`.
+    :param note: Called with what came of each, once that is written. What it raises
+        ends the repair.
     :raises LookupError: There is no connection to Credly.
     :raises Unread: Credly or the host could not be asked to the end.
     """
-    if bucket not in REPAIRED or len(differences) > AT_MOST:
+    if bucket not in REPAIRED or len(differences) > comparisons.AT_MOST:
         raise ValueError("That is not to be repaired so.")
 
     if (gate := gates.read(state.engine, state.tenant)) is None:
@@ -479,22 +469,20 @@ def repair(
 
     with audit.asking(state.engine, state.tenant, by, "repair", target):
         if bucket == "not_recorded":
-            _record(state, gate, differences, repaired, by)
+            _record(state, differences, repaired, note)
         else:
             with asking(state, gate) as asker:
                 for each in differences:
-                    _repair_one(state, gate, asker, each, repaired)
+                    outcome = _repair_one(state, gate, asker, each)
+                    repaired.count(outcome)
+                    note(each, outcome)
 
     return repaired
 
 
 def _repair_one(
-    state: Community,
-    gate: gates.Gate,
-    asker: Asker,
-    each: Difference,
-    repaired: Repaired,
-) -> None:
+    state: Community, gate: gates.Gate, asker: Asker, each: Difference
+) -> Outcome:
     assert each.badge_id is not None
     badge_id = each.badge_id
     read_at = polls.time_of(state.engine)
@@ -502,14 +490,12 @@ def _repair_one(
     try:
         badge = asker.ask(lambda token: asker.client.badge(token, badge_id))
     except Refused:
-        repaired.skipped += 1
-        return
+        return "changed"
 
     of = None
 
     if each.bucket == "unknown_here" and (of := _whose(state, each, badge)) is None:
-        repaired.no_course += 1
-        return
+        return "no course"
 
     try:
         row_id = _write(state, gate, each, of, badge, read_at)
@@ -517,15 +503,13 @@ def _repair_one(
         row_id = None
 
     if row_id is None:
-        repaired.skipped += 1
-        return
-
-    repaired.done += 1
+        return "changed"
 
     if each.bucket != "state_differs":
         announce.adopted(state, row_id, badge.id)
 
     announce.what_became(state, [row_id])
+    return "repaired"
 
 
 def _write(
@@ -592,21 +576,21 @@ def _whose(state: Community, each: Difference, badge: Badge) -> comparing.Found 
 
 def _record(
     state: Community,
-    gate: gates.Gate,
     differences: cabc.Sequence[Difference],
     repaired: Repaired,
-    by: str | None,
+    note: cabc.Callable[[Difference, Outcome], None],
 ) -> None:
     """Record completions, with the members' data as the host has them now."""
-    wanted: dict[int, set[tuple[str | None, dt.datetime | None]]] = {}
+    of_course: dict[int, list[Difference]] = {}
     courses = {each.course.id: each.course for each in differences if each.course}
 
     for each in differences:
         assert each.course is not None
-        key = (each.member_id, each.completed_at)
-        wanted.setdefault(each.course.id, set()).add(key)
+        of_course.setdefault(each.course.id, []).append(each)
 
-    for number, keys in wanted.items():
+    for number, wanted in of_course.items():
+        keys = {(each.member_id, each.completed_at) for each in wanted}
+
         try:
             found = [
                 each
@@ -621,6 +605,11 @@ def _record(
 
         found = _never_there(state, courses[number], found)
         repaired.done += backfills.record(state.engine, state.tenant, number, found)
+        done = {(each.member.id, each.completed_at) for each in found}
+
+        for difference in wanted:
+            key = (difference.member_id, difference.completed_at)
+            note(difference, "repaired" if key in done else "changed")
 
     repaired.skipped += len(differences) - repaired.done
 

@@ -11,12 +11,14 @@ import typing as t
 import sqlalchemy as sa
 
 from ..models import Attempt
+from ..models import DifferenceRow
 from ..models import Issuance
 from ..models import LogEntry
 from ..models import Reason
 from ..options import Options
 from . import audit
 from . import clock
+from . import comparisons
 from . import log
 from . import transitions
 from .issuances import STATES
@@ -101,6 +103,8 @@ def erase_in(
             sa.exists().where(Attempt.issuance_id == Issuance.id).label("asked"),
         ).where(sa.or_(*these))
     ).all()
+
+    comparisons.forget_member(connection, tenant, member_id, [row.id for row in rows])
 
     if not rows:
         return Erased(0, 0, 0, 0, 0, ())
@@ -215,6 +219,11 @@ def export(engine: sa.Engine, tenant: str, member_id: str) -> dict[str, t.Any]:
             LogEntry,
             sa.and_(LogEntry.tenant == tenant, LogEntry.issuance_id.in_(ids)),
         )
+        differences = _read(
+            connection,
+            DifferenceRow,
+            comparisons.of_member(tenant, member_id, ids),
+        )
 
     for row in rows:
         row["attempts_made"] = _of(row, attempts)
@@ -223,7 +232,7 @@ def export(engine: sa.Engine, tenant: str, member_id: str) -> dict[str, t.Any]:
         sent = _was_sent(asked, row["state"], row["attempts"], row["outcome_unknown"])
         row["sent_to_credly"] = list(_names_sent(row)) if sent else []
 
-    return {"member_id": member_id, "badges": rows}
+    return {"member_id": member_id, "badges": rows, "differences": differences}
 
 
 def _names_sent(row: dict[str, t.Any]) -> cabc.Iterator[str]:

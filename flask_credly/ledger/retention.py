@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from ..models import Account
 from ..models import Attempt
 from ..models import AuditEntry
+from ..models import DifferenceRow
 from ..models import Issuance
 from ..models import LogEntry
 from ..settings import Settings
@@ -29,6 +30,9 @@ AUDIT_DAYS = 365
 
 WITHDRAWAL_DAYS = 30
 """For how many days a withdrawal waits for its completion."""
+
+DIFFERENCE_DAYS = 30
+"""After how many days the badges that differed in a comparison are forgotten."""
 
 BATCH_SIZE = 1000
 """Rows that are changed in one transaction, so that nobody waits long for them."""
@@ -108,6 +112,13 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
             Issuance.withdrawn_at,
             (Issuance.reason == WITHDRAWN_FIRST, sa.not_(IS_OPEN)),
             removal.drop,
+        ),
+        # Where nothing was compared since, such as after a pause.
+        Rule(
+            "Differences from Credly deleted",
+            DIFFERENCE_DAYS,
+            DifferenceRow,
+            DifferenceRow.found_at,
         ),
         Rule("Activity entries deleted", AUDIT_DAYS, AuditEntry, AuditEntry.at),
     )

@@ -1,5 +1,5 @@
-"""Runs about many badges, each one worker's under a lease: what a backfill and one that
-takes badges back have in common.
+"""Runs about many badges, each one worker's under a lease: what a backfill, one that
+takes badges back and a comparison with Credly have in common.
 
 What a crash leaves half done is taken up again: a run's own row says that it is due.
 """
@@ -20,12 +20,14 @@ from .paging import Session
 from .transaction import connect
 from .transaction import in_transaction
 
-Verb = t.Literal["backfill", "undo"]
+Verb = t.Literal["backfill", "undo", "compare"]
 
 LEASE: dict[Verb, dt.timedelta] = {
     # The host's query has to begin to give completions within it.
     "backfill": dt.timedelta(minutes=15),
     "undo": dt.timedelta(minutes=1),
+    # The host has to give all completions of one course within it.
+    "compare": dt.timedelta(minutes=15),
 }
 """After which another worker takes up a run that nothing was heard of."""
 
@@ -46,6 +48,7 @@ class Run:
     course_title: str
     since: dt.datetime | None
     healing: bool
+    state: str = ""
 
 
 _COLUMNS = tuple(getattr(Batch, each.name) for each in dataclasses.fields(Run))
