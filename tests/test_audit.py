@@ -37,6 +37,8 @@ from flask_credly.ledger import audit
 from flask_credly.ledger import unrecorded
 from flask_credly.models import Account
 from flask_credly.models import AuditEntry
+from flask_credly.models import Batch
+from flask_credly.models import DifferenceRow
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
@@ -178,6 +180,7 @@ class Walk:
         self.post(f"{WINDOW}/unrecorded/1/dismiss", "dismiss", "1", "ok")
         self.put_right(badges)
         self.withdraw()
+        self.compare(f"{WINDOW}/compare")
         self.get(f"{badges}.csv", "export badges", "", "ok")
         self.get(f"{WINDOW}/undo/2.csv", "export badges", "", "ok")
         self.get(f"{WINDOW}/errors.csv", "export errors", "", "ok")
@@ -210,6 +213,30 @@ class Walk:
             self.host.db.session.commit()
             sent = {"decision": decision, "shown": "1", "number": "1"}
             self.post(f"{WINDOW}/withdrawn", f"{decision} withdrawn", "1", "ok", **sent)
+
+    def compare(self, path: str) -> None:
+        """Compare, stop it, and repair what was found."""
+        self.post(path, "compare", "", "ok")
+        run_id = self.run_id()
+        self.post(f"{path}/{run_id}/stop", "stop comparing", "", "ok")
+        self.post(path, "compare", "", "ok")
+        run_id = self.run_id()
+        difference = {"bucket": "failed_here", "tenant": "default", "found_at": NOW}
+        run = sa.update(Batch).where(Batch.id == run_id)
+        found = {"counts": {"failed_here": 1}, "moving": 0, "host": True}
+        self.host.db.session.execute(
+            run.values(state="compared", due_at=None, found=found)
+        )
+        self.host.db.session.add(DifferenceRow(batch_id=run_id, **difference))
+        self.host.db.session.commit()
+        self.get(f"{path}.csv", "export differences", "", "ok")
+        sent = {"run": str(run_id), "shown": "1", "number": "1"}
+        path = f"{path}/repair?bucket=failed_here"
+        self.post(path, "repair", "failed here: 1", "ok", **sent)
+
+    def run_id(self) -> int:
+        self.host.db.session.rollback()
+        return self.host.db.session.scalars(sa.select(sa.func.max(Batch.id))).one()
 
     def have_issued(self, member_id: str) -> int:
         self.host.complete(member_id)

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from .. import accounts
 from ..ledger import audit
+from ..ledger import comparisons
 from ..ledger import overview
 from ..ledger.transaction import beside_the_host
 from .community import here
@@ -59,6 +60,7 @@ def _known() -> dict[str, t.Any]:
                     session, state.tenant, config=current_app.config, at_most=AT_MOST
                 ),
                 "connection": (connected := accounts.get(session, state.tenant)),
+                "comparison": comparisons.known(session, state.tenant),
                 "any_activity": connected is None
                 and audit.any_entry(session, state.tenant),
             }

@@ -20,6 +20,7 @@ from ..issuing import notifier
 from ..issuing import unrecorded
 from ..issuing import workers
 from ..ledger import backfills
+from ..ledger import comparisons
 from ..ledger import gates
 from ..ledger import log
 from ..ledger import overview
@@ -94,6 +95,7 @@ def show_with(rows: list[EditRow], status: int = 200) -> Response:
         folds=fold(latest, connected),
         backfills=under_way,
         undos=taken_back,
+        comparison=read(comparisons.known),
         healed=read(
             backfills.healed, since=dt.datetime.now(dt.UTC) - backfills.LOOK_BACK
         ),

@@ -24,6 +24,7 @@ from ..models import Issuance
 from . import audit
 from . import clock
 from . import gates
+from . import polls
 from . import runs
 from .paging import Session
 from .runs import Run
@@ -148,6 +149,11 @@ class Known:
     found: Found | None
 
     @property
+    def failed(self) -> bool:
+        """Whether the last run was not read to its end."""
+        return self.latest is not None and self.latest.state in ("failed", "partial")
+
+    @property
     def going_on(self) -> Batch | None:
         """The run that is not over."""
         return self.latest if self.latest and self.latest.state in GOES_ON else None
@@ -203,7 +209,7 @@ def start(
         healing=weekly,
     )
     audit.note(connection, tenant, by, "compare")
-    _plan(connection, tenant, now + EVERY)
+    polls.plan_comparison(connection, tenant, now + EVERY)
     return run_id
 
 
@@ -369,19 +375,9 @@ def start_due(engine: sa.Engine, tenant: str) -> None:
 
 @in_transaction
 def _plan_first(connection: sa.Connection, tenant: str) -> bool:
-    wait = secrets.randbelow(int(EVERY.total_seconds()))
-    at = clock.now(connection) + dt.timedelta(seconds=wait)
-    return _plan(connection, tenant, at, Account.compare_due_at.is_(None))
-
-
-def _plan(
-    connection: sa.Connection,
-    tenant: str,
-    at: dt.datetime,
-    *these: sa.ColumnElement[bool],
-) -> bool:
-    planned = sa.update(Account).where(Account.tenant == tenant, *these)
-    return bool(connection.execute(planned.values(compare_due_at=at)).rowcount)
+    wait = dt.timedelta(seconds=secrets.randbelow(int(EVERY.total_seconds())))
+    at = clock.now(connection) + wait
+    return polls.plan_comparison(connection, tenant, at, first=True)
 
 
 # While a worker has it.
@@ -425,7 +421,7 @@ def finish(
     kept = None
 
     if not whole:
-        _plan(connection, run.tenant, now + AGAIN)
+        polls.plan_comparison(connection, run.tenant, now + AGAIN)
         kept = connection.scalar(
             sa.select(sa.func.max(Batch.id)).where(*earlier, Batch.state == "compared")
         )
@@ -453,7 +449,7 @@ def fail(connection: sa.Connection, run: Run) -> None:
     state = "compared" if run.state == "repairing" else "failed"
 
     if runs.end(connection, *runs.held(run), state=state) and state == "failed":
-        _plan(connection, run.tenant, clock.now(connection) + AGAIN)
+        polls.plan_comparison(connection, run.tenant, clock.now(connection) + AGAIN)
 
 
 def to_repair(engine: sa.Engine, run: Run) -> tuple[str, list[DifferenceRow]]:

@@ -615,3 +615,20 @@ def miss(
     return lifecycle.miss(
         connection, gate.tenant, gate.organization_id, badge_id, read_at=read_at
     )
+
+
+def plan_comparison(
+    connection: sa.Connection, tenant: str, at: dt.datetime, *, first: bool = False
+) -> bool:
+    """Note when a worker compares an account's badges with Credly: see
+    :mod:`.comparisons`.
+
+    :param first: Only where that is not known yet.
+    :return: Whether it was noted.
+    """
+    this = sa.update(Account).where(Account.tenant == tenant)
+
+    if first:
+        this = this.where(Account.compare_due_at.is_(None))
+
+    return bool(connection.execute(this.values(compare_due_at=at)).rowcount)
