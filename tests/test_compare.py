@@ -470,7 +470,7 @@ class TestInterrupted:
         gates.switch(desk.host.state.engine, "default", on=False)
         desk.look()
         assert desk.runs() == ["partial"]
-        assert "Credly is not asked." in desk.text()
+        assert "Credly was not contacted." in desk.text()
 
 
 class TestRepairing:

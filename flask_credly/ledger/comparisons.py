@@ -76,7 +76,7 @@ Why = t.Literal[
 WORDS: dict[Why, str] = {
     "gate": gettext_noop(
         "Issuing is paused, the connection has expired or was changed, or this database"
-        " is a copy: Credly is not asked."
+        " is a copy. Credly was not contacted."
     ),
     "stopped": gettext_noop("The process was told to stop."),
     "no answer": gettext_noop("Credly did not answer. See the log for details."),
