@@ -135,6 +135,7 @@ DRAIN = ("who is connected", "who has open rows")
     [
         (jobs.drain, DRAIN),
         (jobs.backfill, (*DRAIN, "whose backfill is due")),
+        (jobs.compare, (*DRAIN, "whose backfill is due")),
         (jobs.heal, (*DRAIN, "whose backfill is due")),
         (jobs.sync, DRAIN),
         (jobs.prune, (*DRAIN, "what is old, of all", "what is old, in lots")),
