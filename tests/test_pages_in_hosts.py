@@ -777,8 +777,15 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
     assert visit.visited >= {(method, view.__name__) for method, _, view in ROUTES}
 
 
+QUICK = ("plain", "pool-of-one", "layout", "behind-a-prefix")
+"""One of each sort. The others are slow together."""
+
 CASES = [
-    pytest.param(odd, database, id=f"{name}-{database}")
+    pytest.param(
+        *(odd, database),
+        id=f"{name}-{database}",
+        marks=() if name in QUICK else pytest.mark.slow,
+    )
     for name, odd in HOSTS.items()
     for database in odd.databases
 ]

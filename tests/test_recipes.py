@@ -224,6 +224,7 @@ def names_of(metadata: sa.MetaData) -> set[str]:
 
 
 class TestMigrations:
+    @pytest.mark.slow
     @every_database
     def test_a_migration_made_on_sqlite_runs_everywhere_and_leaves_nothing_to_do(
         self, site: Site, engine: sa.Engine, database: str
@@ -525,6 +526,7 @@ def wait_until_served(url: str, site: Site) -> None:
 
 
 class TestGunicorn:
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("database", "config"),
         [
@@ -546,6 +548,7 @@ class TestGunicorn:
         )
         assert not (site.folder / "shared").exists()
 
+    @pytest.mark.slow
     def test_without_post_fork_a_connection_has_two_processes(
         self, site: Site, engine: sa.Engine
     ) -> None:
@@ -789,6 +792,7 @@ class TestFlaskTalisman:
 
 
 class TestSeveralApps:
+    @pytest.mark.slow
     def test_each_has_its_ledger_and_its_workers(
         self, site: Site, simulator: CredlySimulator
     ) -> None:
@@ -884,6 +888,7 @@ class TestRQ:
             site.run("python complete.py")
             yield site
 
+    @pytest.mark.slow
     def test_our_worker_beside_the_hosts(
         self, queued: Site, simulator: CredlySimulator
     ) -> None:
@@ -892,6 +897,7 @@ class TestRQ:
         assert len(simulator.badges) == 1
         assert not (queued.folder / "greeted").exists()
 
+    @pytest.mark.slow
     def test_rqs_worker_does_both(
         self, queued: Site, simulator: CredlySimulator
     ) -> None:
@@ -900,6 +906,7 @@ class TestRQ:
         assert len(simulator.badges) == 1
         assert (queued.folder / "greeted").exists()
 
+    @pytest.mark.slow
     def test_the_hosts_program_does_both(
         self, queued: Site, simulator: CredlySimulator
     ) -> None:
@@ -969,6 +976,7 @@ class TestServers:
         )
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
+    @pytest.mark.slow
     def test_what_the_units_start_issues_badges(
         self,
         site: Site,
@@ -992,6 +1000,7 @@ class TestServers:
 
         assert_badges(simulator, done)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
     def test_what_compose_starts_issues_badges(
         self, site: Site, engine: sa.Engine, simulator: CredlySimulator
