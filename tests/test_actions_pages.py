@@ -20,12 +20,6 @@ from test_badges import BADGES
 from test_badges import fail_one
 from test_badges import Mapped
 from test_badges import read_csv
-from test_pages import Browser
-from test_pages import browser as browser
-from test_pages import digest
-from test_pages import HX
-from test_pages import mapped as mapped
-from test_pages import text_of
 
 from flask_credly import accounts
 from flask_credly import Member
@@ -35,6 +29,12 @@ from flask_credly.models import AuditEntry
 from flask_credly.models import Issuance
 from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import Browser
+from tests.support.pages import browser as browser
+from tests.support.pages import digest
+from tests.support.pages import HX
+from tests.support.pages import mapped as mapped
+from tests.support.pages import text_of
 
 WHY = {"reason": "Issued to the wrong person.", "tell": "no"}
 

@@ -22,15 +22,7 @@ from cryptography.fernet import Fernet
 from flask import redirect
 from test_badges import fail_one
 from test_badges import read_csv
-from test_pages import Browser
-from test_pages import browser as browser
-from test_pages import HOSTILE
-from test_pages import HX
-from test_pages import LIST
-from test_pages import mapped as mapped
 from test_pages import rules
-from test_pages import text_of
-from test_pages import WINDOW
 
 from flask_credly import accounts
 from flask_credly.ledger import audit
@@ -42,6 +34,14 @@ from flask_credly.models import DifferenceRow
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import Browser
+from tests.support.pages import browser as browser
+from tests.support.pages import HOSTILE
+from tests.support.pages import HX
+from tests.support.pages import LIST
+from tests.support.pages import mapped as mapped
+from tests.support.pages import text_of
+from tests.support.pages import WINDOW
 
 ACTIVITY = f"{WINDOW}/activity"
 NOW = dt.datetime.now(dt.UTC)

@@ -19,8 +19,6 @@ from conftest import Connected
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
-from test_pages import Browser
-from test_pages import text_of
 
 from flask_credly import accounts
 from flask_credly import Course
@@ -37,6 +35,8 @@ from flask_credly.models import Batch
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import Browser
+from tests.support.pages import text_of
 
 WINDOW = "/integrations/credly"
 DAY = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)

@@ -14,11 +14,6 @@ from conftest import Host
 from test_badges import BADGES
 from test_badges import fail_one
 from test_badges import Mapped
-from test_pages import Browser
-from test_pages import browser as browser
-from test_pages import HX
-from test_pages import mapped as mapped
-from test_pages import text_of
 
 from flask_credly import accounts
 from flask_credly import Member
@@ -31,6 +26,11 @@ from flask_credly.models import Attempt
 from flask_credly.models import AuditEntry
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import Browser
+from tests.support.pages import browser as browser
+from tests.support.pages import HX
+from tests.support.pages import mapped as mapped
+from tests.support.pages import text_of
 
 
 def words(visitor: Browser, row_id: int, **given: t.Any) -> str:

@@ -17,11 +17,6 @@ from conftest import every_database
 from conftest import Host
 from sqlalchemy import event
 from test_faults import open_again
-from test_pages import Browser
-from test_pages import browser as browser
-from test_pages import HX
-from test_pages import mapped as mapped
-from test_pages import text_of
 from werkzeug.test import Client
 
 from flask_credly import accounts
@@ -36,6 +31,11 @@ from flask_credly.ledger import overview
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import Browser
+from tests.support.pages import browser as browser
+from tests.support.pages import HX
+from tests.support.pages import mapped as mapped
+from tests.support.pages import text_of
 
 BADGES = "/integrations/credly/badges"
 ERRORS = "/integrations/credly/errors"

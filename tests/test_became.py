@@ -13,15 +13,15 @@ from conftest import Host
 from test_badges import BADGES
 from test_badges import Mapped
 from test_badges import read_csv
-from test_pages import browser as browser
-from test_pages import HX
-from test_pages import mapped as mapped
-from test_pages import text_of
 
 from flask_credly import jobs
 from flask_credly.issuing.poll import poll_now
 from flask_credly.ledger import gates
 from flask_credly.models import Issuance
+from tests.support.pages import browser as browser
+from tests.support.pages import HX
+from tests.support.pages import mapped as mapped
+from tests.support.pages import text_of
 
 WORDS = {
     "pending": "Waiting to be accepted",

@@ -30,9 +30,6 @@ from test_client import listed
 from test_client import ORGANIZATION
 from test_client import REQUEST
 from test_client import TEMPLATE
-from test_pages import Browser
-from test_pages import HX
-from test_pages import WINDOW
 from test_threats import ask
 from test_threats import fill
 from test_threats import MakeWire
@@ -51,6 +48,9 @@ from flask_credly.models import AuditEntry
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import Browser
+from tests.support.pages import HX
+from tests.support.pages import WINDOW
 
 pytestmark = pytest.mark.slow
 

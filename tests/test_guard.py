@@ -24,8 +24,6 @@ from flask import redirect
 from flask import Response
 from flask_sqlalchemy import SQLAlchemy
 from flask_wtf import CSRFProtect
-from test_pages import HX
-from test_pages import WINDOW
 from test_threats import fill
 from test_threats import past_completions
 from test_threats import readable
@@ -41,6 +39,8 @@ from flask_credly.admin import blueprint
 from flask_credly.models import RemovedMapping
 from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import HX
+from tests.support.pages import WINDOW
 
 SAME = {"Sec-Fetch-Site": "same-origin"}
 SECRET = "c4nary-client-secret"

@@ -8,12 +8,6 @@ import re
 import pytest
 import sqlalchemy as sa
 from conftest import Connected
-from test_pages import Browser
-from test_pages import browser as browser
-from test_pages import HX
-from test_pages import mapped as mapped
-from test_pages import text_of
-from test_pages import WINDOW
 
 from flask_credly import accounts
 from flask_credly.models import AuditEntry
@@ -21,6 +15,12 @@ from flask_credly.models import Mapping
 from flask_credly.options import add_months
 from flask_credly.options import LOCALES
 from flask_credly.options import Options
+from tests.support.pages import Browser
+from tests.support.pages import browser as browser
+from tests.support.pages import HX
+from tests.support.pages import mapped as mapped
+from tests.support.pages import text_of
+from tests.support.pages import WINDOW
 
 Mapped = tuple[Browser, Connected, int]
 

@@ -23,7 +23,6 @@ from flask import Flask
 from flask import redirect
 from flask import render_template_string
 from flask import Response
-from flask.testing import FlaskClient
 from flask_sqlalchemy import SQLAlchemy
 from flask_wtf import CSRFProtect
 from werkzeug.test import Client
@@ -35,78 +34,19 @@ from flask_credly import issuance_paused
 from flask_credly.ledger import log
 from flask_credly.models import Account
 from flask_credly.models import AuditEntry
-from flask_credly.models import Base
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
-
-LIST = "/integrations/"
-WINDOW = "/integrations/credly"
-HX = {"HX-Request": "true"}
-
-HOSTILE = '"><img src=x onerror=alert(1)><a hx-get="/x">\u202e'
-
-
-class Browser:
-    """A client that fills in forms as a browser does, the token included."""
-
-    def __init__(self, app: Flask) -> None:
-        self.client: FlaskClient = app.test_client()
-
-    def get(self, path: str, **given: t.Any) -> TestResponse:
-        return self.client.get(path, buffered=True, **given)
-
-    def token(self, path: str) -> str:
-        found = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', self.get(path).text)
-        assert found, f"no form on {path}"
-        return found[1]
-
-    def post(
-        self, path: str, *, page: str = WINDOW, headers: t.Any = None, **fields: str
-    ) -> TestResponse:
-        data = {"csrf_token": self.token(page), **fields}
-        return self.client.post(path, data=data, headers=headers)
-
-    def connect(self, credly: CredlySimulator, **changes: t.Any) -> TestResponse:
-        headers = changes.pop("headers", None)
-        fields = {
-            "organization_id": credly.organization_id,
-            "client_id": credly.client_id,
-            "client_secret": credly.client_secret,
-            **changes,
-        }
-        page = f"{WINDOW}/connection"
-        return self.post(WINDOW, page=page, headers=headers, **fields)
-
-
-@pytest.fixture
-def browser(host: Host) -> Browser:
-    return Browser(host.app)
-
-
-@pytest.fixture
-def mapped(browser: Browser, connected: Connected) -> tuple[Browser, Connected, int]:
-    (mapping,) = accounts.list_mappings(connected.host.db.session, "default")
-    mapping_id = mapping.id
-    connected.host.db.session.remove()
-    return browser, connected, mapping_id
-
-
-def text_of(response: TestResponse) -> str:
-    return html.unescape(re.sub(r"<[^>]+>", " ", response.text))
-
-
-def digest(host: Host) -> str:
-    """Everything in our tables, but for the trail."""
-    host.db.session.rollback()
-    return repr(
-        [
-            host.db.session.execute(sa.select(table)).all()
-            for table in Base.metadata.sorted_tables
-            if table.name != "credly_audit"
-        ]
-    )
+from tests.support.pages import Browser
+from tests.support.pages import browser as browser
+from tests.support.pages import digest
+from tests.support.pages import HOSTILE
+from tests.support.pages import HX
+from tests.support.pages import LIST
+from tests.support.pages import mapped as mapped
+from tests.support.pages import text_of
+from tests.support.pages import WINDOW
 
 
 class TestConnect:

@@ -17,10 +17,6 @@ from conftest import Connected
 from conftest import COURSES
 from conftest import Host
 from conftest import MakeHost
-from test_pages import Browser
-from test_pages import HX
-from test_pages import LIST
-from test_pages import WINDOW
 
 from flask_credly import accounts
 from flask_credly import Member
@@ -29,6 +25,10 @@ from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import Browser
+from tests.support.pages import HX
+from tests.support.pages import LIST
+from tests.support.pages import WINDOW
 
 REFUSED = (
     "Unable to connect to Credly. Please check your Organization ID and OAuth"

@@ -13,10 +13,6 @@ from flask import abort
 from flask import redirect
 from flask import render_template_string
 from test_guard import forms_of
-from test_pages import Browser
-from test_pages import HX
-from test_pages import text_of
-from test_pages import WINDOW
 from test_threats import fill
 from test_threats import past_completions
 from test_threats import readable
@@ -31,6 +27,10 @@ from flask_credly.admin.blueprint import FOR_VIEWERS
 from flask_credly.admin.blueprint import ROUTES
 from flask_credly.ledger import audit
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import Browser
+from tests.support.pages import HX
+from tests.support.pages import text_of
+from tests.support.pages import WINDOW
 
 BADGES = f"{WINDOW}/badges"
 MAY_BE_READ = {*FOR_VIEWERS, "credly.static"}

@@ -60,11 +60,6 @@ from flask import Response
 from flask_sqlalchemy import SQLAlchemy
 from flask_wtf import CSRFProtect
 from hypothesis import strategies as st
-from test_pages import Browser
-from test_pages import digest
-from test_pages import HX
-from test_pages import LIST
-from test_pages import WINDOW
 from test_worker import Farm
 from test_worker import farm as farm
 
@@ -92,6 +87,11 @@ from flask_credly.models import Batch
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import Browser
+from tests.support.pages import digest
+from tests.support.pages import HX
+from tests.support.pages import LIST
+from tests.support.pages import WINDOW
 
 PACKAGE = pathlib.Path(flask_credly.__file__).parent
 ROOT = PACKAGE.parent

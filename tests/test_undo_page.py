@@ -13,8 +13,6 @@ import pytest
 import sqlalchemy as sa
 from conftest import connect
 from conftest import MakeHost
-from test_pages import Browser
-from test_pages import text_of
 from test_undo import Many
 from werkzeug.test import TestResponse
 
@@ -22,6 +20,8 @@ from flask_credly import jobs
 from flask_credly.models import Batch
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import Browser
+from tests.support.pages import text_of
 
 WINDOW = "/integrations/credly"
 UNDO = f"{WINDOW}/undo"

@@ -26,9 +26,6 @@ from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 from sqlalchemy import event
-from test_pages import Browser
-from test_pages import text_of
-from test_pages import WINDOW
 from test_worker import Farm
 from test_worker import farm as farm
 from test_worker import wait_for
@@ -52,6 +49,9 @@ from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.models import Unrecorded
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import Browser
+from tests.support.pages import text_of
+from tests.support.pages import WINDOW
 
 HOUR = dt.timedelta(hours=1)
 DAY = dt.timedelta(days=1)

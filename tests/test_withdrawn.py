@@ -19,11 +19,6 @@ from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 from tenants import make_site
-from test_pages import Browser
-from test_pages import browser as browser
-from test_pages import mapped as mapped
-from test_pages import text_of
-from test_pages import WINDOW
 
 from flask_credly import accounts
 from flask_credly import completion_withdrawn
@@ -43,6 +38,11 @@ from flask_credly.models import Mapping
 from flask_credly.options import Options
 from flask_credly.options import RENEW
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import Browser
+from tests.support.pages import browser as browser
+from tests.support.pages import mapped as mapped
+from tests.support.pages import text_of
+from tests.support.pages import WINDOW
 
 START = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 Mapped = tuple[Browser, Connected, int]

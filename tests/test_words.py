@@ -31,13 +31,6 @@ from flask_sqlalchemy import SQLAlchemy
 from markupsafe import Markup
 from test_badges import fail_one
 from test_badges import read_csv
-from test_pages import Browser
-from test_pages import browser as browser
-from test_pages import HX
-from test_pages import LIST
-from test_pages import mapped as mapped
-from test_pages import text_of
-from test_pages import WINDOW
 
 from flask_credly import accounts
 from flask_credly import Course
@@ -54,6 +47,13 @@ from tests.catalogue import POT
 from tests.catalogue import read
 from tests.catalogue import read_sources
 from tests.catalogue import render_catalogue
+from tests.support.pages import Browser
+from tests.support.pages import browser as browser
+from tests.support.pages import HX
+from tests.support.pages import LIST
+from tests.support.pages import mapped as mapped
+from tests.support.pages import text_of
+from tests.support.pages import WINDOW
 
 ROOT = pathlib.Path(__file__).parent.parent
 BADGES = f"{WINDOW}/badges"

@@ -648,8 +648,8 @@ def test_json_job_on_pickle_worker_is_visible(farm: Farm) -> None:
     """RQ's worker without the serializer cannot read the job: nothing is lost, and
     the admin sees that badges wait.
     """
-    from test_pages import Browser
-    from test_pages import WINDOW
+    from tests.support.pages import Browser
+    from tests.support.pages import WINDOW
 
     farm.host.complete()
     settings = farm.host.state.settings

@@ -1,0 +1,92 @@
+"""What an admin does with the pages, without a browser."""
+
+from __future__ import annotations
+
+import html
+import html.parser
+import re
+import typing as t
+
+import pytest
+import sqlalchemy as sa
+from conftest import Connected
+from conftest import Host
+from flask import Flask
+from flask.testing import FlaskClient
+from werkzeug.test import TestResponse
+
+from flask_credly import accounts
+from flask_credly.models import Base
+from flask_credly.testing import CredlySimulator
+
+LIST = "/integrations/"
+
+
+WINDOW = "/integrations/credly"
+
+
+HX = {"HX-Request": "true"}
+
+
+HOSTILE = '"><img src=x onerror=alert(1)><a hx-get="/x">\u202e'
+
+
+class Browser:
+    """A client that fills in forms as a browser does, the token included."""
+
+    def __init__(self, app: Flask) -> None:
+        self.client: FlaskClient = app.test_client()
+
+    def get(self, path: str, **given: t.Any) -> TestResponse:
+        return self.client.get(path, buffered=True, **given)
+
+    def token(self, path: str) -> str:
+        found = re.search(r'name="csrf_token"[^>]*value="([^"]+)"', self.get(path).text)
+        assert found, f"no form on {path}"
+        return found[1]
+
+    def post(
+        self, path: str, *, page: str = WINDOW, headers: t.Any = None, **fields: str
+    ) -> TestResponse:
+        data = {"csrf_token": self.token(page), **fields}
+        return self.client.post(path, data=data, headers=headers)
+
+    def connect(self, credly: CredlySimulator, **changes: t.Any) -> TestResponse:
+        headers = changes.pop("headers", None)
+        fields = {
+            "organization_id": credly.organization_id,
+            "client_id": credly.client_id,
+            "client_secret": credly.client_secret,
+            **changes,
+        }
+        page = f"{WINDOW}/connection"
+        return self.post(WINDOW, page=page, headers=headers, **fields)
+
+
+@pytest.fixture
+def browser(host: Host) -> Browser:
+    return Browser(host.app)
+
+
+@pytest.fixture
+def mapped(browser: Browser, connected: Connected) -> tuple[Browser, Connected, int]:
+    (mapping,) = accounts.list_mappings(connected.host.db.session, "default")
+    mapping_id = mapping.id
+    connected.host.db.session.remove()
+    return browser, connected, mapping_id
+
+
+def text_of(response: TestResponse) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", " ", response.text))
+
+
+def digest(host: Host) -> str:
+    """Everything in our tables, but for the trail."""
+    host.db.session.rollback()
+    return repr(
+        [
+            host.db.session.execute(sa.select(table)).all()
+            for table in Base.metadata.sorted_tables
+            if table.name != "credly_audit"
+        ]
+    )
