@@ -16,10 +16,6 @@ from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 from flask import Response
-from test_badges import BADGES
-from test_badges import fail_one
-from test_badges import Mapped
-from test_badges import read_csv
 
 from flask_credly import accounts
 from flask_credly import Member
@@ -29,11 +25,15 @@ from flask_credly.models import AuditEntry
 from flask_credly.models import Issuance
 from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import BADGES
 from tests.support.pages import Browser
 from tests.support.pages import browser as browser
 from tests.support.pages import digest
+from tests.support.pages import fail_one
 from tests.support.pages import HX
+from tests.support.pages import Mapped
 from tests.support.pages import mapped as mapped
+from tests.support.pages import read_csv
 from tests.support.pages import text_of
 
 WHY = {"reason": "Issued to the wrong person.", "tell": "no"}

@@ -20,8 +20,6 @@ from conftest import Host
 from conftest import MakeHost
 from cryptography.fernet import Fernet
 from flask import redirect
-from test_badges import fail_one
-from test_badges import read_csv
 from test_pages import rules
 
 from flask_credly import accounts
@@ -36,10 +34,12 @@ from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
 from tests.support.pages import Browser
 from tests.support.pages import browser as browser
+from tests.support.pages import fail_one
 from tests.support.pages import HOSTILE
 from tests.support.pages import HX
 from tests.support.pages import LIST
 from tests.support.pages import mapped as mapped
+from tests.support.pages import read_csv
 from tests.support.pages import text_of
 from tests.support.pages import WINDOW
 

@@ -11,9 +11,6 @@ from conftest import connect
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
-from test_badges import BADGES
-from test_badges import fail_one
-from test_badges import Mapped
 
 from flask_credly import accounts
 from flask_credly import Member
@@ -26,9 +23,12 @@ from flask_credly.models import Attempt
 from flask_credly.models import AuditEntry
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import BADGES
 from tests.support.pages import Browser
 from tests.support.pages import browser as browser
+from tests.support.pages import fail_one
 from tests.support.pages import HX
+from tests.support.pages import Mapped
 from tests.support.pages import mapped as mapped
 from tests.support.pages import text_of
 

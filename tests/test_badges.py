@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 import re
 import typing as t
 import wsgiref.validate
@@ -16,7 +14,6 @@ from conftest import COURSES
 from conftest import every_database
 from conftest import Host
 from sqlalchemy import event
-from test_faults import open_again
 from werkzeug.test import Client
 
 from flask_credly import accounts
@@ -28,35 +25,20 @@ from flask_credly.admin.rows import MANY
 from flask_credly.ledger import issuances
 from flask_credly.ledger import log
 from flask_credly.ledger import overview
-from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
+from tests.support.databases import open_again
+from tests.support.pages import BADGES
 from tests.support.pages import Browser
 from tests.support.pages import browser as browser
+from tests.support.pages import fail_one
 from tests.support.pages import HX
+from tests.support.pages import Mapped
 from tests.support.pages import mapped as mapped
+from tests.support.pages import read_csv
 from tests.support.pages import text_of
 
-BADGES = "/integrations/credly/badges"
 ERRORS = "/integrations/credly/errors"
-
-Mapped = tuple[Browser, Connected, int]
-
-
-def fail_one(connected: Connected, member_id: str = "42") -> Issuance:
-    host, credly, _ = connected
-    credly.posts_allowed = 9
-    credly.fail("issue", status=422, times=2)
-    host.complete(member_id)
-    host.drain(2)
-    row = host.rows()[-1]
-    assert row.state == "failed"
-    return row
-
-
-def read_csv(text: str) -> list[list[str]]:
-    assert text.startswith("\ufeff")
-    return list(csv.reader(io.StringIO(text[1:])))
 
 
 class TestRetry:

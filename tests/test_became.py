@@ -10,17 +10,17 @@ import pytest
 import sqlalchemy as sa
 from conftest import Connected
 from conftest import Host
-from test_badges import BADGES
-from test_badges import Mapped
-from test_badges import read_csv
 
 from flask_credly import jobs
 from flask_credly.issuing.poll import poll_now
 from flask_credly.ledger import gates
 from flask_credly.models import Issuance
+from tests.support.pages import BADGES
 from tests.support.pages import browser as browser
 from tests.support.pages import HX
+from tests.support.pages import Mapped
 from tests.support.pages import mapped as mapped
+from tests.support.pages import read_csv
 from tests.support.pages import text_of
 
 WORDS = {

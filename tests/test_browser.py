@@ -18,9 +18,6 @@ from playwright.sync_api import expect
 from playwright.sync_api import Locator
 from playwright.sync_api import Page
 from playwright.sync_api import Route
-from test_words import german
-from test_words import speaking
-from test_words import write_catalogue
 
 from flask_credly import accounts
 from flask_credly import Course
@@ -29,6 +26,9 @@ from flask_credly import Member
 from flask_credly.credly.answers import clean
 from flask_credly.models import Account
 from tests.catalogue import catalogues
+from tests.support.words import german
+from tests.support.words import speaking
+from tests.support.words import write_catalogue
 
 if t.TYPE_CHECKING:
     pass

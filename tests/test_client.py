@@ -43,22 +43,16 @@ from flask_credly.errors import Refused
 from flask_credly.errors import Unauthorized
 from flask_credly.errors import Unavailable
 from flask_credly.testing import CredlySimulator
+from tests.support.credly import API
+from tests.support.credly import BADGE
+from tests.support.credly import issued
+from tests.support.credly import listed
+from tests.support.credly import ORGANIZATION
+from tests.support.credly import REQUEST
+from tests.support.credly import TEMPLATE
 
-API = "https://api.credly.com/v1"
 TOKEN_URL = "https://www.credly.com/oauth/token"
-ORGANIZATION = "11111111-2222-4333-8444-555555555555"
-TEMPLATE = "aaaaaaaa-bbbb-4ccc-8ddd-eeeeeeeeeeee"
-BADGE = "99999999-8888-4777-8666-555555555555"
 BADGES = f"{API}/organizations/{ORGANIZATION}/badges"
-
-REQUEST = BadgeRequest(
-    template_id=TEMPLATE,
-    earner_id="e" * 40,
-    email="ada+badge@example.org",
-    first_name="Ada",
-    last_name="Example",
-    issued_at=dt.datetime(2026, 11, 1, 9, 30, tzinfo=dt.UTC),
-)
 
 
 @pytest.fixture
@@ -75,22 +69,6 @@ def client() -> cabc.Iterator[Client]:
 
 def envelope(**data: t.Any) -> dict[str, t.Any]:
     return {"data": data, "metadata": None}
-
-
-def issued(**changes: t.Any) -> dict[str, t.Any]:
-    badge = {
-        "id": BADGE,
-        "state": "pending",
-        "recipient_email": REQUEST.email,
-        "issuer_earner_id": REQUEST.earner_id,
-        "badge_template": {"id": TEMPLATE},
-        "user": {},
-    }
-    return {"data": {**badge, **changes}, "metadata": {}}
-
-
-def listed(*rows: dict[str, t.Any], pages: int = 1) -> dict[str, t.Any]:
-    return {"data": [row["data"] for row in rows], "metadata": {"total_pages": pages}}
 
 
 def plain(text: str) -> str:

@@ -13,7 +13,6 @@ import sys
 import time
 import typing as t
 
-import invariants
 import psutil
 import pytest
 import sqlalchemy as sa
@@ -25,8 +24,6 @@ from conftest import MakeHost
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import orm
-from test_faults import open_again
-from test_faults import servers
 
 from flask_credly import Course
 from flask_credly import course_completed
@@ -41,6 +38,9 @@ from flask_credly.ledger import claim
 from flask_credly.ledger import settle
 from flask_credly.models import Account
 from flask_credly.testing import CredlySimulator
+from tests.support import invariants
+from tests.support.databases import open_again
+from tests.support.databases import servers
 
 pytestmark = pytest.mark.slow
 

@@ -37,10 +37,6 @@ from cryptography.fernet import Fernet
 from flask import Flask
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
-from test_worker import Farm
-from test_worker import farm as farm
-from test_worker import wait_for
-from test_worker import WORKER
 
 from flask_credly import accounts
 from flask_credly import Course
@@ -61,6 +57,10 @@ from flask_credly.settings import Settings
 from flask_credly.settings import unknown
 from flask_credly.state import get_state
 from flask_credly.testing import CredlySimulator
+from tests.support.farm import Farm
+from tests.support.farm import farm as farm
+from tests.support.farm import wait_for
+from tests.support.farm import WORKER
 
 KEY, OTHER = (Fernet.generate_key().decode() for _ in range(2))
 

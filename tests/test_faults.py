@@ -47,8 +47,9 @@ from flask_credly.testing import CredlySimulator
 from tests.storm.servers import make_folder
 from tests.storm.servers import NotFound
 from tests.storm.servers import PrivatePostgreSQL
+from tests.support.databases import open_again
+from tests.support.databases import servers
 
-servers = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirect=True)
 postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 mariadb = pytest.mark.parametrize("database", ["mariadb"], indirect=True)
 
@@ -686,19 +687,6 @@ class TestDrainUnderFaults:
         assert {row.state for row in host.rows()} <= {"issued", "held"}
         assert len(credly.badges) == 1
         assert host.log() == []
-
-
-def open_again(host: Host) -> None:
-    """Let the time pass until no pause is left and everything is due."""
-    past = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
-    host.db.session.rollback()
-    host.db.session.execute(
-        sa.update(Account)
-        .where(Account.paused_until.is_not(None))
-        .values(paused_until=past)
-    )
-    host.db.session.commit()
-    host.make_due()
 
 
 class TestClocks:

@@ -23,21 +23,10 @@ from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 from hypothesis import strategies as st
-from test_client import API
-from test_client import BADGE
-from test_client import issued
-from test_client import listed
-from test_client import ORGANIZATION
-from test_client import REQUEST
-from test_client import TEMPLATE
 from test_threats import ask
-from test_threats import fill
 from test_threats import MakeWire
-from test_threats import past_completions
 from test_threats import QUESTIONS
 from test_threats import Send
-from test_threats import snapshot
-from test_threats import unsafe
 from test_threats import wire as wire
 
 from flask_credly.credly import Badge
@@ -48,9 +37,20 @@ from flask_credly.models import AuditEntry
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
+from tests.support.credly import API
+from tests.support.credly import BADGE
+from tests.support.credly import issued
+from tests.support.credly import listed
+from tests.support.credly import ORGANIZATION
+from tests.support.credly import REQUEST
+from tests.support.credly import TEMPLATE
 from tests.support.pages import Browser
 from tests.support.pages import HX
 from tests.support.pages import WINDOW
+from tests.support.surface import fill
+from tests.support.surface import past_completions
+from tests.support.surface import snapshot
+from tests.support.surface import unsafe
 
 pytestmark = pytest.mark.slow
 

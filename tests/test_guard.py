@@ -24,11 +24,6 @@ from flask import redirect
 from flask import Response
 from flask_sqlalchemy import SQLAlchemy
 from flask_wtf import CSRFProtect
-from test_threats import fill
-from test_threats import past_completions
-from test_threats import readable
-from test_threats import snapshot
-from test_threats import unsafe
 from werkzeug.exceptions import HTTPException
 from werkzeug.local import LocalProxy
 from werkzeug.test import TestResponse
@@ -41,6 +36,11 @@ from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
 from tests.support.pages import HX
 from tests.support.pages import WINDOW
+from tests.support.surface import fill
+from tests.support.surface import past_completions
+from tests.support.surface import readable
+from tests.support.surface import snapshot
+from tests.support.surface import unsafe
 
 SAME = {"Sec-Fetch-Site": "same-origin"}
 SECRET = "c4nary-client-secret"

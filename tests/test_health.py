@@ -13,12 +13,12 @@ from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 from flask import redirect
-from test_threats import statements
 
 from flask_credly.models import Account
 from flask_credly.models import Installation
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
+from tests.support.surface import statements
 
 HEALTH = "/integrations/credly/health"
 

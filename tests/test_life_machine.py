@@ -12,16 +12,12 @@ import os
 import typing as t
 
 import hypothesis
-import invariants
 import pytest
 from conftest import COURSES
 from conftest import every_database
 from hypothesis import stateful
 from hypothesis import strategies as st
-from test_machine import Died
 from test_machine import MOODS
-from test_machine import World
-from test_machine import world as world
 
 from flask_credly import accounts
 from flask_credly.credly import Client
@@ -33,6 +29,10 @@ from flask_credly.ledger import polls
 from flask_credly.ledger import settle
 from flask_credly.models import Issuance
 from flask_credly.testing.rules import Refusal
+from tests.support import invariants
+from tests.support.world import Died
+from tests.support.world import World
+from tests.support.world import world as world
 
 pytestmark = pytest.mark.slow
 

@@ -5,21 +5,13 @@ invariants hold after each step, and everything comes to an end.
 from __future__ import annotations
 
 import collections
-import collections.abc as cabc
-import datetime as dt
-import os
 import typing as t
 
 import hypothesis
-import invariants
 import pytest
-import responses
 import sqlalchemy as sa
-from conftest import a_member
 from conftest import COURSES
 from conftest import every_database
-from conftest import Host
-from conftest import MakeHost
 from hypothesis import stateful
 from hypothesis import strategies as st
 
@@ -27,24 +19,22 @@ from flask_credly import accounts
 from flask_credly import jobs
 from flask_credly.credly import Client
 from flask_credly.errors import CredlyError
-from flask_credly.issuing import stopping
-from flask_credly.issuing import token as token_module
 from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
-from flask_credly.ledger import clock
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
 from flask_credly.ledger import settle
-from flask_credly.models import Base
 from flask_credly.models import Batch
-from flask_credly.testing import CredlySimulator
-from flask_credly.testing import serving
+from tests.support import invariants
+from tests.support.world import Died
+from tests.support.world import EXAMPLES
+from tests.support.world import KEYS
+from tests.support.world import STEPS
+from tests.support.world import World
+from tests.support.world import world as world
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = int(os.environ.get("CREDLY_TEST_EXAMPLES", "25"))
-STEPS = 30
-KEYS = [char * 43 + "=" for char in "AEIMQU"]
 
 MOODS: dict[str, dict[str, t.Any]] = {
     "fails": {"status": 500},
@@ -76,45 +66,6 @@ POINTS: tuple[tuple[object, str, bool], ...] = (
 members = st.sampled_from(["1", "2", "3"])
 courses = st.sampled_from(COURSES)
 numbers = st.integers(0, 2)
-
-
-class Died(BaseException):
-    """A worker's end, which no code of ours may catch."""
-
-
-class World:
-    """What stays between the examples: an application and the network."""
-
-    def __init__(self, host: Host, patch: pytest.MonkeyPatch) -> None:
-        self.host = host
-        self.offset = dt.timedelta()
-        self.credly = CredlySimulator()
-        self._patch = patch
-        patch.setattr(clock, "now", lambda _: dt.datetime.now(dt.UTC) + self.offset)
-        patch.setattr(token_module.time, "sleep", self.advance)
-        # A drain waits for the end of a short pause.
-        patch.setattr(stopping, "wait", self.wait)
-
-    def advance(self, seconds: float) -> None:
-        self.offset += dt.timedelta(seconds=seconds)
-        self.credly.advance(seconds)
-
-    def wait(self, seconds: float) -> bool:
-        self.advance(seconds)
-        return False
-
-    def answer(self, call: serving.Call) -> serving.Reply:
-        return self.credly._handle(call)
-
-    def begin_anew(self) -> None:
-        self.credly = CredlySimulator()
-        self.offset = dt.timedelta()
-        self.host.app.config["CREDLY_ENCRYPTION_KEYS"] = KEYS[:1]
-        self.host.db.session.remove()
-
-        with self.host.state.engine.begin() as connected:
-            for table in reversed(Base.metadata.sorted_tables):
-                connected.execute(sa.delete(table))
 
 
 class Ledger(stateful.RuleBasedStateMachine):
@@ -440,28 +391,6 @@ class Ledger(stateful.RuleBasedStateMachine):
             assert len(told) <= known
 
         assert self.violations() == []
-
-
-@pytest.fixture
-def world(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> cabc.Iterator[World]:
-    past = [(a_member(id_), dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) for id_ in "123"]
-    host = make_host(
-        past_completions=lambda *_: past, CREDLY_RETRY_DELAY=60, CREDLY_CONCURRENCY=2
-    )
-
-    with (
-        host.app.app_context(),
-        responses.RequestsMock(assert_all_requests_are_fired=False) as mock,
-    ):
-        world = World(host, monkeypatch)
-        serving.register(
-            world.answer,
-            mock,
-            "https://api.credly.com/v1",
-            "https://www.credly.com/oauth/token",
-        )
-
-        yield world
 
 
 @every_database

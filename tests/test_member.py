@@ -25,7 +25,6 @@ from flask import render_template
 from flask import render_template_string
 from flask_sqlalchemy import SQLAlchemy
 from test_threats import PAYLOADS
-from test_threats import statements
 from test_threats import Tree
 
 from flask_credly import accounts
@@ -39,6 +38,7 @@ from flask_credly.models import Account
 from flask_credly.models import Issuance
 from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
+from tests.support.surface import statements
 
 Changes = dict[str, t.Any]
 

@@ -31,11 +31,6 @@ from flask_sqlalchemy import SQLAlchemy
 from rq import suspension
 from rq.exceptions import StopRequested
 from sqlalchemy import orm
-from test_worker import APP
-from test_worker import Farm
-from test_worker import farm as farm
-from test_worker import wait_for
-from test_worker import WORKER
 
 from example_app.redis_server import free_port
 from flask_credly import accounts
@@ -60,6 +55,11 @@ from flask_credly.ledger import settle
 from flask_credly.models import Account
 from flask_credly.options import Options
 from flask_credly.testing import CredlySimulator
+from tests.support.farm import APP
+from tests.support.farm import Farm
+from tests.support.farm import farm as farm
+from tests.support.farm import wait_for
+from tests.support.farm import WORKER
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = (ROOT / "docs/observing.md").read_text()

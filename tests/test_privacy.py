@@ -22,12 +22,6 @@ from conftest import COURSES
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
-from test_faults import open_again
-from test_faults import servers
-from test_worker import Farm
-from test_worker import farm as farm
-from test_worker import wait_for
-from test_worker import WORKER
 
 from flask_credly import accounts
 from flask_credly import badge_issued
@@ -49,6 +43,12 @@ from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
+from tests.support.databases import open_again
+from tests.support.databases import servers
+from tests.support.farm import Farm
+from tests.support.farm import farm as farm
+from tests.support.farm import wait_for
+from tests.support.farm import WORKER
 
 ADA = Member("ada-4711", "ada.canary@example.org", "Adacanary", "Lovecanary")
 GRACE = Member("grace-1", "grace@example.org", "Gracious", "Other")

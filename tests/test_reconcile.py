@@ -19,7 +19,6 @@ from conftest import COURSES
 from conftest import every_database
 from conftest import MakeHost
 from hypothesis import strategies as st
-from tenants import make_site
 
 from flask_credly import accounts
 from flask_credly import badge_issued
@@ -36,6 +35,7 @@ from flask_credly.models import Batch
 from flask_credly.models import Installation
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
+from tests.support.sites import make_site
 
 AT = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 

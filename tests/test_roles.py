@@ -13,13 +13,6 @@ from flask import abort
 from flask import redirect
 from flask import render_template_string
 from test_guard import forms_of
-from test_threats import fill
-from test_threats import past_completions
-from test_threats import readable
-from test_threats import routes
-from test_threats import SAFE
-from test_threats import snapshot
-from test_threats import statements
 
 from flask_credly import accounts
 from flask_credly import Member
@@ -31,6 +24,13 @@ from tests.support.pages import Browser
 from tests.support.pages import HX
 from tests.support.pages import text_of
 from tests.support.pages import WINDOW
+from tests.support.surface import fill
+from tests.support.surface import past_completions
+from tests.support.surface import readable
+from tests.support.surface import routes
+from tests.support.surface import SAFE
+from tests.support.surface import snapshot
+from tests.support.surface import statements
 
 BADGES = f"{WINDOW}/badges"
 MAY_BE_READ = {*FOR_VIEWERS, "credly.static"}

@@ -19,13 +19,13 @@ from flask_credly.ledger import log
 from flask_credly.models import Attempt
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
-from tests import invariants
-from tests.invariants import Booked
-from tests.invariants import Refusal
 from tests.storm import servers
 from tests.storm.processes import Family
 from tests.storm.run import Options
 from tests.storm.run import run
+from tests.support import invariants
+from tests.support.invariants import Booked
+from tests.support.invariants import Refusal
 
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 

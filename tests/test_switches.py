@@ -11,11 +11,8 @@ import itertools
 import random
 import typing as t
 
-import invariants
 import pytest
 from conftest import COURSES
-from test_machine import World
-from test_machine import world as world
 from test_withdrawn import withdraw
 
 from flask_credly import accounts
@@ -31,6 +28,9 @@ from flask_credly.models import Issuance
 from flask_credly.options import Options
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing.manners import Manners
+from tests.support import invariants
+from tests.support.world import World
+from tests.support.world import world as world
 
 pytestmark = pytest.mark.slow
 

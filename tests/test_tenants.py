@@ -19,10 +19,6 @@ from conftest import COURSES
 from conftest import MakeHost
 from flask import abort
 from flask import render_template_string
-from tenants import by_header
-from tenants import HEADER
-from tenants import make_site
-from tenants import Site
 
 from flask_credly import accounts
 from flask_credly import Course
@@ -35,6 +31,10 @@ from flask_credly.ledger.transaction import in_session
 from flask_credly.models import AuditEntry
 from flask_credly.models import Base
 from flask_credly.testing import CredlySimulator
+from tests.support.sites import by_header
+from tests.support.sites import HEADER
+from tests.support.sites import make_site
+from tests.support.sites import Site
 
 PAGES = [path for method, path, _ in ROUTES if method == "GET" and "<" not in path]
 OF_ALL = "/credly/communities"

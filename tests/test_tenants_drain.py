@@ -17,8 +17,6 @@ from conftest import a_member
 from conftest import every_database
 from conftest import MakeHost
 from rq.timeouts import JobTimeoutException
-from tenants import make_site
-from tenants import Site
 
 from flask_credly import signals
 from flask_credly.issuing import dispatcher
@@ -26,6 +24,8 @@ from flask_credly.issuing import stopping
 from flask_credly.issuing.lane import ROWS_A_TURN
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing import serving
+from tests.support.sites import make_site
+from tests.support.sites import Site
 
 Served = tuple[CredlySimulator, serving.SimulatorServer]
 

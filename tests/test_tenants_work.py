@@ -14,8 +14,6 @@ import sqlalchemy as sa
 from conftest import every_database
 from conftest import MakeHost
 from cryptography.fernet import Fernet
-from tenants import make_site
-from tenants import Site
 from test_tenants import count
 from test_tenants import everything
 from test_tenants import fill
@@ -30,6 +28,8 @@ from flask_credly.issuing import unrecorded
 from flask_credly.models import Account
 from flask_credly.models import AuditEntry
 from flask_credly.testing import CredlySimulator
+from tests.support.sites import make_site
+from tests.support.sites import Site
 
 # Which statements name no community, and why
 

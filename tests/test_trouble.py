@@ -32,9 +32,6 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from redis.exceptions import ConnectionError
 from redis.exceptions import ResponseError
 from rq.serializers import JSONSerializer
-from test_worker import Farm
-from test_worker import wait_for
-from test_worker import WORKER
 
 from example_app.redis_server import free_port
 from example_app.redis_server import own_redis
@@ -44,6 +41,9 @@ from flask_credly.issuing import workers
 from flask_credly.issuing.trouble import _KNOWN
 from flask_credly.issuing.trouble import explain
 from flask_credly.testing import CredlySimulator
+from tests.support.farm import Farm
+from tests.support.farm import wait_for
+from tests.support.farm import WORKER
 
 PAGES = pathlib.Path(__file__).parent.parent / "docs"
 WINDOW = "/integrations/credly"

@@ -23,7 +23,6 @@ from conftest import Host
 from conftest import MakeHost
 from test_crash_points import make_app
 from test_crash_points import start
-from test_faults import open_again
 
 from flask_credly import accounts
 from flask_credly import jobs
@@ -48,6 +47,7 @@ from flask_credly.models import BatchRow
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
+from tests.support.databases import open_again
 
 REASON = "They were issued by mistake."
 DAY = dt.datetime(2026, 5, 1, 12, tzinfo=dt.UTC)

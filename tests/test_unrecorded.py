@@ -26,10 +26,6 @@ from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
 from sqlalchemy import event
-from test_worker import Farm
-from test_worker import farm as farm
-from test_worker import wait_for
-from test_worker import WORKER
 
 from flask_credly import accounts
 from flask_credly import Course
@@ -49,6 +45,10 @@ from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.models import Unrecorded
 from flask_credly.testing import CredlySimulator
+from tests.support.farm import Farm
+from tests.support.farm import farm as farm
+from tests.support.farm import wait_for
+from tests.support.farm import WORKER
 from tests.support.pages import Browser
 from tests.support.pages import text_of
 from tests.support.pages import WINDOW

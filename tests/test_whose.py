@@ -25,10 +25,6 @@ from conftest import Host
 from conftest import MakeHost
 from hypothesis import stateful
 from hypothesis import strategies as st
-from test_machine import EXAMPLES
-from test_machine import STEPS
-from test_machine import World
-from test_machine import world as world
 from test_time import map_to
 
 from flask_credly import accounts
@@ -53,6 +49,10 @@ from flask_credly.models import Installation
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing.rules import Refusal
+from tests.support.world import EXAMPLES
+from tests.support.world import STEPS
+from tests.support.world import World
+from tests.support.world import world as world
 
 AT = dt.datetime(2026, 11, 1, 9, 30, tzinfo=dt.UTC)
 ANNA = Member("A", "info@example.org", "Anna", "Alpha")

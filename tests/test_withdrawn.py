@@ -18,7 +18,6 @@ from conftest import COURSES
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
-from tenants import make_site
 
 from flask_credly import accounts
 from flask_credly import completion_withdrawn
@@ -43,6 +42,7 @@ from tests.support.pages import browser as browser
 from tests.support.pages import mapped as mapped
 from tests.support.pages import text_of
 from tests.support.pages import WINDOW
+from tests.support.sites import make_site
 
 START = dt.datetime(2026, 3, 1, 12, tzinfo=dt.UTC)
 Mapped = tuple[Browser, Connected, int]

@@ -17,7 +17,6 @@ import pytest
 import sqlalchemy as sa
 from babel.messages.catalog import Catalog
 from babel.messages.catalog import Message
-from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from conftest import a_member
 from conftest import Connected
@@ -29,8 +28,6 @@ from flask import render_template_string
 from flask_babel import Babel
 from flask_sqlalchemy import SQLAlchemy
 from markupsafe import Markup
-from test_badges import fail_one
-from test_badges import read_csv
 
 from flask_credly import accounts
 from flask_credly import Course
@@ -49,67 +46,21 @@ from tests.catalogue import read_sources
 from tests.catalogue import render_catalogue
 from tests.support.pages import Browser
 from tests.support.pages import browser as browser
+from tests.support.pages import fail_one
 from tests.support.pages import HX
 from tests.support.pages import LIST
 from tests.support.pages import mapped as mapped
+from tests.support.pages import read_csv
 from tests.support.pages import text_of
 from tests.support.pages import WINDOW
+from tests.support.words import german
+from tests.support.words import speaking
+from tests.support.words import write_catalogue
 
 ROOT = pathlib.Path(__file__).parent.parent
 BADGES = f"{WINDOW}/badges"
 
 Translate = cabc.Callable[[str], str]
-
-GERMAN: dict[str, str | tuple[str, ...]] = {
-    "Already held": "<b>Schon</b> ausgestellt",
-    "Badge issuance failed": "Ausstellung gescheitert",
-    "Change[[ mapping for %(course)s]]": "Ändern[[, Zuordnung von %(course)s]]",
-    "Copied.": "Kopiert.",
-    "Credly was removed.": "Credly wurde entfernt.",
-    "Enter your %(label)s.": "Hier fehlt: %(label)s.",
-    "Error": "Fehler",
-    "Failed": "Gescheitert",
-    "Requested": 'Angefragt" onclick="x',
-    "Member": "Mitglied",
-    "Not connected": "Nicht verbunden",
-    "Organization ID": "Organisationskennung",
-    "Remove mapping": "Zuordnung %(löschen)s",
-    "Saved %(time)s": "%(zeit)s gespeichert",
-    "Show": "Zeigen",
-    "%(number)s badge is queued again.": (
-        "Ein Badge wird erneut versucht.",
-        "%(number)s Badges werden erneut versucht.",
-    ),
-    "%(number)s found.": ("%(number)s Treffer.", "%(number)s Treffer."),
-}
-
-
-def write_catalogue(
-    folder: pathlib.Path,
-    language: str,
-    translate: cabc.Callable[[Message, int], tuple[str, ...] | str],
-    *,
-    domain: str = "credly",
-) -> None:
-    """Make a catalogue from the template, as a host does."""
-    with POT.open("rb") as file:
-        catalog = read_po(file, locale=language)
-
-    for message in catalog:
-        if message.id:
-            message.string = translate(message, catalog.num_plurals)
-
-    path = folder / language / f"LC_MESSAGES/{domain}.mo"
-    path.parent.mkdir(parents=True)
-
-    with path.open("wb") as file:
-        write_mo(file, catalog)
-
-
-def german(message: Message, forms: int) -> tuple[str, ...] | str:
-    plural = isinstance(message.id, tuple)
-    key = message.id[0] if plural else message.id
-    return GERMAN.get(key, ("",) * forms if plural else "")
 
 
 def pseudo(message: Message, forms: int) -> tuple[str, ...] | str:
@@ -118,21 +69,6 @@ def pseudo(message: Message, forms: int) -> tuple[str, ...] | str:
         return tuple(f"«{message.id[min(form, 1)]}»" for form in range(forms))
 
     return f"«{message.id}»"
-
-
-def speaking(
-    language: str, folder: pathlib.Path
-) -> cabc.Callable[[Flask, SQLAlchemy], None]:
-    """Make a host speak a language, with its catalogues in a folder."""
-
-    def setup(app: Flask, db: SQLAlchemy) -> None:
-        Babel(
-            app,
-            default_translation_directories=str(folder),
-            locale_selector=lambda: language,
-        )
-
-    return setup
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 and a Credly that fails in every way the simulator knows.
 
 Run it with ``python -m tests.storm``; ``--help`` says what can be chosen. It is judged
-by the simulator's book (:mod:`tests.invariants`), and the same storm is sent over a
-plain RQ job (:mod:`.naive`) to compare with.
+by the simulator's book (:mod:`tests.support.invariants`), and the same storm is sent
+over a plain RQ job (:mod:`.naive`) to compare with.
 
 There are several communities, and one of them is always in trouble: its credentials
 are refused, it is asked to wait, Credly hangs or is away, in turn. Each is judged by

@@ -15,10 +15,10 @@ from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
 from flask_credly.testing import Received
 
-from .. import invariants
-from ..invariants import Badge
-from ..invariants import Booked
-from ..invariants import Refusal
+from ..support import invariants
+from ..support.invariants import Badge
+from ..support.invariants import Booked
+from ..support.invariants import Refusal
 from .host import COURSE
 from .host import domain_of
 from .host import Entry

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import html.parser
+import io
 import re
 import typing as t
 
@@ -17,6 +19,7 @@ from werkzeug.test import TestResponse
 
 from flask_credly import accounts
 from flask_credly.models import Base
+from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
 
 LIST = "/integrations/"
@@ -90,3 +93,25 @@ def digest(host: Host) -> str:
             if table.name != "credly_audit"
         ]
     )
+
+
+BADGES = "/integrations/credly/badges"
+
+
+Mapped = tuple[Browser, Connected, int]
+
+
+def fail_one(connected: Connected, member_id: str = "42") -> Issuance:
+    host, credly, _ = connected
+    credly.posts_allowed = 9
+    credly.fail("issue", status=422, times=2)
+    host.complete(member_id)
+    host.drain(2)
+    row = host.rows()[-1]
+    assert row.state == "failed"
+    return row
+
+
+def read_csv(text: str) -> list[list[str]]:
+    assert text.startswith("\ufeff")
+    return list(csv.reader(io.StringIO(text[1:])))
