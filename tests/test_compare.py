@@ -16,11 +16,6 @@ import sqlalchemy as sa
 from conftest import a_member
 from conftest import every_database
 from conftest import MakeHost
-from tenants import make_site
-from test_pages import Browser
-from test_pages import HX
-from test_pages import text_of
-from test_pages import WINDOW
 from test_reconcile import AT
 from test_reconcile import forget
 from test_reconcile import Trio
@@ -43,6 +38,11 @@ from flask_credly.models import Batch
 from flask_credly.models import DifferenceRow
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
+from tests.support.pages import Browser
+from tests.support.pages import HX
+from tests.support.pages import text_of
+from tests.support.pages import WINDOW
+from tests.support.sites import make_site
 
 COMPARE = f"{WINDOW}/compare"
 REPAIR = f"{COMPARE}/repair"
