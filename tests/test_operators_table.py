@@ -36,7 +36,7 @@ from flask_credly.options import Options
 from flask_credly.testing import CredlySimulator
 
 DOCUMENT = pathlib.Path(__file__).parent.parent / "docs/observing.md"
-HEAD = "| what is wrong | `flask credly doctor` | page, error log | what mends it |"
+HEAD = "| what is wrong | `flask credly doctor` | page, error log | how to fix it |"
 WINDOW = "/integrations/credly"
 
 
