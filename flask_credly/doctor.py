@@ -39,6 +39,7 @@ from .issuing import trouble
 from .issuing import unrecorded
 from .issuing import workers
 from .ledger import clock
+from .ledger import comparisons
 from .ledger import gates
 from .ledger import overview
 from .ledger import polls
@@ -66,6 +67,9 @@ SKEW = 60.0
 
 OLD_TEMPLATES = dt.timedelta(days=2)
 """A worker loads them once a day."""
+
+OLD_COMPARISON = dt.timedelta(days=14)
+"""After which the last comparison with Credly is old."""
 
 OLD_SURVEY = polls.SURVEY_EVERY + dt.timedelta(days=1)
 """After which a full read is overdue by a day."""
@@ -794,6 +798,56 @@ class Checks:
             else text
         )
 
+    def comparison(self) -> Finding:
+        tenant = self._state.tenant
+
+        with orm.Session(self._state.engine) as session:
+            row = accounts.get(session, tenant)
+            known = comparisons.known(session, tenant)
+            now = clock.now(session.connection())
+
+        if row is None:
+            return _skipped("Not checked: see connection.")
+
+        if known.failed and known.latest is not None:
+            why = [
+                comparisons.WORDS[each]
+                for each, _ in (known.latest.found or {}).get("unread", ())
+            ]
+            return _warning(
+                " ".join(
+                    [
+                        "The last comparison with Credly, at"
+                        f" {_time(known.latest.started_at)}, failed.",
+                        *why,
+                    ]
+                ),
+                "Run flask credly reconcile to see what is wrong. The log has the"
+                " cause (credly_event reconcile_failed).",
+            )
+
+        at = None if known.shown is None else known.shown.started_at
+        text = (
+            "Badges were never compared with Credly."
+            if at is None or known.found is None
+            else f"Badges were last compared with Credly at {_time(at)}. Differences:"
+            f" {known.found.number}."
+        )
+        late = row.compare_due_at is not None and (
+            row.compare_due_at <= now - comparisons.EVERY
+        )
+
+        if self._seen.connection == "connected" and (
+            late or (at is not None and at <= now - OLD_COMPARISON)
+        ):
+            return _warning(
+                f"{text} This is overdue: a worker compares once a week.",
+                "Run flask credly worker. If one is running, its log has the cause"
+                " (credly_event reconcile_failed).",
+            )
+
+        return _ok(text)
+
     # What waits.
 
     def waiting(self) -> Finding:
@@ -886,6 +940,7 @@ _CHECKS: tuple[_Check, ...] = (
     ("clock", Checks.clock, ("database",)),
     ("templates", Checks.templates, ("tables",)),
     ("poll", Checks.poll, ("tables", "connection")),
+    ("comparison", Checks.comparison, ("tables", "connection")),
     ("waiting", Checks.waiting, ("tables",)),
     ("failed", Checks.failed, ("tables",)),
     ("unrecorded", Checks.unrecorded, ()),
@@ -894,6 +949,7 @@ _CHECKS: tuple[_Check, ...] = (
 
 _OF_ACCOUNT = {
     *("secret", "connection", "token", "templates", "poll"),
+    "comparison",
     *("waiting", "failed", "unrecorded"),
 }
 """Those that concern one community's account, and not the application."""

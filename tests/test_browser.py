@@ -402,6 +402,12 @@ def with_a_wrong_number(page: Page) -> None:
     expect(page.get_by_role("alert")).to_be_focused()
 
 
+def with_another_number(page: Page) -> None:
+    page.locator("#credly-number").fill("7")
+    page.locator(".credly-form .credly-primary").click()
+    expect(page.get_by_role("alert")).to_be_focused()
+
+
 SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
     "list": (None, LIST, None),
     "list-connected": (Site.fill, LIST, None),
@@ -490,6 +496,17 @@ SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
         lambda site: (site.fill(), site.issue_to_earlier(), site.take_back()),
         f"{WINDOW}/undo/2",
         None,
+    ),
+    "compare-empty": (Site.connect, f"{WINDOW}/compare", None),
+    "compare": (
+        lambda site: (site.fill(), site.complete("6"), site.compare()),
+        f"{WINDOW}/compare",
+        None,
+    ),
+    "repair": (
+        lambda site: (site.fill(), site.complete("6"), site.compare()),
+        f"{WINDOW}/compare/repair?bucket=state_differs",
+        with_another_number,
     ),
     "withdrawn": (
         lambda site: (site.connect(), site.withdraw()),

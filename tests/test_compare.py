@@ -103,14 +103,14 @@ class Desk(Trio):
     def counts(self) -> dict[str, int]:
         """Read from the page how many differ, by the name it has for them."""
         rows = re.findall(
-            r'<td data-label="Badges">(.*?)</td>\s*<td data-label="Number">(\d+)</td>',
+            r'<td data-label="Number">(\d+)</td>\s*<td data-label="Badges">(.*?)<p',
             self.get().text,
             re.DOTALL,
         )
         assert len(rows) in (0, 11)
         return {
-            re.sub(r"<[^>]+>", "", name): int(number)
-            for name, number in rows
+            re.sub(r"<[^>]+>", "", name).strip(): int(number)
+            for number, name in rows
             if int(number)
         }
 
@@ -178,7 +178,7 @@ class TestComparing:
         damage(desk)
         desk.look()
         assert desk.counts() == {
-            "No differences": 1,
+            "Matching": 1,
             "Completed without a badge": 1,
             "Only at Credly": 1,
             "Issued at Credly, but not here": 1,
@@ -193,11 +193,11 @@ class TestComparing:
             assert "1 badge repaired" in desk.text()
 
         assert desk.stored() == []
-        assert desk.counts() == {"No differences": 4}
+        assert desk.counts() == {"Matching": 4}
         desk.host.drain()
         desk.age()
         desk.look()
-        assert desk.counts() == {"No differences": 5}
+        assert desk.counts() == {"Matching": 5}
         assert "No differences." in desk.text()
         assert desk.runs() == ["compared"]
         assert desk.trail() == [
@@ -310,7 +310,7 @@ class TestInterrupted:
         desk.change(Batch, due_at=AT)
         desk.work()
         assert desk.runs() == ["compared"]
-        assert desk.counts() == {"No differences": 3}
+        assert desk.counts() == {"Matching": 3}
 
     def test_one_that_was_thought_dead_writes_nothing(
         self, desk: Desk, monkeypatch: pytest.MonkeyPatch
@@ -408,7 +408,7 @@ class TestInterrupted:
         desk.issue(*"123456789", "10", "11")
         desk.completed["12"] = AT
         desk.look()
-        assert desk.counts() == {"No differences": 11, "Completed without a badge": 1}
+        assert desk.counts() == {"Matching": 11, "Completed without a badge": 1}
         monkeypatch.setattr(reconcile, "TRIES", 1)
         desk.credly.search_page_size = 1
         desk.press()
@@ -427,7 +427,7 @@ class TestInterrupted:
         assert "Credly did not answer." in said and "6 pages were read." in said
         # What an earlier one has found stays, and says so.
         assert "The results below are of an earlier comparison." in said
-        assert desk.counts() == {"No differences": 11, "Completed without a badge": 1}
+        assert desk.counts() == {"Matching": 11, "Completed without a badge": 1}
         assert desk.runs() == ["compared", "partial"]
         (due_at,) = desk.read(sa.select(Account.compare_due_at))
         assert due_at < dt.datetime.now(dt.UTC) + dt.timedelta(days=1, minutes=1)
@@ -576,7 +576,7 @@ class TestRepairing:
         monkeypatch.setattr(comparisons, "note_repaired", stop)
         desk.work()
         assert desk.runs() == ["compared"]
-        assert desk.counts() == {"No differences": 1, "Different status": 2}
+        assert desk.counts() == {"Matching": 1, "Different status": 2}
         assert "1 badge repaired" in desk.text()
 
     def test_credly_does_not_answer(

@@ -46,8 +46,10 @@ from flask_credly.issuing import periodic
 from flask_credly.issuing import workers
 from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.ledger import clock
+from flask_credly.ledger import comparisons
 from flask_credly.ledger import gates
 from flask_credly.models import Account
+from flask_credly.models import Batch
 from flask_credly.models import Installation
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
@@ -81,6 +83,7 @@ CHECKS = [
     "clock",
     "templates",
     "poll",
+    "comparison",
     "waiting",
     "failed",
     "unrecorded",
@@ -438,6 +441,27 @@ def badges_never_read(clinic: Clinic) -> None:
     clinic.change(sa.update(Account).values(connected_at=before, survey_due_at=later))
 
 
+def compare(clinic: Clinic, **values: t.Any) -> None:
+    comparisons.start(clinic.host.state.engine, "default")
+    jobs.compare()
+    clinic.change(sa.update(Batch).values(**values))
+
+
+def comparison_failed(clinic: Clinic) -> None:
+    unread = {"counts": {}, "moving": 0, "host": True, "unread": [["refused", 3]]}
+    compare(clinic, state="partial", found=unread)
+
+
+def not_compared_since(clinic: Clinic) -> None:
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(days=14, minutes=1)
+    compare(clinic, started_at=before)
+
+
+def never_compared(clinic: Clinic) -> None:
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(days=7, minutes=1)
+    clinic.change(sa.update(Account).values(compare_due_at=before))
+
+
 def overdue(clinic: Clinic) -> None:
     clinic.host.complete()
     before = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=10)
@@ -529,6 +553,9 @@ FAULTS: list[tuple[cabc.Callable[[Clinic], None], str, str, str]] = [
     (list_in_another_order, "poll", "warning", "flask credly poll"),
     (badges_not_read_since, "poll", "warning", "credly_event poll_failed"),
     (badges_never_read, "poll", "warning", "credly_event poll_failed"),
+    (comparison_failed, "comparison", "warning", "credly_event reconcile_failed"),
+    (not_compared_since, "comparison", "warning", "flask credly worker"),
+    (never_compared, "comparison", "warning", "flask credly worker"),
     (overdue, "waiting", "error", "flask credly worker"),
     (badge_failed, "failed", "warning", "flask credly retry --all"),
     (credlys_clock_is_ahead, "clock", "warning", "NTP"),
@@ -559,6 +586,18 @@ def test_when_all_badges_were_last_read_is_said(clinic: Clinic) -> None:
     assert row is not None
     assert row.surveyed_at is not None
     assert f"last read from Credly at {row.surveyed_at:%Y-%m-%d %H:%M} UTC" in said()
+
+
+def test_what_was_last_compared_is_said(clinic: Clinic) -> None:
+    def said() -> str:
+        _, checks = clinic.doctor()
+        assert checks["comparison"]["status"] == "ok"
+        return t.cast(str, checks["comparison"]["detail"])
+
+    assert said() == "Badges were never compared with Credly."
+    compare(clinic, healing=True)
+    assert "last compared with Credly at" in said()
+    assert said().endswith("Differences: 0.")
 
 
 def test_no_reading_is_missed_while_it_is_not_possible(clinic: Clinic) -> None:

@@ -52,7 +52,7 @@ CHANGED = gettext_noop(
 # In which way badges agree or differ: its name, and what to do.
 WORDS: dict[str, tuple[str, str]] = {
     "agreed": (
-        gettext_noop("No differences"),
+        gettext_noop("Matching"),
         gettext_noop("This site and Credly say the same. Nothing to do."),
     ),
     "not_recorded": (

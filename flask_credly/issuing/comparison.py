@@ -493,7 +493,8 @@ class Comparison:
         rows = self._db.execute(
             "SELECT f.row, f.badge, f.course, f.member, f.at, f.like, l.state,"
             " l.badge_state FROM found f LEFT JOIN ledger l ON l.id = f.row"
-            " WHERE f.bucket = ? ORDER BY f.row, f.course, f.rowid LIMIT ?",
+            " WHERE f.bucket = ?"
+            " ORDER BY f.row, f.course, f.member, f.at, f.rowid LIMIT ?",
             (bucket, at_most),
         )
 

@@ -43,6 +43,7 @@ from flask_credly.issuing import notifier
 from flask_credly.ledger import actions
 from flask_credly.ledger import audit
 from flask_credly.ledger import backfills
+from flask_credly.ledger import comparisons
 from flask_credly.ledger import gates
 from flask_credly.ledger import undos
 from flask_credly.models import Account
@@ -346,6 +347,22 @@ class Site:
         with self.context():
             backfills.start(self.host.state.engine, "default", 1)
             jobs.backfill()
+
+    def compare(self) -> None:
+        """Compare with Credly, which has another status of a badge."""
+        old = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+        ages = {"recorded_at": old, "settled_at": old, "checked_at": old}
+
+        with self.context():
+            session = self.host.db.session
+            session.execute(
+                sa.update(Issuance)
+                .where(Issuance.state == "issued")
+                .values(badge_state="accepted", unsettled_until=None, **ages)
+            )
+            session.commit()
+            comparisons.start(self.host.state.engine, "default")
+            jobs.compare()
 
     def issue_to_earlier(self) -> None:
         """Issue the badges of a backfill, and one to another member."""
