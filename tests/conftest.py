@@ -22,6 +22,7 @@ import typing as t
 import uuid
 
 import jinja2
+import jinja2.bccache
 import pytest
 import responses
 import sqlalchemy as sa
@@ -381,10 +382,22 @@ def _with_tables(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return path
 
 
+class OurTemplates(jinja2.FileSystemBytecodeCache):
+    """Keeps what does not depend on a host: that of our own environment."""
+
+    def load_bytecode(self, bucket: jinja2.bccache.Bucket) -> None:
+        if type(bucket.environment) is jinja2.Environment:
+            super().load_bytecode(bucket)
+
+    def dump_bytecode(self, bucket: jinja2.bccache.Bucket) -> None:
+        if type(bucket.environment) is jinja2.Environment:
+            super().dump_bytecode(bucket)
+
+
 @pytest.fixture(scope="session")
 def bytecode(tmp_path_factory: pytest.TempPathFactory) -> jinja2.BytecodeCache:
     """Templates that are compiled once, and not by each host."""
-    return jinja2.FileSystemBytecodeCache(str(tmp_path_factory.mktemp("bytecode")))
+    return OurTemplates(str(tmp_path_factory.mktemp("bytecode")))
 
 
 @pytest.fixture

@@ -259,7 +259,7 @@ def protect_all(app: Flask, db: SQLAlchemy) -> None:
 
 def jinja(**given: t.Any) -> Setup:
     def before(app: Flask, db: SQLAlchemy) -> None:
-        app.jinja_options = given
+        app.jinja_options = {**app.jinja_options, **given}
 
     return before
 
@@ -403,10 +403,13 @@ HOSTS: dict[str, Odd] = {
 class School:
     """A host that runs."""
 
-    def __init__(self, odd: Odd, url: str, by: str) -> None:
+    def __init__(
+        self, odd: Odd, url: str, by: str, bytecode: jinja2.BytecodeCache
+    ) -> None:
         self.odd = odd
         self.reader = sa.create_engine(url, poolclass=sa.NullPool)
         app = Flask(__name__, **odd.flask)
+        app.jinja_options = {**app.jinja_options, "bytecode_cache": bytecode}
         app.config.update(
             {
                 "SECRET_KEY": "a key for the hosts of this test",
@@ -615,17 +618,22 @@ def _give_up_waiting(odd: Odd) -> dict[str, t.Any]:
     }
 
 
-@pytest.fixture(
-    params=[
-        pytest.param(
-            name, marks=[] if odd.database == "sqlite" else [pytest.mark.database]
-        )
-        for name, odd in HOSTS.items()
-    ]
-)
+QUICK = ("sqlite", "sqlite immediate", "another scope", "sub-path", "global csrf")
+"""One of each sort. The others are slow together."""
+
+
+def _marks(name: str) -> cabc.Iterator[pytest.MarkDecorator]:
+    if HOSTS[name].database != "sqlite":
+        yield pytest.mark.database
+    elif name not in QUICK:
+        yield pytest.mark.slow
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[*_marks(name)]) for name in HOSTS])
 def school(
     request: pytest.FixtureRequest,
     tmp_path: t.Any,
+    bytecode: jinja2.BytecodeCache,
     server_database: cabc.Callable[[str], str],
 ) -> cabc.Iterator[School]:
     odd = HOSTS[request.param]
@@ -639,7 +647,7 @@ def school(
 
     with contextlib.ExitStack() as stack:
         by = stack.enter_context(_pgbouncer(url)) if odd.bouncer else url
-        found = School(odd, url, by)
+        found = School(odd, url, by, bytecode)
         stack.callback(found.close)
         yield found
 

@@ -120,7 +120,7 @@ def jinja(
         if cls is not None:
             app.jinja_environment = cls  # type: ignore[assignment]
 
-        app.jinja_options = {**app.jinja_options, "bytecode_cache": None, **options}
+        app.jinja_options = {**app.jinja_options, **options}
         app.jinja_env.filters["shout"] = lambda value: f"{value}!"
         app.jinja_env.loader = jinja2.DictLoader(layout)
 
