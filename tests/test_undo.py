@@ -225,6 +225,20 @@ class TestTakingBack:
         assert many.finish(run_id) == {"dropped": 3, "revoked": 5}
         assert many.credly.count("issue") == 5
 
+    def test_what_is_revoked_counts_before_the_run_has_seen_it(
+        self, many: Many
+    ) -> None:
+        """The worker of the run may have died while another revokes."""
+        batch = many.issue(3)
+        run_id = many.start(Selection(undoes=batch))
+        many.make_due()
+        jobs.undo()
+        assert many.progress(run_id).count == {"asked": 3}
+        many.host.drain()
+        found = many.progress(run_id)
+        assert (found.count, found.done, found.is_over) == ({"revoked": 3}, 3, False)
+        assert many.finish(run_id) == {"revoked": 3}
+
     def test_what_is_left_alone_and_why(self, many: Many) -> None:
         batch = many.issue(9)
         rows = {row.member_id: row for row in many.host.rows()}

@@ -273,9 +273,17 @@ def show_undo(run_id: int) -> ResponseReturnValue:
         group=group,
         rows=rows,
         groups=GROUPS,
-        outcomes=OUTCOMES,
+        outcome_of=_outcome_of,
         explain=_explain,
     )
+
+
+def _outcome_of(row: BatchRow) -> str:
+    """Say what came of one, also where the run's worker has not written it down yet."""
+    badge = row.issuance
+    is_done = badge.state == "revoked" and badge.action is None
+    outcome = "revoked" if row.outcome == "asked" and is_done else row.outcome
+    return gettext(OUTCOMES.get(outcome, outcome))
 
 
 def _explain(row: BatchRow) -> str:
@@ -337,7 +345,7 @@ def _cells(row: BatchRow) -> list[str]:
         gettext(KIND_NAMES.get(badge.kind, badge.kind)),
         badge.course_id,
         badge.badge_name,
-        gettext(OUTCOMES.get(row.outcome, row.outcome)),
+        _outcome_of(row),
         _explain(row),
         badge.badge_id or "",
     ]

@@ -10,6 +10,7 @@ from sqlalchemy import orm
 
 from ..models import Batch
 from ..models import BatchRow
+from ..models import Issuance
 from . import runs
 from .paging import fetch
 from .paging import fetch_all
@@ -18,6 +19,7 @@ from .paging import Session
 from .undos import GOES_ON
 from .undos import LEFT_ALONE
 from .undos import OPEN
+from .undos import standing_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,32 @@ def progress(session: Session, tenant: str, run_id: int) -> Progress | None:
         .where(BatchRow.tenant == tenant, BatchRow.batch_id == run_id)
         .group_by(BatchRow.outcome)
     )
-    return Progress(run, {outcome: number for outcome, number in counted})
+    count = {outcome: number for outcome, number in counted}
+
+    # Whoever revokes them, the run's own worker writes it down: that one may be late.
+    if count.get("asked") and (revoked := _revoked(session, tenant, run_id)):
+        count["asked"] -= revoked
+        count["revoked"] = count.get("revoked", 0) + revoked
+
+    return Progress(
+        run, {outcome: count[outcome] for outcome in count if count[outcome]}
+    )
+
+
+def _revoked(session: Session, tenant: str, run_id: int) -> int:
+    """Count badges that are revoked, and of which the run does not know it yet."""
+    number = session.scalar(
+        sa.select(sa.func.count())
+        .select_from(BatchRow)
+        .join(Issuance, Issuance.id == BatchRow.issuance_id)
+        .where(
+            BatchRow.tenant == tenant,
+            BatchRow.batch_id == run_id,
+            BatchRow.outcome == "asked",
+            standing_in(tenant) == "was revoked",
+        )
+    )
+    return number or 0
 
 
 def latest(
