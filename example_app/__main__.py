@@ -22,6 +22,9 @@ from .redis_server import NoRedis
 from .redis_server import running_redis
 
 HOST = "127.0.0.1"
+STARTING = 2.0
+"""Seconds within which a worker that ends could not start at all."""
+
 HELLO = """
 Gradual, the example application, runs at  http://{host}:{port}
 
@@ -36,9 +39,11 @@ Gradual, the example application, runs at  http://{host}:{port}
      minutes, or as soon as the admin clicks Check now on the badge's page.
   8. Let the simulator misbehave, and complete another course. Complete one again, or
      withdraw it: the mapping's options say what becomes of its badge.
-  9. Map "Flask foundations", which 500 members completed before, and issue badges for
+  9. Become Dan, who has no last name, and complete a course: his badge fails. Find out
+     why, add the name under Members, and retry.
+ 10. Map "Flask foundations", which 500 members completed before, and issue badges for
      these earlier completions.
- 10. Become Carol Coordinator, an admin who may not take back badges, or Vera Viewer,
+ 11. Become Carol Coordinator, an admin who may not take back badges, or Vera Viewer,
      who sees the pages and changes nothing.
 
 Stop with Ctrl-C.
@@ -76,14 +81,20 @@ class Part:
         log: pathlib.Path,
     ) -> None:
         self.name = name
+        self._command = command
+        self._environment = environment
         self._log = log
+        self._start()
 
-        with log.open("wb") as output:
+    def _start(self) -> None:
+        self._started = time.monotonic()
+
+        with self._log.open("wb") as output:
             # In a session of its own: it is stopped by us and in our order, together
             # with the processes that it starts itself.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                env=environment,
+                [sys.executable, "-m", *self._command],
+                env=self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -91,8 +102,18 @@ class Part:
             )
 
     def check(self) -> None:
-        """Raise if it has died."""
+        """Raise if it has died. A worker that somebody ended is started again, as a
+        real site's would be.
+        """
         if (status := self._process.poll()) is None:
+            return
+
+        if self.name == "worker" and time.monotonic() - self._started > STARTING:
+            print(
+                f"The worker ended with status {status}. It starts again.", flush=True
+            )
+            self.stop()
+            self._start()
             return
 
         lines = self._log.read_text(errors="replace").splitlines()[-15:]

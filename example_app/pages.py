@@ -70,6 +70,9 @@ FAULTS: dict[str, tuple[str, str, dict[str, t.Any]]] = {
     "clear": ("Back to normal", "clear", {}),
 }
 
+AT_MOST = 20
+"""Badges that the simulator's page shows at a time."""
+
 PICTURES = "https://images.credly.com/"
 
 ACTS = {"accept": "Accept", "reject": "Decline", "revoke-badge": "Revoke"}
@@ -128,6 +131,28 @@ def me() -> str:
     return render_template("example/me.html")
 
 
+@pages.get("/members")
+def members() -> str:
+    """Show the profiles that the visitor may change: all to an admin."""
+    return render_template("example/members.html", members=_changeable())
+
+
+@pages.post("/members/<int:person_id>")
+def change_profile(person_id: int) -> ResponseReturnValue:
+    """Save a member's names. A badge that is retried has those of now."""
+    found = [each for each in _changeable() if each.id == person_id]
+
+    if not found:
+        abort(403)
+
+    (member,) = found
+    member.first_name = request.form["first_name"].strip()
+    member.last_name = request.form["last_name"].strip()
+    db.session.commit()
+    flash(f"Saved: {member.first_name} {member.last_name}.")
+    return redirect(url_for(".members"), 303)
+
+
 @pages.post("/be/<int:person_id>")
 def be(person_id: int) -> ResponseReturnValue:
     session["person_id"] = db.get_or_404(models.Person, person_id).id
@@ -181,9 +206,19 @@ def picture(template_id: str) -> Response:
 @pages.get("/simulator")
 def simulator() -> str:
     record = _ask("GET", "record", params={"organization_id": _organization()})
+    wanted = request.args.get("email", "").strip()
+    badges = [
+        each
+        for each in reversed(record["badges"])
+        if wanted.lower() in each["recipient_email"].lower()
+    ]
     return render_template(
         "example/simulator.html",
         record=record,
+        wanted=wanted,
+        badges=badges[:AT_MOST],
+        number=len(badges),
+        misbehaves=_misbehaviour(record),
         acts=ACTS,
         faults=FAULTS,
         states=STATES,
@@ -225,6 +260,18 @@ def switch(fault: str) -> ResponseReturnValue:
     return redirect(url_for(".simulator"), 303)
 
 
+def _changeable() -> list[models.Person]:
+    person = current_person()
+
+    if person is None or person.community is None or person.is_viewer:
+        abort(403)
+
+    members = db.session.query(models.Person).filter_by(
+        community=person.community, role="member", is_listed=True
+    )
+    return [each for each in members if person.is_admin or each.id == person.id]
+
+
 def _people() -> dict[str, list[models.Person]]:
     """Get all people, by what stands above them."""
     found: dict[str, list[models.Person]] = {}
@@ -232,6 +279,21 @@ def _people() -> dict[str, list[models.Person]]:
     for person in db.session.query(models.Person).filter_by(is_listed=True):
         name = models.NAMES[person.community] if person.community else "The platform"
         found.setdefault(name, []).append(person)
+
+    return found
+
+
+def _misbehaviour(record: dict[str, t.Any]) -> list[str]:
+    """Name what the simulator does wrong now, by the buttons that began it."""
+    found = [] if record["has_client"] else [FAULTS["revoke"][0]]
+
+    for fault in record["faults"]:
+        for label, path, given in FAULTS.values():
+            # Of what strikes a few times, less may be left. A body is not told.
+            told = {each for each in given if each in fault} - {"times"}
+
+            if path == "fail" and all(fault[each] == given[each] for each in told):
+                found.append(label)
 
     return found
 

@@ -19,9 +19,8 @@ import pytest
 import requests
 import sqlalchemy as sa
 
+from example_app.__main__ import STARTING
 from example_app.redis_server import free_port
-
-pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -311,6 +310,40 @@ def test_an_outage_lasts_until_it_is_ended() -> None:
         visitor.wait_for_badge()
 
 
+def test_a_name_that_was_missing_is_added_and_a_retry_issues_the_badge() -> None:
+    with demo(port := free_port()) as process:
+        wait_until_ready(process)
+        visitor = Visitor(port)
+        visitor.become("Alex")
+        visitor.connect_and_map("py-101")
+        visitor.become("Dan")
+        assert "ada@example.org" not in visitor.get("/members")
+        visitor.post("/complete/py-101", "/")
+        visitor.become("Alex")
+        badge = "/integrations/credly/badges/1"
+        page = visitor.wait_for(badge, "no last name")
+        assert "profile on this site, not in Credly. Then retry." in page
+        (form,) = re.findall(
+            r'dan@example.org</span>.+?"(/members/\d+)"', visitor.get("/members"), re.S
+        )
+        visitor.post(form, "/members", first_name="Dan", last_name="Example")
+        visitor.post(f"{badge}/retry", badge)
+        visitor.wait_for("/simulator", "Dan Example")
+
+
+def test_the_simulators_page_says_what_it_does_wrong() -> None:
+    with demo(port := free_port()) as process:
+        wait_until_ready(process)
+        visitor = Visitor(port)
+        assert "Now it answers as Credly does" in visitor.get("/simulator")
+        visitor.post("/simulator/outage", "/simulator")
+        page = visitor.post("/simulator/revoke", "/simulator")
+        assert "<strong>Revoke the credentials, Outage</strong>" in page
+        visitor.post("/simulator/restore", "/simulator")
+        visitor.post("/simulator/clear", "/simulator")
+        assert "Now it answers as Credly does" in visitor.get("/simulator")
+
+
 def test_a_fault_is_one_communitys() -> None:
     with demo(port := free_port(), "--communities", "2") as process:
         wait_until_ready(process)
@@ -387,6 +420,34 @@ def test_a_part_that_dies_ends_the_others_and_is_named() -> None:
     assert alive(parts) == []
 
 
+def test_a_worker_that_dies_starts_again() -> None:
+    with demo(port := free_port()) as process:
+        wait_until_ready(process)
+        visitor = Visitor(port)
+        visitor.become("Alex")
+        visitor.connect_and_map("py-101")
+        parts = family(process.pid)
+        (worker,) = [
+            part
+            for part in parts
+            if "worker" in part.cmdline() and part.parent().pid == process.pid
+        ]
+        wait_for_age(worker)
+        worker.kill()
+        assert process.stdout is not None
+        said = process.stdout.readline() + process.stdout.readline()
+        assert said == "\nThe worker ended with status -9. It starts again.\n"
+        visitor.become("Ada")
+        visitor.post("/complete/py-101", "/")
+        visitor.wait_for_badge()
+
+
+def wait_for_age(part: psutil.Process) -> None:
+    """Until it has run so long that it is not taken for one that cannot start."""
+    while time.time() - part.create_time() < STARTING + 0.5:
+        time.sleep(0.1)
+
+
 def test_a_redis_that_does_not_answer_is_said() -> None:
     with demo(free_port(), CREDLY_REDIS_URL="redis://127.0.0.1:1/0") as process:
         _, errors = process.communicate(timeout=20)
@@ -414,6 +475,8 @@ def test_several_processes_can_be_the_first_at_once(database: str) -> None:
     code = """
 from example_app import create_app
 from example_app.models import create_example_data
+
+pytestmark = pytest.mark.slow
 with create_app().app_context():
     input()
     create_example_data()

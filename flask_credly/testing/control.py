@@ -91,6 +91,8 @@ def _report(organization: Organization, organizations: list[Organization]) -> Ro
             "received": [dataclasses.asdict(one) for one in organization.received],
             "mails": [dataclasses.asdict(one) for one in organization.mails],
             "problems": list(organization.problems),
+            "faults": organization.list_faults(),
+            "has_client": organization.has_client,
             "templates": copy.deepcopy(list(organization.book.templates.values())),
             "credentials": _credentials(organization),
             "organizations": [_credentials(each) for each in organizations],

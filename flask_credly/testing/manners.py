@@ -220,6 +220,15 @@ class Manners:
         with self.lock:
             self._faults.clear()
 
+    def list_faults(self) -> list[dict[str, t.Any]]:
+        """Get the scripted faults that may still strike, without what they send."""
+        names = ("kind", "times", "how", "after", "delay", "status", "share")
+        return [
+            {name: getattr(fault, name) for name in names}
+            for fault in self._faults
+            if fault.times != 0
+        ]
+
     def rate_limit(
         self,
         limit: int | None,

@@ -358,6 +358,11 @@ class Organization(Manners):
             for token in self._tokens.values():
                 token.revoked = True
 
+    @property
+    def has_client(self) -> bool:
+        """Whether the OAuth application exists."""
+        return self._client_exists
+
     def revoke_client(self) -> None:
         """Delete the OAuth application: its tokens and its secret are invalid."""
         with self.lock:
