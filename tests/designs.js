@@ -242,13 +242,22 @@
     page.classList.toggle("dark", scheme === "dark");
   }
 
-  function judge(width, isModel) {
-    return [
-      ...wide(),
-      ...faint(),
-      ...unfocused(),
-      ...misshapen(width, isModel),
-    ].slice(0, 12);
+  // Shapes do not depend on light or dark, and colours not on the width: each is looked
+  // at where it may differ. The first design is the model of the others.
+  function judge(designs, scheme, width) {
+    const isLight = scheme === "light";
+    const found = [];
+
+    for (const [i, design] of designs.entries()) {
+      wear(design, scheme);
+      const problems = [
+        ...(isLight ? [...wide(), ...misshapen(width, i === 0)] : []),
+        ...(width > 1000 ? [...faint(), ...unfocused()] : []),
+      ];
+      found.push(...problems.slice(0, 12).map((each) => `${width} ${scheme} ${design}: ${each}`));
+    }
+
+    return found;
   }
 
   // All that the browser knows about the looks of what is not ours
