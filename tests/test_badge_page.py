@@ -11,6 +11,7 @@ from conftest import connect
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
+from conftest import MakeHost
 
 from flask_credly import accounts
 from flask_credly import Member
@@ -72,6 +73,25 @@ def test_it_says_all_that_is_known(mapped: Mapped) -> None:
     assert f'/badges/{row.badge_id}" target="_blank"' in page.text
     assert "All badges of this member" not in said
     assert "Retry" not in said and "Check now" in said
+
+
+@pytest.mark.parametrize("has_hook", [True, False])
+def test_where_a_profile_is_completed_is_said(
+    make_host: MakeHost, credly: CredlySimulator, has_hook: bool
+) -> None:
+    host = make_host(member=(lambda member_id: None) if has_hook else None)
+
+    with host.app.app_context():
+        connect(host, credly)
+        host.complete(member=Member("42", "dan@example.org", "Dan", ""))
+        host.drain()
+        row_id = host.row().id
+
+    said = words(Browser(host.app), row_id)
+    assert "The member's profile has no last name." in said
+    there = "Complete the member's profile on this site, not in Credly. Then retry."
+    assert (there in said) == has_hook
+    assert ("add the @credly.member hook" in said) != has_hook
 
 
 def test_the_link_to_accept_is_there_while_the_badge_waits(mapped: Mapped) -> None:

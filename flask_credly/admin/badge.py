@@ -14,6 +14,7 @@ from .. import accounts
 from ..i18n import gettext
 from ..i18n import gettext_noop
 from ..issuing import notifier
+from ..issuing import profile
 from ..ledger import actions
 from ..ledger import audit
 from ..ledger import issuances
@@ -113,6 +114,8 @@ def show_badge(issuance_id: int) -> ResponseReturnValue:
         ],
         "outcomes": audit.OUTCOMES,
         "possible": _possible(row),
+        "lacks_profile": _lacks_profile(row),
+        "has_profiles": state.load_member is not None,
         "at_most": AT_MOST,
         "credly_site": _site(state.settings.token_url),
         **names_of(cycles if any(row.id == each.id for each in cycles) else [row]),
@@ -128,6 +131,12 @@ def show_badge(issuance_id: int) -> ResponseReturnValue:
 def _possible(row: Issuance) -> cabc.Set[actions.Possible]:
     found = read(actions.what_may_be_done, [row.id]).get(row.id)
     return found if found and may_revoke() else frozenset()
+
+
+def _lacks_profile(row: Issuance) -> bool:
+    """Whether it failed as the member's profile has no address or name."""
+    is_ours = not row.test and row.erased_at is None
+    return row.state == "failed" and is_ours and profile.missing(row) is not None
 
 
 def _said(row: Issuance) -> str:

@@ -20,7 +20,7 @@ if t.TYPE_CHECKING:
 logger = logging.getLogger("flask_credly")
 
 
-def missing(row: Row | Member, *, with_address: bool = True) -> str | None:
+def missing(row: Row | Issuance | Member, *, with_address: bool = True) -> str | None:
     """Say what Credly would refuse the request for, worded for the admin.
 
     :param with_address: Whether the request has an address: one that replaces a badge
