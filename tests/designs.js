@@ -232,8 +232,9 @@
     [...document.querySelectorAll("[data-design]")].every((each) => each.sheet);
 
   function wear(design, scheme) {
-    for (const sheet of document.querySelectorAll("[data-design]")) {
-      sheet.disabled = ![design, "room"].includes(sheet.dataset.design);
+    // Of the link, "disabled" would load the sheet anew, and it would be in force later.
+    for (const { dataset, sheet } of document.querySelectorAll("[data-design]")) {
+      sheet.disabled = ![design, "room"].includes(dataset.design);
     }
 
     const page = document.documentElement;
