@@ -79,6 +79,7 @@ from flask_credly.issuing.token import get_token
 from flask_credly.models import Account
 from flask_credly.models import Base
 from flask_credly.models import Batch
+from flask_credly.models import DifferenceRow
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
@@ -239,6 +240,22 @@ def test_an_admin_does_something_by_every_unsafe_route(
                 host.db.session.execute(sa.update(Batch).values(**going_on))
                 host.db.session.commit()
 
+        if "/compare/" in path:
+            with host.app.app_context():
+                going_on = "compared" if path.endswith("/repair") else "comparing"
+                found = {"counts": {"state_differs": 1}, "moving": 0, "host": True}
+                run = {"verb": "compare", "state": going_on, "found": found}
+                host.db.session.execute(sa.update(Batch).values(**run))
+
+                if going_on == "compared":
+                    difference = {"tenant": "default", "bucket": "state_differs"}
+                    at = dt.datetime.now(dt.UTC)
+                    host.db.session.add(
+                        DifferenceRow(batch_id=1, found_at=at, **difference)
+                    )
+
+                host.db.session.commit()
+
         if path.endswith("/withdrawn"):
             with host.app.app_context():
                 waits = {"state": "issued", "action": "revoke", "due_at": None}
@@ -259,10 +276,14 @@ def test_an_admin_does_something_by_every_unsafe_route(
         before = snapshot(host, credly)
         course = "learning_path:data" if path.endswith("/mappings/1") else "course:sql"
         query = "?status=issued" if path.endswith("/undo") else ""
+        query = "?bucket=state_differs" if path.endswith("/repair") else query
         sent = {**data, "course": course, "shown": "9", "number": "9"}
 
         if path.endswith("/withdrawn"):
             sent |= {"shown": "1", "number": "1", "decision": "keep"}
+
+        if path.endswith("/repair"):
+            sent |= {"shown": "1", "number": "1", "run": "1"}
 
         sent |= {"tell_pending": "no", "tell_accepted": "no"}
         client.post(path + query, data=sent)

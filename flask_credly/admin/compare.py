@@ -186,12 +186,13 @@ def _page(form: CompareForm, status: int = 200, problem: str | None = None) -> R
         context |= how_far(connected, progress, 0, can_stop=may_act())
 
     is_over = known.going_on is None
+    is_whole = status != 200 or not wants_fragment()
 
     # What is listed stays as it is until there is more.
-    if known.shown is not None and (is_over or not wants_fragment()):
+    if known.shown is not None and (is_over or is_whole):
         context |= _differences(known.shown)
 
-    if not wants_fragment():
+    if is_whole:
         return page("credly/compare.html", status, **context)
 
     return fragment("credly/_comparing.html", **context, tell=is_over)
