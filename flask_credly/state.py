@@ -116,12 +116,12 @@ class AppState:
         :param ids: Each by what the error calls it.
         :raises ValueError: If it does not.
         """
-        if self.engine.dialect.name not in ("mysql", "mariadb"):
-            return
-
         for name, value in ids.items():
             # They pad when they compare: another member's badge would be this one's.
-            if value.endswith(" "):
+            if value.endswith(" ") and self.engine.dialect.name in (
+                "mysql",
+                "mariadb",
+            ):
                 raise ValueError(
                     f"{name} must not end with a space. MariaDB and MySQL ignore"
                     " trailing spaces."

@@ -85,8 +85,8 @@ def read(row: t.Any, own_host: str | None = None) -> Badge | None:
         expires_at=read_time(row.get("expires_at")),
         says_expiry="expires_at" in row,
         public=public if isinstance(public, bool) else None,
-        replaced_by=_id({"id": row.get("replacement_badge_id")}),
-        replaces=_id({"id": row.get("replaces_badge_id")}),
+        replaced_by=_uuid(row.get("replacement_badge_id")),
+        replaces=_uuid(row.get("replaces_badge_id")),
         first_name=_text(row.get("issued_to_first_name")),
         last_name=_text(row.get("issued_to_last_name")),
     )
@@ -97,12 +97,17 @@ def read_time(value: t.Any) -> dt.datetime | None:
     if not isinstance(value, str):
         return None
 
+    text = value.strip()[:50]
+
     # Credly's own sample has a blank before the offset.
-    text = re.sub(r" +(UTC$|(?=[+-]\d))", "", value.strip()[:50])
+    if " " in text:
+        text = re.sub(r" +(UTC$|(?=[+-]\d))", "", text)
 
     try:
         at = dt.datetime.fromisoformat(text)
-        at = at.replace(tzinfo=dt.UTC) if at.tzinfo is None else at.astimezone(dt.UTC)
+
+        if at.tzinfo is not dt.UTC:
+            at = at.astimezone(dt.UTC) if at.tzinfo else at.replace(tzinfo=dt.UTC)
     except (ValueError, OverflowError):
         return None
 
@@ -115,5 +120,8 @@ def _text(value: t.Any) -> str | None:
 
 
 def _id(row: t.Any) -> str | None:
-    found = row.get("id") if isinstance(row, dict) else None
-    return found.lower() if answers.is_uuid(found) else None
+    return _uuid(row.get("id")) if isinstance(row, dict) else None
+
+
+def _uuid(value: t.Any) -> str | None:
+    return value.lower() if answers.is_uuid(value) else None
