@@ -382,6 +382,23 @@ def _with_tables(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return path
 
 
+_DIALECTS: dict[str, tuple[sa.Dialect, t.Any]] = {}
+
+
+def _share_statements(db: SQLAlchemy) -> None:
+    """Compile each statement once for all engines of a kind. What is compiled is kept
+    by the engine, for its dialect.
+    """
+    for engine in db.engines.values():
+        kept = (engine.dialect, engine._compiled_cache)
+        dialect, statements = _DIALECTS.setdefault(engine.url.drivername, kept)
+
+        if dialect is not engine.dialect:
+            # What it asks a database at its first connection.
+            engine.connect().close()
+            engine.dialect, engine._compiled_cache = dialect, statements
+
+
 class OurTemplates(jinja2.FileSystemBytecodeCache):
     """Keeps what does not depend on a host: that of our own environment."""
 
@@ -482,6 +499,9 @@ def make_host(
         host = Host(app, db, credly)
 
         with app.app_context():
+            if not app.config.get("SQLALCHEMY_ENGINE_OPTIONS"):
+                _share_statements(db)
+
             db.create_all()
 
         hosts.append(host)
