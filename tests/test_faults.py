@@ -1014,6 +1014,35 @@ def test_the_database_stops_while_the_answer_is_saved(
         assert (len(credly.badges), credly.count("issue")) == (1, 1)
 
 
+def test_a_row_that_workers_have_died_over_is_not_taken_with_others(
+    connected: Connected,
+) -> None:
+    host = connected.host
+    host.complete("1")
+    host.complete("2")
+    _, last = host.rows()
+    last.crashes = claim.POISON_THRESHOLD
+    host.db.session.commit()
+    gate = gates.read(host.state.engine, "default")
+    assert gate is not None
+    taken = claim.claim(host.state.engine, gate, limit=8, lease_seconds=60)
+
+    assert [row.member_id for row in taken] == ["1"]
+
+
+class TestAGateThatCloses:
+    def test_no_row_is_taken_by_what_was_read_before(
+        self, connected: Connected
+    ) -> None:
+        host = connected.host
+        host.complete()
+        gate = gates.read(host.state.engine, "default")
+        assert gate is not None
+        gates.switch(host.state.engine, "default", on=False)
+
+        assert claim.claim(host.state.engine, gate, limit=8, lease_seconds=60) == []
+
+
 class TestRemoveInFlight:
     def test_what_a_worker_holds_is_dropped_too(self, connected: Connected) -> None:
         host, credly, _ = connected
