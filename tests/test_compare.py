@@ -24,6 +24,7 @@ from werkzeug.test import TestResponse
 from flask_credly import accounts
 from flask_credly import jobs
 from flask_credly.issuing import compare
+from flask_credly.issuing import periodic
 from flask_credly.issuing import reconcile
 from flask_credly.issuing import stopping
 from flask_credly.ledger import comparisons
@@ -31,6 +32,7 @@ from flask_credly.ledger import gates
 from flask_credly.ledger import privacy
 from flask_credly.ledger import retention
 from flask_credly.ledger import runs
+from flask_credly.ledger.transaction import in_session
 from flask_credly.models import Account
 from flask_credly.models import AuditEntry
 from flask_credly.models import Base
@@ -38,6 +40,9 @@ from flask_credly.models import Batch
 from flask_credly.models import DifferenceRow
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
+from tests.support.farm import Farm
+from tests.support.farm import farm as farm
+from tests.support.farm import WORKER
 from tests.support.pages import Browser
 from tests.support.pages import HX
 from tests.support.pages import text_of
@@ -737,6 +742,18 @@ class TestWeekly:
         assert desk.trail() == []
         assert [each.healing for each in desk.read(sa.select(Batch))] == [True]
 
+    def test_a_worker_that_sweeps_finds_it(self, desk: Desk) -> None:
+        state = desk.host.state
+        assert not periodic.COMPARE.is_due(state)
+        desk.press()
+        assert periodic.COMPARE.is_due(state)
+        desk.work()
+        assert not periodic.COMPARE.is_due(state)
+        desk.change(Account, compare_due_at=AT)
+        assert periodic.COMPARE.is_due(state)
+        desk.work()
+        assert not periodic.COMPARE.is_due(state)
+
     def test_not_where_nothing_can_be_asked(self, desk: Desk) -> None:
         desk.change(Account, compare_due_at=AT, switched_off=True)
         desk.work()
@@ -775,3 +792,18 @@ class TestWeekly:
 
 def test_the_tables_say_whose_a_row_is() -> None:
     assert "tenant" in Base.metadata.tables["credly_difference"].columns
+
+
+@pytest.mark.slow
+def test_a_worker_in_a_process_of_its_own_compares(farm: Farm) -> None:
+    farm.host.complete()
+    farm.run(*WORKER, "--burst")
+    comparisons.start(farm.host.state.engine, "default")
+    # Nobody has told it: it sweeps.
+    farm.run(*WORKER, "--burst")
+    known = in_session(farm.host.state.engine, comparisons.known, "default")
+    assert known.shown is not None and known.found is not None
+    assert known.shown.state == "compared"
+    # It was issued a moment ago.
+    assert known.found.counts["agreed"] + known.found.moving == 1
+    assert known.found.number == 0
