@@ -646,6 +646,25 @@ def test_a_screen_is_accessible_in_every_look(
     check_looks(site, page, screen, shoot)
 
 
+def test_the_result_of_a_comparison_comes_into_the_open_page(
+    make_site: MakeSite, open_page: OpenPage
+) -> None:
+    site = make_site()
+    site.connect()
+    page = open_page(site, f"{WINDOW}/compare")
+    page.locator("#credly-compare").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("Comparing: 0 badges read")).to_be_visible()
+    assert page.get_by_role("heading", name="Result").count() == 0
+
+    with site.context():
+        jobs.compare()
+
+    expect(page.get_by_role("heading", name="Result")).to_be_visible()
+    expect(page.locator("#credly-flash")).to_have_text("Finished.")
+    expect(page.get_by_role("button", name="Compare now")).to_be_visible()
+
+
 def test_the_operators_page_is_accessible_in_every_look(
     make_site: MakeSite, open_page: OpenPage, shoot: Shoot
 ) -> None:
