@@ -3535,7 +3535,7 @@ PAGE_OF_DOCS = pathlib.Path(__file__).parent.parent / "docs/testing.md"
 
 def test_its_page_holds_what_it_says(sim: CredlySimulator) -> None:
     text = PAGE_OF_DOCS.read_text()
-    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    _, code = re.findall(r"```python\n(.*?)```", text, re.S)
     exec(compile(code, PAGE_OF_DOCS.name, "exec"), {})
 
     switches = re.findall(r"^\| `(\w+)` \|", text, re.M)
