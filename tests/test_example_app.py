@@ -22,6 +22,8 @@ import sqlalchemy as sa
 from example_app.__main__ import STARTING
 from example_app.redis_server import free_port
 
+pytestmark = pytest.mark.slow
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 
@@ -476,7 +478,6 @@ def test_several_processes_can_be_the_first_at_once(database: str) -> None:
 from example_app import create_app
 from example_app.models import create_example_data
 
-pytestmark = pytest.mark.slow
 with create_app().app_context():
     input()
     create_example_data()
