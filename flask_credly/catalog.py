@@ -36,11 +36,12 @@ DEFAULT_TENANT = "default"
 class Course:
     """A course or learning path that can be mapped to a badge.
 
-    :param id: The host's own id, stable for life. At most 191 characters.
-    :param title: What the admin reads in the mapping rows.
+    :param id: Your own id, which must never change. At most 191 characters. An integer
+        is converted to a string.
+    :param title: The title that admins see.
     :param kind: ``"course"`` or ``"learning_path"``.
-    :raises ValueError: If the kind is unknown, the title is no string, or the id cannot
-        be one. An integer id is taken as a string.
+    :raises ValueError: If the kind is unknown, the title is not a string, or the id is
+        not valid.
     """
 
     id: str
@@ -65,24 +66,24 @@ class Course:
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """Who completed a course, as the badge shall name them.
+    """A member who completed a course, with the names to print on the badge.
 
-    Nothing is checked here: a member with a missing name or address must not
-    break the host's request. It is reported in the error log instead.
+    The constructor checks nothing, so that a missing name or address never breaks your
+    request. The error log reports it instead.
 
-    :param id: The host's own id, stable for life. At most 191 characters.
-    :param email: Where Credly sends the badge.
+    :param id: Your own id, which must never change. At most 191 characters.
+    :param email: The address to which Credly sends the badge.
     :param first_name: First name as it appears on the badge.
     :param last_name: Last name as it appears on the badge.
 
-    The others are optional, of at most 255 characters, and left out where they cannot
-    be used:
+    The other fields are optional and have at most 255 characters. Values that cannot be
+    used are left out:
 
     :param middle_name: Middle name as it appears on the badge.
     :param locale: The language in which Credly writes to the member, such as ``"fr"``
-        or ``"pt-BR"``, where the mapping says that it is the member's own.
-    :param country: By its full name.
-    :param state_or_province: Of that country.
+        or ``"pt-BR"``. It is used if the mapping chooses the member's own language.
+    :param country: The country's full name.
+    :param state_or_province: The state or province of that country.
     """
 
     id: str
@@ -97,15 +98,15 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class UrlEvidence:
-    """A page that shows what a badge was earned by. It is public on the badge's page.
+    """A web page that shows how a badge was earned. It is public on the badge's page.
 
-    Nothing is checked here: what cannot be used is left out, and reported in the error
-    log, and the badge is issued all the same.
+    The constructor checks nothing. Evidence that cannot be used is left out and
+    reported in the error log; the badge is issued without it.
 
-    :param name: What the link is called. At most 255 characters.
+    :param name: The text of the link. At most 255 characters.
     :param url: The page's address: ``https``, ASCII, at most 2,000 characters, without
-        a user name, and on no private address.
-    :param description: What is to be seen there. At most 1,000 characters.
+        a user name, and not a private address.
+    :param description: What the page shows. Cut off after 1,000 characters.
     """
 
     name: str
@@ -115,14 +116,14 @@ class UrlEvidence:
 
 @dataclasses.dataclass(frozen=True)
 class IdEvidence:
-    """A number or name under which it is known elsewhere what a badge was earned by,
-    such as that of a certificate. It is public on the badge's page.
+    """The number or name of something that shows how a badge was earned, such as a
+    certificate. It is public on the badge's page.
 
-    Nothing is checked here, as for :class:`UrlEvidence`.
+    The constructor checks nothing, as with :class:`UrlEvidence`.
 
     :param title: What it is. At most 255 characters.
     :param id: The number or name. At most 255 characters.
-    :param description: More about it. At most 1,000 characters.
+    :param description: More about it. Cut off after 1,000 characters.
     """
 
     title: str
@@ -132,13 +133,13 @@ class IdEvidence:
 
 @dataclasses.dataclass(frozen=True)
 class PastCompletion:
-    """A completion that ``@credly.past_completions`` yields, where there is more to say
-    than a pair of the member and the time does.
+    """A completion with evidence or an id. ``@credly.past_completions`` may yield it
+    instead of a pair of a member and a time.
 
-    :param member: As in a pair.
+    :param member: Who completed the course.
     :param completed_at: An aware time.
     :param evidence: As in :data:`.course_completed`.
-    :param completion_id: Likewise.
+    :param completion_id: As in :data:`.course_completed`.
     """
 
     member: Member

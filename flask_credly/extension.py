@@ -83,8 +83,8 @@ class Credly:
         self._may_revoke: AdminHook | None = None
 
     def courses(self, hook: HookT) -> HookT:
-        """Register the function that lists the courses and learning paths that can be
-        mapped, as an iterable of :class:`.Course`. Required.
+        """Register the function that returns the courses and learning paths that can
+        be mapped, as an iterable of :class:`.Course`. Required.
         """
         self._courses = hook
         return hook
@@ -93,75 +93,81 @@ class Credly:
         """Register the function that says whether the current visitor may see and use
         the pages. Required.
 
-        Only ``True`` lets in. A response is sent as the refusal: a redirect to the
-        login, for example.
+        Only ``True`` lets the visitor in. If the function returns a response, such as a
+        redirect to the login, that response is sent.
         """
         self._is_admin = hook
         return hook
 
     def member(self, hook: HookT) -> HookT:
-        """Register the function that loads a :class:`.Member` as it is now, by id, or
-        ``None``. Asked before a retry, and when a name or address is missing.
+        """Register the function that takes a member's id and returns the current
+        :class:`.Member`, or ``None``. It is called before a retry, and when a name or
+        address is missing.
         """
         self._member = hook
         return hook
 
     def past_completions(self, hook: HookT) -> HookT:
-        """Register the function that yields who completed a course before, for
-        ``flask credly backfill`` and the page that does the same.
+        """Register the function that yields earlier completions of a course, for
+        ``flask credly backfill``, the page that does the same, and the daily search for
+        missed completions.
 
-        It takes a :class:`.Course` and a time, or ``None``, from which on completions
-        are wanted, and yields pairs of a :class:`.Member` and the time of the
-        completion, or :class:`.PastCompletion` objects. The first has to come within
-        15 minutes: after that, another worker takes it that this one has died.
+        It takes a :class:`.Course` and an optional start time, and yields pairs of a
+        :class:`.Member` and the time of the completion, or :class:`.PastCompletion`
+        objects. It must yield the first within 15 minutes. After that, another worker
+        assumes that this one has died.
         """
         self._past_completions = hook
         return hook
 
     def actor(self, hook: HookT) -> HookT:
-        """Register the function that names the admin who is at work, for the audit
-        trail: a string, or ``None`` where that is not known.
+        """Register the function that returns the name of the current admin for the
+        audit trail: a string, or ``None`` if it is not known.
         """
         self._actor = hook
         return hook
 
     def tenant(self, hook: HookT) -> HookT:
-        """Register the function that names the community of the current request, for
-        a host that has several: a string of 1 to 191 characters that stays the same
-        for life, or ``None``, where there is none: the pages answer 404 then.
+        """Register the function that returns the community of the current request, for
+        a site with several communities: a string of 1 to 191 characters that never
+        changes, or ``None`` if there is none; the pages then answer 404.
 
-        Each community has its own connection to Credly, mappings and badges. The hooks
-        for courses, members, past completions, admins and the actor get its name as
-        ``tenant=`` if they take that. Asked in requests only: see
-        :data:`.course_completed` for what is sent elsewhere.
+        Each community has its own connection to Credly, mappings and badges. The other
+        hooks, except ``is_operator``, receive its name as ``tenant=`` if they accept
+        that argument. This hook is called only in requests: outside a request, pass
+        ``tenant=`` with :data:`.course_completed`.
         """
         self._tenant = hook
         return hook
 
     def is_operator(self, hook: HookT) -> HookT:
         """Register the function that says whether the current visitor may see the page
-        of all communities: their state and what waits, and no member's data.
+        of all communities. It shows their state and how many badges wait, but no
+        members' data.
 
-        As :meth:`is_admin`: only ``True`` lets in.
+        As with :meth:`is_admin`, only ``True`` lets the visitor in.
         """
         self._is_operator = hook
         return hook
 
     def is_viewer(self, hook: HookT) -> HookT:
-        """Register the function that says whether the current visitor, who is no admin,
-        may see the pages and change nothing: for those who answer members' questions.
+        """Register the function that says whether the current visitor, who is not an
+        admin, may see the pages without changing anything. It is meant for people who
+        answer members' questions.
 
-        E-mail addresses are masked for a viewer, and nothing can be exported. As
-        :meth:`is_admin`: only ``True`` lets in. Without it, nobody is a viewer.
+        Viewers see masked e-mail addresses and cannot export anything. As with
+        :meth:`is_admin`, only ``True`` lets the visitor in. Without this hook, nobody
+        is a viewer.
         """
         self._is_viewer = hook
         return hook
 
     def may_revoke(self, hook: HookT) -> HookT:
         """Register the function that says whether the current visitor, who is an admin,
-        may take back what was issued: revoke a badge, correct it, issue it again.
+        may revoke, correct and reissue badges.
 
-        As :meth:`is_admin`: only ``True`` lets in. Without it, each admin may.
+        As with :meth:`is_admin`, only ``True`` counts as permission. Without this hook,
+        every admin may.
         """
         self._may_revoke = hook
         return hook
@@ -169,7 +175,8 @@ class Credly:
     def init_app(self, app: Flask) -> None:
         """Register the extension on an application.
 
-        Call it after the configuration was loaded and ``db.init_app(app)`` was called.
+        Call it after you have loaded the configuration and called
+        ``db.init_app(app)``.
 
         :raises RuntimeError: If it is called twice, too early, or without a required
             hook.
@@ -245,16 +252,16 @@ class Credly:
     def erase_member(
         self, member_id: str, *, tenant: str = DEFAULT_TENANT
     ) -> privacy.Erased:
-        """Make everything that is stored about a member name nobody, and send nothing
-        of it any more. For your own code that closes an account; do that first, so that
-        no completion is signalled after it. Credly has to be asked separately.
+        """Make everything that is stored about a member anonymous, and cancel badges
+        that wait. Call it from your own code after closing an account, so that no more
+        completions are sent for it. Ask Credly separately to erase its data.
 
-        Where ``db.session`` has written in its open transaction, it is a part of that
-        transaction, and done when you commit. Needs an application context.
+        If ``db.session`` has already written in its open transaction, the erasure joins
+        that transaction and takes effect when you commit. Needs an application context.
 
         :param tenant: The member's community.
         :return: What was done, in numbers, and Credly's ids of the badges.
-        :raises ValueError: If it cannot be a member's id.
+        :raises ValueError: If the member's id or the community is not valid.
         """
         from .ledger import privacy
 
@@ -272,11 +279,11 @@ class Credly:
     def export_member(
         self, member_id: str, *, tenant: str = DEFAULT_TENANT
     ) -> dict[str, t.Any]:
-        """Get everything that is stored about a member, fit for JSON. Needs an
+        """Return everything that is stored about a member, ready for JSON. Needs an
         application context.
 
         :param tenant: The member's community.
-        :raises ValueError: If it cannot be a member's id.
+        :raises ValueError: If the member's id or the community is not valid.
         """
         from .ledger import privacy
 
@@ -291,13 +298,13 @@ class Credly:
         *,
         tenant: str = DEFAULT_TENANT,
     ) -> cabc.Iterator[issuances.Unaccepted]:
-        """Get the badges that members have neither accepted nor declined, the newest
-        first, for a reminder of your own: each with ``issuance_id``, ``member_id``,
+        """Yield the badges that members have neither accepted nor declined, newest
+        first, for a reminder of your own. Each has ``issuance_id``, ``member_id``,
         ``course_id``, ``kind``, ``template_id``, ``badge_id``, ``badge_name``,
-        ``issued_at`` and ``accept_url``. As of the last look at Credly. Needs an
-        application context.
+        ``issued_at`` and ``accept_url``. The status is as of the last look at Credly.
+        Needs an application context.
 
-        :param older_than: For how long a badge waits at least.
+        :param older_than: The minimum time for which a badge has waited.
         :param tenant: The community.
         """
         state, tenant = get_state(), read_id(tenant, "tenant")
@@ -312,20 +319,21 @@ class Credly:
         kind: str = "course",
         can_be_earned: bool = True,
     ) -> list[MemberBadge]:
-        """Get a member's badges, to show them to the member: first what waits to be
-        accepted, then the newest first, at last what can be earned. Read from the
-        database by one statement, as of the last look at Credly. In a template,
-        ``{{ credly_badges("42") }}`` writes them out. Needs an application context.
+        """Return a member's badges, to show them to that member: first those that wait
+        to be accepted, then the newest, and last those that can be earned. They are
+        read from the database with one statement, as of the last look at Credly. In a
+        template, ``{{ credly_badges("42") }}`` renders them. Needs an application
+        context.
 
         Each has ``name``, ``image_url``, ``status``, ``course_id``, ``kind``,
         ``issued_on``, ``expires_on``, ``accept_url``, ``page_url`` and
         ``linkedin_url``: see :class:`~flask_credly.ledger.member.MemberBadge`.
 
         :param tenant: The member's community.
-        :param course_id: The only course to look for. ``None``: all.
-        :param kind: Of ``course_id``: "course" or "learning_path".
-        :param can_be_earned: Whether to tell what the member can still earn.
-        :raises ValueError: If it cannot be an id.
+        :param course_id: Return only badges for this course. ``None`` returns all.
+        :param kind: The kind of ``course_id``: "course" or "learning_path".
+        :param can_be_earned: Whether to include badges that the member can still earn.
+        :raises ValueError: If an id is not valid.
         """
         # Late: many hosts show members nothing.
         from .ledger import member
@@ -340,13 +348,13 @@ class Credly:
         )
 
     def forget_tenant(self, tenant: str) -> bool:
-        """Remove a community's connection to Credly, with its mappings and templates,
-        and let what is left of its badges name nobody. For your own code that closes a
-        community. Needs an application context.
+        """Remove a community's connection to Credly with its mappings and templates,
+        and empty the names and addresses of its badges. Call it from your own code when
+        a community closes. Needs an application context.
 
-        :param tenant: Its name, as ``@credly.tenant`` gives it.
+        :param tenant: Its name, as returned by ``@credly.tenant``.
         :return: Whether it was connected.
-        :raises ValueError: If it cannot be a name.
+        :raises ValueError: If the name is not valid.
         """
         state = get_state().of(read_tenant(tenant))
         return accounts.remove(state, by=COMMAND_LINE)

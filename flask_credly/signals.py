@@ -1,36 +1,36 @@
-"""The signals. The host sends the first two; the extension sends the others.
+"""The signals. Your application sends the first two; the extension sends the others.
 
-The sender is the application. What comes with each, as keywords:
+The sender is the application. Each signal has these keywords:
 
 :data:`course_completed`
-    ``member`` (a :class:`.Member`), ``course_id``; as options ``kind``,
-    ``completed_at`` (an aware time), ``evidence`` (up to five of :class:`.UrlEvidence`
-    and :class:`.IdEvidence`, for mappings that send it), ``completion_id`` (your own id
-    of this completion, of at most 191 characters, where a further one counts),
-    ``session``, and ``tenant``, the community, which is required outside of a request
-    where the host has ``@credly.tenant``. The only error that rises out of ``send()``
-    is one by which the database has ended the host's transaction.
+    ``member`` (a :class:`.Member`) and ``course_id``. Optional: ``kind``;
+    ``completed_at``, an aware time; ``evidence``, up to five of :class:`.UrlEvidence`
+    and :class:`.IdEvidence`, for mappings that send it; ``completion_id``, your own id
+    of this completion with at most 191 characters, for mappings where a further
+    completion counts; ``session``; and ``tenant``, the community, which is required
+    outside a request if ``@credly.tenant`` is registered. ``send()`` raises an error
+    only if the database has ended your transaction.
 
 :data:`completion_withdrawn`
-    ``member_id``, ``course_id``; as options ``kind``, ``withdrawn_at`` (an aware time:
-    now, where it is left out), ``session`` and ``tenant``, as above. The member's last
-    completion of the course does not count any more: what becomes of its badge is an
-    option of the mapping. One that is older than the completion changes nothing. What
-    rises is as above.
+    ``member_id`` and ``course_id``. Optional: ``kind``; ``withdrawn_at``, an aware
+    time, by default now; ``session`` and ``tenant``, as above. The member's last
+    completion of the course no longer counts; an option of the mapping decides what
+    happens to its badge. A withdrawal that is older than the completion changes
+    nothing. Errors are raised as above.
 
 :data:`badge_issued`
-    ``member_id``, ``course_id``, ``kind``, ``template_id``, ``badge_id``, Credly's id
+    ``member_id``, ``course_id``, ``kind``, ``template_id``, ``badge_id``: Credly's id
     of the badge.
 
 :data:`badge_accepted`
     ``issuance_id``, ``member_id``, ``course_id``, ``kind``, ``template_id``,
-    ``badge_id``, ``at``: since when, by Credly's clock, or ``None``. The member has
+    ``badge_id``, ``at``: since when, by Credly's clock, or ``None``. The member
     accepted the badge.
 
 :data:`badge_rejected`
     ``issuance_id``, ``member_id``, ``course_id``, ``kind``, ``template_id``,
-    ``badge_id``, ``at``: as above. The member has declined the badge, perhaps
-    after it was accepted.
+    ``badge_id``, ``at``: as above. The member declined the badge, perhaps after
+    accepting it.
 
 :data:`badge_revoked`
     ``issuance_id``, ``member_id``, ``course_id``, ``kind``, ``template_id``,
@@ -39,24 +39,25 @@ The sender is the application. What comes with each, as keywords:
 :data:`badge_replaced`
     ``issuance_id``, ``member_id``, ``course_id``, ``kind``, ``template_id``,
     ``badge_id``, ``at``: as above, and ``replaced_by``: Credly's id of the badge that
-    took its place.
+    replaced it.
 
 :data:`badge_failed`
     ``member_id``, ``course_id``, ``kind``, ``template_id``, ``error``: the reason, in
-    words for the admin. What it quotes of Credly may hold the member's address.
+    words for the admin. It may quote Credly and contain the member's address.
 
 :data:`issuance_paused`
-    ``until``: an aware time, or ``None`` where an admin has to reconnect;
-    ``reason``: "rate limit", "unavailable" or "expired".
+    ``until``: an aware time, or ``None`` if an admin has to reconnect;
+    ``reason``: "rate limit", "unavailable", "expired" or "key missing".
 
-Where the host has ``@credly.tenant``, each of these also brings ``tenant``.
+If ``@credly.tenant`` is registered, each of these also has ``tenant``.
 
-They are sent after the ledger was saved, by the process that saved it: a worker's, but
-that an expired connection may also be found by one that loads the badge templates or
-tests the connection. A pause is sent once, not for each badge that waits. Test badges
-send nothing. A receiver that raises is logged, and stops nothing. What became of a
-badge may be told more than once, with the same ``issuance_id``: after a worker's death,
-for example. What happens between two looks at Credly is told as what came of it.
+The process that saved the change to the ledger sends the signal afterwards. That is a
+worker, except that a process that loads badge templates or tests the connection may
+also discover an expired connection. A pause is sent once, not for each waiting badge.
+Test badges send nothing. If a receiver raises an error, it is logged, and everything
+else goes on. A badge's status may be sent more than once with the same
+``issuance_id``, for instance after a worker died. If several changes happen between
+two looks at Credly, only the last one is sent.
 """
 
 from __future__ import annotations

@@ -265,8 +265,8 @@ def every(engine: sa.Engine, tenant: str, wanted: Filter) -> cabc.Iterator[Issua
 class Unaccepted:
     """A badge that a member has neither accepted nor declined yet.
 
-    :param issued_at: When it was issued, or found at Credly.
-    :param accept_url: Where the member accepts it. ``None``: Credly did not say.
+    :param issued_at: When it was issued or found at Credly.
+    :param accept_url: Where the member accepts it. ``None`` if Credly did not say.
     """
 
     issuance_id: int

@@ -34,25 +34,25 @@ MemberStatus = t.Literal[
 
 @dataclasses.dataclass(frozen=True)
 class MemberBadge:
-    """A badge as its member may see it: without an error, a reason, or anything of
-    another member's.
+    """A badge as its member may see it: without errors or reasons, and without anything
+    that belongs to another member.
 
-    :param name: Of the badge.
-    :param image_url: Its picture. Like each link, it leads to Credly by https, and is
-        ``None`` where Credly gave none.
-    :param status: "on_its_way": it will be issued. "waiting": to be accepted. "earned",
-        "declined", "expired". "no_longer_valid": it was revoked or replaced at Credly,
-        or is not there any more. "can_be_earned": the course is mapped, and the member
-        has no badge for it.
+    :param name: The badge's name.
+    :param image_url: Its picture. This address and all links lead to Credly by https,
+        and are ``None`` if Credly gave none.
+    :param status: "on_its_way": it will be issued. "waiting": it waits to be accepted.
+        "earned", "declined" or "expired". "no_longer_valid": it was revoked or replaced
+        at Credly, or no longer exists there. "can_be_earned": the course is mapped, and
+        the member has no badge for it.
     :param kind: "course" or "learning_path".
-    :param issued_on: The day that stands on the badge, in UTC. ``None``: it is not
-        issued, or not known.
-    :param expires_on: The day on which it expires, or has expired, in UTC. ``None``: it
-        does not, or that is not known.
-    :param accept_url: Where the member accepts it, while it waits for that. For the
-        member alone.
-    :param page_url: Its page at Credly, once it was accepted.
-    :param linkedin_url: Where the member adds it to a profile at LinkedIn, while it is
+    :param issued_on: The date on the badge, in UTC. ``None`` if it is not issued yet or
+        the date is unknown.
+    :param expires_on: The date on which it expires or has expired, in UTC. ``None`` if
+        it does not expire or the date is unknown.
+    :param accept_url: Where the member accepts it, while it waits. Show it only to that
+        member.
+    :param page_url: Its page at Credly, after it was accepted.
+    :param linkedin_url: Where the member adds it to a LinkedIn profile, while it is
         earned and not private.
     """
 

@@ -53,13 +53,12 @@ class Erased:
     """What an erasure did.
 
     :param badges: Rows of the ledger that no longer name the member.
-    :param cancelled: Those among them that waited, and are not sent any more.
-    :param perhaps_issued: Those that are not known to be issued, and that Credly may
-        have issued all the same.
+    :param cancelled: How many of them were waiting, and are now cancelled.
+    :param perhaps_issued: How many of them are not known to be issued, although Credly
+        may have issued them.
     :param log_entries: Entries of the error log that no longer name the member.
-    :param sent_to_credly: Those of which Credly was sent the member's data.
-    :param at_credly: Credly's ids of the badges it has issued. They are not stored
-        any more.
+    :param sent_to_credly: How many of them sent the member's data to Credly.
+    :param at_credly: Credly's ids of the issued badges. They are no longer stored.
     """
 
     badges: int

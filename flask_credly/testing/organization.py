@@ -68,12 +68,12 @@ class Service:
 
 
 class Organization(Manners):
-    """An organization at the simulated Credly: its credentials, its templates and
-    its badges, how it is answered, and the record of its requests. Made by
+    """An organization at the simulated Credly, with its credentials, templates, badges,
+    switches and faults, and the record of its requests. Create one with
     :meth:`CredlySimulator.add_organization`.
 
-    A request is that of the organization whose credentials it has, or else of the
-    one in its address.
+    A request belongs to the organization whose credentials it carries, or otherwise to
+    the one in its address.
     """
 
     organization_id: str
@@ -114,7 +114,7 @@ class Organization(Manners):
         others.append(self)
 
     def row(self) -> Row:
-        """Get the organization as Credly shows it."""
+        """Return the organization as Credly shows it."""
         return shapes.organization_row(self.organization_id, self.name)
 
     def clock(self) -> float:
@@ -138,16 +138,16 @@ class Organization(Manners):
         expires: int | dt.datetime | None = None,
         notify_expiring: bool = False,
     ) -> str:
-        """Add a badge template. Get its id.
+        """Add a badge template, and return its id.
 
-        :param name: Its name. Two templates may share one.
-        :param id: A UUID. Made up if left out.
+        :param name: Its name. Two templates may have the same one.
+        :param id: A UUID. Random by default.
         :param state: ``"active"``, ``"archived"`` or ``"draft"``.
         :param allow_duplicate_badges: Whether an earner can get it twice.
         :param image: Whether it has an image. A draft never shows one.
-        :param expires: When its badges expire if the request does not say: after so
-            many months from their date of issue, or at one time.
-        :param notify_expiring: Whether an earner is told 60 days before a badge
+        :param expires: When its badges expire, unless the request says otherwise: a
+            number of months after their date of issue, or a fixed time.
+        :param notify_expiring: Whether an earner gets a mail 60 days before a badge
             expires.
         """
         _check_state(state)
@@ -191,7 +191,8 @@ class Organization(Manners):
 
     @property
     def badges(self) -> list[Row]:
-        """The badges in the order issued, whether or not an answer arrived."""
+        """The badges in the order in which they were issued, even if the response was
+        lost."""
         return self.badges_for()
 
     def badges_for(
@@ -202,13 +203,13 @@ class Organization(Manners):
         *,
         in_force: bool = False,
     ) -> list[Row]:
-        """Get the badges of an earner, of a template, or of both.
+        """Return the badges of an earner, of a template, or of both.
 
         :param member_email: The address on the badge, in any case.
         :param earner_id: The ``issuer_earner_id``.
         :param template_id: The template's id.
-        :param in_force: Only those that are pending or accepted, and neither replaced
-            nor expired.
+        :param in_force: Whether to return only badges that are pending or accepted, and
+            neither replaced nor expired.
         """
         with self.lock:
             return self.book.select(member_email, earner_id, template_id, in_force)
@@ -224,8 +225,8 @@ class Organization(Manners):
         issued_at: dt.datetime | None = None,
         **fields: t.Any,
     ) -> str:
-        """Issue a badge as somebody would by hand, or from another system. Get its
-        id.
+        """Issue a badge as somebody would by hand or from another system, and return
+        its id.
 
         :param fields: Any other fields of a request to issue.
         """
@@ -249,7 +250,7 @@ class Organization(Manners):
             self.book.accept(badge_id)
 
     def reject(self, badge_id: str) -> None:
-        """Reject a badge as its earner would, also after it was accepted."""
+        """Reject a badge as its earner would, even after accepting it."""
         with self.lock:
             self.book.reject(badge_id)
 
@@ -264,8 +265,8 @@ class Organization(Manners):
             self.book.set_public(badge_id, False)
 
     def revoke_badge(self, badge_id: str, reason: str = "Issued in error") -> None:
-        """Revoke a badge as the issuer would in Credly's own pages. It does not
-        stand in the way of a new one any more, see :attr:`states_in_the_way`.
+        """Revoke a badge as the issuer would in Credly's own pages. It no longer
+        prevents a new one: see :attr:`states_in_the_way`.
         """
         with self.lock:
             at = self.clock()
@@ -274,13 +275,13 @@ class Organization(Manners):
     def replace_badge(
         self, badge_id: str, template_id: str | None = None, **changes: t.Any
     ) -> str:
-        """Replace a badge as the issuer would in Credly's own pages. Get the new
-        one's id.
+        """Replace a badge as the issuer would in Credly's own pages, and return the new
+        badge's id.
 
-        :param template_id: The new one's template. The old one's if left out.
-        :param changes: What else is new: fields of a request to replace, such as
-            ``issued_to_last_name="Roe"``. ``issued_at`` is now if left out.
-        :raises Refusal: If Credly would not do it.
+        :param template_id: The new badge's template. By default, the same one.
+        :param changes: Other fields of a request to replace, such as
+            ``issued_to_last_name="Roe"``. ``issued_at`` defaults to now.
+        :raises Refusal: If Credly would refuse it.
         """
         with self.lock:
             old, at = self.book.find(badge_id).row, self.clock()
@@ -289,27 +290,28 @@ class Organization(Manners):
             return t.cast(str, self.book.replace(badge_id, body, at, "issuer")["id"])
 
     def delete_badge(self, badge_id: str) -> None:
-        """Delete a badge as the issuer would, for good: nothing knows of it."""
+        """Delete a badge for good, as the issuer would. No list shows it any more."""
         with self.lock:
             self.book.delete(badge_id)
 
     @property
     def mails(self) -> list[Mail]:
-        """The mails that Credly would have sent, in the order sent: none of a badge
-        that ``suppress_badge_notification_email`` silences, but that it was revoked.
+        """The mails that Credly would have sent, in order. If
+        ``suppress_badge_notification_email`` is set for a badge, only the mail about
+        its revocation is included.
         """
         with self.lock:
             self.book.agenda.settle()
             return list(self.book.mails)
 
     def history(self, badge_id: str) -> list[Change]:
-        """Get what became of a badge, from the time it was issued."""
+        """Return the changes of a badge since it was issued."""
         with self.lock:
             return list(self.book.find(badge_id).history)
 
     def add_account(self, *emails: str) -> str:
-        """Tell that these addresses belong to one Credly user, who is the same to
-        all organizations. Get the user's id.
+        """Give these addresses to one Credly user, whom all organizations share, and
+        return the user's id.
         """
         user_id = str(uuid.uuid4())
 
@@ -323,14 +325,14 @@ class Organization(Manners):
 
     @property
     def problems(self) -> list[str]:
-        """What a real server might let pass, but a client should not do. Those of
-        the simulator are those of all its organizations.
+        """Requests that a real server might accept but that a client should not send.
+        The simulator's list includes those of all its organizations.
         """
         return self.record.problems
 
     @property
     def received(self) -> list[Received]:
-        """The requests in the order they arrived."""
+        """The requests in the order in which they arrived."""
         with self.lock:
             return list(self.record.received)
 
@@ -340,7 +342,7 @@ class Organization(Manners):
         return sum(request.kind == kind for request in self.received)
 
     def reset(self) -> None:
-        """Forget badges, mails, record, faults and problems, and lift the rate limit.
+        """Delete badges, mails, record, faults and problems, and end the rate limit.
         Templates, credentials, tokens and switches stay.
         """
         with self.lock:
@@ -370,7 +372,7 @@ class Organization(Manners):
             self.revoke_tokens()
 
     def restore_client(self) -> None:
-        """Bring the OAuth application back. Its old tokens stay invalid."""
+        """Restore the OAuth application. Its old tokens stay invalid."""
         with self.lock:
             self._client_exists = True
 
@@ -381,7 +383,7 @@ class Organization(Manners):
             return self.client_secret
 
     def knows(self, credentials: tuple[str, str]) -> bool:
-        """Whether these are Client ID and Client Secret."""
+        """Whether these are the Client ID and Client Secret."""
         known = (self.client_id, self.client_secret)
         return self._client_exists and credentials == known
 
@@ -392,11 +394,11 @@ class Organization(Manners):
         return value
 
     def find_token(self, value: str) -> Token | None:
-        """Get a token, whether or not it is still good."""
+        """Return a token, whether or not it is still valid."""
         return self._tokens.get(value)
 
     def is_secret(self, value: str) -> bool:
-        """Whether a text is a token, or has the secret in it."""
+        """Whether a text is a token or contains the secret."""
         return value in self._tokens or self.client_secret in value
 
 

@@ -26,20 +26,20 @@ class CredlySimulator(Organization):
     """A local Credly that refuses whatever the real service would refuse.
 
     Serve it over HTTP with :meth:`serve`, run it under any WSGI server (the object
-    is a WSGI application), or let :meth:`register` answer what ``responses``
-    catches. All of it may be used from several threads.
+    is a WSGI application), or let it answer the requests that ``responses`` catches
+    with :meth:`register`. All methods may be called from several threads.
 
-    What a real server might let pass, though a client should not do it, is noted in
-    :attr:`problems`; a test ends with ``assert sim.problems == []``.
+    :attr:`problems` lists requests that a real server might accept but that a client
+    should not send. End a test with ``assert sim.problems == []``.
 
-    It is an organization itself, and all that most tests need.
-    :meth:`add_organization` adds others. Of each one are its credentials, templates,
-    badges, record, switches, faults and rate limit; time and Credly's users are the
-    same to all.
+    The simulator is an organization itself, which is enough for most tests.
+    :meth:`add_organization` adds others. Each organization has its own credentials,
+    templates, badges, record, switches, faults and rate limit. All of them share the
+    clock and Credly's users.
 
-    :param organization_id: A UUID. Made up if left out.
-    :param client_id: Client ID of the OAuth application. Made up if left out.
-    :param client_secret: Client secret. Made up if left out.
+    :param organization_id: A UUID. Random by default.
+    :param client_id: Client ID of the OAuth application. Random by default.
+    :param client_secret: Client secret. Random by default.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class CredlySimulator(Organization):
         return serving.send_wsgi(reply, environ, start_response)
 
     def serve(self, host: str = "127.0.0.1", port: int = 0) -> serving.SimulatorServer:
-        """Serve it over HTTP in a background thread, at once. Use the result in a
+        """Start serving it over HTTP in a background thread. Use the result in a
         ``with`` block, or call its ``close()``.
 
         :param host: Address to listen on.
-        :param port: Port to listen on. 0 takes a free one.
+        :param port: Port to listen on. 0 chooses a free one.
         """
         return serving.SimulatorServer(self, host, port)
 
@@ -74,8 +74,8 @@ class CredlySimulator(Organization):
         api_url: str = "https://api.credly.com/v1",
         token_url: str = "https://www.credly.com/oauth/token",
     ) -> None:
-        """Answer the requests that a ``responses`` mock catches. Nothing sleeps
-        there: a connection that hangs is a ``ReadTimeout`` at once.
+        """Answer the requests that a ``responses`` mock catches. Nothing sleeps here: a
+        connection that hangs raises ``ReadTimeout`` immediately.
 
         :param mock: A ``responses.RequestsMock``, or the ``responses`` module.
         :param api_url: Base address of the API.
@@ -94,9 +94,10 @@ class CredlySimulator(Organization):
     ) -> Organization:
         """Add another organization.
 
-        :param id: A UUID. Made up if left out.
-        :param client_id: Client ID of its OAuth application. Made up if left out.
-        :param client_secret: Client secret. Made up if left out.
+        :param id: A UUID. Random by default.
+        :param client_id: Client ID of its OAuth application. Random by default.
+        :param client_secret: Client secret. Random by default.
+        :raises ValueError: If another organization has this id or Client ID.
         """
         with self.lock:
             for each in self.organizations:
@@ -110,7 +111,7 @@ class CredlySimulator(Organization):
 
     @property
     def organizations(self) -> list[Organization]:
-        """All organizations, beginning with the simulator itself."""
+        """All organizations, starting with the simulator itself."""
         return list(self.service.organizations)
 
     @property
@@ -125,8 +126,8 @@ class CredlySimulator(Organization):
             self.service.offset += seconds
 
     def reset(self) -> None:
-        """Forget badges, mails, record, faults and problems of all organizations, and
-        lift their rate limits. Templates, credentials, tokens and switches stay.
+        """Delete the badges, mails, record, faults and problems of all organizations,
+        and end their rate limits. Templates, credentials, tokens and switches stay.
         """
         with self.lock:
             self._traffic.clear()
