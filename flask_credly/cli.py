@@ -41,6 +41,7 @@ from .ledger import backfills
 from .ledger import comparisons
 from .ledger import issuances
 from .ledger import overview
+from .ledger import retrying
 from .ledger import tables
 from .ledger import turns
 from .ledger import undone
@@ -349,11 +350,21 @@ def retry(ids: tuple[int, ...], everything: bool, tenant: str | None) -> None:
     state = _community(tenant)
 
     _find(state, ids)
-    wanted = [None] if everything else list(ids)
     by = audit.COMMAND_LINE
-    tried = sum(
-        issuances.retry(state.engine, state.tenant, each, by=by) for each in wanted
-    )
+
+    if everything:
+        tried, run_id = retrying.retry_all(state.engine, state.tenant, by=by)
+
+        if run_id is not None:
+            page = state.page("/credly/badges")
+            _say(f"A worker queues them again, many at a time. {page} shows how many.")
+            _say_if_unheard(notifier.ask_for_undo(state))
+            return
+    else:
+        tried = sum(
+            issuances.retry(state.engine, state.tenant, each, by=by) for each in ids
+        )
+
     _say(f"{tried} queued again.")
 
     if tried:

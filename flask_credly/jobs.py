@@ -66,7 +66,7 @@ def compare() -> None:
 
 
 def undo() -> None:
-    """Take badges back, for every run that is due."""
+    """Take badges back, or retry them, for every run that is due."""
     with _app().app_context():
         state = get_state()
 

@@ -467,7 +467,8 @@ class ToCheck(Base):
 
 class Batch(Base):
     """Many badges at once: one run that records the past completions of a course, one
-    that takes badges back, or one that compares all badges with Credly.
+    that takes badges back, one that retries all that failed, or one that compares all
+    badges with Credly.
     """
 
     __tablename__ = "credly_batch"
@@ -485,16 +486,16 @@ class Batch(Base):
     state: orm.Mapped[str] = orm.mapped_column(_id(10))
     """Of a backfill: ``"recording"``, ``"recorded"``, ``"stopped"`` or ``"failed"``. Of
     an undo: ``"choosing"``, ``"revoking"``, ``"stopping"``, ``"stopped"`` or
-    ``"done"``. Of a comparison: ``"comparing"``, ``"compared"``, ``"repairing"``,
-    ``"partial"`` where something could not be read to its end, ``"stopped"`` or
-    ``"failed"``.
+    ``"done"``. Of a retry: ``"retrying"``, ``"stopped"`` or ``"retried"``. Of a
+    comparison: ``"comparing"``, ``"compared"``, ``"repairing"``, ``"partial"`` where
+    something could not be read to its end, ``"stopped"`` or ``"failed"``.
     """
     due_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime, index=True)
     """When a worker may take it up: moved ahead while one records, null at the end."""
     lease: orm.Mapped[str | None] = orm.mapped_column(_id(32))
     """The token of the worker that records."""
     completed: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
-    """Completions read from the host so far; of a comparison, badges read at Credly."""
+    """Completions read from the host, badges queued again, or read at Credly so far."""
     incomplete: orm.Mapped[int] = orm.mapped_column(default=0, server_default="0")
     """Those of members without an address or name."""
     healing: orm.Mapped[bool] = orm.mapped_column(default=False, server_default="0")
@@ -503,7 +504,9 @@ class Batch(Base):
     """What a comparison has come to: see :class:`.comparisons.Found`."""
 
     verb: orm.Mapped[str] = orm.mapped_column(_id(10), server_default="backfill")
-    """``"backfill"``, ``"undo"`` or ``"compare"``. What follows is of an undo."""
+    """``"backfill"``, ``"compare"``, ``"retry"`` or ``"undo"``. What follows is of an
+    undo, and ``last_id``, ``reached`` and ``number`` also of a retry.
+    """
     undoes: orm.Mapped[int | None]
     """The backfill whose badges are taken back."""
     until: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)

@@ -27,6 +27,7 @@ from flask_credly.catalog import Completion
 from flask_credly.issuing.verdict import BLOCKED
 from flask_credly.ledger import actions
 from flask_credly.ledger import issuances
+from flask_credly.ledger import retrying
 from flask_credly.ledger.insert import insert
 from flask_credly.models import AuditEntry
 from flask_credly.models import Issuance
@@ -158,7 +159,7 @@ class TestRevoking:
 
         assert states(host) == [("revoked", None)]
         assert len(credly.badges) == 1
-        assert issuances.retry(host.state.engine, "default", by=None) == 0
+        assert retrying.retry_all(host.state.engine, "default").number == 0
 
     @pytest.mark.parametrize("after", [False, True])
     def test_a_lost_answer_is_looked_up(
@@ -500,7 +501,7 @@ class TestIssuingAgain:
         host.drain()
 
         for _ in range(2):
-            assert issuances.retry(host.state.engine, "default") == 1
+            assert retrying.retry_all(host.state.engine, "default").number == 1
 
             for _ in range(10):
                 host.drain()
@@ -511,7 +512,7 @@ class TestIssuingAgain:
             assert (new.state, new.action, new.error) == ("failed", None, BLOCKED)
 
         credly.states_in_the_way.remove("revoked")
-        issuances.retry(host.state.engine, "default")
+        retrying.retry_all(host.state.engine, "default")
         host.drain()
         assert states(host) == [("revoked", None), ("issued", None)]
 

@@ -25,6 +25,7 @@ from flask_credly.admin.rows import MANY
 from flask_credly.ledger import issuances
 from flask_credly.ledger import log
 from flask_credly.ledger import overview
+from flask_credly.ledger import retrying
 from flask_credly.models import Mapping
 from flask_credly.testing import CredlySimulator
 from tests.support.databases import open_again
@@ -104,7 +105,7 @@ class TestRetry:
             host.drain()
 
         assert issuances.retry(host.state.engine, "default", host.row().id) == 0
-        assert issuances.retry(host.state.engine, "default") == 0
+        assert retrying.retry_all(host.state.engine, "default").number == 0
 
     def test_an_unmapped_course_is_left_alone(self, connected: Connected) -> None:
         host, _, _ = connected
@@ -129,10 +130,11 @@ class TestRetry:
         assert issuances.retriable(host.db.session, "default") == 1
         host.db.session.remove()
 
-        assert (
-            issuances.retry(host.state.engine, "default", None if every else row.id)
-            == 1
-        )
+        if every:
+            assert retrying.retry_all(host.state.engine, "default").number == 1
+        else:
+            assert issuances.retry(host.state.engine, "default", row.id) == 1
+
         host.drain()
 
         assert host.row().state == "issued"
@@ -149,7 +151,7 @@ class TestRetry:
         assert host.row().state == "failed"
 
         connect(host, credly)
-        issuances.retry(host.state.engine, "default")
+        retrying.retry_all(host.state.engine, "default")
         open_again(host)
         host.drain(2)
         assert host.row().state == "none"

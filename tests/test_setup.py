@@ -405,7 +405,7 @@ def test_plain_http_is_for_this_machine_only(make_host: MakeHost) -> None:
 
 # A module more is a little more to load in each process of a host's: one that only a
 # command or a worker needs is imported there.
-MOST_MODULES = 93
+MOST_MODULES = 94
 
 
 def test_a_web_process_loads_nothing_that_it_does_not_need() -> None:

@@ -20,8 +20,8 @@ from flask_credly import jobs
 from flask_credly.issuing.poll import poll_now
 from flask_credly.issuing.verdict import BLOCKED
 from flask_credly.ledger import actions
-from flask_credly.ledger import issuances
 from flask_credly.ledger import polls
+from flask_credly.ledger import retrying
 from flask_credly.ledger import undos
 from flask_credly.ledger.issuances import Filter
 from flask_credly.models import Issuance
@@ -330,7 +330,7 @@ def test_a_life_under_each_pair_of_positions(world: World, number: int) -> None:
     life.work()
     assert life.violations() == []
     credly.posts_allowed = 4  # by hand
-    issuances.retry(life.engine, "default")
+    retrying.retry_all(life.engine, "default")
     life.complete("withdrawn", 2)
 
     assert life.end() == []

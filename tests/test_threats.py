@@ -256,6 +256,12 @@ def test_an_admin_does_something_by_every_unsafe_route(
 
                 host.db.session.commit()
 
+        if path.endswith("/retry/1/stop"):
+            with host.app.app_context():
+                going_on = {"verb": "retry", "state": "retrying"}
+                host.db.session.execute(sa.update(Batch).values(**going_on))
+                host.db.session.commit()
+
         if path.endswith("/withdrawn"):
             with host.app.app_context():
                 waits = {"state": "issued", "action": "revoke", "due_at": None}

@@ -41,6 +41,7 @@ from flask_credly.ledger import claim
 from flask_credly.ledger import clock
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
+from flask_credly.ledger import retrying
 from flask_credly.ledger import settle
 from flask_credly.models import Account
 from flask_credly.models import Base
@@ -539,7 +540,7 @@ class TestMappedAgain:
     def test_a_retry_of_all_takes_it_up(self, again: Connected) -> None:
         assert issuances.retriable(again.host.db.session, "default") == 1
         again.host.db.session.remove()
-        assert issuances.retry(again.host.state.engine, "default") == 1
+        assert retrying.retry_all(again.host.state.engine, "default").number == 1
 
     @every_database
     def test_a_backfill_takes_it_up(self, again: Connected) -> None:
@@ -619,7 +620,7 @@ def test_an_erased_row_never_comes_back(on_database: Connected) -> None:
     erased, fresh = host.rows()
 
     assert (erased.state, erased.email, fresh.state) == ("cancelled", "", "none")
-    assert issuances.retry(host.state.engine, "default") == 0
+    assert retrying.retry_all(host.state.engine, "default").number == 0
 
 
 @every_database
@@ -942,7 +943,7 @@ class TestTheWaitCountsFromTheRequest:
         host.drain()
         accounts.remove(host.state)
         connect_and_map(host, credly, template_id)
-        issuances.retry(host.state.engine, "default")
+        retrying.retry_all(host.state.engine, "default")
 
         for _ in range(30):
             host.drain()
@@ -959,7 +960,7 @@ class TestTheWaitCountsFromTheRequest:
         host.complete()
         host.drain()
         assert host.row().state == "failed"
-        issuances.retry(host.state.engine, "default")
+        retrying.retry_all(host.state.engine, "default")
         host.drain()
 
         assert host.row().state == "issued"
@@ -1122,7 +1123,7 @@ def test_between_the_last_byte_and_the_next_worker_lies_the_settle_time(
     if removed:
         accounts.remove(host.state)
         connect_and_map(host, credly, template_id)
-        issuances.retry(host.state.engine, "default")
+        retrying.retry_all(host.state.engine, "default")
 
     for row in host.rows():
         if row.due_at is not None and worker.left_at:

@@ -31,8 +31,8 @@ from flask_credly.ledger import actions
 from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
-from flask_credly.ledger import issuances
 from flask_credly.ledger import privacy
+from flask_credly.ledger import retrying
 from flask_credly.ledger import runs
 from flask_credly.ledger import undoing
 from flask_credly.ledger import undone
@@ -362,7 +362,7 @@ class TestTakingBack:
         assert before == {("revoked", None): 3, ("cancelled", None): 2}
         many.issue(5)
         many.host.complete("1")
-        issuances.retry(many.host.state.engine, "default")
+        retrying.retry_all(many.host.state.engine, "default")
         many.host.drain()
 
         assert many.states() == before

@@ -44,6 +44,7 @@ from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
 from flask_credly.ledger import overview
+from flask_credly.ledger import retrying
 from flask_credly.models import Base
 from flask_credly.models import Installation
 from flask_credly.models import Issuance
@@ -505,13 +506,13 @@ class TestAnotherOrganization:
     @every_database
     def test_a_retry_takes_this_organizations_row_only(self, tried: Host) -> None:
         with another_organization(tried) as real:
-            assert issuances.retry(tried.state.engine, "default") == 0
+            assert retrying.retry_all(tried.state.engine, "default").number == 0
 
             real.fail("issue", status=422, times=2)
             tried.complete("43")
             settle(tried, real)
             assert issuances.retriable(tried.db.session, "default") == 1
-            assert issuances.retry(tried.state.engine, "default") == 1
+            assert retrying.retry_all(tried.state.engine, "default").number == 1
             real.posts_allowed = 3
             tried.drain()
 
@@ -807,7 +808,7 @@ class Badges(stateful.RuleBasedStateMachine):
 
     @stateful.rule()
     def retry(self) -> None:
-        issuances.retry(self.host.state.engine, "default")
+        retrying.retry_all(self.host.state.engine, "default")
 
     @stateful.rule()
     def back_up(self) -> None:
@@ -862,7 +863,7 @@ class Badges(stateful.RuleBasedStateMachine):
         self.credly.look_up_lag = 0
 
         for _ in range(20):
-            issuances.retry(self.host.state.engine, "default")
+            retrying.retry_all(self.host.state.engine, "default")
             self.world.advance(4000)
             self.host.drain()
 

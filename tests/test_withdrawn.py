@@ -28,6 +28,7 @@ from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
 from flask_credly.ledger import privacy
+from flask_credly.ledger import retrying
 from flask_credly.ledger import withdrawals
 from flask_credly.ledger.reasons import explain
 from flask_credly.models import Account
@@ -590,7 +591,7 @@ class TestBeforeTheCompletion:
             connect(host, credly)
             withdraw(host)
             assert issuances.retry(host.state.engine, "default", host.row().id) == 0
-            assert issuances.retry(host.state.engine, "default") == 0
+            assert retrying.retry_all(host.state.engine, "default").number == 0
             assert states(host) == [NOTED]
 
     def test_it_is_forgotten_after_30_days_and_erased_with_its_member(
@@ -993,7 +994,7 @@ class TestRetry:
         host, _, _ = connected
         complete(host)
         withdraw(host)
-        issuances.retry(host.state.engine, "default")
+        retrying.retry_all(host.state.engine, "default")
         assert states(host) == [CANCELLED]
 
 

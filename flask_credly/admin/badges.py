@@ -17,6 +17,7 @@ from ..issuing import notifier
 from ..ledger import gates
 from ..ledger import issuances
 from ..ledger import reasons
+from ..ledger import retrying
 from ..ledger import withdrawals
 from ..ledger.issuances import Filter
 from ..models import Issuance
@@ -82,6 +83,7 @@ def badges() -> ResponseReturnValue:
         badges=found,
         wanted=wanted,
         can_retry=read(issuances.retriable, 1),
+        retrying=read(retrying.going_on),
         can_take_back=wanted != Filter() and bool(found.rows) and may_revoke(),
         withdrawn=waiting,
         can_decide=bool(waiting) and may_revoke(),
@@ -118,18 +120,36 @@ def confirm_retry() -> ResponseReturnValue:
 def retry_all() -> ResponseReturnValue:
     """Try all that failed once more."""
     state = here()
-    tried = issuances.retry(state.engine, state.tenant, by=actor())
+    shown = read_number(request.form.get("number", ""))
+    number, run_id = retrying.retry_all(
+        state.engine, state.tenant, number=shown, by=actor()
+    )
 
-    if tried:
+    if run_id is not None:
+        notifier.ask_for_undo(state)
+        flash(gettext("Retrying all failed badges. Work continues in the background."))
+        return go_to("credly.badges")
+
+    if number:
         notifier.notify(state)
 
     flash(
         ngettext(
             "%(number)s badge is queued again.",
             "%(number)s badges are queued again.",
-            tried,
+            number,
         )
     )
+    return go_to("credly.badges")
+
+
+def stop_retry(run_id: int) -> ResponseReturnValue:
+    """Retry no more of them."""
+    state = here()
+
+    if retrying.stop(state.engine, state.tenant, run_id, by=actor()):
+        flash(gettext("Retrying stopped. Badges already queued stay queued."))
+
     return go_to("credly.badges")
 
 

@@ -139,6 +139,7 @@ ROUTES: list[tuple[str, str, t.Callable[..., ResponseReturnValue]]] = [
     ("POST", "/credly/withdrawn", withdrawn.decide_withdrawn),
     ("GET", "/credly/badges/retry", badges.confirm_retry),
     ("POST", "/credly/badges/retry", badges.retry_all),
+    ("POST", "/credly/badges/retry/<int:run_id>/stop", badges.stop_retry),
     ("GET", "/credly/mappings/<int:mapping_id>/backfill", backfills.confirm_backfill),
     ("POST", "/credly/mappings/<int:mapping_id>/backfill", backfills.start_backfill),
     ("GET", "/credly/backfills/<int:run_id>", backfills.show_backfill),

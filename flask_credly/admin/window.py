@@ -24,6 +24,7 @@ from ..ledger import comparisons
 from ..ledger import gates
 from ..ledger import log
 from ..ledger import overview
+from ..ledger import retrying
 from ..ledger import undone
 from ..models import Account
 from .community import here
@@ -96,6 +97,7 @@ def show_with(rows: list[EditRow], status: int = 200) -> Response:
         backfills=under_way,
         undos=taken_back,
         comparison=read(comparisons.known),
+        retrying=read(retrying.going_on),
         healed=read(
             backfills.healed, since=dt.datetime.now(dt.UTC) - backfills.LOOK_BACK
         ),

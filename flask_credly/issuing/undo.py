@@ -1,16 +1,28 @@
-"""Takes many badges back, portion by portion."""
+"""Takes many badges back, or retries many, portion by portion."""
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import time
 
+import sqlalchemy as sa
+
+from ..ledger import retrying
 from ..ledger import runs
 from ..ledger import undoing
+from ..ledger.runs import Run
+from ..ledger.runs import Step
+from ..ledger.runs import Verb
 from ..state import AppState
 from . import stopping
 
 BUDGET = 30.0
 """Seconds after which the rest is left to the next job."""
+
+STEPS: dict[Verb, cabc.Callable[[sa.Engine, Run], Step]] = {
+    "undo": undoing.step,
+    "retry": retrying.step,
+}
 
 
 def run(state: AppState) -> bool:
@@ -19,11 +31,14 @@ def run(state: AppState) -> bool:
     :return: Whether time was up and there is more to do.
     """
     until = time.monotonic() + BUDGET
+    return any([_run(state, verb, until) for verb in STEPS])
 
+
+def _run(state: AppState, verb: Verb, until: float) -> bool:
     while (
-        not stopping.is_set() and (taken := runs.take(state.engine, "undo")) is not None
+        not stopping.is_set() and (taken := runs.take(state.engine, verb)) is not None
     ):
-        while (step := undoing.step(state.engine, taken)) == "more":
+        while (step := STEPS[verb](state.engine, taken)) == "more":
             if stopping.is_set() or time.monotonic() > until:
                 break
 

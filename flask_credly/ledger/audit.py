@@ -55,6 +55,7 @@ ACTIONS: dict[str, str] = {
     "send test badge": gettext_noop("Send test badge %(target)s"),
     "retry": gettext_noop("Retry badge %(target)s"),
     "retry all": gettext_noop("Retry all failed badges: %(target)s"),
+    "stop retry": gettext_noop("Stop retrying failed badges"),
     "check": gettext_noop("Check badge %(target)s at Credly"),
     "revoke": gettext_noop("Revoke badge %(target)s"),
     "revoke withdrawn": gettext_noop(

@@ -18,6 +18,7 @@ from ..models import Mapping
 from ..models import Template
 from . import audit
 from . import clock
+from .conditions import Condition
 from .conditions import has_later
 from .conditions import IS_MAPPED
 from .conditions import is_of
@@ -408,34 +409,43 @@ def retriable(session: Session, tenant: str, at_most: int | None = None) -> int:
     return session.scalar(query) or 0
 
 
+def to_retry(tenant: str) -> tuple[Condition, ...]:
+    """Find what failed, or was not mapped when its turn came, and can be retried."""
+    return (_WAITS_FOR_RETRY, _can_be_retried(tenant))
+
+
 @in_transaction
 def retry(
+    connection: sa.Connection, tenant: str, row_id: int, *, by: str | None = None
+) -> int:
+    """Make a badge due once more that failed or was skipped: see :func:`make_due`.
+
+    :param by: Who does it, for :func:`.audit.note`.
+    :return: How many are due: none whose course is not mapped any more.
+    """
+    these = (Issuance.id == row_id, _HAS_NOT_BEEN_ISSUED, _can_be_retried(tenant))
+    due = make_due(connection, *these, now=clock.now(connection))
+
+    if due:
+        audit.note(connection, tenant, by, "retry", str(row_id))
+
+    return due
+
+
+def make_due(
     connection: sa.Connection,
-    tenant: str,
-    row_id: int | None = None,
-    *,
-    by: str | None = None,
+    *these: Condition,
+    now: dt.datetime,
+    bulk: bool = False,
 ) -> int:
     """Make badges due once more that were not issued, each with its two attempts.
 
     They become what their course is mapped to now. Where a request was made before,
     Credly is asked first whether the badge is there, so that none is issued twice.
 
-    :param row_id: One that failed or was skipped. ``None``: all that failed, and what
-        was not mapped when its turn came.
-    :param by: Who does it, for :func:`.audit.note`.
-    :return: How many are due. Those whose course is not mapped any more are left alone.
+    :param bulk: Whether they give way to completions that come in.
+    :return: How many.
     """
-    if row_id is None:
-        these = sa.and_(_WAITS_FOR_RETRY, _can_be_retried(tenant))
-    else:
-        these = sa.and_(
-            Issuance.id == row_id,
-            _HAS_NOT_BEEN_ISSUED,
-            _can_be_retried(tenant),
-        )
-
-    now = clock.now(connection)
     # The worker that Remove took it from may still be at it, or Credly's list lag. What
     # waits for its last look is nobody's.
     is_unsettled = sa.and_(
@@ -447,19 +457,12 @@ def retry(
     # What was perhaps issued keeps its name: it is looked up by that.
     admin.follow_mapping(
         connection,
-        these,
+        *these,
         Issuance.outcome_unknown.is_(False),
         # What replaces another badge stays what an admin or a completion has made it.
         Issuance.replaces.is_(None),
     )
-    due = admin.reopen(connection, these, due_at=due_at)
-
-    if due and row_id is None:
-        audit.note(connection, tenant, by, "retry all", str(due))
-    elif due:
-        audit.note(connection, tenant, by, "retry", str(row_id))
-
-    return due
+    return admin.reopen(connection, *these, due_at=due_at, bulk=bulk)
 
 
 @in_transaction

@@ -20,16 +20,30 @@ from .paging import Session
 from .transaction import connect
 from .transaction import in_transaction
 
-Verb = t.Literal["backfill", "undo", "compare"]
+Verb = t.Literal["backfill", "compare", "retry", "undo"]
+
+Step = t.Literal["more", "rest", "over"]
+"""``more``: there is more to do now. ``rest``: nothing is, until badges have been
+revoked or issued. ``over``: nothing is any more, or the run is another worker's.
+"""
 
 LEASE: dict[Verb, dt.timedelta] = {
     # The host's query has to begin to give completions within it.
     "backfill": dt.timedelta(minutes=15),
+    "retry": dt.timedelta(minutes=1),
     "undo": dt.timedelta(minutes=1),
     # The host has to give all completions of one course within it.
     "compare": dt.timedelta(minutes=15),
 }
 """After which another worker takes up a run that nothing was heard of."""
+
+# The host is read from its beginning.
+_BEGINS_ANEW: dict[Verb, dict[str, int]] = {
+    "backfill": {"completed": 0, "incomplete": 0},
+    "compare": {"completed": 0, "incomplete": 0},
+    "retry": {},
+    "undo": {},
+}
 
 REST = dt.timedelta(seconds=5)
 """After which a run is looked at again that has nothing to do for now."""
@@ -105,9 +119,7 @@ def take_in(
             .values(
                 due_at=now + LEASE[verb],
                 lease=secrets.token_hex(16),
-                # The host is read from its beginning.
-                completed=0,
-                incomplete=0,
+                **_BEGINS_ANEW[verb],
             )
         ).rowcount
 

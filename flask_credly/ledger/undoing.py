@@ -20,6 +20,7 @@ from .conditions import Condition
 from .conditions import is_of
 from .issuances import is_connected
 from .runs import Run
+from .runs import Step
 from .transaction import in_transaction
 from .transitions import admin
 from .undos import OPEN
@@ -35,11 +36,6 @@ AT_A_TIME = 2000
 """Badges of a run that wait to be revoked, or are on their way."""
 
 _ROWS = t.cast(sa.Table, BatchRow.__table__)
-
-Step = t.Literal["more", "rest", "over"]
-"""``more``: there is more to do now. ``rest``: nothing is, until badges have been
-revoked or issued. ``over``: nothing is any more, or the run is another worker's.
-"""
 
 
 @in_transaction

@@ -87,15 +87,20 @@ def reopen(
     *these: Condition,
     due_at: t.Any,
     keep: bool = False,
+    bulk: bool = False,
 ) -> int:
     """Let rows that are at rest be issued, with two attempts from now on. Where a
     request was made before, Credly is asked first whether the badge is there.
 
     :param due_at: When.
     :param keep: Whether to go on as before, and not from the beginning.
+    :param bulk: Whether they give way to completions that come in, from now on.
     :return: How many.
     """
     values = _from_the_beginning(due_at)
+
+    if bulk:
+        values.append((Issuance.bulk, True))
 
     if keep:
         values = [each for each in values if each[0].key not in _PROGRESS]
