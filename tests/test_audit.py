@@ -24,6 +24,7 @@ from test_pages import rules
 
 from flask_credly import accounts
 from flask_credly.ledger import audit
+from flask_credly.ledger import retrying
 from flask_credly.ledger import unrecorded
 from flask_credly.models import Account
 from flask_credly.models import AuditEntry
@@ -164,25 +165,34 @@ class Walk:
         badges = f"{WINDOW}/badges"
         self.post(f"{badges}/{first}/retry", "retry", str(first), "ok")
         self.post(f"{badges}/retry", "retry all", "1", "ok")
+        connected.host.db.session.execute(sa.update(Issuance).values(state="failed"))
+        connected.host.db.session.execute(sa.update(Issuance).values(action=None))
+        connected.host.db.session.commit()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(retrying, "PORTION", 1)
+            self.post(f"{badges}/retry", "retry all", "2", "ok", number="2")
+
+        self.post(f"{badges}/retry/1/stop", "stop retry", "", "ok")
         self.have_badge(second)
         self.post(f"{badges}/{second}/check", "check", str(second), "ok")
         who = {"email": "admin@example.org", "first_name": "Ada", "last_name": "Admin"}
         tested = str(second + 1)
         self.post(f"{this}/test", "send test badge", tested, "ok", **who)
         self.post(f"{this}/backfill", "start backfill", "Python 101", "ok")
-        self.post(f"{WINDOW}/backfills/1/stop", "stop backfill", "Python 101", "ok")
+        self.post(f"{WINDOW}/backfills/2/stop", "stop backfill", "Python 101", "ok")
         undo = {"reason": "By mistake", "tell_pending": "no", "tell_accepted": "no"}
         number = {"number": "3", "shown": "3"}
         path = f"{WINDOW}/undo?status=waiting"
         self.post(path, "take back", "3", "ok", **undo, **number)
-        self.post(f"{WINDOW}/undo/2/stop", "stop taking back", "3", "ok")
+        self.post(f"{WINDOW}/undo/3/stop", "stop taking back", "3", "ok")
         unrecorded.add(self.host.state.engine, "default", unrecorded.Count(1, NOW))
         self.post(f"{WINDOW}/unrecorded/1/dismiss", "dismiss", "1", "ok")
         self.put_right(badges)
         self.withdraw()
         self.compare(f"{WINDOW}/compare")
         self.get(f"{badges}.csv", "export badges", "", "ok")
-        self.get(f"{WINDOW}/undo/2.csv", "export badges", "", "ok")
+        self.get(f"{WINDOW}/undo/3.csv", "export badges", "", "ok")
         self.get(f"{WINDOW}/errors.csv", "export errors", "", "ok")
         self.get(f"{ACTIVITY}.csv", "export activity", "", "ok")
         self.post(f"{WINDOW}/remove", "remove", organization, "ok")
