@@ -89,8 +89,13 @@ class Service:
             books.pages += 1
             return 200, "", self._search(query)
 
+        if path.endswith("/badges/batch"):
+            rows = [self._issue(each) for each in json.loads(body)["badges"]]
+            return 201, "", json.dumps({"data": rows, "metadata": {}}).encode()
+
         if method == "POST":
-            return 201, "", self._issue(json.loads(body))
+            row = self._issue(json.loads(body))
+            return 201, "", json.dumps({"data": row, "metadata": {}}).encode()
 
         books.look_ups += 1
         return 200, "", self._look_up(query)
@@ -113,14 +118,14 @@ class Service:
         self.books.most_refused = max(self.books.most_refused, over)
         return self._window_ends - now
 
-    def _issue(self, asked: dict[str, str]) -> bytes:
+    def _issue(self, asked: dict[str, str]) -> dict[str, t.Any]:
         books = self.books
         books.issued += 1
         key = (asked["recipient_email"], asked["badge_template_id"])
         books.duplicates += key in self.badges
         id_ = f"{next(_numbers):08x}-0000-4000-8000-000000000002"
         self.badges[key] = badge = _badge(id_, asked)
-        return json.dumps({"data": badge, "metadata": {}}).encode()
+        return badge
 
     def _look_up(self, query: str) -> bytes:
         text = dict(urllib.parse.parse_qsl(query)).get("filter", "")

@@ -65,6 +65,7 @@ class Ours:
         *,
         workers: int = 1,
         in_flight: int = IN_FLIGHT,
+        batch_size: int = 30,
     ) -> None:
         self.fake = Fake(options)
         self.config = {
@@ -72,6 +73,7 @@ class Ours:
             "SQLALCHEMY_DATABASE_URI": options.database(database),
             "CREDLY_REDIS_URL": start_redis(options),
             "CREDLY_CONCURRENCY": in_flight,
+            "CREDLY_BATCH_SIZE": batch_size,
         }
         self.host = connect(make_host(self.config))
         self.workers = options.ends.enter_context(Workers(OURS, self.config, workers))
@@ -134,7 +136,7 @@ def _measure(
 @benchmark("issue", "badges a second without latency: a worker, a bare loop, plain RQ")
 def issue(options: Options) -> cabc.Iterator[Result]:
     number = options.number(5_000, 300)
-    ours = Ours(options)
+    ours = Ours(options, batch_size=1)
     runs: list[Run] = []
     loops: list[dict[str, float]] = []
 
@@ -249,7 +251,7 @@ _OPEN = sa.select(Completed.id).where(Completed.status == "open")
 @benchmark("latency-50", "badges a second where Credly takes 50 ms", latency=0.05)
 def with_latency(options: Options, latency: float) -> cabc.Iterator[Result]:
     number = options.number(round(IN_FLIGHT / latency * 10), 100)
-    ours = Ours(options)
+    ours = Ours(options, batch_size=1)
     runs: list[Run] = []
 
     def by_worker() -> float:
@@ -273,11 +275,41 @@ def with_latency(options: Options, latency: float) -> cabc.Iterator[Result]:
     )
 
 
+@benchmark("waiting", "10,000 badges that wait, 200 ms, with batches")
+@benchmark("waiting-limit", "the same at 20 requests per 2 s", limit=20)
+def waiting(options: Options, limit: int = 0) -> cabc.Iterator[Result]:
+    number = options.number(10_000, 1_000)
+    ours = Ours(options)
+    given: dict[str, t.Any] = {"latency": 0.2, "limit": limit, "window": 2.0}
+    runs = [ours.issue(number, **given) for _ in range(options.repeat)]
+    name = "waiting-limit" if limit else "waiting"
+    at = f" and {limit} requests per 2 s" if limit else ""
+    yield compare(
+        name,
+        f"{number:,} badges that wait, at 200 ms{at}, SQLite, one worker, 8 requests in"
+        " flight with up to 30 badges; each was delivered, none doubled",
+        "badges/s",
+        Sample(tuple(run.rate for run in runs)),
+        goal=">= 250" if limit else ">= 600",
+        note=f"CPU time a badge: {runs[0].cpu:.2f} ms.",
+    )
+
+    if limit:
+        yield compare(
+            f"{name}/refusals",
+            "the same: the most refusals in one window that was used up",
+            "refusals",
+            Sample(tuple(run.books["most_refused"] for run in runs[1:])),
+            goal="<= 2",
+            note=f"When it was met first: {runs[0].books['most_refused']}.",
+        )
+
+
 @benchmark("workers", "four workers against one, 50 ms, PostgreSQL")
 def four_workers(options: Options) -> cabc.Iterator[Result]:
     number = options.number(1_600, 320)
-    one = Ours(options, "postgresql")
-    four = Ours(options, "postgresql", workers=4)
+    one = Ours(options, "postgresql", batch_size=1)
+    four = Ours(options, "postgresql", workers=4, batch_size=1)
     found = in_turn(
         options.repeat,
         one=lambda: one.issue(number, latency=0.05).rate,
@@ -309,7 +341,7 @@ def rate_limit(options: Options, workers: int) -> cabc.Iterator[Result]:
     number, limit, window = 100, 20, 2.0
     name = "rate-limit" if workers == 1 else f"rate-limit-{workers}"
     what = f"{number} badges, {limit} in {window:.0f} s, {workers} worker(s)"
-    ours = Ours(options, workers=workers, in_flight=IN_FLIGHT // workers)
+    ours = Ours(options, workers=workers, in_flight=IN_FLIGHT // workers, batch_size=1)
     # Where nobody knows of a limit yet, all that is in flight is refused.
     first, *runs = (
         ours.issue(number, rings=workers, limit=limit, window=window)

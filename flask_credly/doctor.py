@@ -666,14 +666,22 @@ class Checks:
             )
 
         gate = gates.read(self._state.engine, self._state.tenant)
+        said = ["Connected."]
 
         if gate is not None and gate.restored:
-            return _ok(
-                "Connected. The database was restored, so each badge is looked up"
-                " before it is issued."
+            said.append(
+                "The database was restored, so each badge is looked up before it is"
+                " issued."
             )
 
-        return _ok("Connected.")
+        if gate is not None and not gate.batches:
+            said.append(
+                "Credly did not accept several badges in one request, so badges are"
+                " sent one at a time. Several are sent again after a day, or when you"
+                " reconnect."
+            )
+
+        return _ok(" ".join(said))
 
     def token(self) -> Finding:
         gate = gates.read(self._state.engine, self._state.tenant)

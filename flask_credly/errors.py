@@ -25,7 +25,16 @@ class CredlyError(Exception):
 
 
 class Refused(CredlyError):
-    """Credly understood the request and did not do what it asks."""
+    """Credly understood the request and did not do what it asks.
+
+    :param index: Because of which of several badges, from 0, where it says so.
+    """
+
+    def __init__(
+        self, detail: str, *, status: int | None = None, index: int | None = None
+    ) -> None:
+        super().__init__(detail, status=status)
+        self.index = index
 
 
 class AlreadyHeld(Refused):

@@ -156,6 +156,9 @@ class Account(Base):
     limited_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When Credly last asked for a pause."""
 
+    batch_refused_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """When Credly last did not take a request for several badges as it should."""
+
     next_request_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When the next badge may be asked for, where ``CREDLY_MAX_PER_SECOND`` is set."""
 

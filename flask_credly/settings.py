@@ -45,6 +45,7 @@ class Settings:
     retry_delay: float
     timeout: float
     concurrency: int
+    batch_size: int
     max_per_second: float | None
     url_prefix: str
     host: str | None
@@ -82,7 +83,8 @@ class Settings:
             queue=_queue(config.get("CREDLY_QUEUE", "credly")),
             retry_delay=_number(config, "CREDLY_RETRY_DELAY", 60, 0, 86_400),
             timeout=_number(config, "CREDLY_TIMEOUT", 10, 0.1, 120),
-            concurrency=_concurrency(config.get("CREDLY_CONCURRENCY", 4)),
+            concurrency=_whole(config, "CREDLY_CONCURRENCY", 4, 64),
+            batch_size=_whole(config, "CREDLY_BATCH_SIZE", 30, 50),
             max_per_second=_rate(config.get("CREDLY_MAX_PER_SECOND")),
             url_prefix=_prefix(config.get("CREDLY_URL_PREFIX", "/integrations")),
             host=_host(config.get("CREDLY_HOST")),
@@ -325,9 +327,11 @@ def _number(
     return value
 
 
-def _concurrency(value: t.Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 64:
-        raise _wrong("CREDLY_CONCURRENCY", value, "a whole number from 1 to 64")
+def _whole(config: cabc.Mapping[str, t.Any], key: str, default: int, most: int) -> int:
+    value = config.get(key, default)
+
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise _wrong(key, value, f"a whole number from 1 to {most}")
 
     return value
 

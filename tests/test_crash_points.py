@@ -35,8 +35,10 @@ from flask_credly.issuing import notifier
 from flask_credly.issuing import verdict
 from flask_credly.ledger import actions
 from flask_credly.ledger import claim
+from flask_credly.ledger import gates
 from flask_credly.ledger import settle
 from flask_credly.models import Account
+from flask_credly.models import Template
 from flask_credly.testing import CredlySimulator
 from tests.support import invariants
 from tests.support.databases import open_again
@@ -69,6 +71,17 @@ OF_ACTIONS: dict[str, tuple[object, str, bool]] = {
     "before it is saved": (settle, "settle", False),
     "after it was saved": (settle, "settle", True),
 }
+# The same where several are asked for with one request.
+OF_BATCHES: dict[str, tuple[object, str, bool]] = {
+    "after the claim": (claim, "claim", True),
+    "before the intent": (claim, "begin", False),
+    "after the intent": (claim, "begin", True),
+    "before the request": (Client, "issue_many", False),
+    "after the request": (Client, "issue_many", True),
+    "before it is saved": (settle, "settle", False),
+    "after it was saved": (settle, "settle", True),
+    "before it is remembered": (gates, "refuse_batches", False),
+}
 AT_COMPLETION = list(POINTS)[:3]
 
 MODES: dict[str, dict[str, t.Any] | None] = {
@@ -97,7 +110,7 @@ def make_app(config: dict[str, t.Any]) -> Flask:
 def child(config: dict[str, t.Any], point: str, action: str = "issue") -> None:
     """Set the trap, and go the way of a completion or a drain."""
     app = make_app(config)
-    points = POINTS if action == "issue" else OF_ACTIONS
+    points = {"issue": POINTS, "batch": OF_BATCHES}.get(action, OF_ACTIONS)
     owner, name, after = points[point]
     name = name.format(action)
     true = getattr(owner, name)
@@ -355,4 +368,83 @@ def die_over(
         assert badges[0]["replacement_badge_id"] == badges[1]["id"]
 
     assert invariants.unsettled(rows, host.attempts()) == []
+    assert host.log() == [] or mode == "asks to wait"
+
+
+OF_SEVERAL: dict[str, dict[str, t.Any] | None] = {
+    **{mode: fault for mode, fault in MODES.items() if mode != "refuses a second"},
+    "refuses one": None,
+    "refuses one and books": None,
+    "books some": {"how": "reset", "after": True, "only": 3},
+    "has no such request": {"status": 404},
+}
+
+
+@pytest.mark.parametrize("mode", OF_SEVERAL)
+@pytest.mark.parametrize("point", OF_BATCHES)
+def test_death_over_several(
+    served: tuple[Host, CredlySimulator, str], point: str, mode: str
+) -> None:
+    if point == "before it is remembered" and mode != "has no such request":
+        pytest.skip("nothing is remembered")
+
+    die_over_several(served, point, mode)
+
+
+@servers
+@pytest.mark.parametrize("allowed", [False, True])
+@pytest.mark.parametrize("point", list(OF_BATCHES)[:-1])
+def test_death_over_several_with_a_database_server(
+    served: tuple[Host, CredlySimulator, str], point: str, allowed: bool
+) -> None:
+    host, credly, template_id = served
+    credly.change_template(template_id, allow_duplicate_badges=allowed)
+    host.db.session.execute(sa.update(Template).values(allows_duplicates=allowed))
+    host.db.session.commit()
+    die_over_several(served, point, "books some")
+
+
+def die_over_several(
+    served: tuple[Host, CredlySimulator, str], point: str, mode: str
+) -> None:
+    host, credly, template_id = served
+    members = [str(number) for number in range(12)]
+
+    for member_id in members:
+        host.complete(member_id)
+
+    if mode.startswith("refuses one"):
+        credly.award(template_id, "member-7@example.org")
+        credly.batch_keeps_first = mode == "refuses one and books"
+
+    if fault := OF_SEVERAL[mode]:
+        credly.fail("batch", **fault)
+
+    die_at(host, point, "batch")
+    credly.advance(10)
+
+    for _ in range(8):
+        open_again(host)
+        host.let_lists_catch_up()
+        host.drain()
+
+    rows, attempts = host.rows(), host.attempts()
+    held = {"7"} if mode.startswith("refuses one") else set()
+    book = invariants.read_book(
+        credly.badges, lambda address: address[7:].split("@")[0]
+    )
+
+    assert {row.member_id for row in rows if row.state == "held"} == held
+    assert {row.member_id for row in rows if row.state == "issued"} == (
+        set(members) - held
+    )
+    assert not [
+        *invariants.duplicated(book),
+        *invariants.false_issued(rows, book),
+        *invariants.false_failed(rows, book),
+        *invariants.unsettled(rows, attempts),
+    ]
+    ours = {row.badge_id for row in rows if row.state == "issued"}
+    assert len(credly.badges) == len(members)
+    assert ours <= {badge["id"] for badge in credly.badges}
     assert host.log() == [] or mode == "asks to wait"

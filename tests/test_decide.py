@@ -112,6 +112,8 @@ TABLE: list[
     ("issue", "issue", "in trouble", 2, "wait", False, True, False, "unavailable"),
     ("issue", "issue", "not sent", 1, "at once", False, None, False, None),
     ("issue", "issue", "not sent", 2, "at once", False, None, False, None),
+    ("issue", "issue", "sent back", 1, "at once", False, None, False, None),
+    ("issue", "issue", "sent back", 2, "at once", False, None, False, None),
     ("check", "look-up", "found", 1, "issued", False, False, False, None),
     ("check", "look-up", "found", 2, "issued", False, False, False, None),
     ("check", "look-up", "held", 1, "held", False, False, False, None),

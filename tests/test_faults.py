@@ -451,6 +451,10 @@ def lose_answer_to_begin(
 
 
 class TestDrainUnderFaults:
+    @pytest.fixture
+    def host(self, make_host: MakeHost) -> Host:
+        return make_host(CREDLY_BATCH_SIZE=1)
+
     def test_a_request_is_counted_once_where_the_answer_to_the_commit_is_lost(
         self, connected: Connected, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -341,6 +341,16 @@ def request_failed(on: Connected, patch: pytest.MonkeyPatch) -> None:
 
 
 @provokes
+def batch_refused(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    on.credly.fail("batch", status=422, body={"data": {"message": "Ada, 42"}})
+
+    for number in range(9):
+        on.host.complete(str(number))
+
+    on.host.drain()
+
+
+@provokes
 def connection_expired(on: Connected, patch: pytest.MonkeyPatch) -> None:
     on.credly.fail("issue", times=9, status=401)
     on.host.complete()

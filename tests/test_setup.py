@@ -238,6 +238,7 @@ def test_two_apps_share_one_db_and_one_extension() -> None:
         ("CREDLY_RETRY_DELAY", ["60", -1, True, float("nan"), None]),
         ("CREDLY_TIMEOUT", [0, "10", 1000]),
         ("CREDLY_CONCURRENCY", [0, 65, 1.5, "4", True]),
+        ("CREDLY_BATCH_SIZE", [0, 51, 1.5, "4", True, None]),
         ("CREDLY_MAX_PER_SECOND", [0, -1, "5", True, float("nan"), 10_000]),
         (
             "CREDLY_ENCRYPTION_KEYS",

@@ -68,6 +68,12 @@ SWITCHES: dict[str, tuple[t.Any, ...]] = {
     "expired_is_replaced": (True, False),
     "replace_status": (201, 200),
     "replace_may_double": (False, True),
+    "batch_status": (201, 404, 405),
+    "batch_answer": (
+        *("as asked", "other order", "fewer", "more", "no names", "no list"),
+    ),
+    "batch_names_error": (True, False),
+    "batch_keeps_first": (False, True),
 }
 
 NO_UNKNOWNS = {"latency", "granted_scopes", "posts_allowed", "badges_allowed", "lock"}
@@ -292,6 +298,7 @@ def test_a_life_under_each_pair_of_positions(world: World, number: int) -> None:
         life.complete(member_id)
 
     credly.fail("issue", how="reset", after=True)
+    credly.fail("batch", how="reset", after=True, only=2)
     life.work()
     assert [row.state for row in life.host.rows()] == ["issued"] * len(MEMBERS)
 

@@ -69,6 +69,7 @@ def served(make_host: MakeHost) -> cabc.Iterator[cabc.Callable[..., Connected]]:
                 **{
                     "CREDLY_API_URL": server.api_url,
                     "CREDLY_TOKEN_URL": server.token_url,
+                    "CREDLY_BATCH_SIZE": 1,
                     **config,
                 },
             )

@@ -338,6 +338,7 @@ def _save(
         "pause_reason": None,
         "keyless_until": None,
         "failures": 0,
+        "batch_refused_at": None,
         # What became of the badges of an earlier connection.
         "poll_due_at": now if polls.has_issued(connection, values["tenant"]) else None,
         "token_version": 1,

@@ -71,6 +71,9 @@ ANSWERS: dict[str, str] = {
     "revoked": gettext_noop("Credly revoked the badge."),
     "outlived": gettext_noop("The badge to replace is no longer valid."),
     "not sent": gettext_noop("The request was not sent."),
+    "sent back": gettext_noop(
+        "Credly rejected a request for several badges. This one is sent again."
+    ),
     "died": gettext_noop("The worker stopped before Credly responded."),
 }
 """What :attr:`.Attempt.answer` says."""

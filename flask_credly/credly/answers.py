@@ -105,6 +105,13 @@ def explain(response: requests.Response, *, hide: cabc.Iterable[str] = ()) -> st
     return f"{clean(mask(found, hide))} ({status})"
 
 
+def _index(response: requests.Response) -> int | None:
+    # As clients in production read it; Credly's page says nothing of it.
+    data = data_of(read_json(response))
+    index = data.get("error_index") if isinstance(data, dict) else None
+    return index if isinstance(index, int) and not isinstance(index, bool) else None
+
+
 def _says_duplicate(response: requests.Response) -> bool:
     # Wherever it says so: a message may be about several errors and name none.
     text = json.dumps(read_json(response), ensure_ascii=False)
@@ -204,9 +211,9 @@ def raise_for_status(
         raise InTrouble(detail, retry_after=wait)
 
     if status in (409, 422) and not foreign and _says_duplicate(response):
-        raise AlreadyHeld(detail, status=status)
+        raise AlreadyHeld(detail, status=status, index=_index(response))
 
     if status in _SAYS_NO and not foreign:
-        raise Refused(detail, status=status)
+        raise Refused(detail, status=status, index=_index(response))
 
     raise OutcomeUnknown(detail, status=status, foreign=foreign)

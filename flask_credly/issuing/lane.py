@@ -8,6 +8,7 @@ is saved together.
 from __future__ import annotations
 
 import collections
+import collections.abc as cabc
 import concurrent.futures as cf
 import dataclasses
 import functools
@@ -58,6 +59,12 @@ written: the database may need its time for that, and the process may stand stil
 
 ROWS_A_TURN = 10
 """Rows that one account gets at a time while others wait."""
+
+FEW = 5
+"""Badges from which on several are asked for with one request."""
+
+Asked = list[Request]
+"""One request about a row, or about several."""
 
 Ended = t.Literal["idle", "nothing", "keyless", "time", "turn"]
 """How a lane ended. ``idle``: nothing more is due, or the account's gate was closed.
@@ -150,8 +157,14 @@ class _Lane:
         self._alone = False
         self._to_look_up: collections.deque[Row] = collections.deque()
         self._ready: collections.deque[Row] = collections.deque()
-        self._in_flight: dict[cf.Future[Outcome], Request] = {}
-        self._done: queue.SimpleQueue[cf.Future[Outcome]] = queue.SimpleQueue()
+        self._in_flight: dict[cf.Future[list[Outcome]], Asked] = {}
+        self._done: queue.SimpleQueue[cf.Future[list[Outcome]]] = queue.SimpleQueue()
+        self._most_together = state.settings.batch_size if gate.batches else 1
+        self._together = self._most_together
+        # By their ids: what is asked for alone; and of that which Credly has named when
+        # it refused several, whether it was asked for before.
+        self._singly: set[int] = set()
+        self._named: dict[int, bool] = {}
 
     def run(self) -> Ended:
         try:
@@ -228,7 +241,7 @@ class _Lane:
         claim.release(self._engine, spare)
         return len(self._ready) + len(self._to_look_up)
 
-    def _answers(self) -> list[cf.Future[Outcome]]:
+    def _answers(self) -> list[cf.Future[list[Outcome]]]:
         """Wait for an answer, and take all that are there. Not for ever: the process
         may be told to stop.
         """
@@ -267,8 +280,13 @@ class _Lane:
         if nothing_else:
             self._alone = False
 
-        if held < room and not self._alone:
-            self._claim(self._throttle.enough(), alone=nothing_else)
+        size = self._batch_size()
+
+        if held < room * size and not self._alone:
+            enough = self._throttle.enough()
+            # Of many no more than is needed: if this worker dies, each is looked up.
+            batches = min(enough, 2 * self._throttle.limit)
+            self._claim(max(enough, batches * size), alone=nothing_else)
 
         if not self._to_look_up and not self._ready:
             self._throttle.forget_reserved()
@@ -277,34 +295,81 @@ class _Lane:
         if (token := self._get_token()) is None:
             return
 
-        turns = self._throttle.take(min(room, len(self._to_look_up) + len(self._ready)))
+        chosen = self._choose(room, size)
+        turns = self._throttle.take(min(room, len(self._to_look_up) + len(chosen)))
 
         if not turns or not self._connect(pool, min(len(turns), self._throttle.limit)):
             return
 
         # From before the leases are renewed: the process may stand still at any time.
         latest = Deadline(SEND_WITHIN)
-        begun = self._begin(len(turns))
+        begun = self._begin(chosen[: len(turns)])
         held_on = self._hold(len(turns) - len(begun))
         send_before = latest.or_in(LOOKAHEAD)
-        requests: list[tuple[Row, Phase, Row]] = [
-            *((row, _phase_of(row), before) for row, before in begun),
-            *((row, "look-up", row) for row in held_on),
-        ]
 
-        for row, phase, before in requests:
-            request = Request(
-                row,
-                phase,
-                was_uncertain=before.outcome_unknown,
-                sent_before=before.issued_at is not None,
-                send_after=turns.popleft(),
-                send_before=send_before,
-                token=token,
-            )
-            sent = pool.submit(self._sender.send, request)
-            self._in_flight[sent] = request
+        for is_begun, each in (
+            *((True, each) for each in begun),
+            *((False, [(row, row)]) for row in held_on),
+        ):
+            send_after = turns.popleft()
+            asked = [
+                Request(
+                    row,
+                    _phase_of(row) if is_begun else "look-up",
+                    was_uncertain=before.outcome_unknown,
+                    sent_before=before.issued_at is not None
+                    and self._named.get(row.id, True),
+                    send_after=send_after,
+                    send_before=send_before,
+                    token=token,
+                )
+                for row, before in each
+            ]
+            sent = pool.submit(self._sender.send, asked)
+            self._in_flight[sent] = asked
             sent.add_done_callback(self._done.put)
+
+    def _batch_size(self) -> int:
+        """Say how many badges to ask for with one request at most."""
+        # If Credly is in trouble, as few as possible shall be uncertain.
+        probing = self._paused and not self._gate.careful
+        few = min(FEW, self._most_together)
+        return 1 if probing or self._together < few else self._together
+
+    def _choose(self, room: int, size: int) -> list[list[Row]]:
+        """Choose what to ask for next, and what of it with one request."""
+        chosen: list[list[Row]] = []
+        # No two for the same member: the answer would not tell them apart.
+        batch: dict[tuple[str, str], Row] = {}
+
+        for row in self._ready:
+            if len(chosen) == room:
+                return chosen
+
+            if size == 1 or not self._may_go_along(row):
+                chosen.append([row])
+            elif (key := (row.member_id, row.template_id)) not in batch:
+                batch[key] = row
+
+                if len(batch) == size:
+                    chosen.append(list(batch.values()))
+                    batch = {}
+
+        if len(batch) < min(FEW, size):
+            return [*chosen, *([row] for row in batch.values())][:room]
+
+        return [*chosen, list(batch.values())]
+
+    def _may_go_along(self, row: Row) -> bool:
+        """Whether a badge may be asked for together with others: a new one, of which
+        nothing is in doubt.
+        """
+        return (
+            row.action == "issue"
+            and not (row.attempts or row.outcome_unknown or row.duplicate)
+            and not (row.crashes or row.test)
+            and row.id not in self._singly
+        )
 
     def _connect(self, pool: cf.ThreadPoolExecutor, number: int) -> bool:
         """Open the connections before anything is begun that is to go out at once."""
@@ -439,29 +504,40 @@ class _Lane:
         if words is not None and not row.test:
             announce.failed(self._state, row, words)
 
-    def _begin(self, room: int) -> list[tuple[Row, Row]]:
+    def _begin(self, chosen: list[list[Row]]) -> list[list[tuple[Row, Row]]]:
         """Write the intent. Get each row as it is now, and as it was before."""
-        rows = list(itertools.islice(self._ready, room))
+        asked = {(row.id, row.lease): row for each in chosen for row in each}
 
-        if not rows:
+        if not asked:
             return []
 
-        asked = {(row.id, row.lease): row for row in rows}
-        begun = [
-            (row, asked.pop((row.id, row.lease)))
+        begun = {
+            (row.id, row.lease): row
             for row in claim.begin(
-                self._engine, rows, self._gate, lease_seconds=self._lease
+                self._engine,
+                list(asked.values()),
+                self._gate,
+                lease_seconds=self._lease,
             )
-        ]
+        }
 
         # Not before: where that failed, they are given back.
-        for _ in rows:
-            self._ready.popleft()
+        self._ready = collections.deque(
+            row for row in self._ready if (row.id, row.lease) not in asked
+        )
 
-        if asked:
-            self._look_at_gate(list(asked.values()))
+        if lost := [row for key, row in asked.items() if key not in begun]:
+            self._look_at_gate(lost)
 
-        return begun
+        found = [
+            [
+                (begun[row.id, row.lease], row)
+                for row in each
+                if (row.id, row.lease) in begun
+            ]
+            for each in chosen
+        ]
+        return [each for each in found if each]
 
     def _hold(self, room: int) -> list[Row]:
         rows = list(itertools.islice(self._to_look_up, room))
@@ -495,12 +571,21 @@ class _Lane:
 
     # Settling.
 
-    def _settle(self, done: list[tuple[Request, Outcome]]) -> None:
+    def _settle(self, done: list[tuple[Asked, list[Outcome]]]) -> None:
         settlements = []
-        closing: list[tuple[Answer, CredlyError]] = []
+        closing: dict[int, tuple[Answer, CredlyError]] = {}
 
-        for request, outcome in done:
+        for request, outcome in _by_row(done):
             each = self._judge.judge(request, outcome)
+
+            if outcome.alone:
+                self._singly.add(each.row.id)
+
+            if outcome.named:
+                self._named[each.row.id] = request.sent_before
+            elif each.row.id in self._named and each.answer == "found":
+                # It was refused with others, and issued all the same.
+                self._sender.no_batch = "Credly issued a badge that it had refused."
 
             if each.rule.then == "go on":
                 self._go_on(each)
@@ -509,17 +594,19 @@ class _Lane:
             if each.rule.close:
                 assert outcome.error is not None
                 self._stop.set()
-                closing.append((each.answer, outcome.error))
+                # Several may have one answer.
+                closing[id(outcome.error)] = (each.answer, outcome.error)
 
             settlements.append(each)
 
         saved = self._save(settlements)
 
         try:
-            for answer, error in closing:
+            for answer, error in closing.values():
                 self._close_gate(answer, error)
 
             self._learn(done)
+            self._learn_of_batches(done)
         finally:
             for each in saved:
                 self._announce(each)
@@ -538,6 +625,7 @@ class _Lane:
                 row, target=each.target.id, target_expired=each.target.has_expired()
             )
 
+        self._singly.add(row.id)
         self._make_ready(row)
 
     def _save(self, settlements: list[Settlement]) -> list[Settlement]:
@@ -580,13 +668,12 @@ class _Lane:
         self._keyless = self._keyless or isinstance(error, SecretUnreadable)
         close(self._state, self._gate.generation, answer, error)
 
-    def _learn(self, done: list[tuple[Request, Outcome]]) -> None:
+    def _learn(self, done: list[tuple[Asked, list[Outcome]]]) -> None:
         """Widen gently after a pause."""
         phases = [
-            request.phase
-            for request, outcome in done
-            if outcome.answer
-            in ("issued", "found", "held", "absent", "in force", "revoked")
+            asked[0].phase
+            for asked, outcomes in done
+            if any(each.answer in _WENT_WELL for each in outcomes)
         ]
 
         if not phases:
@@ -598,6 +685,29 @@ class _Lane:
             self._paused = False
 
         self._sender.widen(self._throttle.widen(len(phases)))
+
+    def _learn_of_batches(self, done: list[tuple[Asked, list[Outcome]]]) -> None:
+        for asked, outcomes in done:
+            answers = {each.answer for each in outcomes}
+
+            if len(asked) == 1:
+                continue
+
+            # It may have been too much for the time that there is.
+            if answers & {"unknown", "in trouble"}:
+                self._together //= 2
+            elif answers == {"issued"}:
+                self._together = min(2 * self._together, self._most_together)
+
+        if self._sender.no_batch and self._most_together > 1:
+            self._together = self._most_together = 1
+            gates.refuse_batches(self._engine, self._gate.tenant, self._gate.generation)
+            logger.warning(
+                "Credly did not accept several badges in one request, so badges are"
+                " sent one at a time for a day: %s",
+                self._sender.no_batch,
+                extra={"credly_event": "batch_refused"},
+            )
 
     def _announce(self, each: Settlement) -> None:
         if each.row.test:
@@ -617,15 +727,27 @@ class _Lane:
                 )
 
 
+_WENT_WELL: tuple[Answer, ...] = (
+    *("issued", "found", "held", "absent", "in force", "revoked"),
+)
+
+
 def _phase_of(row: Row) -> Phase:
     return "issue" if row.action == "check" else row.action
 
 
+def _by_row(
+    done: list[tuple[Asked, list[Outcome]]],
+) -> cabc.Iterator[tuple[Request, Outcome]]:
+    for asked, outcomes in done:
+        yield from zip(asked, outcomes, strict=True)
+
+
 def _answered(
-    in_flight: dict[cf.Future[Outcome], Request],
-) -> list[tuple[Request, Outcome]]:
+    in_flight: dict[cf.Future[list[Outcome]], Asked],
+) -> list[tuple[Asked, list[Outcome]]]:
     return [
-        (request, each.result())
-        for each, request in in_flight.items()
+        (asked, each.result())
+        for each, asked in in_flight.items()
         if each.done() and not each.cancelled() and not each.exception()
     ]

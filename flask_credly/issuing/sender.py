@@ -1,5 +1,5 @@
-"""One request to Credly about one row, and its outcome. Runs in a thread that never
-touches the database.
+"""One request to Credly, about one row or several, and its outcome. Runs in a thread
+that never touches the database.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ANSWERS: tuple[tuple[type[CredlyError], Answer], ...] = (
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One request to make.
+    """What is asked about one row: alone, or with one request about several.
 
     :param was_uncertain: Whether the badge was maybe issued before it.
     :param send_after: Monotonic time before which it may not go out.
@@ -74,12 +74,14 @@ MAX_CHAIN = 20
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of it.
+    """What came of it for a row.
 
     :param shown: Badges that Credly lists, of the member or at the address. Where a
         badge was read by its id: that one, and those that came in its place, the last
         of which is in force.
     :param looked: Whether the list was read.
+    :param alone: Whether the badge is to be asked for alone.
+    :param named: Whether Credly has refused others because of it.
     """
 
     answer: Answer
@@ -87,6 +89,8 @@ class Outcome:
     error: CredlyError | None = None
     shown: tuple[Badge, ...] = ()
     looked: bool = False
+    alone: bool = False
+    named: bool = False
 
 
 CLOSING: tuple[Answer, ...] = ("rate limited", "unavailable", "in trouble", "foreign")
@@ -125,21 +129,86 @@ class Sender:
         self._installation = installation
         self._stop = stop
         self._slots = threading.Semaphore(width)
+        self.no_batch: str | None = None
+        """Why Credly is not to be asked for several badges with one request."""
 
     def widen(self, by: int) -> None:
         """Let more requests be in flight."""
         if by:
             self._slots.release(by)
 
-    def send(self, request: Request) -> Outcome:
-        """Make the request, if it may still go out."""
-        self._stop.wait(max(0, request.send_after - time.monotonic()))
+    def send(self, asked: list[Request]) -> list[Outcome]:
+        """Make one request about one row, or about several that are to be issued, if it
+        may still go out.
+        """
+        first = asked[0]
+        self._stop.wait(max(0, first.send_after - time.monotonic()))
 
         with self._slots:
-            if self._stop.is_set() or request.send_before.has_passed:
-                return Outcome("not sent")
+            if self._stop.is_set() or first.send_before.has_passed:
+                return [Outcome("not sent")] * len(asked)
 
-            return self._send(request)
+            if len(asked) > 1:
+                return self._send_batch(asked)
+
+            return [self._send(first)]
+
+    def _send_batch(self, asked: list[Request]) -> list[Outcome]:
+        first = asked[0]
+
+        try:
+            with leaving_before(first.send_before):
+                issued, as_expected = self._client.issue_many(
+                    first.token.value, [self.request_of(each.row) for each in asked]
+                )
+        except Refused as e:
+            return self._send_back(asked, e)
+        except CredlyError as e:
+            if isinstance(e, OutcomeUnknown) and e.foreign:
+                # It may stand in the way of many badges and not of one.
+                self.no_batch = str(e)
+                return [Outcome("unknown", error=e)] * len(asked)
+
+            return [self._failed(e)] * len(asked)
+        except Exception as e:
+            return [self._broken(first, e)] * len(asked)
+
+        if not as_expected:
+            self.no_batch = "The response did not list the badges it was asked for."
+
+        unknown = OutcomeUnknown("Credly's response could not be read.")
+        return [
+            Outcome("issued", badge) if badge else Outcome("unknown", error=unknown)
+            for badge in issued
+        ]
+
+    def _send_back(self, asked: list[Request], error: Refused) -> list[Outcome]:
+        """None was issued, as far as Credly says. What it names goes alone and gets an
+        answer of its own, and the others go together once more.
+        """
+        named = error.index if error.index in range(len(asked)) else None
+        unheard = error.status in (404, 405)
+
+        if named is None:
+            self.no_batch = str(error)
+
+        words = "Credly refused the request because of another badge in it."
+        of_others = Refused(words, status=error.status)
+        unclear = OutcomeUnknown(words, status=error.status)
+        outcomes = []
+
+        for number, request in enumerate(asked):
+            if number == named:
+                back = Outcome("sent back", error=error, alone=True, named=True)
+            elif request.row.allows_duplicates and not unheard:
+                # Elsewhere Credly itself lets no second badge pass.
+                back = Outcome("unknown", error=unclear)
+            else:
+                back = Outcome("sent back", error=of_others, alone=named is None)
+
+            outcomes.append(back)
+
+        return outcomes
 
     def _send(self, request: Request) -> Outcome:
         try:
@@ -157,24 +226,30 @@ class Sender:
 
             return self._look_up(request)
         except CredlyError as e:
-            if (answer := answer_to(e)) in CLOSING:
-                # At once: the others that wait for a thread would be refused as well.
-                self._stop.set()
-
-            return Outcome(answer, error=e)
+            return self._failed(e)
         except Exception as e:
-            # Whatever it was, it must not keep other badges from being issued. Its
-            # text may name the member.
-            logger.error(
-                "A request to Credly failed: %s",
-                type(e).__name__,
-                extra={
-                    "credly_event": "request_failed",
-                    "credly_issuance": request.row.id,
-                },
-            )
-            unknown = OutcomeUnknown("Credly's response could not be read.")
-            return Outcome("unknown", error=unknown)
+            return self._broken(request, e)
+
+    def _failed(self, error: CredlyError) -> Outcome:
+        if (answer := answer_to(error)) in CLOSING:
+            # At once: the others that wait for a thread would be refused as well.
+            self._stop.set()
+
+        return Outcome(answer, error=error)
+
+    def _broken(self, request: Request, error: Exception) -> Outcome:
+        # Whatever it was, it must not keep other badges from being issued. Its text may
+        # name the member.
+        logger.error(
+            "A request to Credly failed: %s",
+            type(error).__name__,
+            extra={
+                "credly_event": "request_failed",
+                "credly_issuance": request.row.id,
+            },
+        )
+        unknown = OutcomeUnknown("Credly's response could not be read.")
+        return Outcome("unknown", error=unknown)
 
     def _look_up(self, request: Request) -> Outcome:
         row = request.row

@@ -14,12 +14,8 @@ LOOKAHEAD = 0.25
 member stops meanwhile is sent all the same.
 """
 
-SLOW_START_LIMIT = 2
-"""Requests in flight after a rate limit, and one more for every
-:data:`SLOW_START_GROWTH` that went well.
-"""
-
-SLOW_START_GROWTH = 25
+CAREFUL_LIMIT = 2
+"""Requests in flight after a rate limit: at the next one, so many are refused."""
 
 
 class Throttle:
@@ -44,10 +40,10 @@ class Throttle:
         self._most = most
         self._per_second = per_second
         self._lease = lease
-        self._went_well = 0
         self._answers = _Answers()
         self._reserved: collections.deque[float] = collections.deque()
-        self.limit = 1 if gate.probing else self._highest()
+        self._highest = min(most, CAREFUL_LIMIT) if gate.careful else most
+        self.limit = 1 if gate.probing else self._highest
         """How many requests may be in flight."""
 
     def room(self, in_flight: int) -> int:
@@ -60,7 +56,9 @@ class Throttle:
         return self.limit + waiting - in_flight
 
     def enough(self) -> int:
-        """Say how many rows to hold: not more than can go out within their lease."""
+        """Say for how many requests to hold rows: not more than can go out within their
+        lease.
+        """
         number = 8 * self.limit
 
         if self._per_second is None:
@@ -131,15 +129,8 @@ class Throttle:
         :return: How many more.
         """
         before = self.limit
-        self._went_well += went_well
-        self.limit = min(self.limit + went_well, self._highest())
+        self.limit = min(self.limit + went_well, self._highest)
         return self.limit - before
-
-    def _highest(self) -> int:
-        if not self._gate.careful:
-            return self._most
-
-        return min(self._most, SLOW_START_LIMIT + self._went_well // SLOW_START_GROWTH)
 
 
 class _Answers:

@@ -32,6 +32,7 @@ Answer = t.Literal[
     "unavailable",
     "in trouble",
     "not sent",
+    "sent back",
     "no word",
     "blocked",
     "in force",
@@ -48,6 +49,7 @@ badge may not be listed yet. ``unlisted``: Credly has refused the badge as a dup
 and does not list it yet. ``unavailable``: Credly processed nothing, or could not be
 reached.
 ``in trouble``: so it says, and it may have processed the request all the same.
+``sent back``: it was asked for together with others, and Credly has refused them all.
 ``foreign``: something in between has answered, such as a firewall. ``no word``: Credly
 was asked often enough whether the badge is there, and did not say.
 ``blocked``: it is refused because of an earlier badge of the row's member and course
@@ -232,6 +234,8 @@ RULES: tuple[Rule, ...] = (
         close="unavailable",
     ),
     Rule("issue", "issue", "not sent", None, "at once"),
+    # What Credly names as the reason is asked for alone then.
+    Rule("issue", "issue", "sent back", None, "at once"),
     # The last look at a badge that was called failed, once Credly's lists have had
     # their time. Nobody is told a second time that it failed.
     Rule("check", "look-up", "found", None, "issued", outcome_unknown=False),

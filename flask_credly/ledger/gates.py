@@ -24,6 +24,9 @@ from .transaction import in_transaction
 
 Reason = t.Literal["rate limit", "unavailable"]
 
+BATCH_AGAIN = dt.timedelta(days=1)
+"""After which a request for several badges is tried again that Credly did not take."""
+
 CAREFUL = dt.timedelta(minutes=10)
 """For how long after a rate limit few requests are in flight."""
 
@@ -59,6 +62,7 @@ class Gate:
         all of them are refused at the next limit.
     :param opens_in: Seconds until a pause ends, where that alone is in the way.
     :param polls_late: What becomes of a new badge would be asked for too late.
+    :param batches: Several badges may be asked for with one request.
     :param restored: The ledger may lack badges that were issued.
     """
 
@@ -70,6 +74,7 @@ class Gate:
     probing: bool
     careful: bool
     opens_in: float | None
+    batches: bool
     restored: bool
     polls_late: bool = False
 
@@ -86,6 +91,7 @@ def read(engine: sa.Engine, tenant: str) -> Gate | None:
                 Account.switched_off,
                 Account.paused_until,
                 Account.limited_at,
+                Account.batch_refused_at,
                 Account.poll_due_at,
                 Installation.key,
                 Installation.is_copy,
@@ -110,9 +116,25 @@ def read(engine: sa.Engine, tenant: str) -> Gate | None:
         probing=until is not None,
         careful=row.limited_at is not None and row.limited_at > now - CAREFUL,
         opens_in=(until - now).total_seconds() if paused and not off else None,
+        batches=takes_batches(row.batch_refused_at, now),
         restored=row.restored_at is not None,
         polls_late=row.poll_due_at is None or row.poll_due_at > now + SOON,
     )
+
+
+def takes_batches(refused_at: dt.datetime | None, now: dt.datetime) -> bool:
+    """Whether to ask an account's Credly for several badges with one request.
+
+    :param refused_at: When it last did not take such a request.
+    """
+    return refused_at is None or refused_at <= now - BATCH_AGAIN
+
+
+@in_transaction
+def refuse_batches(connection: sa.Connection, tenant: str, generation: str) -> None:
+    """Note that Credly does not take a request for several badges as it should."""
+    now = clock.now(connection)
+    connection.execute(_update(tenant, generation).values(batch_refused_at=now))
 
 
 def is_unpaused(now: dt.datetime) -> sa.ColumnElement[bool]:

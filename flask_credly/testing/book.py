@@ -220,6 +220,54 @@ class Book:
 
         return self._add(order, at, by, old)
 
+    def issue_many(self, bodies: list[object], at: float, by: By) -> list[Row]:
+        """Write several badges, or none if one of them is refused. Get them.
+
+        :param bodies: The decoded body of each.
+        :raises Refusal: Of the first that Credly would not issue.
+        """
+        self.agenda.settle()
+        earlier: list[orders.Order] = []
+
+        for index, body in enumerate(bodies):
+            try:
+                earlier.append(self._check(body, at, earlier))
+            except Refusal as refusal:
+                if self._manners.batch_keeps_first:
+                    for each in bodies[:index]:
+                        self.issue(each, at, by)
+
+                if self._manners.batch_names_error:
+                    refusal.error_index = index
+
+                raise
+
+        return [self.issue(each, at, by) for each in bodies]
+
+    def _check(
+        self, body: object, at: float, earlier: list[orders.Order]
+    ) -> orders.Order:
+        """Check one of several badges, those before it being as good as issued."""
+        now = dt.datetime.fromtimestamp(at, dt.UTC)
+        order = orders.read_order(body, self.templates, now)
+
+        if self.templates[order.template_id]["allow_duplicate_badges"]:
+            return order
+
+        twin = self._find_twin(order, now) or any(
+            each.template_id == order.template_id
+            and (
+                rules.same_email(each.email, order.email)
+                or (each.earner_id and each.earner_id == order.earner_id)
+            )
+            for each in earlier
+        )
+
+        if twin and order.behavior != "allow":
+            raise _refuse_duplicate()
+
+        return order
+
     def replace(self, badge_id: str, body: object, at: float, by: By) -> Row:
         """Write a badge in the place of another. Get the new one.
 

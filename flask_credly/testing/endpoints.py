@@ -112,7 +112,7 @@ def write_late(
     except Refusal:
         return
 
-    if what_is_written(organization, route, body) is None:
+    if not what_is_written(organization, route, body):
         return
 
     def write(at: float) -> None:
@@ -137,10 +137,10 @@ def read_body(call: Call, kind: Kind) -> object | None:
 
 def what_is_written(
     organization: Organization, route: Route | None, body: object
-) -> str | None:
-    """Get what a request would write, in words. ``None`` if it writes nothing."""
+) -> list[str]:
+    """Get all that a request would write, in words."""
     if route is None:
-        return None
+        return []
 
     return writing.what_is_written(organization, route.kind, route.found, body)
 
@@ -196,6 +196,7 @@ _ROUTES = (
     _route("templates", "GET", "/<org>/badge_templates", _templates, _TEMPLATES),
     _route("template", "GET", "/<org>/badge_templates/<id>", _template, _TEMPLATES),
     _route("issue", "POST", "/<org>/badges", writing.issue, _BADGES),
+    _route("batch", "POST", "/<org>/badges/batch", writing.issue_many, _BADGES),
     _route("look-up", "GET", "/<org>/badges", _badges, _BADGES),
     _route("search", "GET", f"/<org>/{_SEARCH}", listing.search, _BADGES),
     _route("badge", "GET", "/<org>/badges/<id>", _badge, _BADGES),

@@ -123,6 +123,27 @@ class Manners:
     of, which forbids duplicates. It is a problem if so.
     """
 
+    batch_status: int
+    """Answer to a request for several badges: 201 (default), or 404 or 405, as where
+    there is no such request.
+    """
+
+    batch_answer: t.Literal[
+        "as asked", "other order", "fewer", "more", "no names", "no list"
+    ]
+    """What the answer to it has: the badges as they were asked for, or in another
+    order; all but the last; a stranger's besides; the badges without their
+    ``issuer_earner_id``; or no list at all. All of them were issued.
+    """
+
+    batch_names_error: bool
+    """Whether its refusal has an ``error_index``."""
+
+    batch_keeps_first: bool
+    """Whether those badges of a refused batch were issued that come before the one
+    that it is refused for.
+    """
+
     def __init__(self, lock: threading.RLock) -> None:
         self.organization_mismatch_status = 404
         self.organization_status = 403
@@ -151,6 +172,10 @@ class Manners:
         self.expired_is_replaced = True
         self.replace_status = 201
         self.replace_may_double = False
+        self.batch_status = 201
+        self.batch_answer = "as asked"
+        self.batch_names_error = True
+        self.batch_keeps_first = False
         self.lock = lock
         self._faults: list[Fault] = []
         self._rate_limit: RateLimit | None = None
@@ -164,6 +189,7 @@ class Manners:
         body: object = None,
         headers: dict[str, str] | None = None,
         after: bool = False,
+        only: int | None = None,
         how: serving.How = "answer",
         delay: float = 0.0,
         share: float | None = None,
@@ -172,13 +198,14 @@ class Manners:
         """Script a fault. Faults of one kind strike in the order they were scripted.
 
         :param kind: Which requests: ``"token"``, ``"templates"``, ``"issue"``,
-            ``"look-up"``, ``"search"``, ``"revoke"``, ``"replace"``, … or ``"*"`` for
-            all.
+            ``"batch"``, ``"look-up"``, ``"search"``, ``"revoke"``, ``"replace"``, … or
+            ``"*"`` for all.
         :param times: How many requests. ``None`` until cleared.
         :param status: The status to send; 500 if left out.
         :param body: The body to send: text, bytes, or something to write as JSON.
         :param headers: Headers to send.
         :param after: Process the request first: the badge is in the book.
+        :param only: Of a batch that is processed first, or late, this many badges.
         :param how: ``"answer"`` sends the scripted answer. ``"hang"`` waits
             ``delay`` seconds and closes the connection without an answer,
             ``"reset"`` does so at once. ``"late"`` does so at once, too, and writes
@@ -204,6 +231,7 @@ class Manners:
             times=times,
             how=how,
             after=after,
+            only=only,
             delay=delay,
             status=status,
             body=body,
@@ -278,6 +306,7 @@ class Fault:
     times: int | None
     how: serving.How
     after: bool
+    only: int | None
     delay: float
     status: int | None
     body: object

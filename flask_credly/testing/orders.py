@@ -85,9 +85,20 @@ class Order:
 def unknown_fields(body: object, kind: str) -> list[str]:
     """Get the names in a body that Credly does not document.
 
-    :param kind: ``"issue"``, ``"replace"`` or ``"revoke"``.
+    :param kind: ``"issue"``, ``"batch"``, ``"replace"`` or ``"revoke"``.
     """
+    if kind == "batch":
+        rows = [each for each in read_batch(body) if isinstance(each, dict)]
+        outside = set(body) - {"badges"} if isinstance(body, dict) else set()
+        return sorted(outside.union(*rows) - _ISSUE_FIELDS)
+
     return sorted(set(body) - _FIELDS[kind]) if isinstance(body, dict) else []
+
+
+def read_batch(body: object) -> list[object]:
+    """Get the bodies of several badges. Empty if there are none."""
+    rows = body.get("badges") if isinstance(body, dict) else None
+    return list(rows) if isinstance(rows, list) else []
 
 
 # Reading an issue request

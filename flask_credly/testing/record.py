@@ -16,6 +16,7 @@ Kind = t.Literal[
     "templates",
     "template",
     "issue",
+    "batch",
     "look-up",
     "search",
     "badge",
@@ -101,7 +102,7 @@ class Record:
             self.note(call, "a page URL of an answer was followed")
 
         if kind == "other" and call.method != "GET" and _FORBIDDEN.match(call.path):
-            self.note(call, "delete and batch are not to be called")
+            self.note(call, "delete is not to be called")
 
         if kind != "token" and any(one.encode() in call.body for one in secrets):
             self.note(call, "the client secret in the body")

@@ -35,6 +35,7 @@ class Refusal(Exception):
     :param message: The sentence in ``data.message``.
     :param errors: Pairs of attribute and message, for ``data.errors``.
     :param metadata: What ``metadata`` is, ``None`` if there is none.
+    :param error_index: Which of several badges it is about, from 0.
     :param headers: Headers to send along.
     :param body: The body and its content type, if it is not the error envelope.
     """
@@ -46,6 +47,7 @@ class Refusal(Exception):
         *,
         errors: cabc.Sequence[tuple[str, str]] = (),
         metadata: Row | None = None,
+        error_index: int | None = None,
         headers: cabc.Mapping[str, str] | None = None,
         body: tuple[str, str] | None = None,
     ) -> None:
@@ -54,6 +56,7 @@ class Refusal(Exception):
         self.message = message
         self.errors = errors
         self.metadata = metadata
+        self.error_index: int | None = error_index
         self.headers: dict[str, str] = dict(headers or {})
         self.body = body
 
@@ -74,6 +77,9 @@ class Refusal(Exception):
                 }
                 for attribute, text in self.errors
             ]
+
+        if self.error_index is not None:
+            data["error_index"] = self.error_index
 
         return {"data": data, "metadata": self.metadata}
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import dataclasses
+import json
 import typing as t
 
 from . import access
 from . import control
 from . import endpoints
+from . import orders
 from . import serving
 from .organization import Organization
 from .organization import Service
@@ -154,10 +157,8 @@ class CredlySimulator(Organization):
                 one.record.note(call, f"the simulator failed: {error!r}")
                 reply, counts = json_reply(500, {"error": repr(error)}), False
 
-            about = endpoints.what_is_written(one, route, body)
-
-            if counts and about is not None:
-                one.record.count_write(call, kind, about, one.posts_allowed)
+            if counts:
+                self._count_writes(one, call, kind, route, body)
 
             received = one.record.write(
                 call,
@@ -169,6 +170,20 @@ class CredlySimulator(Organization):
             )
             self._traffic.append(received)
             return reply
+
+    def _count_writes(
+        self,
+        one: Organization,
+        call: Call,
+        kind: Kind,
+        route: endpoints.Route | None,
+        body: object,
+    ) -> None:
+        # A badge that was asked for with others was asked for.
+        counted: Kind = "issue" if kind == "batch" else kind
+
+        for about in endpoints.what_is_written(one, route, body):
+            one.record.count_write(call, counted, about, one.posts_allowed)
 
     def _judge_writing(self, one: Organization, call: Call) -> None:
         # Whoever connects may enter an id that is not theirs, and is refused when the
@@ -196,11 +211,18 @@ def _decide(
 
     if (fault := one.next_fault(kind)) is None:
         reply = endpoints.answer(one, call, route)
-        return one.slowly(reply), reply.status in (200, 201, 422)
+        known = (200, 201) if kind == "batch" else (200, 201, 422)
+        return one.slowly(reply), reply.status in known
+
+    if kind == "batch" and fault.only is not None:
+        body = {"badges": orders.read_batch(body)[: fault.only]}
+        call = dataclasses.replace(call, body=json.dumps(body).encode())
 
     if fault.how == "late" and route is not None:
         endpoints.write_late(one, call, route, body, fault.delay)
 
     true = endpoints.answer(one, call, route) if fault.needs_true_answer else None
     reply = fault.reply(kind, true)
-    return one.slowly(reply), reply.silent or reply.status not in (401, 429)
+    # What refuses one of several badges refuses them all, and says nothing of the rest.
+    nothing = range(400, 500) if kind == "batch" else (401, 429)
+    return one.slowly(reply), reply.silent or reply.status not in nothing

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import json
+import typing as t
+import uuid
 
 from . import orders
 from .entry import Entry
@@ -24,6 +26,32 @@ def issue(organization: Organization, call: Call, **found: str) -> Reply:
     return data_reply(_write(organization, call, "issue", found), 201)
 
 
+def issue_many(organization: Organization, call: Call, **found: str) -> Reply:
+    if organization.batch_status != 201:
+        raise Refusal(organization.batch_status, "Not found")
+
+    return _answer_many(organization, _write(organization, call, "batch", found))
+
+
+def _answer_many(organization: Organization, rows: list[Row]) -> Reply:
+    answer = organization.batch_answer
+
+    if answer == "no list":
+        return data_reply({"count": len(rows)}, 201)
+
+    if answer == "other order":
+        rows = rows[::-1]
+    elif answer == "fewer":
+        rows = rows[:-1]
+    elif answer == "more":
+        strange = {"id": str(uuid.uuid4()), "issuer_earner_id": "a stranger"}
+        rows = [rows[0] | strange, *rows]
+    elif answer == "no names":
+        rows = [row | {"issuer_earner_id": None} for row in rows]
+
+    return data_reply(rows, 201)
+
+
 def replace(organization: Organization, call: Call, **found: str) -> Reply:
     row = _write(organization, call, "replace", found)
     return data_reply(row, organization.replace_status)
@@ -33,7 +61,7 @@ def revoke(organization: Organization, call: Call, **found: str) -> Reply:
     return data_reply(_write(organization, call, "revoke", found))
 
 
-def _write(organization: Organization, call: Call, kind: Kind, found: Found) -> Row:
+def _write(organization: Organization, call: Call, kind: Kind, found: Found) -> t.Any:
     last = find(organization, found["id"]).history[-1] if "id" in found else None
     body = _require_json(call)
 
@@ -49,8 +77,9 @@ def _write(organization: Organization, call: Call, kind: Kind, found: Found) -> 
 
 def write(
     organization: Organization, kind: Kind, found: Found, body: object, at: float
-) -> Row:
-    """Write what a request asks for. Get the badge that it is answered with.
+) -> t.Any:
+    """Write what a request asks for. Get the badge that it is answered with, or the
+    badges.
 
     :param found: The parts of the path that was called.
     :param body: The decoded body.
@@ -59,6 +88,12 @@ def write(
     """
     if kind == "issue":
         return organization.book.issue(body, at, "request")
+
+    if kind == "batch":
+        if not (bodies := orders.read_batch(body)):
+            raise Refusal(400, "The request body must have badges.")
+
+        return organization.book.issue_many(bodies, at, "request")
 
     if kind == "replace":
         find(organization, found["id"])
@@ -87,15 +122,21 @@ def _revoke(organization: Organization, badge_id: str, body: object, at: float) 
 
 def what_is_written(
     organization: Organization, kind: Kind, found: Found, body: object
-) -> str | None:
-    """Get what a request would write, in words. ``None`` if it writes nothing."""
-    if kind != "issue":
-        return f"badge {found['id']}" if kind in _BECAME else None
+) -> list[str]:
+    """Get all that a request would write, in words."""
+    if kind in _BECAME:
+        return [f"badge {found['id']}"]
 
-    if (subject := orders.read_subject(body)) is None:
-        return None
+    bodies = orders.read_batch(body) if kind == "batch" else [body]
 
-    template_id, who = subject
+    if kind not in ("issue", "batch"):
+        return []
+
+    subjects = map(orders.read_subject, bodies)
+    return [_in_words(organization, *each) for each in subjects if each is not None]
+
+
+def _in_words(organization: Organization, template_id: str, who: str) -> str:
     ended = organization.book.count_ended(template_id, who)
     again = f", who had {ended} before" if ended else ""
     return f"template {template_id} and {who}{again}"

@@ -46,6 +46,7 @@ _COLUMNS = {
     "replaced": "repl",
     "issued again": "again",
     "posts": "posts",
+    "batches": "batch",
     "look-ups": "looks",
     "token calls": "toks",
     "quiet": "quiet",
@@ -75,6 +76,7 @@ dup      badges too many              unexp  badges that nobody asked for
 f.iss    said to be made, and not so  f.fail said to have failed, and not so
 unrec    made, and not recorded so    recov  made; the host died before it knew
 par hrs both web   processes killed   flsh rds db  Redis flushed, killed; database away
+posts batch        requests for one badge or several; those for several
 rev repl again     badges that an admin has had revoked, replaced, issued again
 dead     completions whose transaction ended in a deadlock, and the host was told
 quiet    seconds from the last fault until nothing waits

@@ -209,7 +209,7 @@ def _find_violations_of(
     attempts = [one for one in tries if one.action == "issue"]
     book = invariants.read_book(_first(evidence), member_of)
     statuses = _statuses(evidence)
-    posts = [one for one in evidence.received if one.kind == "issue"]
+    posts = [one for one in evidence.received if one.kind in ("issue", "batch")]
     done = evidence.done
     killed = done["parent"] + done["horse"] + done["both"]
     removed_at = {
@@ -335,7 +335,8 @@ def _statuses(evidence: Evidence) -> collections.Counter[tuple[str, int | None]]
 
 
 def _count_posts(posts: cabc.Iterable[Received]) -> dict[Badge, int]:
-    bodies = [one.json for one in posts if isinstance(one.json, dict)]
+    requests = [one.json for one in posts if isinstance(one.json, dict)]
+    bodies = [body for each in requests for body in each.get("badges", [each])]
     return collections.Counter(
         (member_of(body["recipient_email"]), body["badge_template_id"])
         for body in bodies
@@ -442,7 +443,8 @@ def _count(evidence: Evidence) -> dict[str, float]:
             badge["replacement_badge_id"] is not None for badge in evidence.badges
         ),
         "issued again": _acts(evidence)["issue again"],
-        "posts": kinds["issue"],
+        "posts": kinds["issue"] + kinds["batch"],
+        "batches": kinds["batch"],
         "look-ups": kinds["look-up"],
         "token calls": kinds["token"],
         "host refused": len(_refusals(evidence)),

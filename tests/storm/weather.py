@@ -50,6 +50,14 @@ def _issue_faults(lateness: float) -> list[Fault]:
     ]
 
 
+def _batch_faults(lateness: float) -> list[Fault]:
+    return [
+        (0.02, {"status": 500, "after": True, "only": 2}),
+        (0.02, {"how": "hang", "after": True, "delay": _HANG, "only": 3}),
+        (0.02, {"how": "late", "delay": lateness, "only": 4}),
+    ]
+
+
 _LOOK_UP_FAULTS: list[Fault] = [
     (0.03, {"status": 500}),
     (0.02, {"how": "hang", "delay": _HANG}),
@@ -80,6 +88,7 @@ def break_out(simulator: Organization, seed: int, *, lateness: float) -> None:
 
     for kind, faults in (
         ("issue", _issue_faults(lateness)),
+        ("batch", [*_issue_faults(lateness), *_batch_faults(lateness)]),
         ("revoke", _issue_faults(lateness)),
         ("replace", _issue_faults(lateness)),
         ("look-up", _LOOK_UP_FAULTS),
@@ -96,7 +105,9 @@ def fail_all(organization: Organization, fault: dict[str, t.Any]) -> None:
     """Let Credly fail every call of one organization, until it is cleared."""
     organization.clear_faults()
 
-    for kind in ("issue", "revoke", "replace", "look-up", "badge", "token"):
+    for kind in (
+        *("issue", "batch", "revoke", "replace", "look-up", "badge", "token"),
+    ):
         organization.fail(t.cast(t.Any, kind), times=None, **fault)
 
 
@@ -106,7 +117,10 @@ OUTAGE: dict[str, t.Any] = {"status": 503}
 
 def pause_long(simulator: Organization) -> None:
     """Answer the next request to issue with a pause that lasts."""
-    simulator.fail("issue", status=429, headers={"Retry-After": str(LONG_PAUSE)})
+    for kind in ("issue", "batch"):
+        simulator.fail(
+            t.cast(t.Any, kind), status=429, headers={"Retry-After": str(LONG_PAUSE)}
+        )
 
 
 class Tapped:
