@@ -48,10 +48,12 @@ from werkzeug.test import TestResponse
 
 from flask_credly import accounts
 from flask_credly import Course
+from flask_credly import jobs
 from flask_credly.admin.blueprint import ROUTES
 from flask_credly.admin.query import read_key
 from flask_credly.admin.query import write_key
 from flask_credly.ledger import backfills
+from flask_credly.ledger import retrying
 from flask_credly.ledger import unrecorded
 from flask_credly.models import Base
 from flask_credly.models import Issuance
@@ -653,6 +655,37 @@ def take_back(visit: Visit) -> None:
     assert visit.get(f"{this}.csv").mimetype == "text/csv"
 
 
+def compare(visit: Visit) -> None:
+    """Compare with Credly: stop it, let it be done, and ask for a repair."""
+    this = "/credly/compare"
+    visit.get(this)
+    visit.post(this, page=this)
+    run = re.search(rf"{this}/(\d+)/stop", visit.get(this, headers=HX).text)
+    assert run
+    visit.post(f"{this}/{run[1]}/stop", page=this)
+    visit.post(this, page=this)
+
+    with visit.host.app.app_context():
+        jobs.compare()
+
+    assert "Matching" in visit.get(this).text
+    assert visit.get(f"{this}.csv").mimetype == "text/csv"
+    visit.get(f"{this}/repair?bucket=not_recorded")
+    data = {"bucket": "not_recorded", "number": "0"}
+    visit.post(f"{this}/repair", page=this, data=data)
+
+
+def retry_many(visit: Visit) -> None:
+    """Retry more badges than are retried at once, and stop that."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retrying, "PORTION", 0)
+        visit.post("/credly/badges/retry", data={"number": "1"})
+
+    run = re.search(r"/badges/retry/(\d+)/stop", visit.get("/credly/badges").text)
+    assert run
+    visit.post(f"/credly/badges/retry/{run[1]}/stop")
+
+
 def go_through(visit: Visit, credly: CredlySimulator) -> None:
     """Use every page and every form."""
     one, other = credly.add_template("One Badge"), credly.add_template("Other Badge")
@@ -749,7 +782,9 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
     row = visit.post(f"{alone}/retry?listed=1", headers=HX).text
     assert row.strip().startswith("<tr")
     fail_one(visit, row_id)
+    retry_many(visit)
     visit.post("/credly/badges/retry")
+    compare(visit)
     visit.post(f"/credly/badges/{row_id}/check", headers=HX)
     visit.get("/credly/errors")
 
