@@ -633,6 +633,11 @@ class TestTheErrorLogsPage:
             browser.get(f"{ERRORS}?q=neither")
         )
 
+    def test_the_window_says_so_where_there_are_none(self, mapped: Mapped) -> None:
+        said = text_of(mapped[0].get("/integrations/credly"))
+
+        assert "No errors. Connection and badge issuance problems appear here." in said
+
     def test_an_entry_names_its_badge_by_number(self, mapped: Mapped) -> None:
         browser, connected, _ = mapped
         row = fail_one(connected)
