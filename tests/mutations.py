@@ -158,13 +158,6 @@ MUTATIONS = [
         'return site not in ("same-origin", "same-site", "none")',
         ("test_guard", "test_threats"),
     ),
-    # Without the hook everybody is an operator
-    Mutation(
-        GUARD,
-        'return hook is not None and _check("is_operator", hook)',
-        'return hook is None or _check("is_operator", hook)',
-        ("test_guard", "test_tenants", "test_operators_table"),
-    ),
     # A viewer reads addresses
     Mutation(
         GUARD,

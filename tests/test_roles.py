@@ -16,6 +16,7 @@ from test_guard import forms_of
 
 from flask_credly import accounts
 from flask_credly import Member
+from flask_credly.admin import guard
 from flask_credly.admin.blueprint import FOR_VIEWERS
 from flask_credly.admin.blueprint import ROUTES
 from flask_credly.ledger import audit
@@ -254,6 +255,19 @@ def test_the_role_is_that_of_this_request(site: Site) -> None:
         assert "Disconnect" not in client.get(WINDOW).text
         site.admin[0] = False
         assert forms_of(client.get(WINDOW).text) == []
+
+
+def test_a_role_ends_with_its_request(site: Site) -> None:
+    """Also where a context of the host's is around both."""
+    site.admin[0] = True
+
+    with site.host.app.app_context():
+        with site.host.app.test_request_context():
+            assert guard.check_visitor(to_look=True) is True
+            assert guard.may_act()
+
+        with site.host.app.test_request_context():
+            assert not guard.may_act()
 
 
 def test_a_row_that_a_viewer_sees_live(site: Site) -> None:
