@@ -307,7 +307,8 @@ def test_after_unclear_answers_fewer_are_asked_for_together(
         complete(host, 60)
         host.drain()
 
-        assert sizes(credly)[:3] == [30, 15, 7]
+        # The next lane would begin with 30 again.
+        assert sizes(credly)[:2] == [30, 15]
         assert sum(sizes(credly)) <= 60
 
         finish(host, credly)

@@ -19,6 +19,8 @@ def test_every_benchmark_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
         "issue",
         "latency-50",
         "latency-200",
+        "waiting-limit",
+        "waiting",
         "workers",
         "rate-limit",
         "rate-limit-4",

@@ -36,7 +36,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def failed(make_host: MakeHost, credly: CredlySimulator) -> t.Iterator[Connected]:
     """Badges that Credly has refused twice."""
-    host = make_host(WTF_CSRF_ENABLED=False)
+    host = make_host(WTF_CSRF_ENABLED=False, CREDLY_BATCH_SIZE=1)
     credly.posts_allowed = 6  # An admin has each retried.
 
     with host.app.app_context():

@@ -27,6 +27,8 @@ from example_app.redis_server import free_port
 from flask_credly import jobs
 from flask_credly.testing import CredlySimulator
 
+pytestmark = pytest.mark.slow
+
 APP = """
 import json
 import os
@@ -35,8 +37,6 @@ import sqlalchemy as sa
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 from flask_credly import Course, course_completed, Credly, Member
-
-pytestmark = pytest.mark.slow
 
 db = SQLAlchemy()
 done = sa.Table("done", db.metadata, sa.Column("name", sa.String(50)))
