@@ -1248,8 +1248,9 @@ def test_a_drain_is_bounded_also_where_pauses_are_short(
 
 
 def test_a_worker_whose_turn_is_far_off_gives_its_rows_back(
-    make_host: MakeHost, credly: CredlySimulator
+    make_host: MakeHost, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("flask_credly.issuing.dispatcher.BUDGET", 2.0)
     host = make_host(CREDLY_MAX_PER_SECOND=0.01)
 
     with host.app.app_context():

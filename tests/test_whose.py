@@ -132,7 +132,7 @@ class TestABadgeBelongsToOneRow:
         host.complete(course_id="sql", completed_at=AT)
         host.drain()
         host.make_due()
-        barrier = threading.Barrier(2, timeout=20)
+        barrier = threading.Barrier(2, timeout=2)
         find = Client.find
 
         def find_together(self: Client, *args: t.Any, **given: t.Any) -> list[Badge]:

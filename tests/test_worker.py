@@ -307,13 +307,20 @@ def test_a_worker_says_that_it_has_started(farm: Farm) -> None:
         worker.terminate()
 
 
+def asked(farm: Farm) -> int:
+    """Count the badges that were asked for, alone or with others."""
+    batches = [each.json for each in farm.credly.received if each.kind == "batch"]
+    together = sum(len(t.cast(t.Any, each)["badges"]) for each in batches)
+    return farm.credly.count("issue") + together
+
+
 def test_a_worker_told_to_stop_finishes_what_is_on_its_way(farm: Farm) -> None:
     """A supervisor may tell all processes at once."""
     for number in range(60):
         farm.host.complete(str(number))
 
     worker = farm.start(*WORKER)
-    wait_for(lambda: farm.credly.count("issue"))
+    wait_for(lambda: asked(farm))
 
     for each in (worker.pid, *children(worker.pid)):
         os.kill(each, signal.SIGTERM)
@@ -328,7 +335,7 @@ def test_a_worker_told_to_stop_finishes_what_is_on_its_way(farm: Farm) -> None:
 
     farm.run(*WORKER, "--burst")
     assert farm.states() == {"issued": 60}
-    assert farm.credly.count("issue") == 60
+    assert asked(farm) == 60
 
 
 @every_database
@@ -457,7 +464,7 @@ def test_four_workers_at_once_issue_each_badge_once(farm: Farm) -> None:
     farm.wait_for_badges(100)
     wait_for(lambda: farm.states() == {"issued": 100})
 
-    assert farm.credly.count("issue") == 100
+    assert asked(farm) == 100
     assert farm.credly.count("token") <= 2
 
 
