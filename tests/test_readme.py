@@ -299,3 +299,17 @@ def unknown_tests(page: str) -> list[str]:
         for file, name in named
         if f"def {name}(" not in (folder / file).read_text()
     ]
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: pathlib.Path) -> None:
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q"]
+    built = subprocess.run(
+        [*command, "-b", "html", "docs", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+
+    assert built.returncode == 0, built.stderr
+    assert {path.stem for path in tmp_path.glob("*.html")} > {"tutorial", "api"}
