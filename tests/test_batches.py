@@ -8,6 +8,7 @@ import collections
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
+import time
 import typing as t
 
 import pytest
@@ -434,12 +435,14 @@ def test_a_batch_is_one_request_to_the_pace(
     with host.app.app_context():
         connect(host, credly)
         complete(host, 150)
+        begun = time.time()
         host.drain()
 
         assert_each_has_its_own(host, credly)
         asked = [each for each in credly.received if each.kind == "batch"]
         assert len(asked) == 5
-        assert asked[-1].at - asked[0].at > 0.35
+        # Not from the first one's arrival, which may be late.
+        assert asked[-1].at - begun > 0.39
 
 
 def test_an_answer_that_another_row_has_taken_is_looked_up(
