@@ -51,7 +51,7 @@ def _to_record(state: AppState) -> list[str]:
 
 
 def _to_undo(state: AppState) -> list[str]:
-    return [*runs.due_for(state.engine, "undo"), *runs.due_for(state.engine, "retry")]
+    return runs.due_for(state.engine, "undo", "retry")
 
 
 def _to_heal(state: AppState) -> list[str]:

@@ -10,6 +10,7 @@ from ..models import Batch
 from ..models import Issuance
 from . import audit
 from . import clock
+from . import gates
 from . import issuances
 from . import runs
 from .conditions import Condition
@@ -47,6 +48,10 @@ def retry_all(
         are counted.
     :param by: Who does it, for :func:`.audit.note`.
     """
+    # The lock keeps two clicks from beginning two, and Remove away.
+    if not gates.lock(connection, tenant):
+        return Retried(0, None)
+
     if (going_on := connection.scalar(_going_on(tenant, Batch.id))) is not None:
         return Retried(0, going_on)
 

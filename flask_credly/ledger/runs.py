@@ -85,16 +85,16 @@ def begin(connection: sa.Connection, now: dt.datetime, **values: t.Any) -> int:
     return t.cast(int, added.inserted_primary_key[0])
 
 
-def due_for(engine: sa.Engine, verb: Verb) -> list[str]:
+def due_for(engine: sa.Engine, *verbs: Verb) -> list[str]:
     """Get the communities of which a run waits for a worker."""
     with connect(engine) as connection:
-        due = _due(clock.now(connection), verb)
+        due = _due(clock.now(connection), *verbs)
         return [tenant for _, tenant in connection.execute(due)]
 
 
-def _due(now: dt.datetime, verb: Verb) -> sa.Select[int, str]:
+def _due(now: dt.datetime, *verbs: Verb) -> sa.Select[int, str]:
     due = sa.select(Batch.id, Batch.tenant)
-    due = due.where(Batch.due_at <= now, Batch.verb == verb)
+    due = due.where(Batch.due_at <= now, Batch.verb.in_(verbs))
     return due.order_by(Batch.due_at, Batch.id)
 
 
