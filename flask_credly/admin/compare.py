@@ -201,22 +201,27 @@ def _page(form: CompareForm, status: int = 200, problem: str | None = None) -> R
 def _differences(run: Batch) -> dict[str, t.Any]:
     """Gather the badges that differ, as they are listed."""
     found = comparisons.Found.of(run)
-    courses = {(each.kind, each.id): each.title for each in list_courses() or []}
     listed = {
         bucket: read(comparisons.differences, run.id, bucket=bucket, at_most=SHOWN)
         for bucket in comparisons.DIFFERENCES
         if found.counts.get(bucket)
     }
-    keys = {_course(row, badge) for rows in listed.values() for row, badge in rows}
-    titles = read(accounts.titles, {each for each in keys if each})
     return {
         "listed": listed,
         "left": read(comparisons.count_left, run.id),
-        "titles": titles | courses,
+        "titles": _titles(each for rows in listed.values() for each in rows),
         "course_of": _course,
         "left_alone": LEFT,
         "status_of": status_of,
     }
+
+
+def _titles(
+    rows: cabc.Iterable[tuple[DifferenceRow, Issuance | None]],
+) -> dict[tuple[str, str], str]:
+    courses = {(each.kind, each.id): each.title for each in list_courses() or []}
+    keys = {_course(row, badge) for row, badge in rows}
+    return read(accounts.titles, {each for each in keys if each}) | courses
 
 
 def _course(row: DifferenceRow, badge: Issuance | None) -> tuple[str, str] | None:
@@ -335,7 +340,12 @@ def export_compare() -> ResponseReturnValue:
         return gone()
 
     note("export differences")
-    context = _differences(run)
+    rows = [
+        each
+        for bucket in comparisons.DIFFERENCES
+        for each in read(comparisons.differences, run.id, bucket=bucket)
+    ]
+    titles = _titles(rows)
     header = [
         gettext("Difference"),
         gettext("Number"),
@@ -352,13 +362,8 @@ def export_compare() -> ResponseReturnValue:
         gettext("Credly badge id"),
         gettext("Result"),
     ]
-    return csv_file("credly-differences", header, _lines(run, context["titles"]))
-
-
-def _lines(run: Batch, titles: dict[tuple[str, str], str]) -> cabc.Iterator[list[str]]:
-    for bucket in comparisons.DIFFERENCES:
-        for row, badge in read(comparisons.differences, run.id, bucket=bucket):
-            yield _cells(row, badge, titles)
+    lines = (_cells(row, badge, titles) for row, badge in rows)
+    return csv_file("credly-differences", header, lines)
 
 
 def _cells(
