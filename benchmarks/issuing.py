@@ -277,21 +277,27 @@ def with_latency(options: Options, latency: float) -> cabc.Iterator[Result]:
 
 @benchmark("waiting", "10,000 badges that wait, 200 ms, with batches")
 @benchmark("waiting-limit", "the same at 20 requests per 2 s", limit=20)
-def waiting(options: Options, limit: int = 0) -> cabc.Iterator[Result]:
+@benchmark("waiting-limit-4", "the same, four workers", limit=20, workers=4)
+def waiting(options: Options, limit: int = 0, workers: int = 1) -> cabc.Iterator[Result]:
     number = options.number(10_000, 1_000)
-    ours = Ours(options)
+    database = "sqlite" if workers == 1 else "postgresql"
+    ours = Ours(options, database, workers=workers)
     given: dict[str, t.Any] = {"latency": 0.2, "limit": limit, "window": 2.0}
-    runs = [ours.issue(number, **given) for _ in range(options.repeat)]
+    runs = [
+        ours.issue(number, rings=workers, **given) for _ in range(1 + options.repeat)
+    ]
+    first, *rest = runs
     name = "waiting-limit" if limit else "waiting"
+    name = name if workers == 1 else f"{name}-{workers}"
     at = f" and {limit} requests per 2 s" if limit else ""
     yield compare(
         name,
-        f"{number:,} badges that wait, at 200 ms{at}, SQLite, one worker, 8 requests in"
-        " flight with up to 30 badges; each was delivered, none doubled",
+        f"{number:,} badges that wait, at 200 ms{at}, {workers} worker(s), 8 requests"
+        " in flight each with up to 30 badges; each was delivered, none doubled",
         "badges/s",
-        Sample(tuple(run.rate for run in runs)),
+        Sample(tuple(run.rate for run in rest)),
         goal=">= 250" if limit else ">= 600",
-        note=f"CPU time a badge: {runs[0].cpu:.2f} ms.",
+        note=f"CPU time a badge: {first.cpu:.2f} ms.",
     )
 
     if limit:
@@ -299,9 +305,13 @@ def waiting(options: Options, limit: int = 0) -> cabc.Iterator[Result]:
             f"{name}/refusals",
             "the same: the most refusals in one window that was used up",
             "refusals",
-            Sample(tuple(run.books["most_refused"] for run in runs[1:])),
+            Sample(tuple(run.books["most_refused"] for run in rest)),
             goal="<= 2",
-            note=f"When it was met first: {runs[0].books['most_refused']}.",
+            note=f"When it was met first: {first.books['most_refused']}. Refusals by"
+            " windows that were used up: "
+            + ", ".join(
+                f"{run.books['refused']}/{run.books['closed_windows']}" for run in runs
+            ),
         )
 
 

@@ -156,6 +156,11 @@ class Account(Base):
     limited_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When Credly last asked for a pause."""
 
+    pace_held_until: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
+    """Until when one worker alone sends requests, as Credly has asked for a pause not
+    long ago. Moved ahead while it does.
+    """
+
     batch_refused_at: orm.Mapped[dt.datetime | None] = orm.mapped_column(UTCDateTime)
     """When Credly last did not take a request for several badges as it should."""
 

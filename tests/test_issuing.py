@@ -1184,6 +1184,67 @@ def test_all_workers_share_one_pace(
     assert gates.reserve(engine, "default", 1, 0.1, at_most=100) is None
 
 
+def be_careful(host: Host) -> None:
+    """Let Credly have asked for a pause, which is over."""
+    host.db.session.execute(
+        sa.update(Account).values(limited_at=dt.datetime.now(dt.UTC))
+    )
+    host.db.session.commit()
+
+
+@every_database
+def test_after_a_rate_limit_one_worker_alone_sends(
+    host: Host, credly: CredlySimulator, in_context: None
+) -> None:
+    sent_by_another: list[int] = []
+
+    def another_worker(*_: object, **__: object) -> None:
+        if not sent_by_another:
+            host.complete("late")
+            before = len(credly.badges)
+            drain(host.state)
+            sent_by_another.append(len(credly.badges) - before)
+
+    connect(host, credly)
+    be_careful(host)
+    host.complete()
+
+    with badge_issued.connected_to(another_worker):
+        host.drain()
+
+    assert sent_by_another == [0]
+    assert {row.state for row in host.rows()} == {"issued"}
+
+    # The next one has the right at once.
+    host.complete("next")
+    host.drain()
+    assert len(credly.badges) == 3
+
+
+@every_database
+def test_another_worker_sends_when_the_one_that_did_has_died(
+    host: Host, credly: CredlySimulator, in_context: None
+) -> None:
+    connect(host, credly)
+    be_careful(host)
+    gate = the_gate(host)
+    first = gates.hold_pace(host.state.engine, gate, None)
+    assert first is not None
+    held = gates.hold_pace(host.state.engine, gate, first)
+    assert held is not None
+    assert gates.hold_pace(host.state.engine, gate, first) is None
+    assert gates.hold_pace(host.state.engine, gate, None) is None
+    host.complete()
+    host.drain()
+    assert credly.badges == []
+
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(seconds=1)
+    host.db.session.execute(sa.update(Account).values(pace_held_until=before))
+    host.db.session.commit()
+    host.drain()
+    assert len(credly.badges) == 1
+
+
 def test_a_pace_is_not_exceeded(make_host: MakeHost, credly: CredlySimulator) -> None:
     sent: list[float] = []
     host = make_host(

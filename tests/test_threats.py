@@ -971,6 +971,7 @@ def test_a_form_takes_only_its_fields(filled: Filled) -> None:
         "expired": "0",
         "is_admin": "1",
         "next_request_at": "2000-01-01",
+        "pace_held_until": "2000-01-01",
     }
     fields = {"course": "course:sql", "template": template_id}
     added = browser.post(f"{WINDOW}/mappings", **extra, **fields)

@@ -178,6 +178,7 @@ class _Lane:
             # what is known by now is written down.
             self._settle(_answered(self._in_flight))
             claim.release(self._engine, [*self._to_look_up, *self._ready])
+            self._throttle.leave()
 
             if self._issued:
                 logger.info("Badges issued: %d.", self._issued)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import datetime as dt
 import time
 
 import sqlalchemy as sa
@@ -16,6 +17,9 @@ member stops meanwhile is sent all the same.
 
 CAREFUL_LIMIT = 2
 """Requests in flight after a rate limit: at the next one, so many are refused."""
+
+HOLD_EVERY = 2.0
+"""Seconds after which the one worker that sends after a rate limit says so again."""
 
 
 class Throttle:
@@ -42,6 +46,8 @@ class Throttle:
         self._lease = lease
         self._answers = _Answers()
         self._reserved: collections.deque[float] = collections.deque()
+        self._held_until: dt.datetime | None = None
+        self._hold_at = 0.0
         self._highest = min(most, CAREFUL_LIMIT) if gate.careful else most
         self.limit = 1 if gate.probing else self._highest
         """How many requests may be in flight."""
@@ -50,10 +56,28 @@ class Throttle:
         """Say how many more requests to begin. Some wait for a thread, so that none is
         idle while the ledger is written: not more than go out in time.
         """
+        if self._gate.careful and not self._is_the_one():
+            return 0
+
         # At the next limit they go back.
         most = 7 * self._most if self.limit == self._most else self._most
         waiting = min(self._answers.within(LOOKAHEAD / 2), most)
         return self.limit + waiting - in_flight
+
+    def _is_the_one(self) -> bool:
+        """Whether no other worker sends."""
+        if (now := time.monotonic()) >= self._hold_at:
+            self._hold_at = now + HOLD_EVERY
+            self._held_until = gates.hold_pace(
+                self._engine, self._gate, self._held_until
+            )
+
+        return self._held_until is not None
+
+    def leave(self) -> None:
+        """Let other workers send."""
+        if self._held_until is not None:
+            gates.leave_pace(self._engine, self._gate, self._held_until)
 
     def enough(self) -> int:
         """Say for how many requests to hold rows: not more than can go out within their

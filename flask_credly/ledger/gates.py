@@ -30,6 +30,9 @@ BATCH_AGAIN = dt.timedelta(days=1)
 CAREFUL = dt.timedelta(minutes=10)
 """For how long after a rate limit few requests are in flight."""
 
+PACE_HELD = dt.timedelta(seconds=10)
+"""After which another worker sends if nothing was heard of the one that did."""
+
 FIRST_PAUSE = 2.0
 """Seconds of the first pause when Credly is unavailable. Each that follows it is twice
 as long.
@@ -58,8 +61,8 @@ class Gate:
     :param installation: The installation's name towards Credly.
     :param is_open: Whether anything may be sent now.
     :param probing: A pause is over and nothing has succeeded since: begin gently.
-    :param careful: Credly has asked for a pause not long ago: keep few in flight, as
-        all of them are refused at the next limit.
+    :param careful: Credly has asked for a pause not long ago: keep few in flight over
+        all workers, as all of them are refused at the next limit.
     :param opens_in: Seconds until a pause ends, where that alone is in the way.
     :param polls_late: What becomes of a new badge would be asked for too late.
     :param batches: Several badges may be asked for with one request.
@@ -338,6 +341,35 @@ def reserve(
         sa.update(Account).where(account).values(next_request_at=following)
     )
     return wait
+
+
+@in_transaction
+def hold_pace(
+    connection: sa.Connection, gate: Gate, held_until: dt.datetime | None
+) -> dt.datetime | None:
+    """Be the one worker that sends requests, or stay it.
+
+    :param held_until: As this worker was told last. ``None``: it is not the one.
+    :return: Until when it is. ``None``: another is.
+    """
+    now = clock.now(connection)
+    until = now + PACE_HELD
+    held = Account.pace_held_until
+    is_free = sa.or_(held.is_(None), held <= now, held == held_until)
+    mine = _update(gate.tenant, gate.generation).where(is_free)
+    return (
+        until
+        if connection.execute(mine.values(pace_held_until=until)).rowcount
+        else None
+    )
+
+
+@in_transaction
+def leave_pace(connection: sa.Connection, gate: Gate, held_until: dt.datetime) -> None:
+    """Let another worker send."""
+    mine = _update(gate.tenant, gate.generation)
+    mine = mine.where(Account.pace_held_until == held_until)
+    connection.execute(mine.values(pace_held_until=None))
 
 
 @in_transaction
