@@ -278,7 +278,9 @@ def with_latency(options: Options, latency: float) -> cabc.Iterator[Result]:
 @benchmark("waiting", "10,000 badges that wait, 200 ms, with batches")
 @benchmark("waiting-limit", "the same at 20 requests per 2 s", limit=20)
 @benchmark("waiting-limit-4", "the same, four workers", limit=20, workers=4)
-def waiting(options: Options, limit: int = 0, workers: int = 1) -> cabc.Iterator[Result]:
+def waiting(
+    options: Options, limit: int = 0, workers: int = 1
+) -> cabc.Iterator[Result]:
     number = options.number(10_000, 1_000)
     database = "sqlite" if workers == 1 else "postgresql"
     ours = Ours(options, database, workers=workers)
