@@ -239,6 +239,38 @@ def add_issued(engine: sa.Engine, number: int) -> None:
     )
 
 
+def add_failed(engine: sa.Engine, number: int) -> None:
+    """Fill the ledger with badges that failed."""
+    _fill(
+        engine,
+        number,
+        "credly_issuance",
+        {
+            **_ISSUANCE,
+            "member_id": "'f' || i",
+            "course_id": "'c' || (i % 10)",
+            "email": "'f' || i || '@example.org'",
+            "first_name": "'Ada'",
+            "state": "'failed'",
+            "error": "'HTTP 500'",
+            "attempts": "2",
+            "settled_at": f"'{NOW}'",
+        },
+    )
+
+
+def add_communities(engine: sa.Engine, number: int) -> None:
+    """Connect more communities, none of which has anything to do."""
+    with orm.Session(engine) as session:
+        given = session.scalars(sa.select(Account)).one()
+        columns = [each.name for each in Account.__table__.columns]
+        values = {name: getattr(given, name) for name in columns}
+        session.add_all(
+            Account(**{**values, "tenant": f"community-{i:04}"}) for i in range(number)
+        )
+        session.commit()
+
+
 def add_at_credly(engine: sa.Engine, number: int) -> None:
     """Fill the ledger with the badges that the fake Credly lists."""
     _fill(
@@ -266,8 +298,13 @@ def add_due(engine: sa.Engine, number: int, prefix: str) -> None:
         insert_due(connection, number, prefix)
 
 
-def insert_due(connection: sa.Connection, number: int, prefix: str) -> None:
-    """The same, within a transaction."""
+def insert_due(
+    connection: sa.Connection, number: int, prefix: str, **values: str
+) -> None:
+    """The same, within a transaction.
+
+    :param values: Other columns, as SQL.
+    """
     values = {
         **_ISSUANCE,
         "member_id": f"'{prefix}' || i",
@@ -277,6 +314,7 @@ def insert_due(connection: sa.Connection, number: int, prefix: str) -> None:
         "state": "'none'",
         "action": "'issue'",
         "due_at": f"'{NOW}'",
+        **values,
     }
     connection.execute(_insert("credly_issuance", values, 1, number))
 

@@ -317,6 +317,46 @@ def waiting(
         )
 
 
+@benchmark("fresh", "a completion while 100,000 badges of a backfill wait")
+def fresh(options: Options) -> cabc.Iterator[Result]:
+    many = options.number(100_000, 10_000)
+    ours = Ours(options)
+    complete = ours.host.caller("/complete/c0/1", "POST")
+    last = sa.select(Issuance.settled_at, Issuance.recorded_at)
+    last = last.where(Issuance.bulk.is_(False)).order_by(Issuance.id.desc()).limit(1)
+
+    def issued() -> bool:
+        with ours.host.engine.connect() as connection:
+            return connection.execute(last).one().settled_at is not None
+
+    def one() -> float:
+        time.sleep(0.5)
+        start = time.perf_counter()
+        complete()
+        wait_for(issued)
+        return (time.perf_counter() - start) * 1000
+
+    ours.fake.ask("reset", latency=0.2)
+    alone = Sample(tuple(one() for _ in range(options.repeat * 4)))
+
+    with ours.host.app.app_context():
+        with ours.host.engine.begin() as connection:
+            insert_due(connection, many, "bulk-", bulk="true")
+
+        notifier.notify(ours.host.state, insist=True)
+
+    meanwhile = Sample(tuple(one() for _ in range(options.repeat * 4)))
+    yield compare(
+        "fresh",
+        f"from a completion until its badge is issued, at 200 ms, while {many:,} of a"
+        " backfill wait, against alone",
+        "ms",
+        meanwhile,
+        alone,
+        goal="<= 1.5x",
+    )
+
+
 @benchmark("workers", "four workers against one, 50 ms, PostgreSQL")
 def four_workers(options: Options) -> cabc.Iterator[Result]:
     number = options.number(1_600, 320)

@@ -14,9 +14,11 @@ from sqlalchemy import event
 from flask_credly import accounts
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
+from flask_credly.ledger import turns
 from flask_credly.models import Account
 from flask_credly.models import LogEntry
 
+from .host import add_communities
 from .host import add_due
 from .host import add_issued
 from .host import add_log
@@ -89,6 +91,37 @@ def _claim(engine: sa.Engine) -> cabc.Callable[[], float]:
         return took * 1000
 
     return way
+
+
+@benchmark("communities-postgresql", "1,000 communities", database="postgresql")
+@benchmark("communities-sqlite", "1,000 communities", database="sqlite")
+def communities(options: Options, database: str) -> cabc.Iterator[Result]:
+    many = options.number(1_000, 100)
+    ways: dict[str, cabc.Callable[[], float]] = {}
+
+    for name, others in (("many", many - 1), ("one", 0)):
+        engine = connect(_host(options, database)).engine
+        add_communities(engine, others)
+        add_due(engine, DUE, "due")
+        analyze(engine)
+        ways[f"sweep_{name}"] = milliseconds(functools.partial(turns.waiting, engine))
+        ways[f"claim_{name}"] = _claim(engine)
+
+    found = in_turn(options.repeat * CALLS, **ways)
+
+    for name, words in (
+        ("sweep", "to see whose turn it is"),
+        ("claim", f"to claim {CLAIMED} rows"),
+    ):
+        yield compare(
+            f"communities-{database}/{name}",
+            f"{words}: {many:,} communities of which one has {DUE:,} due rows, against"
+            " that one alone",
+            "ms",
+            found[f"{name}_many"],
+            found[f"{name}_one"],
+            goal="<= 1.3x",
+        )
 
 
 @benchmark("remove-postgresql", "Remove, PostgreSQL", database="postgresql")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import collections.abc as cabc
 
+from .host import add_due
+from .host import add_failed
 from .host import add_issued
 from .host import add_log
+from .host import analyze
 from .host import connect
 from .host import courses
 from .host import Host
@@ -82,6 +85,53 @@ def _page(host: Host, address: str) -> cabc.Callable[[], float]:
     get = host.caller(f"/integrations/credly{address}")
     get()  # compiles the templates and the statements
     return milliseconds(get)
+
+
+BUSY = (
+    ("errors", "/errors", "the error log"),
+    ("badges", "/badges", "the badges"),
+    ("badges/failed", "/badges?status=failed", "what failed"),
+    ("badges/waiting", "/badges?status=waiting", "what waits"),
+    ("window", "", "the configuration window"),
+    ("remove", "/remove", "the question before Remove"),
+)
+
+
+@benchmark("busy-postgresql", "the pages in trouble, PostgreSQL", database="postgresql")
+@benchmark("busy-sqlite", "the pages in trouble, SQLite", database="sqlite")
+def busy(options: Options, database: str) -> cabc.Iterator[Result]:
+    redis_url = start_redis(options)
+    many, mappings = options.number(300_000, 10_000), options.number(10_000, 1_000)
+
+    def host(rows: int, mappings: int) -> Host:
+        config = {
+            "SQLALCHEMY_DATABASE_URI": options.database(database),
+            "CREDLY_REDIS_URL": redis_url,
+        }
+        made = connect(make_host(config, courses(mappings)), mappings=mappings)
+        add_failed(made.engine, rows)
+        add_log(made.engine, rows)
+        add_due(made.engine, rows, "due")
+        analyze(made.engine)
+        return made
+
+    hosts = {"many": host(many, mappings), "few": host(FEW, 100)}
+
+    for name, address, words in BUSY:
+        found = in_turn(
+            options.repeat * CALLS,
+            many=_page(hosts["many"], address),
+            few=_page(hosts["few"], address),
+        )
+        yield compare(
+            f"busy-{database}/{name}",
+            f"{words}: {many:,} badges wait, {many:,} failed, {mappings:,} mappings,"
+            f" against {FEW:,}, {FEW:,} and 100",
+            "ms",
+            found["many"],
+            found["few"],
+            goal="<= 1.5x",
+        )
 
 
 @benchmark("mapping-page", "the mapping page with 10,000 courses and 5,000 templates")
