@@ -336,6 +336,7 @@ class Issuance(Base):
         # Also between two workers that look for theirs at the same moment.
         sa.UniqueConstraint("badge_id"),
         # For the pages, which go by id within a filter.
+        sa.Index(None, "tenant", "id"),
         sa.Index(None, "tenant", "state", "id"),
         sa.Index(None, "tenant", "badge_state", "id"),
         sa.Index(None, "tenant", "kind", "course_id", "id"),
@@ -639,7 +640,8 @@ class LogEntry(Base):
 
     __tablename__ = "credly_log_entry"
     __table_args__ = (
-        # For the page, which goes by id within a kind of error.
+        # For the page, which goes by id, also within a kind of error.
+        sa.Index(None, "tenant", "id"),
         sa.Index(None, "tenant", "error", "id"),
         Base.__table_args__,
     )

@@ -238,7 +238,7 @@ def status_of(
     if row.action == "revoke":
         return gettext("Being revoked")
 
-    if row.state in issuances.STATES["waiting"]:
+    if row.state == "none":
         if row.lease:
             return gettext("Sending")
 
@@ -246,8 +246,8 @@ def status_of(
 
     return next(
         gettext(STATUSES[status])
-        for status, states in issuances.STATES.items()
-        if row.state in states
+        for status, state in issuances.STATES.items()
+        if row.state == state
     )
 
 

@@ -24,6 +24,7 @@ from .conditions import IS_MAPPED
 from .conditions import is_of
 from .conditions import LATER
 from .insert import of_mapping
+from .paging import by_index
 from .paging import fetch
 from .paging import fetch_all
 from .paging import Page
@@ -36,14 +37,14 @@ Status = t.Literal[
     "waiting", "issued", "held", "failed", "skipped", "revoked", "replaced"
 ]
 
-STATES: dict[Status, tuple[str, ...]] = {
-    "waiting": ("none",),
-    "issued": ("issued",),
-    "held": ("held",),
-    "failed": ("failed",),
-    "skipped": ("cancelled",),
-    "revoked": ("revoked",),
-    "replaced": ("replaced",),
+STATES: dict[Status, str] = {
+    "waiting": "none",
+    "issued": "issued",
+    "held": "held",
+    "failed": "failed",
+    "skipped": "cancelled",
+    "revoked": "revoked",
+    "replaced": "replaced",
 }
 
 
@@ -125,10 +126,18 @@ class Filter:
         query = sa.select(Issuance).where(Issuance.tenant == tenant)
 
         if self.status is not None:
-            query = query.where(Issuance.state.in_(STATES[self.status]))
+            state = STATES[self.status]
+            query = query.where(
+                Issuance.state == state, _up_to_newest(tenant, Issuance.state, state)
+            )
 
         if self.became is not None:
             query = query.where(_became(self.became))
+
+        if self.became in ("pending", "accepted", "rejected", "revoked"):
+            query = query.where(
+                _up_to_newest(tenant, Issuance.badge_state, self.became)
+            )
 
         if self.course_id:
             query = query.where(
@@ -139,6 +148,13 @@ class Filter:
             query = query.where(sa.or_(*_names(self.text, self.whole_address)))
 
         return query
+
+
+def _up_to_newest(tenant: str, column: t.Any, value: str) -> Condition:
+    """Leave out what is newer than the newest row with a value, which may be much."""
+    ids = sa.select(Issuance.id).where(Issuance.tenant == tenant)
+    newest = by_index(ids, column, value, Issuance.id, newest=True)
+    return Issuance.id <= newest.limit(1).scalar_subquery()
 
 
 def _names(text: str, whole_address: bool) -> list[sa.ColumnElement[bool]]:
@@ -385,7 +401,7 @@ def becoming(
         .where(
             is_of(tenant),
             Issuance.id.in_(ids),
-            Issuance.state.in_(STATES["waiting"]),
+            Issuance.state == "none",
             Issuance.outcome_unknown.is_(False),
             Issuance.template_id != Mapping.template_id,
             # A correction is as the admin says.

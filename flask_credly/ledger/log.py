@@ -12,6 +12,7 @@ from ..catalog import WHY_LEFT_OUT
 from ..i18n import gettext_noop
 from ..models import Account
 from ..models import LogEntry
+from .paging import by_index
 from .paging import fetch
 from .paging import fetch_all
 from .paging import Page
@@ -119,7 +120,13 @@ def select(tenant: str, error: str = "", text: str = "") -> sa.Select[LogEntry]:
     query = sa.select(LogEntry).where(LogEntry.tenant == tenant)
 
     if error:
-        query = query.where(LogEntry.error == error)
+        ids = sa.select(LogEntry.id).where(LogEntry.tenant == tenant)
+        newest = by_index(ids, LogEntry.error, error, LogEntry.id, newest=True)
+        query = query.where(
+            LogEntry.error == error,
+            # What is newer may be much.
+            LogEntry.id <= newest.limit(1).scalar_subquery(),
+        )
 
     if text:
         query = query.where(LogEntry.details.icontains(text, autoescape=True))

@@ -15,6 +15,8 @@ from ..models import Installation
 from ..models import Issuance
 from ..models import Mapping
 from . import clock
+from .conditions import Condition
+from .paging import by_index
 from .paging import Session
 
 AccountState = t.Literal["none", "connected", "expired", "paused"]
@@ -88,15 +90,14 @@ def read(
         for state in ("accepted", "pending")
     ]
     count = session.execute(sa.select(*counted)).one()
-    # A backfill's rows wait for their turn.
-    due = sa.case((Issuance.bulk.is_(False), Issuance.due_at))
-    waits_since, due_at = session.execute(
-        sa.select(sa.func.min(Issuance.recorded_at), sa.func.min(due)).where(
-            Issuance.tenant == tenant,
-            Issuance.state == "none",
-            Issuance.test.is_(False),
-        )
-    ).one()
+    waits_since = session.scalar(
+        by_index(
+            sa.select(Issuance.recorded_at).where(*_of_members(tenant)),
+            Issuance.state,
+            "none",
+            Issuance.id,
+        ).limit(1)
+    )
     # As it is now, whatever this session has loaded before.
     query = sa.select(Account).where(Account.tenant == tenant)
     connection = session.scalars(
@@ -106,7 +107,7 @@ def read(
     unreadable = config is not None and not opens(connection, config)
     is_copy = session.scalar(sa.select(Installation.is_copy)) is True
     state = state_of(connection, now, unreadable=unreadable, is_copy=is_copy)
-    overdue = state == "connected" and due_at and due_at < now - OVERDUE
+    overdue = _overdue_since(session, tenant, now) if state == "connected" else None
 
     def seen(state: str) -> int:
         number: int = getattr(count, state)
@@ -133,10 +134,36 @@ def read(
         oldest_pending_seconds=(
             max(0, int((now - waits_since).total_seconds())) if waits_since else None
         ),
-        overdue_since=due_at if overdue else None,
+        overdue_since=overdue,
         last_issued_at=_last_issued(session, tenant),
         mappings=_count_mappings(session, tenant),
     )
+
+
+def _of_members(tenant: str) -> tuple[Condition, ...]:
+    return (Issuance.tenant == tenant, Issuance.test.is_(False))
+
+
+def _overdue_since(
+    session: Session, tenant: str, now: dt.datetime
+) -> dt.datetime | None:
+    # Each reads the first row of an index. A backfill's rows wait for their turn.
+    due = [
+        session.scalar(
+            sa.select(Issuance.due_at)
+            .where(
+                *_of_members(tenant),
+                Issuance.state == "none",
+                Issuance.action == action,
+                Issuance.bulk.is_(False),
+                Issuance.due_at < now - OVERDUE,
+            )
+            .order_by(Issuance.due_at)
+            .limit(1)
+        )
+        for action in ("issue", "replace")
+    ]
+    return min(filter(None, due), default=None)
 
 
 def _count_mappings(session: Session, tenant: str) -> int:
@@ -147,34 +174,29 @@ def _count_mappings(session: Session, tenant: str) -> int:
 def _count(
     tenant: str, column: t.Any, state: str, at_most: int | None
 ) -> sa.ScalarSelect[int]:
-    rows = (
-        sa.select(Issuance.id)
-        .where(
-            Issuance.tenant == tenant,
-            column == state,
-            Issuance.test.is_(False),
-            # Nobody waits for one in whose place there is another.
-            Issuance.state != "replaced",
-        )
-        .limit(at_most)
-    )
+    rows = by_index(
+        # Nobody waits for one in whose place there is another.
+        sa.select(Issuance.id).where(
+            *_of_members(tenant), Issuance.state != "replaced"
+        ),
+        column,
+        state,
+        Issuance.id,
+    ).limit(at_most)
     return sa.select(sa.func.count()).select_from(rows.subquery()).scalar_subquery()
 
 
 def _last_issued(session: Session, tenant: str) -> dt.datetime | None:
     # Among the newest rows: one that came by a late retry is older than it looks, and
     # not worth an index.
-    newest = (
-        sa.select(Issuance.settled_at)
-        .where(
-            Issuance.tenant == tenant,
-            Issuance.state == "issued",
-            Issuance.test.is_(False),
-        )
-        .order_by(Issuance.id.desc())
-        .limit(100)
-        .subquery()
+    rows = by_index(
+        sa.select(Issuance.settled_at).where(*_of_members(tenant)),
+        Issuance.state,
+        "issued",
+        Issuance.id,
+        newest=True,
     )
+    newest = rows.limit(100).subquery()
     at: dt.datetime | None = session.scalar(sa.select(sa.func.max(newest.c.settled_at)))
     return at
 

@@ -33,6 +33,28 @@ class Page(t.Generic[T]):
     older: int | None
 
 
+def by_index(
+    query: sa.Select[T],
+    column: orm.InstrumentedAttribute[t.Any],
+    value: str,
+    id_: orm.InstrumentedAttribute[int],
+    *,
+    newest: bool = False,
+) -> sa.Select[T]:
+    """Select rows with a value, oldest first, by the index that has the column before
+    the id.
+
+    By an equality, PostgreSQL would expect them to be spread evenly, and read all rows
+    by their ids until it meets some.
+    """
+    query = query.where(column.between(value, value))
+
+    if newest:
+        return query.order_by(column.desc(), id_.desc())
+
+    return query.order_by(column, id_)
+
+
 def fetch(
     session: Session,
     query: sa.Select[T],

@@ -21,7 +21,6 @@ from . import clock
 from . import comparisons
 from . import log
 from . import transitions
-from .issuances import STATES
 from .transaction import hide_parameters
 from .transaction import in_transaction
 from .transitions import removal
@@ -113,7 +112,7 @@ def erase_in(
     _end_attempts(connection, tenant, [row.id for row in rows], now)
     return Erased(
         badges=len(rows),
-        cancelled=sum(row.state in STATES["waiting"] for row in rows),
+        cancelled=sum(row.state == "none" for row in rows),
         perhaps_issued=sum(_reason(row) == "perhaps issued" for row in rows),
         log_entries=sum(_redact(connection, tenant, row) for row in rows),
         sent_to_credly=sum(

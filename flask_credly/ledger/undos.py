@@ -32,7 +32,6 @@ from .actions import problem_with
 from .conditions import is_of
 from .issuances import Filter
 from .issuances import is_connected
-from .issuances import STATES
 from .paging import Session
 from .transaction import connect
 from .transaction import in_transaction
@@ -151,9 +150,7 @@ class Selection:
             return self.select(tenant)
 
         # Also what waited when the run was asked for, and did not wait for it.
-        waited = sa.or_(
-            Issuance.state.in_(STATES["waiting"]), Issuance.settled_at >= asked_at
-        )
+        waited = sa.or_(Issuance.state == "none", Issuance.settled_at >= asked_at)
         wanted = dataclasses.replace(self.wanted, status=None)
         query = dataclasses.replace(self, wanted=wanted).select(tenant)
         return query.where(waited)

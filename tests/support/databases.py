@@ -14,7 +14,9 @@ servers = pytest.mark.parametrize("database", ["postgresql", "mariadb"], indirec
 
 
 def open_again(host: Host) -> None:
-    """Let the time pass until no pause is left and everything is due."""
+    """Let the time pass until no pause is left, a dead worker holds nothing, and
+    everything is due.
+    """
     past = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
     host.db.session.rollback()
     host.db.session.execute(
@@ -22,5 +24,6 @@ def open_again(host: Host) -> None:
         .where(Account.paused_until.is_not(None))
         .values(paused_until=past)
     )
+    host.db.session.execute(sa.update(Account).values(pace_held_until=None))
     host.db.session.commit()
     host.make_due()
