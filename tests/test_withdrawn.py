@@ -353,6 +353,33 @@ class TestIssued:
             assert states(host) == [("revoked", None, None)]
             assert credly.count("revoke") == 1
 
+    @every_database
+    def test_of_one_that_an_admin_has_revoked_it_is_noted(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            choose(host, "silent")
+            complete(host)
+            host.drain()
+            row_id = host.row().id
+            actions.revoke(
+                host.state.engine, "default", row_id, reason="By hand.", tell=True
+            )
+            before = host.row().due_at
+            withdraw(host)
+            row = host.row()
+            assert (row.state, row.action, row.reason) == ("issued", "revoke", None)
+            assert (row.revocation_reason, row.tell) == ("By hand.", True)
+            assert row.due_at == before is not None
+            assert row.withdrawn_at is not None
+
+            host.drain()
+            row = host.row()
+            assert (row.state, row.action) == ("revoked", None)
+            assert credly.history(t.cast(str, row.badge_id))[-1].reason == "By hand."
+            assert credly.count("revoke") == 1
+
     def test_nothing_is_done_where_nothing_is_meant(self, connected: Connected) -> None:
         host, _, _ = connected
         choose(host, "silent")

@@ -171,6 +171,10 @@ _IS_QUIET = sa.and_(
 _ENDS = sa.or_(_IS_QUIET, Issuance.state == "cancelled")
 
 
+_IS_REVOKED_ANYWAY = sa.and_(Issuance.state == "issued", Issuance.action == "revoke")
+"""An admin has its badge revoked, or an earlier withdrawal does."""
+
+
 def withdraw(
     connection: sa.Connection,
     *these: Condition,
@@ -182,7 +186,7 @@ def withdraw(
 
     What was not sent is cancelled. What is on its way is marked: it is cancelled before
     a further request, or revoked once it was issued. Of what was issued, the revocation
-    waits to be released.
+    waits to be released. One that is revoked already is marked, in case that fails.
 
     :param at: When they were withdrawn.
     :param tell: Whether Credly is to tell the members of a revocation. Null: badges are
@@ -190,14 +194,25 @@ def withdraw(
     :return: How many.
     """
     revokes = tell.is_not(None)
-    is_issued = Issuance.state == "issued"
+    is_issued = sa.and_(Issuance.state == "issued", Issuance.action.is_(None))
     to_revoke = sa.and_(revokes, sa.not_(_ENDS))
     values: list[tuple[t.Any, t.Any]] = [
         (
             Issuance.revocation_reason,
-            sa.case((to_revoke, WITHDRAWN), else_=sa.null()),
+            sa.case(
+                (_IS_REVOKED_ANYWAY, Issuance.revocation_reason),
+                (to_revoke, WITHDRAWN),
+                else_=sa.null(),
+            ),
         ),
-        (Issuance.tell, sa.case((to_revoke, tell), else_=sa.null())),
+        (
+            Issuance.tell,
+            sa.case(
+                (_IS_REVOKED_ANYWAY, Issuance.tell),
+                (to_revoke, tell),
+                else_=sa.null(),
+            ),
+        ),
         (Issuance.settled_at, sa.case((_IS_QUIET, now), else_=Issuance.settled_at)),
         (Issuance.error, sa.case((_ENDS, sa.null()), else_=Issuance.error)),
         (
@@ -230,7 +245,11 @@ def withdraw(
             Issuance.test.is_(False),
             sa.or_(
                 Issuance.state.in_(("none", "failed", "cancelled")),
-                sa.and_(HAS_BADGE, Issuance.action.is_(None), revokes),
+                sa.and_(
+                    HAS_BADGE,
+                    sa.or_(Issuance.action.is_(None), _IS_REVOKED_ANYWAY),
+                    revokes,
+                ),
             ),
         )
         .ordered_values(*values)
