@@ -23,7 +23,7 @@ def start(options: Options) -> cabc.Iterator[Result]:
         f"import and init_app {what}",
         "ms",
         Sample(tuple(run["ms"] for run in runs)),
-        goal="<= 20",
+        goal="<= 45",
         note=f"{runs[0]['modules']} modules are loaded.",
     )
     yield compare(
@@ -31,7 +31,7 @@ def start(options: Options) -> cabc.Iterator[Result]:
         f"the same in memory {what}",
         "MB",
         Sample(tuple(run["mb"] for run in runs)),
-        goal="<= 3",
+        goal="<= 3.5",
     )
     yield compare(
         "start/heavy",

@@ -66,27 +66,28 @@ logger = logging.getLogger("flask_credly")
 T = t.TypeVar("T")
 
 
-class _Group(AppGroup):
-    def invoke(self, ctx: click.Context) -> t.Any:
-        try:
-            return super().invoke(ctx)
-        except click.ClickException as e:
-            if not isinstance(e, click.UsageError):  # that is the reader's own
-                raise type(e)(_printable(e.message)) from None
+@contextlib.contextmanager
+def in_words(ctx: click.Context) -> cabc.Iterator[None]:
+    """Say in words what goes wrong in a command."""
+    try:
+        yield
+    except click.ClickException as e:
+        if not isinstance(e, click.UsageError):  # that is the reader's own
+            raise type(e)(_printable(e.message)) from None
 
-            raise
-        except (sa.exc.OperationalError, sa.exc.ProgrammingError) as e:
-            # Its text may hold an address with a password.
-            logger.debug("The command failed.", exc_info=True)
+        raise
+    except (sa.exc.OperationalError, sa.exc.ProgrammingError) as e:
+        # Its text may hold an address with a password.
+        logger.debug("The command failed.", exc_info=True)
 
-            with ctx.ensure_object(ScriptInfo).load_app().app_context():
-                if tables.explain(get_state().engine, e):
-                    raise click.ClickException(tables.MISSING) from None
+        with ctx.ensure_object(ScriptInfo).load_app().app_context():
+            if tables.explain(get_state().engine, e):
+                raise click.ClickException(tables.MISSING) from None
 
-            raise click.ClickException(
-                f"The database cannot be reached ({type(e.orig or e).__name__})."
-                " Run flask credly doctor for the cause."
-            ) from None
+        raise click.ClickException(
+            f"The database cannot be reached ({type(e.orig or e).__name__})."
+            " Run flask credly doctor for the cause."
+        ) from None
 
 
 def _say(text: str, *, err: bool = False) -> None:
@@ -167,9 +168,8 @@ def _check_connected(state: Community) -> None:
         )
 
 
-def make_group() -> AppGroup:
-    """Make the command group for one application."""
-    group = _Group("credly", help="Issue Credly badges.")
+def add_commands(group: AppGroup) -> None:
+    """Add all commands to the group of one application."""
     group.command("worker")(worker)
     group.command("status")(status)
     group.command("sweep")(sweep)
@@ -188,7 +188,6 @@ def make_group() -> AppGroup:
     group.command("prune")(prune)
     group.command("erase-member")(erase_member)
     group.command("export-member")(export_member)
-    return group
 
 
 @click.option("--burst", is_flag=True, help="Stop when no badge is due.")

@@ -76,7 +76,7 @@ OLD_SURVEY = polls.SURVEY_EVERY + dt.timedelta(days=1)
 
 _PATIENCE = 2.0
 
-_LEDGER = t.cast(sa.Table, Issuance.__table__)
+_LEDGER = Issuance.__table__
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,25 +9,21 @@ import logging
 import os
 import typing as t
 
+import click
 from flask import Flask
+from flask.cli import AppGroup
 from flask_sqlalchemy import SQLAlchemy
 
-from . import accounts
 from . import i18n
 from . import keys
 from .admin import make_blueprint
-from .admin.forms import FIELD_NAMES
 from .catalog import DEFAULT_TENANT
 from .catalog import read_id
 from .catalog import read_tenant
-from .cli import make_group
 from .completions import host_transaction
 from .completions.receiver import listen
-from .ledger import issuances
-from .ledger.audit import COMMAND_LINE
 from .ledger.transaction import hide_parameters
 from .ledger.transaction import in_our_schema
-from .models import copy_tables
 from .settings import Settings
 from .settings import warn_of_ignored
 from .settings import warn_of_unknown
@@ -39,16 +35,16 @@ from .state import get_state
 from .state import MemberHook
 from .state import PastHook
 from .state import TenantHook
+from .tables import copy_tables
 
 if t.TYPE_CHECKING:
+    from .ledger import issuances
     from .ledger import privacy
+    from .ledger.member import MemberBadge
 
 logger = logging.getLogger("flask_credly")
 
 DATABASES = ("sqlite", "postgresql", "mysql", "mariadb")
-
-if t.TYPE_CHECKING:
-    from .ledger.member import MemberBadge
 
 HookT = t.TypeVar("HookT", bound=t.Callable[..., t.Any])
 
@@ -246,7 +242,7 @@ class Credly:
         for_operators = state.has_tenants and state.is_operator is not None
         blueprint = make_blueprint(state.settings, for_operators=for_operators)
         app.register_blueprint(blueprint)
-        app.cli.add_command(make_group())
+        app.cli.add_command(_Commands("credly", help="Issue Credly badges."))
         listen()
 
     def erase_member(
@@ -307,6 +303,8 @@ class Credly:
         :param older_than: The minimum time for which a badge has waited.
         :param tenant: The community.
         """
+        from .ledger import issuances
+
         state, tenant = get_state(), read_id(tenant, "tenant")
         return issuances.unaccepted(state.engine, tenant, older_than)
 
@@ -335,7 +333,6 @@ class Credly:
         :param can_be_earned: Whether to include badges that the member can still earn.
         :raises ValueError: If an id is not valid.
         """
-        # Late: many hosts show members nothing.
         from .ledger import member
 
         state = get_state().of(read_tenant(tenant))
@@ -356,8 +353,40 @@ class Credly:
         :return: Whether it was connected.
         :raises ValueError: If the name is not valid.
         """
+        from . import accounts
+        from .ledger.audit import COMMAND_LINE
+
         state = get_state().of(read_tenant(tenant))
         return accounts.remove(state, by=COMMAND_LINE)
+
+
+class _Commands(AppGroup):
+    """``flask credly``: what it can do is loaded when a command or its help is asked
+    for.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        self._load()
+        return super().list_commands(ctx)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        self._load()
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> t.Any:
+        from .cli import in_words
+
+        with in_words(ctx):
+            return super().invoke(ctx)
+
+    def _load(self) -> None:
+        from .cli import add_commands
+
+        if not self._loaded:
+            self._loaded = True
+            add_commands(self)
+
+    _loaded = False
 
 
 def _check_routing(app: Flask, settings: Settings) -> None:
@@ -395,6 +424,11 @@ def _check_routing(app: Flask, settings: Settings) -> None:
 def _check_forms(app: Flask) -> None:
     """Check that the token of a form has a field of its own."""
     name = app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token")
+
+    if name == "csrf_token":
+        return
+
+    from .admin.forms import FIELD_NAMES
 
     if name in FIELD_NAMES:
         raise ValueError(

@@ -39,11 +39,11 @@ from flask_credly import jobs
 from flask_credly import Member
 from flask_credly.catalog import DEFAULT_TENANT
 from flask_credly.models import Attempt
-from flask_credly.models import copy_tables
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
 from flask_credly.state import AppState
 from flask_credly.state import Community
+from flask_credly.tables import copy_tables
 from flask_credly.testing import CredlySimulator
 
 if t.TYPE_CHECKING:

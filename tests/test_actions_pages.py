@@ -19,7 +19,7 @@ from flask import Response
 
 from flask_credly import accounts
 from flask_credly import Member
-from flask_credly.admin.blueprint import REVOKING
+from flask_credly.admin.pages import REVOKING
 from flask_credly.ledger import actions
 from flask_credly.models import AuditEntry
 from flask_credly.models import Issuance

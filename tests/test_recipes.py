@@ -49,10 +49,10 @@ from flask_credly import keys
 from flask_credly import Member
 from flask_credly.models import Account
 from flask_credly.models import Base
-from flask_credly.models import copy_tables
 from flask_credly.models import Installation
 from flask_credly.models import Mapping
 from flask_credly.models import Template
+from flask_credly.tables import copy_tables
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing import Organization
 from tests.support.browser import choose

@@ -17,8 +17,8 @@ from test_guard import forms_of
 from flask_credly import accounts
 from flask_credly import Member
 from flask_credly.admin import guard
-from flask_credly.admin.blueprint import FOR_VIEWERS
 from flask_credly.admin.blueprint import ROUTES
+from flask_credly.admin.pages import FOR_VIEWERS
 from flask_credly.ledger import audit
 from flask_credly.testing import CredlySimulator
 from tests.support.pages import Browser

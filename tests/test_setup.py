@@ -27,6 +27,7 @@ from flask_credly import Course
 from flask_credly import Credly
 from flask_credly import doctor
 from flask_credly import keys
+from flask_credly.models import Base
 from flask_credly.models import Issuance
 from flask_credly.models import UTCDateTime
 from flask_credly.state import get_state
@@ -406,7 +407,7 @@ def test_plain_http_is_for_this_machine_only(make_host: MakeHost) -> None:
 
 # A module more is a little more to load in each process of a host's: one that only a
 # command or a worker needs is imported there.
-MOST_MODULES = 94
+MOST_MODULES = 38
 
 
 def test_a_web_process_loads_nothing_that_it_does_not_need() -> None:
@@ -430,11 +431,63 @@ print(json.dumps(list(sys.modules)))
     loaded = set(json.loads(found.stdout))
     ours = {name for name in loaded if name.split(".")[0] == "flask_credly"}
     heavy = {"rq", "redis", "requests", "urllib3", "authlib", "cryptography"}
-    later = {f"flask_credly.{name}" for name in ("credly", "doctor", "jobs", "testing")}
+    rooms = ("credly", "accounts", "models", "doctor", "cli", "jobs", "testing")
+    later = {f"flask_credly.{name}" for name in (*rooms, "admin.pages")}
 
     assert heavy & loaded == set()
     assert later & ours == set()
     assert len(ours) <= MOST_MODULES
+
+
+def test_what_models_say_of_their_columns_is_what_the_tables_have() -> None:
+    for mapper in Base.registry.mappers:
+        said = {
+            name: set(t.get_args(inner) or [inner])
+            for name, kind in t.get_type_hints(mapper.class_).items()
+            if name in mapper.columns
+            for inner in t.get_args(kind)
+        }
+        table = t.cast(sa.Table, mapper.local_table)
+
+        assert said.keys() == set(table.columns.keys())
+
+        for column in table.columns:
+            kinds = {t.get_origin(each) or each for each in said[column.name]}
+            plain = getattr(column.type, "impl_instance", column.type)
+            python = dict if isinstance(plain, sa.JSON) else plain.python_type
+            expected = {python, type(None)} if column.nullable else {python}
+            assert kinds == expected, column
+
+
+def test_a_page_of_a_host_shows_the_card_without_having_shown_a_page_of_ours() -> None:
+    code = """
+import sys
+import flask_sqlalchemy
+from flask import Flask, render_template_string
+from flask_credly import Credly
+app = Flask("app")
+app.config.update(SECRET_KEY="k", SQLALCHEMY_DATABASE_URI="sqlite://", TESTING=True)
+db = flask_sqlalchemy.SQLAlchemy(app)
+credly = Credly()
+credly.courses(list)
+credly.is_admin(lambda: True)
+credly.init_app(app)
+app.add_url_rule("/", "own", lambda: render_template_string(
+    "{{ credly_assets() }}{{ credly_card() }}{{ credly_badges('1') }}"
+))
+with app.app_context():
+    db.create_all()
+client = app.test_client()
+with client.get("/integrations/static/credly.css") as answer:
+    assert answer.status_code == 200
+assert "flask_credly.admin.pages" not in sys.modules
+assert "Credly" in client.get("/").text
+assert client.post("/integrations/credly/pause").status_code == 303
+assert client.get("/integrations/credly").status_code == 200
+"""
+    found = subprocess.run([sys.executable, "-W", "error", "-c", code], text=True)
+
+    assert found.returncode == 0
 
 
 @every_database

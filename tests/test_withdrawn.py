@@ -748,7 +748,7 @@ class TestTheHostsTransaction:
         def interrupt(*args: object, **given: object) -> t.NoReturn:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("flask_credly.completions.receiver.withdraw", interrupt)
+        monkeypatch.setattr("flask_credly.ledger.withdrawals.withdraw", interrupt)
 
         with pytest.raises(KeyboardInterrupt):
             withdraw(host)
@@ -764,7 +764,7 @@ class TestTheHostsTransaction:
         def fail(*args: object, **given: object) -> t.NoReturn:
             raise sa.exc.OperationalError("UPDATE", {}, Exception("the disk is full"))
 
-        monkeypatch.setattr("flask_credly.completions.receiver.withdraw", fail)
+        monkeypatch.setattr("flask_credly.ledger.withdrawals.withdraw", fail)
         withdraw(host, withdrawn_at=START)
         (record,) = [each for each in caplog.records if each.levelno == logging.ERROR]
         assert (

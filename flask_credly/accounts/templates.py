@@ -32,7 +32,7 @@ if t.TYPE_CHECKING:
     from ..credly import Client
     from ..credly import TemplatePage
 
-_TABLE = t.cast(sa.Table, Template.__table__)
+_TABLE = Template.__table__
 
 MAX_PAGES = 200
 """Pages of 50 after which a list is taken for endless."""

@@ -15,7 +15,6 @@ from sqlalchemy import orm
 from .. import interruption
 from ..catalog import Completion
 from ..ledger.insert import insert
-from ..ledger.withdrawals import withdraw
 from ..signals import completion_withdrawn
 from ..signals import course_completed
 from ..state import AppState
@@ -101,6 +100,8 @@ def _record(state: AppState, given: Given) -> None:
 
 
 def _record_withdrawn(state: AppState, given: Given) -> None:
+    from ..ledger.withdrawals import withdraw
+
     host = _host_session(state, given)
     withdrawal = read_withdrawn(state, given)
     state.check_ids(member_id=withdrawal.member_id, course_id=withdrawal.course_id)

@@ -7,10 +7,6 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 
-from ..ledger import comparisons
-from ..ledger import polls
-from ..ledger import runs
-from ..ledger import turns
 from ..state import AppState
 
 
@@ -37,32 +33,47 @@ class Work:
 
 
 def _to_issue(state: AppState) -> list[str]:
+    from ..ledger import turns
+
     waiting = turns.waiting(state.engine)
     due = [each.tenant for each in waiting if not each.opens_in]
     return due or turns.to_release(state.engine)
 
 
 def _to_sync(state: AppState) -> list[str]:
+    from ..ledger import turns
+
     return turns.to_sync(state.engine)
 
 
 def _to_record(state: AppState) -> list[str]:
+    from ..ledger import runs
+
     return runs.due_for(state.engine, "backfill")
 
 
 def _to_undo(state: AppState) -> list[str]:
+    from ..ledger import runs
+
     return runs.due_for(state.engine, "undo", "retry")
 
 
 def _to_heal(state: AppState) -> list[str]:
+    from ..ledger import turns
+
     return turns.tenants(state.engine) if state.heals else []
 
 
 def _to_poll(state: AppState) -> list[str]:
+    from ..ledger import polls
+
     return polls.due_for(state.engine)
 
 
 def _to_compare(state: AppState) -> list[str]:
+    from ..ledger import comparisons
+    from ..ledger import runs
+
     due = runs.due_for(state.engine, "compare")
     return due or comparisons.due_for(state.engine)
 

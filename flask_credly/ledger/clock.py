@@ -6,7 +6,7 @@ import datetime as dt
 
 import sqlalchemy as sa
 
-from ..models import UTCDateTime
+from ..tables import UTCDateTime
 
 # A worker whose clock is wrong must not take rows that another one holds, and a web
 # server's must not put off a badge. SQLite's database is on the same machine.

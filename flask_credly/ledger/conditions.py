@@ -6,13 +6,12 @@ import datetime as dt
 import typing as t
 
 import sqlalchemy as sa
-from sqlalchemy import orm
 
-from ..models import Action
-from ..models import Issuance
-from ..models import Mapping
+from ..tables import Action
+from ..tables import ISSUANCE
+from ..tables import MAPPING
 
-ROWS = t.cast(sa.Table, Issuance.__table__)
+ROWS = ISSUANCE
 
 Condition = sa.ColumnElement[bool]
 
@@ -29,59 +28,59 @@ def is_of(tenant: str) -> Condition:
     Not by the column alone: SQLite would read all rows of the community by one of its
     indexes, and not the few that are named.
     """
-    return sa.func.coalesce(Issuance.tenant, "") == tenant
+    return sa.func.coalesce(ROWS.c.tenant, "") == tenant
 
 
 def owns(tenant: str, lease: str) -> tuple[Condition, ...]:
     """Whether a worker still has a row. After Remove it keeps its lease, so that the
     worker can still write down that the badge was issued, but is no longer sent.
     """
-    return (is_of(tenant), Issuance.lease == lease, IS_OPEN)
+    return (is_of(tenant), ROWS.c.lease == lease, IS_OPEN)
 
 
 ACTIONS: tuple[Action, ...] = ("issue", "replace", "revoke", "check")
 """What a worker can do about a row, in the order in which it is done."""
 
-IS_OPEN = Issuance.action.is_not(None)
+IS_OPEN = ROWS.c.action.is_not(None)
 """Something is to be done about it."""
 
-IS_SENDING = sa.and_(IS_OPEN, Issuance.lease.is_not(None))
+IS_SENDING = sa.and_(IS_OPEN, ROWS.c.lease.is_not(None))
 """A worker has it."""
 
 NEVER_SENT = sa.and_(
-    Issuance.state.in_(("none", "failed", "cancelled")),
-    Issuance.attempts == 0,
-    Issuance.outcome_unknown.is_(False),
+    ROWS.c.state.in_(("none", "failed", "cancelled")),
+    ROWS.c.attempts == 0,
+    ROWS.c.outcome_unknown.is_(False),
 )
 """Whether Credly cannot have seen a request for a row."""
 
 HAS_BADGE = sa.and_(
-    Issuance.state == "issued",
-    Issuance.badge_id.is_not(None),
-    Issuance.erased_at.is_(None),
+    ROWS.c.state == "issued",
+    ROWS.c.badge_id.is_not(None),
+    ROWS.c.erased_at.is_(None),
 )
 """A badge of ours was issued, and neither revoked nor replaced as far as we know."""
 
 IS_MAPPED = sa.and_(
-    Mapping.tenant == Issuance.tenant,
-    Mapping.kind == Issuance.kind,
-    Mapping.course_id == Issuance.course_id,
+    MAPPING.c.tenant == ROWS.c.tenant,
+    MAPPING.c.kind == ROWS.c.kind,
+    MAPPING.c.course_id == ROWS.c.course_id,
 )
 """Joins a row with the mapping of its course."""
 
-AWAITS_REVOCATION = sa.and_(IS_OPEN, Issuance.reason == "awaits revocation")
+AWAITS_REVOCATION = sa.and_(IS_OPEN, ROWS.c.reason == "awaits revocation")
 
 AWAITS_RELEASE = sa.and_(
-    Issuance.action == "revoke",
-    Issuance.due_at.is_(None),
-    Issuance.reason == "withdrawn",
+    ROWS.c.action == "revoke",
+    ROWS.c.due_at.is_(None),
+    ROWS.c.reason == "withdrawn",
 )
 """A badge whose completion was withdrawn, and which nobody has looked at since."""
 
 AWAITS_APPROVAL = sa.and_(
-    Issuance.action == "revoke",
-    Issuance.due_at.is_(None),
-    Issuance.reason == "awaits approval",
+    ROWS.c.action == "revoke",
+    ROWS.c.due_at.is_(None),
+    ROWS.c.reason == "awaits approval",
 )
 """One of many of them: a person decides."""
 
@@ -95,8 +94,8 @@ def same_course(one: t.Any, other: t.Any) -> tuple[Condition, ...]:
     return tuple(getattr(one, name) == getattr(other, name) for name in SAME_COURSE)
 
 
-LATER = orm.aliased(Issuance)
-"""Another row, see :func:`has_later`."""
+LATER = ROWS.alias().c
+"""Another row's columns, see :func:`has_later`."""
 
 
 def has_later(*where: Condition) -> Condition:
@@ -104,7 +103,7 @@ def has_later(*where: Condition) -> Condition:
 
     :param where: Which, of :data:`LATER`.
     """
-    later = (*same_course(LATER, Issuance), LATER.cycle > Issuance.cycle)
+    later = (*same_course(LATER, ROWS.c), LATER.cycle > ROWS.c.cycle)
     return sa.exists().where(*later, *where)
 
 
@@ -113,10 +112,10 @@ def is_known_withdrawal(at: dt.datetime) -> Condition:
     badges: a message that comes twice does not take back what an admin has issued again
     since.
     """
-    other = orm.aliased(Issuance)
+    other = ROWS.alias().c
     return sa.exists().where(
-        *same_course(other, Issuance),
-        other.cycle < Issuance.cycle,
+        *same_course(other, ROWS.c),
+        other.cycle < ROWS.c.cycle,
         # Not of one that is meant as well: SQLite may have written that before.
         other.state.in_(("revoked", "replaced")),
         other.withdrawn_at >= at,

@@ -10,12 +10,12 @@ import typing as t
 import sqlalchemy as sa
 
 from ..catalog import Completion
-from ..models import Account
-from ..models import Mapping
-from ..models import Template
 from ..options import EACH
 from ..options import GAPS
 from ..options import RENEW
+from ..tables import ACCOUNT
+from ..tables import MAPPING
+from ..tables import TEMPLATE
 from . import clock
 from .conditions import KEY
 from .conditions import ROWS
@@ -90,18 +90,18 @@ def _from_mapping(dialect: str) -> dict[str, sa.ColumnElement[t.Any]]:
         now = _given("recorded_at")
 
     return {
-        "organization_id": Account.organization_id.expression,
-        "template_id": Template.id.expression,
-        "badge_name": Template.name.expression,
-        "options": Mapping.options.expression,
+        "organization_id": ACCOUNT.c.organization_id,
+        "template_id": TEMPLATE.c.id,
+        "badge_name": TEMPLATE.c.name,
+        "options": MAPPING.c.options,
         "recorded_at": now,
         "due_at": now,
         # What it replaces, if anything, is seen when its turn comes.
         "renewal": sa.case(
-            (Mapping.again == _constant(RENEW), sa.true()), else_=sa.false()
+            (MAPPING.c.again == _constant(RENEW), sa.true()), else_=sa.false()
         ),
         "cycle": sa.case(
-            (Mapping.again.is_(None), _constant(1)),
+            (MAPPING.c.again.is_(None), _constant(1)),
             else_=_next_cycle(),
         ),
     }
@@ -110,32 +110,38 @@ def _from_mapping(dialect: str) -> dict[str, sa.ColumnElement[t.Any]]:
 def _same() -> tuple[sa.ColumnElement[bool], ...]:
     """Whether a row is of the same member and course."""
     given: dict[str, t.Any] = {name: _given(name) for name in KEY}
-    given["organization_id"] = Account.organization_id
+    given["organization_id"] = ACCOUNT.c.organization_id
     return same_course(ROWS.c, types.SimpleNamespace(**given))
 
 
 def _next_cycle() -> sa.ScalarSelect[t.Any]:
     last = sa.func.coalesce(sa.func.max(ROWS.c.cycle), _constant(0))
     following = sa.select(last + _constant(1)).where(*_same())
-    return following.correlate(Account).scalar_subquery()
+    return following.correlate(ACCOUNT).scalar_subquery()
 
 
 def of_mapping(*columns: t.Any) -> sa.Select[t.Any]:
     """Select from the mappings, with their template and the account."""
     select: sa.Select[t.Any] = sa.select(*columns)
     return (
-        select.select_from(Mapping)
-        .join(Mapping.template)
-        .join(Account, Account.tenant == Mapping.tenant)
+        select.select_from(MAPPING)
+        .join(
+            TEMPLATE,
+            sa.and_(
+                TEMPLATE.c.tenant == MAPPING.c.tenant,
+                TEMPLATE.c.id == MAPPING.c.template_id,
+            ),
+        )
+        .join(ACCOUNT, ACCOUNT.c.tenant == MAPPING.c.tenant)
     )
 
 
 def _look_up(columns: dict[str, sa.ColumnElement[t.Any]]) -> sa.Select[t.Any]:
     labelled = [value.label(name) for name, value in columns.items()]
     return of_mapping(*labelled).where(
-        Mapping.tenant == _given("tenant"),
-        Mapping.kind == _given("kind"),
-        Mapping.course_id == _given("course_id"),
+        MAPPING.c.tenant == _given("tenant"),
+        MAPPING.c.kind == _given("kind"),
+        MAPPING.c.course_id == _given("course_id"),
     )
 
 
@@ -163,13 +169,13 @@ def _is_there(optional: tuple[str, ...]) -> sa.ColumnElement[bool]:
             sa.bindparam(f"p_{name}", type_=ROWS.c.completed_at.type) for name in _AFTER
         )
         is_known = ROWS.c.completed_at > sa.case(
-            (Mapping.again == _constant(RENEW), renewal), else_=each
+            (MAPPING.c.again == _constant(RENEW), renewal), else_=each
         )
 
     return sa.exists().where(
         *_same(),
         _in_the_way(),
-        sa.or_(Mapping.again.is_(None), is_known, ROWS.c.withdrawn_at >= at),
+        sa.or_(MAPPING.c.again.is_(None), is_known, ROWS.c.withdrawn_at >= at),
     )
 
 

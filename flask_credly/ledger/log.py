@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import datetime as dt
-import typing as t
 
 import sqlalchemy as sa
 
@@ -96,7 +95,7 @@ def write(
 ) -> None:
     """Add an entry, unless the integration was removed in the meantime."""
     columns = ["tenant", "at", "error", "details", "issuance_id"]
-    table = t.cast(sa.Table, LogEntry.__table__)
+    table = LogEntry.__table__
     values = [
         sa.literal(value, table.c[name].type)
         for name, value in zip(

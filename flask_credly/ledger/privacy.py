@@ -42,7 +42,7 @@ _SENT_WHERE_KNOWN = {
 }
 """What it holds besides, by its name among the extras."""
 
-_LOG = t.cast(sa.Table, LogEntry.__table__)
+_LOG = LogEntry.__table__
 
 _MADE = ("issued", "held", "revoked", "replaced")
 

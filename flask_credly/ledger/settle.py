@@ -32,7 +32,7 @@ from .transitions import worker
 if t.TYPE_CHECKING:
     from ..credly import Badge
 
-_ATTEMPTS = t.cast(sa.Table, Attempt.__table__)
+_ATTEMPTS = Attempt.__table__
 
 
 @dataclasses.dataclass(frozen=True)

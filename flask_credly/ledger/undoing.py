@@ -35,7 +35,7 @@ PORTION = 500
 AT_A_TIME = 2000
 """Badges of a run that wait to be revoked, or are on their way."""
 
-_ROWS = t.cast(sa.Table, BatchRow.__table__)
+_ROWS = BatchRow.__table__
 
 
 @in_transaction

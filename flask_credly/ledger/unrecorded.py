@@ -11,8 +11,7 @@ import datetime as dt
 import sqlalchemy as sa
 from sqlalchemy import orm
 
-from ..models import Unrecorded
-from . import audit
+from ..tables import UNRECORDED
 from .transaction import in_transaction
 
 
@@ -34,8 +33,8 @@ class Count:
 def read(session: orm.Session, tenant: str) -> Count:
     """Get what the database counts of a community."""
     found = session.execute(
-        sa.select(Unrecorded.number, Unrecorded.since).where(
-            Unrecorded.tenant == tenant
+        sa.select(UNRECORDED.c.number, UNRECORDED.c.since).where(
+            UNRECORDED.c.tenant == tenant
         )
     ).one_or_none()
     return Count(*found) if found is not None and found.number else Count()
@@ -52,19 +51,21 @@ def add(engine: sa.Engine, tenant: str, count: Count) -> None:
 
 @in_transaction
 def _add(connection: sa.Connection, tenant: str, count: Count) -> None:
-    since = sa.bindparam("new_since", count.since, type_=Unrecorded.since.type)
+    since = sa.bindparam("new_since", count.since, type_=UNRECORDED.c.since.type)
     changed = connection.execute(
-        sa.update(Unrecorded)
-        .where(Unrecorded.tenant == tenant)
+        sa.update(UNRECORDED)
+        .where(UNRECORDED.c.tenant == tenant)
         .values(
-            number=Unrecorded.number + count.number,
-            since=sa.case((Unrecorded.since < since, Unrecorded.since), else_=since),
+            number=UNRECORDED.c.number + count.number,
+            since=sa.case(
+                (UNRECORDED.c.since < since, UNRECORDED.c.since), else_=since
+            ),
         )
     ).rowcount
 
     if not changed:
         connection.execute(
-            sa.insert(Unrecorded).values(
+            sa.insert(UNRECORDED).values(
                 tenant=tenant, number=count.number, since=count.since
             )
         )
@@ -82,6 +83,8 @@ def dismiss(connection: sa.Connection, tenant: str, number: int, *, by: str) -> 
 
     :param by: Who does it, for :func:`.audit.note`.
     """
+    from . import audit
+
     if _settle(connection, tenant, number):
         audit.note(connection, tenant, by, "dismiss", str(number))
 
@@ -90,18 +93,18 @@ def _settle(connection: sa.Connection, tenant: str, number: int) -> bool:
     if not number:
         return False
 
-    left = Unrecorded.number > number
-    since = sa.case((left, Unrecorded.since), else_=sa.null())
+    left = UNRECORDED.c.number > number
+    since = sa.case((left, UNRECORDED.c.since), else_=sa.null())
     # In this order: MariaDB would look at the new number.
     return bool(
         connection.execute(
-            sa.update(Unrecorded)
-            .where(Unrecorded.tenant == tenant, Unrecorded.number > 0)
+            sa.update(UNRECORDED)
+            .where(UNRECORDED.c.tenant == tenant, UNRECORDED.c.number > 0)
             .ordered_values(
-                (Unrecorded.since, since),
+                (UNRECORDED.c.since, since),
                 (
-                    Unrecorded.number,
-                    sa.case((left, Unrecorded.number - number), else_=0),
+                    UNRECORDED.c.number,
+                    sa.case((left, UNRECORDED.c.number - number), else_=0),
                 ),
             )
         ).rowcount

@@ -20,13 +20,13 @@ import typing as t
 
 import sqlalchemy as sa
 
-from ...models import Action
-from ...models import Attempt
-from ...models import Issuance
-from ...models import IssuanceState
-from ...models import Reason
+from ...tables import Action
+from ...tables import ATTEMPT
+from ...tables import IssuanceState
+from ...tables import Reason
 from ..conditions import Condition
 from ..conditions import IS_OPEN
+from ..conditions import ROWS
 
 
 def settled(state: IssuanceState, now: dt.datetime, **more: t.Any) -> dict[str, object]:
@@ -91,19 +91,19 @@ def end(
         del values["lease"]
 
     # One that was to be revoked is still there, since when it was.
-    stays = Issuance.action == "revoke"
+    stays = ROWS.c.action == "revoke"
 
     for name in ("state", "settled_at"):
-        column = getattr(Issuance, name)
+        column = ROWS.c[name]
         value = sa.literal(values[name], column.type)
         values[name] = sa.case((stays, column), else_=value)
 
     # In this order: MariaDB would look at the new action.
     ordered = sorted(values.items(), key=lambda each: each[0] == "action")
     return connection.execute(
-        sa.update(Issuance)
+        sa.update(ROWS)
         .where(*these, IS_OPEN)
-        .ordered_values(*((getattr(Issuance, name), value) for name, value in ordered))
+        .ordered_values(*((ROWS.c[name], value) for name, value in ordered))
         .execution_options(synchronize_session=False)
     ).rowcount
 
@@ -120,11 +120,11 @@ def end_attempts(
     :param answer: As in :attr:`.Attempt.answer`.
     """
     connection.execute(
-        sa.update(Attempt)
+        sa.update(ATTEMPT)
         .where(
-            Attempt.tenant == tenant,
-            Attempt.issuance_id.in_(ids),
-            Attempt.finished_at.is_(None),
+            ATTEMPT.c.tenant == tenant,
+            ATTEMPT.c.issuance_id.in_(ids),
+            ATTEMPT.c.finished_at.is_(None),
         )
         .values(finished_at=now, answer=answer)
     )

@@ -9,8 +9,7 @@ import typing as t
 
 import sqlalchemy as sa
 
-from ...models import Issuance
-from ...models import Reason
+from ...tables import Reason
 from ..conditions import Condition
 from ..conditions import HAS_BADGE
 from ..conditions import KEY
@@ -162,16 +161,16 @@ def _insert(dialect: str) -> t.Any:
 
 
 _IS_QUIET = sa.and_(
-    Issuance.state.in_(("none", "failed")),
-    Issuance.lease.is_(None),
-    Issuance.outcome_unknown.is_(False),
+    ROWS.c.state.in_(("none", "failed")),
+    ROWS.c.lease.is_(None),
+    ROWS.c.outcome_unknown.is_(False),
 )
 """No request about the row is under way, and none may have issued its badge."""
 
-_ENDS = sa.or_(_IS_QUIET, Issuance.state == "cancelled")
+_ENDS = sa.or_(_IS_QUIET, ROWS.c.state == "cancelled")
 
 
-_IS_REVOKED_ANYWAY = sa.and_(Issuance.state == "issued", Issuance.action == "revoke")
+_IS_REVOKED_ANYWAY = sa.and_(ROWS.c.state == "issued", ROWS.c.action == "revoke")
 """An admin has its badge revoked, or an earlier withdrawal does."""
 
 
@@ -194,60 +193,60 @@ def withdraw(
     :return: How many.
     """
     revokes = tell.is_not(None)
-    is_issued = sa.and_(Issuance.state == "issued", Issuance.action.is_(None))
+    is_issued = sa.and_(ROWS.c.state == "issued", ROWS.c.action.is_(None))
     to_revoke = sa.and_(revokes, sa.not_(_ENDS))
     values: list[tuple[t.Any, t.Any]] = [
         (
-            Issuance.revocation_reason,
+            ROWS.c.revocation_reason,
             sa.case(
-                (_IS_REVOKED_ANYWAY, Issuance.revocation_reason),
+                (_IS_REVOKED_ANYWAY, ROWS.c.revocation_reason),
                 (to_revoke, WITHDRAWN),
                 else_=sa.null(),
             ),
         ),
         (
-            Issuance.tell,
+            ROWS.c.tell,
             sa.case(
-                (_IS_REVOKED_ANYWAY, Issuance.tell),
+                (_IS_REVOKED_ANYWAY, ROWS.c.tell),
                 (to_revoke, tell),
                 else_=sa.null(),
             ),
         ),
-        (Issuance.settled_at, sa.case((_IS_QUIET, now), else_=Issuance.settled_at)),
-        (Issuance.error, sa.case((_ENDS, sa.null()), else_=Issuance.error)),
+        (ROWS.c.settled_at, sa.case((_IS_QUIET, now), else_=ROWS.c.settled_at)),
+        (ROWS.c.error, sa.case((_ENDS, sa.null()), else_=ROWS.c.error)),
         (
-            Issuance.due_at,
-            sa.case((sa.or_(_ENDS, is_issued), sa.null()), else_=Issuance.due_at),
+            ROWS.c.due_at,
+            sa.case((sa.or_(_ENDS, is_issued), sa.null()), else_=ROWS.c.due_at),
         ),
-        (Issuance.withdrawn_at, at),
+        (ROWS.c.withdrawn_at, at),
         (
-            Issuance.reason,
+            ROWS.c.reason,
             sa.case(
-                (Issuance.reason.in_(("dropped", WITHDRAWN_FIRST)), Issuance.reason),
+                (ROWS.c.reason.in_(("dropped", WITHDRAWN_FIRST)), ROWS.c.reason),
                 (sa.or_(_ENDS, is_issued), "withdrawn"),
-                else_=Issuance.reason,
+                else_=ROWS.c.reason,
             ),
         ),
         (
-            Issuance.action,
-            sa.case((_ENDS, sa.null()), (is_issued, "revoke"), else_=Issuance.action),
+            ROWS.c.action,
+            sa.case((_ENDS, sa.null()), (is_issued, "revoke"), else_=ROWS.c.action),
         ),
         # Last: MariaDB would look at the new one.
-        (Issuance.state, sa.case((_ENDS, "cancelled"), else_=Issuance.state)),
+        (ROWS.c.state, sa.case((_ENDS, "cancelled"), else_=ROWS.c.state)),
     ]
     return connection.execute(
-        sa.update(Issuance)
+        sa.update(ROWS)
         .where(
             *these,
-            Issuance.completed_at <= at,
-            sa.or_(Issuance.withdrawn_at.is_(None), Issuance.withdrawn_at < at),
-            Issuance.erased_at.is_(None),
-            Issuance.test.is_(False),
+            ROWS.c.completed_at <= at,
+            sa.or_(ROWS.c.withdrawn_at.is_(None), ROWS.c.withdrawn_at < at),
+            ROWS.c.erased_at.is_(None),
+            ROWS.c.test.is_(False),
             sa.or_(
-                Issuance.state.in_(("none", "failed", "cancelled")),
+                ROWS.c.state.in_(("none", "failed", "cancelled")),
                 sa.and_(
                     HAS_BADGE,
-                    sa.or_(Issuance.action.is_(None), _IS_REVOKED_ANYWAY),
+                    sa.or_(ROWS.c.action.is_(None), _IS_REVOKED_ANYWAY),
                     revokes,
                 ),
             ),
