@@ -84,7 +84,7 @@ def test_a_default_database_among_the_binds_is_as_good(make_host: MakeHost) -> N
 
 
 @pytest.mark.parametrize(
-    "url", ["mssql+pyodbc://db", "oracle://db", "postgresql+asyncpg://db"]
+    "url", ["mssql+pyodbc://db", "oracle+oracledb://db", "postgresql+asyncpg://db"]
 )
 def test_another_database_is_refused(url: str) -> None:
     driver = mock.MagicMock(paramstyle="qmark", version="5.0.0", __version__="9.0.0")
