@@ -193,13 +193,12 @@ def _show_again(edited: EditRow, status: int) -> Response:
 
 
 def _edit_row(edited: EditRow, status: int = 200) -> Response:
-    mapped = read(accounts.mapped_courses)
     return fragment(
         "credly/_mapping_edit.html",
         status,
         row=edited,
         focus_new=not edited.focus,
-        **find_choices([edited], list_courses(), mapped),
+        **find_choices([edited], list_courses()),
     )
 
 

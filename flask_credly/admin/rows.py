@@ -17,6 +17,7 @@ from ..catalog import clean
 from ..catalog import Course
 from ..i18n import gettext
 from ..i18n import ngettext
+from ..ledger import overview
 from ..models import Mapping
 from ..models import RemovedMapping
 from ..options import EACH
@@ -131,7 +132,7 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
 
     :param rows: The rows that stand open.
     """
-    mapped = read(accounts.mapped_courses)
+    mapped = read(overview.count_mappings)
     courses = list_courses()
     number = _page()
     start = (number - 1) * A_PAGE
@@ -149,26 +150,27 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
         "templates": read(accounts.count_templates),
         "mappings": mappings,
         "twins": read(accounts.find_twins, [each.template for each in mappings]),
-        "mapped": len(mapped),
+        "mapped": mapped,
         "mapping_page": number,
         "kept": kept(),
-        "mapping_pages": -(-len(mapped) // A_PAGE),
+        "mapping_pages": -(-mapped // A_PAGE),
         "changing": {row.mapping_id: row for row in rows if row.mapping_id},
         "new_rows": [row for row in rows if row.mapping_id is None],
-        **find_choices(rows, courses, mapped),
-        "undo": find_removed(request.args.get("undo"), mapped),
+        **find_choices(rows, courses),
+        "undo": _offered_undo(),
     }
 
 
-def find_removed(
-    id_: str | None, mapped: cabc.Collection[tuple[str, str]] = ()
-) -> RemovedMapping | None:
-    """Find what an undo brings back, if its course is not mapped again."""
-    if (number := read_number(id_ or "")) is None:
-        return None
+def find_removed(id_: str | None) -> RemovedMapping | None:
+    """Find what an undo brings back."""
+    number = read_number(id_ or "")
+    return None if number is None else read(accounts.get_removed, number)
 
-    found = read(accounts.get_removed, number)
-    return found if found and (found.kind, found.course_id) not in mapped else None
+
+def _offered_undo() -> RemovedMapping | None:
+    found = find_removed(request.args.get("undo"))
+    is_mapped = found and read(accounts.get_mapping_of, found.kind, found.course_id)
+    return None if is_mapped else found
 
 
 def _page() -> int:
@@ -182,9 +184,10 @@ def kept() -> dict[str, t.Any]:
 
 
 def find_choices(
-    rows: list[EditRow], courses: list[Course] | None, mapped: set[tuple[str, str]]
+    rows: list[EditRow], courses: list[Course] | None
 ) -> dict[str, dict[str, Choices]]:
     """Gather what the lists of open rows offer."""
+    mapped = read(accounts.mapped_courses) if rows else set()
     of_courses = {row.key: _course_choices(row, courses, mapped) for row in rows}
     of_templates = {
         row.key: template_choices(row.template, row.template_text) for row in rows

@@ -136,7 +136,7 @@ def read(
         ),
         overdue_since=overdue,
         last_issued_at=_last_issued(session, tenant),
-        mappings=_count_mappings(session, tenant),
+        mappings=count_mappings(session, tenant),
     )
 
 
@@ -166,7 +166,8 @@ def _overdue_since(
     return min(filter(None, due), default=None)
 
 
-def _count_mappings(session: Session, tenant: str) -> int:
+def count_mappings(session: Session, tenant: str) -> int:
+    """Count the courses that are mapped."""
     query = sa.select(sa.func.count()).select_from(Mapping)
     return session.scalar(query.where(Mapping.tenant == tenant)) or 0
 
