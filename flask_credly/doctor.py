@@ -43,8 +43,10 @@ from .ledger import comparisons
 from .ledger import gates
 from .ledger import overview
 from .ledger import polls
+from .ledger import removing
 from .ledger import tables
 from .ledger.transaction import cause
+from .ledger.transaction import connect
 from .ledger.transaction import in_session
 from .models import Account
 from .models import Base
@@ -641,6 +643,12 @@ class Checks:
                 f"An admin can connect it at {self._state.page('/credly')}.",
             )
 
+        if seen.connection == "removing":
+            return _warning(
+                "Credly was removed. What is left of it is still being deleted.",
+                "Nothing. An admin can connect it again afterwards.",
+            )
+
         if seen.connection == "expired":
             return _error(
                 "Connection expired. Badges stay queued.",
@@ -885,6 +893,29 @@ class Checks:
             f"{seen.pending} queued, the oldest for {seen.oldest_pending_seconds} s."
         )
 
+    def removal(self) -> Finding:
+        with connect(self._state.engine) as connection:
+            now = clock.now(connection)
+            found = removing.all_going_on(connection)
+
+        if not found:
+            return _ok("No integration is being removed.")
+
+        detail = (
+            f"An integration is being removed: {found[0].percent} % done."
+            if len(found) == 1
+            else f"{len(found)} integrations are being removed."
+        )
+        waiting_since = min(each.due_at for each in found)
+
+        if self._alone or waiting_since < now - overview.OVERDUE:
+            return _error(
+                f"{detail} No worker is at it.",
+                "Run flask credly worker. If one is running, its log has the cause.",
+            )
+
+        return _ok(detail)
+
     def failed(self) -> Finding:
         if not self._seen.failed:
             return _ok("No badge failed.")
@@ -950,6 +981,7 @@ _CHECKS: tuple[_Check, ...] = (
     ("poll", Checks.poll, ("tables", "connection")),
     ("comparison", Checks.comparison, ("tables", "connection")),
     ("waiting", Checks.waiting, ("tables",)),
+    ("removal", Checks.removal, ("tables",)),
     ("failed", Checks.failed, ("tables",)),
     ("unrecorded", Checks.unrecorded, ()),
 )

@@ -66,7 +66,9 @@ def compare() -> None:
 
 
 def undo() -> None:
-    """Take badges back, or retry them, for every run that is due."""
+    """Take badges back, retry them, or remove what an integration has left, for every
+    run that is due.
+    """
     with _app().app_context():
         state = get_state()
 

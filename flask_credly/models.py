@@ -331,8 +331,11 @@ class ToCheck(Base):
 
 class Batch(Base):
     """Many badges at once: one run that records the past completions of a course, one
-    that takes badges back, one that retries all that failed, or one that compares all
-    badges with Credly.
+    that takes badges back, one that retries all that failed, one that compares all
+    badges with Credly, or one that removes what a large integration leaves.
+
+    Has no foreign key to the account: Remove deletes that at once, and the rest later.
+    A run is begun under the account's lock: see :func:`.ledger.gates.lock`.
     """
 
     __table__ = tables.BATCH
@@ -350,14 +353,17 @@ class Batch(Base):
     an undo: ``"choosing"``, ``"revoking"``, ``"stopping"``, ``"stopped"`` or
     ``"done"``. Of a retry: ``"retrying"``, ``"stopped"`` or ``"retried"``. Of a
     comparison: ``"comparing"``, ``"compared"``, ``"repairing"``, ``"partial"`` where
-    something could not be read to its end, ``"stopped"`` or ``"failed"``.
+    something could not be read to its end, ``"stopped"`` or ``"failed"``. Of a removal:
+    ``"removing"``.
     """
     due_at: orm.Mapped[dt.datetime | None]
     """When a worker may take it up: moved ahead while one records, null at the end."""
     lease: orm.Mapped[str | None]
     """The token of the worker that records."""
     completed: orm.Mapped[int]
-    """Completions read from the host, badges queued again, or read at Credly so far."""
+    """Completions read from the host, badges queued again, badges read at Credly, or
+    rows of a removed integration, so far.
+    """
     incomplete: orm.Mapped[int]
     """Those of members without an address or name."""
     healing: orm.Mapped[bool]
@@ -366,8 +372,9 @@ class Batch(Base):
     """What a comparison has come to: see :class:`.comparisons.Found`."""
 
     verb: orm.Mapped[str]
-    """``"backfill"``, ``"compare"``, ``"retry"`` or ``"undo"``. What follows is of an
-    undo, and ``last_id``, ``reached`` and ``number`` also of a retry.
+    """``"backfill"``, ``"compare"``, ``"remove"``, ``"retry"`` or ``"undo"``. What
+    follows is of an undo, ``last_id``, ``reached`` and ``number`` also of a retry, and
+    the last two of a removal.
     """
     undoes: orm.Mapped[int | None]
     """The backfill whose badges are taken back."""
@@ -378,9 +385,11 @@ class Batch(Base):
     last_id: orm.Mapped[int | None]
     """The last row that there was when the admin saw how many there are."""
     reached: orm.Mapped[int]
-    """The last row that was looked at to choose."""
+    """The last row that was looked at."""
     number: orm.Mapped[int]
-    """How many badges the admin has confirmed."""
+    """How many badges the admin has confirmed, or rows there are to remove. 0: they are
+    not counted yet.
+    """
     reason: orm.Mapped[str | None]
     """Why, in words that the members may read."""
     tell_pending: orm.Mapped[bool | None]
@@ -467,7 +476,10 @@ class Attempt(Base):
 
 
 class LogEntry(Base):
-    """One row of the error log that the admin reads."""
+    """One row of the error log that the admin reads.
+
+    Has no foreign key to the account: see :class:`Batch`. None is written without one.
+    """
 
     __table__ = tables.LOG_ENTRY
 

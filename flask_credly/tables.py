@@ -334,12 +334,7 @@ BATCH = sa.Table(
     "credly_batch",
     METADATA,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column(
-        "tenant",
-        sa.ForeignKey(ACCOUNT.c.tenant, ondelete="CASCADE"),
-        index=True,
-        nullable=False,
-    ),
+    sa.Column("tenant", _id(191), index=True, nullable=False),
     sa.Column("kind", _id(20), nullable=False),
     sa.Column("course_id", _id(191), nullable=False),
     sa.Column("course_title", sa.String(500), nullable=False),
@@ -448,9 +443,7 @@ LOG_ENTRY = sa.Table(
     "credly_log_entry",
     METADATA,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column(
-        "tenant", sa.ForeignKey(ACCOUNT.c.tenant, ondelete="CASCADE"), nullable=False
-    ),
+    sa.Column("tenant", _id(191), nullable=False),
     sa.Column("at", UTCDateTime, nullable=False),
     sa.Column("error", _id(50), nullable=False),
     sa.Column("details", sa.Text, nullable=False),

@@ -155,6 +155,7 @@ LATE = {
     "flask_credly.issuing.profile": "a command",
     "flask_credly.issuing.reconcile": "a command",
     "flask_credly.issuing.sweep": "a command",
+    "flask_credly.issuing.undo": "a worker",
     "flask_credly.issuing.worker": "a command",
     "flask_credly.ledger.claim": "a worker",
     "flask_credly.ledger.privacy": "a command, or a member's account that is closed",

@@ -41,6 +41,7 @@ from flask_credly.ledger import claim
 from flask_credly.ledger import clock
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
+from flask_credly.ledger import removing
 from flask_credly.ledger import retrying
 from flask_credly.ledger import settle
 from flask_credly.models import Account
@@ -125,6 +126,13 @@ def remove(host: Host) -> None:
     accounts.remove(host.state)
 
 
+def remove_much(host: Host) -> None:
+    """With so many badges that a worker has to end them, and none that does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(removing, "PORTION", 0)
+        accounts.remove(host.state)
+
+
 def pause(host: Host) -> None:
     gates.switch(host.state.engine, "default", on=False)
 
@@ -134,7 +142,7 @@ def unmap(host: Host) -> None:
         accounts.remove_mapping(host.state, mapping.id)
 
 
-stops = pytest.mark.parametrize("stop", [erase, remove, pause, unmap])
+stops = pytest.mark.parametrize("stop", [erase, remove, remove_much, pause, unmap])
 
 
 @every_database

@@ -13,6 +13,7 @@ from .connecting import NotConnected as NotConnected
 from .connecting import NotVerified as NotVerified
 from .connecting import OtherOrganization as OtherOrganization
 from .connecting import remove as remove
+from .connecting import StillRemoving as StillRemoving
 from .connecting import TooOften as TooOften
 from .connecting import verify as verify
 from .mappings import add_mapping as add_mapping

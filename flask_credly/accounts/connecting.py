@@ -22,19 +22,15 @@ from ..ledger import audit
 from ..ledger import clock
 from ..ledger import gates
 from ..ledger import polls
+from ..ledger import removing
+from ..ledger import runs
 from ..ledger.audit import TooOften as TooOften
-from ..ledger.conditions import NEVER_SENT
 from ..ledger.paging import Session
+from ..ledger.runs import Run
+from ..ledger.transaction import in_session
 from ..ledger.transaction import in_transaction
-from ..ledger.transitions import removal
 from ..models import Account
-from ..models import Attempt
-from ..models import Batch
-from ..models import BatchRow
-from ..models import DifferenceRow
 from ..models import Installation
-from ..models import Issuance
-from ..models import LogEntry
 from ..models import Mapping
 from ..models import RemovedMapping
 from ..models import Template
@@ -81,6 +77,17 @@ class NotConnected(Exception):
     """There is no connection."""
 
 
+class StillRemoving(Exception):
+    """What an earlier connection has left is still being removed: that comes first.
+
+    :param removal: How far that is.
+    """
+
+    def __init__(self, removal: removing.Removal) -> None:
+        super().__init__(removal)
+        self.removal = removal
+
+
 class NoKey(Exception):
     """There is no key to encrypt the Client Secret with."""
 
@@ -121,6 +128,7 @@ def connect(
     :raises TooOften: It was tried too often.
     :raises NoKey: Neither ``CREDLY_ENCRYPTION_KEYS`` nor ``SECRET_KEY`` is set.
     :raises OtherOrganization: Another one is connected.
+    :raises StillRemoving: An earlier connection is still being removed.
     :raises NotVerified: Credly refused the credentials.
     :raises CouldNotVerify: Credly could not be asked.
     """
@@ -135,13 +143,18 @@ def connect(
         by,
         "reconnect" if again else "connect",
         organization_id,
-        refusals=(NotVerified, OtherOrganization, NoKey),
+        refusals=(NotVerified, OtherOrganization, StillRemoving, NoKey),
     ) as entry_id:
         if not keys.can_seal(state.app.config):
             raise NoKey
 
         if gate is not None and not again:
             raise OtherOrganization
+
+        going_on = in_session(state.engine, removing.going_on, state.tenant)
+
+        if going_on is not None:
+            raise StillRemoving(going_on)
 
         return _connect(state, organization_id, client_id, client_secret, entry_id)
 
@@ -243,52 +256,47 @@ def _note_check(
 
 
 def remove(state: Community, *, by: str | None = None) -> bool:
-    """Delete the credentials, the templates, the mappings and the error log, in one
-    transaction.
+    """Delete the credentials, the templates and the mappings, so that nothing more is
+    recorded or sent, and then the error log and what waits. If these are many, a worker
+    does the latter: see :mod:`.ledger.removing`.
 
     The ledger of what was issued stays, without personal data, so that a reconnect
-    does not issue it again; so does the audit trail. What was waiting is dropped.
+    does not issue it again; so does the audit trail.
 
     :param by: Who does it, for :func:`.audit.note`.
     :return: Whether there was a connection.
     """
-    return _remove(state.engine, state.tenant, by)
+    removed, run = _remove(state.engine, state.tenant, by)
 
+    if run is not None and removing.step(state.engine, run) != "over":
+        runs.leave(state.engine, run)
+        run = None
 
-@in_transaction
-def _remove(connection: sa.Connection, tenant: str, by: str | None) -> bool:
-    # First: a backfill that writes at this moment is waited for, and its rows seen.
-    connection.execute(sa.delete(Batch).where(Batch.tenant == tenant))
-    _end_issuances(connection, tenant)
-
-    # In bulk, and not left to cascades: SQLite has them switched off by default.
-    for table in (
-        *(LogEntry, RemovedMapping, ToCheck, BatchRow, DifferenceRow),
-        *(Mapping, Template),
-    ):
-        connection.execute(sa.delete(table).where(table.tenant == tenant))
-
-    account = Account.tenant == tenant
-    organization_id = connection.scalar(
-        sa.select(Account.organization_id).where(account)
-    )
-    removed = bool(connection.execute(sa.delete(Account).where(account)).rowcount)
-
-    if removed:
-        audit.note(connection, tenant, by, "remove", organization_id or "")
+    if removed and run is None:
+        notifier.ask_for_undo(state)
 
     return removed
 
 
-def _end_issuances(connection: sa.Connection, tenant: str) -> None:
-    of_tenant = Issuance.tenant == tenant
-    ids = sa.select(Issuance.id).where(of_tenant, NEVER_SENT)
-    connection.execute(
-        sa.delete(Attempt).where(Attempt.tenant == tenant, Attempt.issuance_id.in_(ids))
+@in_transaction
+def _remove(
+    connection: sa.Connection, tenant: str, by: str | None
+) -> tuple[bool, Run | None]:
+    # First: whoever begins a run, connects or writes into the log takes it too.
+    if not gates.lock(connection, tenant):
+        return False, None
+
+    organization_id = connection.scalar(
+        sa.select(Account.organization_id).where(Account.tenant == tenant)
     )
-    removal.drop(connection, of_tenant)
-    now = clock.now(connection)
-    removal.abandon(connection, tenant, now)
+    audit.note(connection, tenant, by, "remove", organization_id or "")
+    run = removing.begin(connection, tenant, clock.now(connection))
+
+    # Not left to cascades: SQLite has them switched off by default.
+    for table in (RemovedMapping, ToCheck, Mapping, Template, Account):
+        connection.execute(sa.delete(table).where(table.tenant == tenant))
+
+    return True, run
 
 
 def _verify(
@@ -356,6 +364,12 @@ def _save(
 
     if not replaced:
         _refuse_second(connection, values)
+
+        # Asked once more: a removal may have begun while Credly answered.
+        going_on = removing.going_on(connection, values["tenant"], lock=True)
+
+        if going_on is not None:
+            raise StillRemoving(going_on)
 
     if connection.scalar(sa.select(Installation.key)) is None:
         connection.execute(

@@ -147,6 +147,7 @@ ROUTES: list[tuple[str, str, View]] = [
     ("GET", "/credly/activity.csv", _page("activity.export_activity")),
     ("GET", "/credly/remove", _page("remove.confirm_remove")),
     ("POST", "/credly/remove", _page("remove.remove_integration")),
+    ("GET", "/credly/removal", _page("remove.show_removal")),
 ]
 
 OPERATORS = ("GET", "/credly/communities", _page("communities.communities"))

@@ -13,9 +13,11 @@ from markupsafe import Markup
 from sqlalchemy.exc import SQLAlchemyError
 
 from .. import accounts
+from ..issuing import workers
 from ..ledger import audit
 from ..ledger import comparisons
 from ..ledger import overview
+from ..ledger import removing
 from ..ledger.transaction import beside_the_host
 from .community import here
 from .guard import is_let_in
@@ -32,7 +34,7 @@ AT_MOST = 10_000
 
 def index() -> ResponseReturnValue:
     """Show the card."""
-    return page("credly/index.html", **_known())
+    return page("credly/index.html", **known())
 
 
 def card() -> Markup:
@@ -45,17 +47,18 @@ def card() -> Markup:
     if has_request_context():
         after_this_request(do_not_store)
 
-    return render("credly/card.html", **_known())
+    return render("credly/card.html", **known())
 
 
-def _known() -> dict[str, t.Any]:
-    known: dict[str, t.Any] = {"overview": None, "connection": None}
+def known() -> dict[str, t.Any]:
+    """Gather what the card shows."""
+    found: dict[str, t.Any] = {"overview": None, "connection": None, "removal": None}
 
     try:
         state = here()
 
         with beside_the_host(state.engine) as session:
-            known = {
+            found = {
                 "overview": overview.read(
                     session, state.tenant, config=current_app.config, at_most=AT_MOST
                 ),
@@ -63,7 +66,13 @@ def _known() -> dict[str, t.Any]:
                 "comparison": comparisons.known(session, state.tenant),
                 "any_activity": connected is None
                 and audit.any_entry(session, state.tenant),
+                "removal": connected is None
+                and removing.going_on(session, state.tenant),
             }
+
+        if found["removal"]:
+            found["workers"] = workers.count(state)
+            found["trouble"] = state.web_queue.trouble
     except SQLAlchemyError:
         # The list is also there for other integrations.
         logger.exception(
@@ -71,4 +80,4 @@ def _known() -> dict[str, t.Any]:
             extra={"credly_event": "state_not_read"},
         )
 
-    return known
+    return found

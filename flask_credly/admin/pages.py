@@ -87,6 +87,7 @@ FOR_VIEWERS = {
         compare.show_compare,
         index.index,
         log.errors,
+        remove.show_removal,
         undo.show_undo,
         window.banners,
         window.show,

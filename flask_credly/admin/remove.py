@@ -7,13 +7,18 @@ from flask.typing import ResponseReturnValue
 from .. import accounts
 from ..i18n import gettext
 from ..ledger import overview
+from ..ledger import removing
 from .community import here
 from .guard import actor
 from .index import AT_MOST
+from .index import known
+from .query import number
 from .reading import read
 from .respond import flash
+from .respond import fragment
 from .respond import go_to
 from .respond import page
+from .respond import wants_fragment
 
 
 def confirm_remove() -> ResponseReturnValue:
@@ -28,5 +33,30 @@ def confirm_remove() -> ResponseReturnValue:
 def remove_integration() -> ResponseReturnValue:
     """Remove it. A second time does no harm."""
     accounts.remove(here(), by=actor())
-    flash(gettext("Credly was removed."))
+
+    if read(removing.going_on) is None:
+        flash(gettext("Credly was removed."))
+    else:
+        flash(
+            gettext(
+                "Credly was disconnected. The remaining data is being deleted in the"
+                " background."
+            )
+        )
+
     return go_to("credly.index")
+
+
+def show_removal() -> ResponseReturnValue:
+    """Show once more how far it is, on a page that stays open."""
+    if not wants_fragment():
+        return go_to("credly.index")
+
+    found = known()
+    removal = found["removal"]
+    return fragment(
+        "credly/_card.html",
+        **found,
+        # A screen reader shall not read every number.
+        tell=not removal or removal.percent // 25 != number("said"),
+    )

@@ -24,6 +24,7 @@ from ..ledger import comparisons
 from ..ledger import gates
 from ..ledger import log
 from ..ledger import overview
+from ..ledger import removing
 from ..ledger import retrying
 from ..ledger import undone
 from ..models import Account
@@ -57,6 +58,10 @@ OTHER_ORGANIZATION = gettext_noop(
     "Another organization is connected. Remove the integration first. This"
     " deletes its mappings and error log."
 )
+STILL_REMOVING = gettext_noop(
+    "The previous connection is still being removed: %(percent)s %% done. Your details"
+    " were not saved. You can connect when this is finished."
+)
 UNREADABLE = gettext_noop(
     "The stored Client Secret cannot be decrypted with the configured keys. Ask the"
     " developer of this site to restore the key, or enter the Client Secret again."
@@ -79,6 +84,10 @@ def show_with(rows: list[EditRow], status: int = 200) -> Response:
     connected = read(accounts.get)
 
     if connected is None and not may_act():
+        return go_to("credly.index")
+
+    # It shows how far that is.
+    if connected is None and read(removing.going_on) is not None:
         return go_to("credly.index")
 
     if connected is None:
@@ -187,6 +196,9 @@ def connect() -> ResponseReturnValue:
         return _again(form, gettext(UNREACHABLE))
     except accounts.OtherOrganization:
         return _again(form, gettext(OTHER_ORGANIZATION))
+    except accounts.StillRemoving as e:
+        percent = e.removal.percent
+        return _again(form, gettext(STILL_REMOVING, percent=percent))
     except accounts.NoKey:
         return _again(form, gettext(NO_KEY))
 

@@ -190,7 +190,7 @@ def ask_for_backfill(state: AppState) -> bool:
 
 
 def ask_for_undo(state: AppState) -> bool:
-    """Ask for badges to be taken back in the background."""
+    """Ask for badges to be taken back, retried or removed in the background."""
     return _try(state, lambda queue: enqueue(queue, UNDO, insist=True))
 
 

@@ -54,8 +54,9 @@ def _to_record(state: AppState) -> list[str]:
 
 def _to_undo(state: AppState) -> list[str]:
     from ..ledger import runs
+    from .undo import STEPS
 
-    return runs.due_for(state.engine, "undo", "retry")
+    return runs.due_for(state.engine, *STEPS)
 
 
 def _to_heal(state: AppState) -> list[str]:

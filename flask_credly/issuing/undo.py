@@ -1,4 +1,6 @@
-"""Takes many badges back, or retries many, portion by portion."""
+"""Takes many badges back, retries many, or removes what an integration has left,
+portion by portion.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import time
 
 import sqlalchemy as sa
 
+from ..ledger import removing
 from ..ledger import retrying
 from ..ledger import runs
 from ..ledger import undoing
@@ -20,6 +23,7 @@ BUDGET = 30.0
 """Seconds after which the rest is left to the next job."""
 
 STEPS: dict[Verb, cabc.Callable[[sa.Engine, Run], Step]] = {
+    "remove": removing.step,
     "undo": undoing.step,
     "retry": retrying.step,
 }

@@ -93,8 +93,10 @@ def start(
     :param by: Who does it, for :func:`.audit.note`.
     :return: The run's number, or ``None`` if the mapping is gone.
     """
-    # The lock keeps two clicks from beginning two.
-    gates.lock(connection, tenant)
+    # The lock keeps two clicks from beginning two, and Remove away.
+    if not gates.lock(connection, tenant):
+        return None
+
     mapping = connection.execute(
         _TO_BEGIN.where(Mapping.tenant == tenant, Mapping.id == mapping_id)
     ).one_or_none()
@@ -241,7 +243,9 @@ def record(
 
     :return: How many. Those that are in the ledger already are none.
     """
-    gates.lock(connection, tenant)
+    if not gates.lock(connection, tenant):
+        return 0
+
     mapping = connection.execute(
         _TO_BEGIN.where(Mapping.tenant == tenant, Mapping.id == mapping_id)
     ).one_or_none()

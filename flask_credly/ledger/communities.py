@@ -10,11 +10,13 @@ import sqlalchemy as sa
 
 from .. import keys
 from ..models import Account
+from ..models import Batch
 from ..models import Installation
 from ..models import Issuance
 from ..models import Unrecorded
 from . import clock
 from . import overview
+from . import removing
 from .overview import AccountState
 from .paging import Session
 
@@ -59,23 +61,33 @@ class Lines:
 
 
 def page(session: Session, *, after: str = "", config: keys.Config) -> Lines:
-    """Get one page.
+    """Get one page of those that are connected, or still being removed.
 
     :param after: The name after which it begins.
     :param config: The application's, to see whether what is stored can be decrypted.
     """
     now = clock.now(session.connection())
     is_copy = session.scalar(sa.select(Installation.is_copy)) is True
+    names = (
+        query.order_by(query.selected_columns.tenant).limit(SIZE + 1).subquery()
+        for query in (
+            sa.select(Account.tenant).where(Account.tenant > after),
+            removing.tenants().where(Batch.tenant > after),
+        )
+    )
+    known = sa.union(*map(sa.select, names)).subquery()
     found = session.execute(
         sa.select(
+            known.c.tenant,
             Account,
             _count_waiting().label("pending"),
             _oldest().label("oldest"),
             _last_issued().label("last_issued_at"),
             sa.func.coalesce(_unrecorded(), 0).label("unrecorded"),
         )
-        .where(Account.tenant > after)
-        .order_by(Account.tenant)
+        .select_from(known)
+        .outerjoin(Account, Account.tenant == known.c.tenant)
+        .order_by(known.c.tenant)
         .limit(SIZE + 1)
     ).all()
     rows = [_line(row, now, is_copy, config) for row in found[:SIZE]]
@@ -83,20 +95,20 @@ def page(session: Session, *, after: str = "", config: keys.Config) -> Lines:
 
 
 def _line(row: t.Any, now: dt.datetime, is_copy: bool, config: keys.Config) -> Line:
-    account: Account = row.Account
+    account: Account | None = row.Account
     unreadable = not overview.opens(account, config)
     return Line(
-        tenant=account.tenant,
-        connection=overview.state_of(
-            account, now, unreadable=unreadable, is_copy=is_copy
-        ),
+        tenant=row.tenant,
+        connection="removing"
+        if account is None
+        else overview.state_of(account, now, unreadable=unreadable, is_copy=is_copy),
         paused_until=overview.paused_until(account, now),
         pending=row.pending,
         oldest=row.oldest,
         last_issued_at=row.last_issued_at,
         unrecorded=row.unrecorded,
         unreadable=unreadable,
-        switched_off=account.switched_off,
+        switched_off=account is not None and account.switched_off,
     )
 
 

@@ -22,13 +22,13 @@ SAME_COURSE = (*KEY, "organization_id")
 """What a row has in common with the member's further ones for the course."""
 
 
-def is_of(tenant: str) -> Condition:
+def is_of(tenant: str, table: sa.Table = ROWS) -> Condition:
     """Whose a row is, where it is found by its id or its lease.
 
     Not by the column alone: SQLite would read all rows of the community by one of its
     indexes, and not the few that are named.
     """
-    return sa.func.coalesce(ROWS.c.tenant, "") == tenant
+    return sa.func.coalesce(table.c.tenant, "") == tenant
 
 
 def owns(tenant: str, lease: str) -> tuple[Condition, ...]:

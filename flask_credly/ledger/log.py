@@ -93,7 +93,9 @@ def write(
     *,
     issuance_id: int | None = None,
 ) -> None:
-    """Add an entry, unless the integration was removed in the meantime."""
+    """Add an entry, unless the integration was removed in the meantime: Remove waits
+    for what is written here, and deletes it.
+    """
     columns = ["tenant", "at", "error", "details", "issuance_id"]
     table = LogEntry.__table__
     values = [
@@ -105,7 +107,9 @@ def write(
     connection.execute(
         sa.insert(LogEntry).from_select(
             columns,
-            sa.select(Account.tenant, *values).where(Account.tenant == tenant),
+            sa.select(Account.tenant, *values)
+            .where(Account.tenant == tenant)
+            .with_for_update(read=True, key_share=True),
         )
     )
 

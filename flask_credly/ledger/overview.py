@@ -15,11 +15,12 @@ from ..models import Installation
 from ..models import Issuance
 from ..models import Mapping
 from . import clock
+from . import removing
 from .conditions import Condition
 from .paging import by_index
 from .paging import Session
 
-AccountState = t.Literal["none", "connected", "expired", "paused"]
+AccountState = t.Literal["none", "connected", "expired", "paused", "removing"]
 
 
 OVERDUE = dt.timedelta(minutes=1)
@@ -30,6 +31,8 @@ OVERDUE = dt.timedelta(minutes=1)
 class Overview:
     """The state of the integration in numbers.
 
+    :param connection: "removing": there is none any more, and a worker deletes what it
+        has left.
     :param unreadable: The stored Client Secret cannot be decrypted with this process's
         keys: ``connection`` is "expired" then.
     :param keyless_worker: A worker cannot decrypt it with its keys. Others may go on.
@@ -107,6 +110,10 @@ def read(
     unreadable = config is not None and not opens(connection, config)
     is_copy = session.scalar(sa.select(Installation.is_copy)) is True
     state = state_of(connection, now, unreadable=unreadable, is_copy=is_copy)
+
+    if connection is None and removing.going_on(session, tenant) is not None:
+        state = "removing"
+
     overdue = _overdue_since(session, tenant, now) if state == "connected" else None
 
     def seen(state: str) -> int:

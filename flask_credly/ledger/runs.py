@@ -1,5 +1,5 @@
 """Runs about many badges, each one worker's under a lease: what a backfill, one that
-takes badges back and a comparison with Credly have in common.
+takes badges back, a removal and a comparison with Credly have in common.
 
 What a crash leaves half done is taken up again: a run's own row says that it is due.
 """
@@ -20,7 +20,7 @@ from .paging import Session
 from .transaction import connect
 from .transaction import in_transaction
 
-Verb = t.Literal["backfill", "compare", "retry", "undo"]
+Verb = t.Literal["backfill", "compare", "remove", "retry", "undo"]
 
 Step = t.Literal["more", "rest", "over"]
 """``more``: there is more to do now. ``rest``: nothing is, until badges have been
@@ -30,6 +30,7 @@ revoked or issued. ``over``: nothing is any more, or the run is another worker's
 LEASE: dict[Verb, dt.timedelta] = {
     # The host's query has to begin to give completions within it.
     "backfill": dt.timedelta(minutes=15),
+    "remove": dt.timedelta(minutes=1),
     "retry": dt.timedelta(minutes=1),
     "undo": dt.timedelta(minutes=1),
     # The host has to give all completions of one course within it.
@@ -41,6 +42,7 @@ LEASE: dict[Verb, dt.timedelta] = {
 _BEGINS_ANEW: dict[Verb, dict[str, int]] = {
     "backfill": {"completed": 0, "incomplete": 0},
     "compare": {"completed": 0, "incomplete": 0},
+    "remove": {},
     "retry": {},
     "undo": {},
 }
@@ -99,18 +101,25 @@ def _due(now: dt.datetime, *verbs: Verb) -> sa.Select[int, str]:
 
 
 def take_in(
-    connection: sa.Connection, verb: Verb, run_id: int | None = None
+    connection: sa.Connection,
+    verb: Verb,
+    run_id: int | None = None,
+    *,
+    tenant: str | None = None,
 ) -> Run | None:
-    """Take up a run that is due, of whichever community, in the transaction that is
-    open.
+    """Take up a run that is due, in the transaction that is open.
 
     :param run_id: Only this one.
+    :param tenant: Only one of this community.
     """
     now = clock.now(connection)
     due = _due(now, verb)
 
     if run_id is not None:
         due = due.where(Batch.id == run_id)
+
+    if tenant is not None:
+        due = due.where(Batch.tenant == tenant)
 
     for id_, tenant in connection.execute(due).all():
         taken = connection.execute(

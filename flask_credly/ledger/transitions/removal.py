@@ -32,18 +32,25 @@ def drop(connection: sa.Connection, *these: Condition) -> int:
     return connection.execute(sa.delete(Issuance).where(*these, NEVER_SENT)).rowcount
 
 
-def abandon(connection: sa.Connection, tenant: str, now: dt.datetime) -> None:
-    """End all that waits, as the integration is removed, and let no row name anybody.
-    Those on their way keep their lease, so that the worker can write down what came of
-    it.
+def abandon(
+    connection: sa.Connection, tenant: str, now: dt.datetime, *these: Condition
+) -> None:
+    """End what waits, as the integration is removed, and let no row name anybody. Those
+    on their way keep their lease, so that the worker can write down what came of it.
+
+    :param these: Which rows of the tenant.
     """
-    of_tenant = Issuance.tenant == tenant
-    end(connection, "failed", now, of_tenant, reason="removed", keep_lease=True)
-    forget_names(connection, of_tenant)
-    held = sa.select(Issuance.id).where(
-        of_tenant, Issuance.state == "failed", Issuance.lease.is_not(None)
-    )
-    end_attempts(connection, tenant, held, now, "unknown")
+    end(connection, "failed", now, *these, reason="removed", keep_lease=True)
+    forget_names(connection, *these)
+    # Asked apart: MariaDB would look at all attempts.
+    held = connection.scalars(
+        sa.select(Issuance.id).where(
+            *these, Issuance.state == "failed", Issuance.lease.is_not(None)
+        )
+    ).all()
+
+    if held:
+        end_attempts(connection, tenant, held, now, "unknown")
 
 
 IS_NAMED = sa.or_(
