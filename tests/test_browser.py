@@ -529,6 +529,11 @@ SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
         None,
     ),
     "activity-empty": (None, f"{WINDOW}/activity", None),
+    "list-removing": (
+        lambda site: (site.fill(), site.lose_worker(), site.begin_to_remove()),
+        LIST,
+        None,
+    ),
     "list-removed": (lambda site: (site.fill(), site.remove()), LIST, None),
     "connect-too-often": (Site.connect_too_often, WINDOW, with_too_many_tries),
     "remove": (Site.fill, f"{WINDOW}/remove", None),
@@ -626,6 +631,24 @@ def compare_tree(site: Site, page: Page, screen: str) -> None:
         golden.write_text(tree + "\n")
 
     assert tree + "\n" == golden.read_text()
+
+
+def test_a_removal_is_watched_to_its_end(
+    make_site: MakeSite, open_page: OpenPage
+) -> None:
+    site = make_site()
+    site.fill()
+    site.begin_to_remove()
+    page = open_page(site, LIST)
+    expect(page.get_by_role("progressbar", name="Removal")).to_be_visible()
+    expect(page.get_by_text("Set Up")).to_have_count(0)
+
+    with site.context():
+        jobs.undo()
+
+    expect_said(page, "Credly was removed.")
+    expect(page.get_by_text("Set Up")).to_be_visible()
+    expect(page.get_by_role("progressbar")).to_have_count(0)
 
 
 @pytest.mark.parametrize("screen", SCREENS)

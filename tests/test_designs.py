@@ -78,7 +78,15 @@ DARK = {
 NOTHING_NEW = {
     *("activity-empty", "backfilling", "badges-empty", "connect", "connect-errors"),
     *("connect-too-often", "dialog", "errors", "list", "list-connected", "test"),
-    *("list-of-the-host", "list-removed", "member-empty", "retry", "revoke", "window"),
+    *(
+        "list-of-the-host",
+        "list-removed",
+        "list-removing",
+        "member-empty",
+        "retry",
+        "revoke",
+        "window",
+    ),
     *("undo-of-earlier", "window-empty", "window-old-templates", "withdrawn"),
 }
 """Screens of which every element stands in another one, too, in the same place."""

@@ -808,6 +808,7 @@ def go_through(visit: Visit, credly: CredlySimulator) -> None:
 
     visit.get("/credly/remove")
     visit.post("/credly/remove")
+    assert "Not connected" in visit.get("/credly/removal", headers=HX).text
     assert visit.ids(Mapping.id) == []
     assert visit.visited >= {(method, view.__name__) for method, _, view in ROUTES}
 

@@ -45,6 +45,7 @@ from flask_credly.ledger import audit
 from flask_credly.ledger import backfills
 from flask_credly.ledger import comparisons
 from flask_credly.ledger import gates
+from flask_credly.ledger import removing
 from flask_credly.ledger import undos
 from flask_credly.models import Account
 from flask_credly.models import Issuance
@@ -321,6 +322,12 @@ class Site:
     def remove(self) -> None:
         with self.context():
             accounts.remove(self.host.state, by="Grace Example")
+
+    def begin_to_remove(self) -> None:
+        """The same, with so many badges that a worker has to go on."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(removing, "PORTION", 0)
+            self.remove()
 
     def switch_off(self) -> None:
         with self.context():
