@@ -85,6 +85,7 @@ CHECKS = [
     "poll",
     "comparison",
     "waiting",
+    "removal",
     "failed",
     "unrecorded",
 ]
