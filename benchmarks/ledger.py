@@ -189,7 +189,7 @@ def _give_to_another(engine: sa.Engine) -> None:
     """Let another community be connected too, and have all that is due."""
     with engine.begin() as opened:
         for model in (Account, Template, Mapping):
-            table = t.cast(sa.Table, model.__table__)
+            table = model.__table__
             columns = [
                 each for each in table.columns if each.name not in ("id", "tenant")
             ]
