@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import collections.abc as cabc
 import datetime as dt
+import functools
 import io
 import pathlib
 
@@ -41,6 +42,7 @@ KEYWORDS = {
 SOURCES = [("flask_credly", "**.py", "python"), ("templates", "**.html", "jinja2")]
 
 
+@functools.cache
 def read_sources() -> Catalog:
     """Gather the texts of the code and the templates."""
     catalog = Catalog()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import functools
+import io
 import pathlib
 
 from babel.messages.catalog import Message
@@ -46,6 +48,15 @@ def write_catalogue(
     domain: str = "credly",
 ) -> None:
     """Make a catalogue from the template, as a host does."""
+    path = folder / language / f"LC_MESSAGES/{domain}.mo"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(_compile(language, translate))
+
+
+@functools.cache
+def _compile(
+    language: str, translate: cabc.Callable[[Message, int], tuple[str, ...] | str]
+) -> bytes:
     with POT.open("rb") as file:
         catalog = read_po(file, locale=language)
 
@@ -53,11 +64,9 @@ def write_catalogue(
         if message.id:
             message.string = translate(message, catalog.num_plurals)
 
-    path = folder / language / f"LC_MESSAGES/{domain}.mo"
-    path.parent.mkdir(parents=True)
-
-    with path.open("wb") as file:
-        write_mo(file, catalog)
+    compiled = io.BytesIO()
+    write_mo(compiled, catalog)
+    return compiled.getvalue()
 
 
 def german(message: Message, forms: int) -> tuple[str, ...] | str:
