@@ -11,6 +11,7 @@ from __future__ import annotations
 import collections.abc as cabc
 import datetime as dt
 import functools
+import gc
 import importlib.util
 import os
 import pathlib
@@ -38,6 +39,7 @@ from flask_credly import Credly
 from flask_credly import jobs
 from flask_credly import Member
 from flask_credly.catalog import DEFAULT_TENANT
+from flask_credly.issuing import dispatcher
 from flask_credly.models import Attempt
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
@@ -106,6 +108,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
         if callspec is not None and callspec.params.get("database") in _SERVERS:
             item.add_marker("database")
+
+
+def pytest_collection_finish() -> None:
+    """Have the collector of garbage not look again and again at what stays."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def pytest_terminal_summary(
@@ -276,12 +285,16 @@ class Host:
 
     def wait_for_count(self) -> None:
         """Until what could not be recorded is counted where it will stay."""
+        uncounted = self.state.uncounted
         until = time.monotonic() + 10
 
-        while self.state.uncounted.counts and time.monotonic() < until:
+        while uncounted.counts and time.monotonic() < until:
+            if uncounted.over.is_set():
+                break  # Nobody counts any more.
+
             time.sleep(0.01)
 
-        if (writer := self.state.uncounted.writer) is not None:
+        if (writer := uncounted.writer) is not None:
             writer.join(10)
 
     def drain(self, times: int = 1) -> None:
@@ -528,6 +541,12 @@ def make_host(
 @pytest.fixture
 def host(make_host: MakeHost) -> Host:
     return make_host()
+
+
+@pytest.fixture
+def no_short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a drain end at a pause, however short, instead of waiting for its end."""
+    monkeypatch.setattr(dispatcher, "SHORT_PAUSE", 0.0)
 
 
 @pytest.fixture

@@ -409,6 +409,7 @@ def test_what_is_in_doubt_goes_alone(connected: Connected) -> None:
     assert (credly.count("issue"), credly.count("batch")) == (12, 0)
 
 
+@pytest.mark.usefixtures("no_short_pauses")
 def test_one_badge_probes_after_an_outage(connected: Connected) -> None:
     host, credly, _ = connected
     credly.fail("*", times=None, status=503)

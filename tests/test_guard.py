@@ -76,7 +76,16 @@ PROTECTIONS: dict[str, tuple[dict[str, t.Any], bool]] = {
 }
 
 
-@pytest.fixture(params=PROTECTIONS)
+QUICK = {"none", "all", "field-all", "key-all", "unchecked", "off"}
+"""One of each sort. The others are slow together."""
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+        for name in PROTECTIONS
+    ]
+)
 def protected(request: pytest.FixtureRequest, make_host: MakeHost) -> Host:
     """A host in production."""
     config, everywhere = PROTECTIONS[request.param]
@@ -432,7 +441,7 @@ def body_of(kind: str, token: str) -> dict[str, t.Any]:
         "file-token": {"data": {**fields, "csrf_token": (io.BytesIO(b"x"), "x")}},
         "file-course": {"data": {**fields, "course": (io.BytesIO(b"x"), "x")}},
         "many": {
-            "data": {**fields, **{f"f{n}": "" for n in range(2000)}},
+            "data": {**fields, **{f"f{n}": "" for n in range(1001)}},
             "content_type": "multipart/form-data",
         },
     }

@@ -483,6 +483,7 @@ class TestPauses:
             assert max(in_flight) <= 2
 
     @pytest.mark.parametrize("status", [401, 403, 404])
+    @pytest.mark.usefixtures("no_short_pauses")
     def test_an_hour_behind_a_firewall_fails_no_badge(
         self, make_host: MakeHost, credly: CredlySimulator, status: int
     ) -> None:
@@ -516,6 +517,7 @@ class TestPauses:
             assert {row.state for row in host.rows()} == {"issued"}
             assert len(credly.badges) == 5
 
+    @pytest.mark.usefixtures("no_short_pauses")
     def test_a_request_that_a_firewall_never_lets_through_stops_no_other(
         self, make_host: MakeHost, credly: CredlySimulator
     ) -> None:
@@ -541,6 +543,7 @@ class TestPauses:
                 "HTTP 403. The response did not come from Credly" in host.log()[-1][1]
             )
 
+    @pytest.mark.usefixtures("no_short_pauses")
     def test_an_unreachable_credly_uses_no_attempt(
         self, make_host: MakeHost, credly: CredlySimulator
     ) -> None:

@@ -531,6 +531,7 @@ def create_app() -> Flask:
 """
 
 
+@pytest.mark.slow
 def test_a_host_is_checked_against_our_types(
     built: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
