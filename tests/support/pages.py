@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import csv
 import html
 import html.parser
@@ -9,12 +10,14 @@ import io
 import re
 import typing as t
 
+import flask
 import pytest
 import sqlalchemy as sa
 from conftest import Connected
 from conftest import Host
 from flask import Flask
 from flask.testing import FlaskClient
+from flask_wtf.csrf import generate_csrf
 from werkzeug.test import TestResponse
 
 from flask_credly import accounts
@@ -49,10 +52,31 @@ class Browser:
         return found[1]
 
     def post(
-        self, path: str, *, page: str = WINDOW, headers: t.Any = None, **fields: str
+        self,
+        path: str,
+        *,
+        page: str | None = None,
+        headers: t.Any = None,
+        **fields: str,
     ) -> TestResponse:
-        data = {"csrf_token": self.token(page), **fields}
+        """Send a form.
+
+        :param page: Where it is. If it does not matter, no page is loaded.
+        """
+        # Outside of the test's own context, which would be that of all requests.
+        token = self.token(page) if page else contextvars.Context().run(self._token)
+        data = {"csrf_token": token, **fields}
         return self.client.post(path, data=data, headers=headers)
+
+    def _token(self) -> str:
+        app = self.client.application
+
+        with self.client.session_transaction() as kept, app.test_request_context():
+            flask.session.update(kept)
+            token = generate_csrf()
+            kept.update(flask.session)
+
+        return t.cast(str, token)
 
     def connect(self, credly: CredlySimulator, **changes: t.Any) -> TestResponse:
         headers = changes.pop("headers", None)
