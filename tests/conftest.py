@@ -8,6 +8,7 @@ requires besides.
 
 from __future__ import annotations
 
+import collections
 import collections.abc as cabc
 import datetime as dt
 import functools
@@ -117,13 +118,34 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
+_LEFT_OUT: collections.Counter[str] = collections.Counter()
+
+
+def pytest_deselected(items: cabc.Sequence[pytest.Item]) -> None:
+    for item in items:
+        marks = ("browser", "database", "slow")
+        _LEFT_OUT[next(filter(item.get_closest_marker, marks), "other")] += 1
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    # Each of xdist's workers has seen all tests.
+    getattr(session.config, "workeroutput", {})["left_out"] = dict(_LEFT_OUT)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: t.Any) -> None:
+    global _LEFT_OUT
+    _LEFT_OUT |= collections.Counter(getattr(node, "workeroutput", {}).get("left_out"))
+
+
 def pytest_terminal_summary(
     terminalreporter: pytest.TerminalReporter, config: pytest.Config
 ) -> None:
     """Say what was left out."""
-    if expression := config.option.markexpr:
+    if config.option.markexpr and _LEFT_OUT:
+        found = ", ".join(f"{n} {name}" for name, n in sorted(_LEFT_OUT.items()))
         terminalreporter.write_line(
-            f'Only tests that are "{expression}" were run. All: make test-all'
+            f"Left out, by mark: {found}. To run all: make test-all"
         )
 
 
