@@ -702,6 +702,46 @@ class TestPeople:
         assert (sorted(read[:2]), read[2:]) == (["5", "6"], ["6"])
         assert [each.member_id for each in desk.stored()] == ["6"]
 
+    @every_database
+    def test_a_member_who_is_erased_during_a_repair_is_not_added(
+        self,
+        make_host: MakeHost,
+        credly: CredlySimulator,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Neither one whom the host knew, nor one whom another row knew."""
+        desk = Desk(make_host, credly)
+
+        with desk.host.app.app_context():
+            desk.connect(allow_duplicate_badges=True)
+            self._erase_during_a_repair(desk, monkeypatch)
+
+    def _erase_during_a_repair(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        desk.issue("1", "2", "3")
+        desk.award("3", AT + dt.timedelta(days=1))
+        forget(desk, "2")
+        desk.look()
+        assert desk.counts()["Only at Credly"] == 2
+        desk.repair_it("unknown_here", "2")
+        was: t.Any = reconcile._repair_one
+
+        def erase(*given: t.Any) -> t.Any:
+            for member_id in ("2", "3"):
+                if desk.completed.pop(member_id, None):
+                    desk.host.credly.erase_member(member_id)
+
+            return was(*given)
+
+        monkeypatch.setattr(reconcile, "_repair_one", erase)
+        desk.work()
+        assert desk.runs() == ["compared"]
+        rows = desk.host.rows()
+        assert len(rows) == 2
+        assert {row.email for row in rows} == {"member-1@example.org", ""}
+        assert desk.stored() == []
+
     def test_nothing_is_kept_for_longer_than_a_month(self, desk: Desk) -> None:
         damage(desk)
         desk.look()

@@ -152,7 +152,7 @@ def _repair(state: Community, run: runs.Run) -> None:
             for each in backfills.mapped(connection, state.tenant)
         }
 
-    numbers: dict[Difference, int] = {}
+    wanted: list[Difference] = []
     unmapped: dict[int, str | None] = {}
 
     for row in rows:
@@ -165,12 +165,13 @@ def _repair(state: Community, run: runs.Run) -> None:
                 unmapped[row.id] = "no course"
                 continue
 
-        numbers[_read(row, of)] = row.id
+        wanted.append(_read(row, of))
 
     outcomes = dict(unmapped)
 
     def note(each: Difference, outcome: Outcome) -> None:
-        outcomes[numbers[each]] = None if outcome == "repaired" else outcome
+        assert each.number is not None
+        outcomes[each.number] = None if outcome == "repaired" else outcome
         # Where completions were recorded, all of them were at once.
         if bucket != "not_recorded" or len(outcomes) == len(rows):
             write()
@@ -192,7 +193,7 @@ def _repair(state: Community, run: runs.Run) -> None:
         reconcile.repair(
             state,
             t.cast(comparisons.Bucket, bucket),
-            list(numbers),
+            wanted,
             by=None,
             note=note,
         )
@@ -221,4 +222,5 @@ def _read(row: DifferenceRow, course: Mapped | None) -> Difference:
         like=row.issuance_id if is_like else None,
         state=row.state,
         badge_state=row.badge_state,
+        number=row.id,
     )

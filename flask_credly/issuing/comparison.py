@@ -42,6 +42,7 @@ class Difference:
     :param like: A row of the same member, where the badge has none.
     :param state: The row's state, as it was read.
     :param badge_state: The badge's in the ledger, as it was read.
+    :param number: Its own number, where it is stored.
     """
 
     bucket: Bucket
@@ -53,6 +54,7 @@ class Difference:
     like: int | None = None
     state: str | None = None
     badge_state: str | None = None
+    number: int | None = None
 
 
 _TABLES = """

@@ -527,7 +527,7 @@ def _write(
         if not same_text(badge.earner_id, whose):
             return None
 
-        return comparing.adopt_unknown(state.engine, gate, of, badge)
+        return comparing.adopt_unknown(state.engine, gate, of, badge, each.number)
 
     assert each.row_id is not None and each.state is not None
 

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from ..catalog import clean
 from ..catalog import clean_email
+from ..models import DifferenceRow
 from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
@@ -228,15 +229,28 @@ class Found:
 
 @in_transaction
 def adopt_unknown(
-    connection: sa.Connection, gate: gates.Gate, found: Found, badge: Badge
+    connection: sa.Connection,
+    gate: gates.Gate,
+    found: Found,
+    badge: Badge,
+    number: int | None = None,
 ) -> int | None:
     """Write the row of a badge that Credly has and the ledger does not know.
 
-    :return: Its id. ``None``: some row has it by now.
+    :param number: The difference that says so, where it is stored.
+    :return: Its id. ``None``: some row has it by now, or the member was erased.
     """
     # First, so that no other does the same at this moment.
     if not gates.lock(
         connection, gate.tenant, *gates.this(gate.tenant, gate.generation)
+    ):
+        return None
+
+    # It goes with the member. One who is being erased is waited for, or waits.
+    if number is not None and not connection.scalar(
+        sa.select(DifferenceRow.id)
+        .where(DifferenceRow.tenant == gate.tenant, DifferenceRow.id == number)
+        .with_for_update()
     ):
         return None
 

@@ -299,7 +299,7 @@ def _count_left(tenant: str, run_id: int, bucket: str) -> sa.Select[int]:
 
 
 def of_member(
-    tenant: str, member_id: str, row_ids: cabc.Collection[int]
+    tenant: str, member_id: str, row_ids: cabc.Collection[int] | sa.Select[int]
 ) -> sa.ColumnElement[bool]:
     """Find the differences about a member.
 
@@ -314,6 +314,19 @@ def of_member(
     )
 
 
+def drop_differences(
+    connection: sa.Connection,
+    tenant: str,
+    member_id: str,
+    row_ids: cabc.Collection[int] | sa.Select[int],
+) -> None:
+    """Delete the differences about a member: no repair adds a badge by them any more.
+    Whoever does so at this moment is waited for.
+    """
+    these = of_member(tenant, member_id, row_ids)
+    connection.execute(sa.delete(DifferenceRow).where(these))
+
+
 def forget_member(
     connection: sa.Connection,
     tenant: str,
@@ -323,8 +336,6 @@ def forget_member(
     """Forget the differences about a member. A comparison that goes on begins anew: it
     may have read of the member, and would write that down.
     """
-    these = of_member(tenant, member_id, row_ids)
-    connection.execute(sa.delete(DifferenceRow).where(these))
     going_on = (
         Batch.tenant == tenant,
         Batch.verb == "compare",
@@ -339,6 +350,9 @@ def forget_member(
             .where(*going_on, Batch.id == run_id)
             .values(due_at=clock.now(connection), lease=None)
         )
+
+    # Last: one that ends at this moment is waited for, and what it wrote is seen.
+    drop_differences(connection, tenant, member_id, row_ids)
 
 
 # By itself.

@@ -84,6 +84,8 @@ def erase_in(
     # First, and not read before: a worker that writes at this moment is waited for,
     # and what it wrote is seen.
     these = [sa.and_(Issuance.tenant == tenant, Issuance.member_id == member_id)]
+    ids = sa.select(Issuance.id).where(these[0])
+    comparisons.drop_differences(connection, tenant, member_id, ids)
     removal.take_away(connection, now, *these)
 
     if emails := _emails(connection, these[0]):
