@@ -467,6 +467,34 @@ class TestReading:
         trio.credly.book.entries[trio.badge_of("1")["id"]].row["state"] = "frozen"
         assert trio.differing() == {}
 
+    @pytest.mark.parametrize("field", ["issuer_earner_id", "recipient_email"])
+    def test_a_text_that_cannot_be_written_is_that_of_a_stranger(
+        self, trio: Trio, field: str
+    ) -> None:
+        trio.issue("1")
+        stranger = trio.credly.award(trio.template_id, "stranger@example.org")
+        trio.credly.book.entries[stranger].row[field] = "half a \ud83d"
+        code, found = trio.compare()
+        assert (code, found["counts"]["not_ours"]) == (0, 1)
+
+    def test_pages_that_lead_back_are_no_end(
+        self, trio: Trio, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trio.issue("1", "2", "3", "4", "5", "6")
+        trio.credly.search_page_size = 1
+        given: list[str] = []
+        was = trio.credly.cursors.give
+
+        def give(*about: t.Any) -> str:
+            assert len(given) < 10
+            given.append(given[-2] if len(given) > 2 else was(*about))
+            return given[-1]
+
+        monkeypatch.setattr(trio.credly.cursors, "give", give)
+        code, found = trio.compare()
+        assert (code, found["complete"]) == (2, False)
+        assert found["unread"] == ["The pages of Credly's list lead nowhere."]
+
     def test_a_cursor_that_was_forgotten_is_no_end(self, trio: Trio) -> None:
         trio.issue("1", "2", "3")
         trio.credly.search_page_size = 1

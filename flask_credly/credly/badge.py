@@ -116,7 +116,11 @@ def read_time(value: t.Any) -> dt.datetime | None:
 
 
 def _text(value: t.Any) -> str | None:
-    return value if isinstance(value, str) and value.strip() else None
+    if not isinstance(value, str) or not value.strip():
+        return None
+
+    # Half of a pair of surrogates cannot be written anywhere.
+    return value if value.isascii() else value.encode(errors="replace").decode()
 
 
 def _id(row: t.Any) -> str | None:

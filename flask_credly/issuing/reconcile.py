@@ -220,6 +220,7 @@ def _read_credly(
 def _pages(asker: Asker) -> cabc.Iterator[SearchPage]:
     query: str | None = None
     begun_anew = False
+    asked: set[int] = set()  # Their hashes: the texts are long.
 
     for _ in range(MAX_PAGES):
         try:
@@ -235,6 +236,7 @@ def _pages(asker: Asker) -> cabc.Iterator[SearchPage]:
                 raise Unread("refused") from None
 
             query, begun_anew = None, True
+            asked.clear()
             continue
 
         yield page
@@ -242,10 +244,11 @@ def _pages(asker: Asker) -> cabc.Iterator[SearchPage]:
         if page.is_last:
             return
 
-        if page.next in (None, query):
+        if page.next is None or hash(page.next) in asked:
             break
 
         query = page.next
+        asked.add(hash(query))
 
     raise Unread("endless")
 
