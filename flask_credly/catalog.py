@@ -243,12 +243,19 @@ def read_courses(found: t.Any) -> list[Course]:
     if not isinstance(found, cabc.Iterable):
         raise TypeError(f"{wrong} {type(found).__name__}.")
 
-    courses: dict[tuple[Kind, str], Course] = {}
+    every = list(found)
 
-    for each in found:
+    for each in every:
         if not isinstance(each, Course):
             raise TypeError(f"{wrong} of {type(each).__name__}.")
 
+    # There may be ten thousand, and seldom two of one id.
+    if len({each.id for each in every}) == len(every):
+        return every
+
+    courses: dict[tuple[Kind, str], Course] = {}
+
+    for each in every:
         courses.setdefault((each.kind, each.id), each)
 
     return list(courses.values())

@@ -322,6 +322,11 @@ def _correction_page(
         return found
 
     row, possible = found
+    choices = template_choices(
+        form.template.data or "",
+        form.template_text.data or "",
+        read(accounts.count_templates),
+    )
     return page(
         "credly/correct.html",
         status,
@@ -330,9 +335,8 @@ def _correction_page(
         can_issue_again="issue again" in possible,
         form=form,
         problem=problem,
-        choices=template_choices(
-            form.template.data or "", form.template_text.data or ""
-        ),
+        choices=choices,
+        twins=read(accounts.find_twins, choices.shown),
         today=dt.datetime.now(dt.UTC).date().isoformat(),
     )
 

@@ -48,7 +48,13 @@ def name_anew(
     for row in rows:
         wanted.setdefault((row.kind, row.course_id), []).append(row)
 
-    for course in courses or []:
+    if not wanted:
+        return
+
+    ids = {id_ for _, id_ in wanted}
+
+    # A host may have ten thousand.
+    for course in [each for each in courses or [] if each.id in ids]:
         for row in wanted.get((course.kind, course.id), ()):
             row.course_title = course.title
 

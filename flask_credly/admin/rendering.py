@@ -10,11 +10,13 @@ from __future__ import annotations
 import collections
 import collections.abc as cabc
 import contextlib
+import pathlib
 import re
 import secrets
 import typing as t
 
 import jinja2
+import jinja2.ext
 import jinja2.nodes
 from flask import current_app
 from flask import g
@@ -71,6 +73,19 @@ class _HostsFirst(jinja2.BaseLoader):
                     return loader.load(environment, name, globals)
 
         return super().load(environment, name, globals)
+
+
+class _Flush(jinja2.ext.Extension):
+    """Leaves the indentation of our templates out of the pages."""
+
+    def preprocess(
+        self, source: str, name: str | None, filename: str | None = None
+    ) -> str:
+        # What a host has put in their place may have to keep it.
+        if filename and pathlib.Path(filename).is_relative_to(assets.TEMPLATES):
+            return re.sub(r"^[ \t]+", "", source, flags=re.MULTILINE)
+
+        return source
 
 
 def _loaders(loader: jinja2.BaseLoader | None) -> cabc.Iterator[jinja2.BaseLoader]:
@@ -141,6 +156,7 @@ def _make_environment() -> jinja2.Environment:
         autoescape=True,
         auto_reload=host.auto_reload,
         bytecode_cache=host.bytecode_cache,
+        extensions=[_Flush],
     )
     own = {
         **made.globals,

@@ -20,6 +20,7 @@ from ..i18n import ngettext
 from ..ledger import overview
 from ..models import Mapping
 from ..models import RemovedMapping
+from ..models import Template
 from ..options import EACH
 from ..options import LOCALES
 from ..options import MEMBER
@@ -116,14 +117,12 @@ class Choices:
     :param shown: Some of what was found, and what is chosen.
     :param found: How many were found.
     :param searched: Whether there are so many that they can be searched.
-    :param twins: The names that more than one badge template has.
     :param lost: The name of what the mapping has and the list does not offer any more.
     """
 
     shown: list[t.Any]
     found: int
     searched: bool
-    twins: cabc.Set[str] = frozenset()
     lost: str = ""
 
 
@@ -147,16 +146,14 @@ def section(rows: list[EditRow]) -> dict[str, t.Any]:
         "deleted": find_deleted(mappings, courses),
         "summaries": {each.id: summarize(each) for each in mappings},
         "kind_names": KIND_NAMES,
-        "templates": read(accounts.count_templates),
         "mappings": mappings,
-        "twins": read(accounts.find_twins, [each.template for each in mappings]),
         "mapped": mapped,
         "mapping_page": number,
         "kept": kept(),
         "mapping_pages": -(-mapped // A_PAGE),
         "changing": {row.mapping_id: row for row in rows if row.mapping_id},
         "new_rows": [row for row in rows if row.mapping_id is None],
-        **find_choices(rows, courses),
+        **find_choices(rows, courses, [each.template for each in mappings]),
         "undo": _offered_undo(),
     }
 
@@ -184,14 +181,26 @@ def kept() -> dict[str, t.Any]:
 
 
 def find_choices(
-    rows: list[EditRow], courses: list[Course] | None
-) -> dict[str, dict[str, Choices]]:
-    """Gather what the lists of open rows offer."""
+    rows: list[EditRow],
+    courses: list[Course] | None,
+    beside: cabc.Sequence[Template] = (),
+) -> dict[str, t.Any]:
+    """Gather what the lists of open rows offer.
+
+    :param beside: Badge templates that are shown as well.
+    """
     mapped = read(accounts.mapped_courses) if rows else set()
+    number = read(accounts.count_templates)
     of_courses = {row.key: _course_choices(row, courses, mapped) for row in rows}
     of_templates = {
-        row.key: template_choices(row.template, row.template_text) for row in rows
+        row.key: template_choices(row.template, row.template_text, number)
+        for row in rows
     }
+    shown = [
+        *beside,
+        *(each for found in of_templates.values() for each in found.shown),
+    ]
+    twins = read(accounts.find_twins, shown)
 
     for row in rows:
         if row.mapping_id is None:
@@ -205,7 +214,12 @@ def find_choices(
         if mapping and not mapping.template.active:
             of_templates[row.key].lost = mapping.template.name
 
-    return {"course_choices": of_courses, "template_choices": of_templates}
+    return {
+        "course_choices": of_courses,
+        "template_choices": of_templates,
+        "templates": number,
+        "twins": twins,
+    }
 
 
 def _course_choices(
@@ -214,7 +228,12 @@ def _course_choices(
     # A host may have ten thousand.
     wanted = read_key(row.course)
     taken = mapped - {wanted}
-    free = [each for each in courses or [] if (each.kind, each.id) not in taken]
+    ids = {id_ for _, id_ in taken}
+    free = [
+        each
+        for each in courses or []
+        if each.id not in ids or (each.kind, each.id) not in taken
+    ]
 
     if len(free) <= MANY:
         return Choices(sorted(free, key=_BY_TITLE), len(free), searched=False)
@@ -288,18 +307,15 @@ def summarize(mapping: Mapping) -> list[str]:
     return found
 
 
-def template_choices(template_id: str, text: str) -> Choices:
+def template_choices(template_id: str, text: str, number: int) -> Choices:
     """Get the active badge templates to choose from.
 
     :param template_id: The chosen one.
     :param text: What was searched for, where there are many.
+    :param number: How many there are.
     """
-    number = read(accounts.count_templates)
-
     if number <= MANY:
-        every = read(accounts.list_templates)
-        twins = read(accounts.find_twins, every)
-        return Choices(every, number, searched=False, twins=twins)
+        return Choices(read(accounts.list_templates), number, searched=False)
 
     shown = read(accounts.list_templates, text=text, limit=SHOWN)
     chosen = read(accounts.get_template, template_id) if template_id else None
@@ -307,9 +323,8 @@ def template_choices(template_id: str, text: str) -> Choices:
     if chosen and chosen.active and chosen.id not in {each.id for each in shown}:
         shown = [chosen, *shown]
 
-    found = read(accounts.count_templates, text)
-    twins = read(accounts.find_twins, shown)
-    return Choices(shown, found, searched=True, twins=twins)
+    found = read(accounts.count_templates, text) if text else number
+    return Choices(shown, found, searched=True)
 
 
 def searched(form: MappingForm) -> str:
