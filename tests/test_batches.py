@@ -182,6 +182,22 @@ def test_a_refusal_doubles_none(
 
 
 @ALLOWED
+def test_a_refusal_of_what_was_issued_doubles_none(
+    host: Host, credly: CredlySimulator, allowed: bool
+) -> None:
+    """Also the badge that it names."""
+    data = {"message": "Example refusal", "error_index": 3}
+
+    with host.app.app_context():
+        connect(host, credly, allow_duplicate_badges=allowed)
+        complete(host, 12)
+        credly.fail("batch", status=422, body={"data": data}, after=True)
+        host.drain()
+        finish(host, credly)
+        assert_each_has_its_own(host, credly)
+
+
+@ALLOWED
 @pytest.mark.parametrize(
     "answer", ["as asked", "other order", "fewer", "more", "no names", "no list"]
 )

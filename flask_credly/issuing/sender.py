@@ -184,7 +184,8 @@ class Sender:
 
     def _send_back(self, asked: list[Request], error: Refused) -> list[Outcome]:
         """None was issued, as far as Credly says. What it names goes alone and gets an
-        answer of its own, and the others go together once more.
+        answer of its own, and the others go together once more. Where a second badge
+        would pass, each is looked up first.
         """
         named = error.index if error.index in range(len(asked)) else None
         unheard = error.status in (404, 405)
@@ -198,11 +199,11 @@ class Sender:
         outcomes = []
 
         for number, request in enumerate(asked):
-            if number == named:
-                back = Outcome("sent back", error=error, alone=True, named=True)
-            elif request.row.allows_duplicates and not unheard:
+            if request.row.allows_duplicates and not unheard:
                 # Elsewhere Credly itself lets no second badge pass.
-                back = Outcome("unknown", error=unclear)
+                back = Outcome("unknown", error=unclear, named=number == named)
+            elif number == named:
+                back = Outcome("sent back", error=error, alone=True, named=True)
             else:
                 back = Outcome("sent back", error=of_others, alone=named is None)
 
