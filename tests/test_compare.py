@@ -196,6 +196,7 @@ class TestComparing:
             assert "Repairing 1 badge." in desk.text()
             desk.work()
             assert "1 badge repaired" in desk.text()
+            assert 'class="credly-banner" data-kind="success"' in desk.get().text
 
         assert desk.stored() == []
         assert desk.counts() == {"Matching": 4}
@@ -532,6 +533,7 @@ class TestRepairing:
         desk.write(Issuance.member_id == "4", badge_state="rejected")
         desk.work()
         said = desk.text()
+        assert 'class="credly-banner" data-kind="warning"' in desk.get().text
         assert "0 badges repaired" in said and "Changed since the comparison" in said
         assert desk.row("4").badge_state == "rejected"
         assert "credly-repair-state_differs" not in desk.get().text

@@ -113,6 +113,9 @@ def confirm_retry() -> ResponseReturnValue:
     if read(accounts.get) is None:
         return go_to("credly.show")
 
+    if read(retrying.going_on) is not None:
+        return go_to("credly.badges")
+
     number = read(issuances.retriable)
     return page("credly/retry.html", number=number)
 
