@@ -259,6 +259,35 @@ class TestOnItsWay:
             assert states(host) == [CANCELLED]
             assert credly.badges == []
 
+    @every_database
+    @pytest.mark.parametrize("number", [1, 12])
+    def test_one_that_a_worker_has_not_sent_yet_is_cancelled(
+        self,
+        host: Host,
+        credly: CredlySimulator,
+        number: int,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """It may hold many, and send them one after the other."""
+        begin = claim.begin
+
+        def withdraw_and_begin(*given: t.Any, **named: t.Any) -> t.Any:
+            withdraw(host)
+            return begin(*given, **named)
+
+        with host.app.app_context():
+            connect(host, credly)
+            complete(host)
+
+            for each in range(100, 99 + number):
+                host.complete(str(each))
+
+            monkeypatch.setattr(claim, "begin", withdraw_and_begin)
+            host.drain()
+            assert states(host)[0] == CANCELLED
+            assert len(credly.badges) == number - 1
+            assert len(host.attempts()) == number - 1
+
     @pytest.mark.parametrize("booked", [True, False])
     def test_what_was_perhaps_issued_is_looked_up(
         self, connected: Connected, booked: bool

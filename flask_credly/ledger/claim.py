@@ -415,7 +415,8 @@ def begin(
     A crash after this is an attempt whose outcome is not known.
 
     :return: The rows for which the request may be sent: the lease still held, the
-        gate open, the course mapped to just this template.
+        gate open, the completion not withdrawn, the course mapped to just this
+        template.
     """
     now = clock.now(connection)
     # Credly takes no time that is far in its future: the earlier clock.
@@ -432,6 +433,7 @@ def begin(
             until,
             Issuance.attempts == attempts,
             gates.is_open(gate.tenant, gate.generation, now),
+            sa.or_(Issuance.action == "revoke", Issuance.withdrawn_at.is_(None)),
             sa.or_(
                 Issuance.action == "revoke",
                 sa.and_(Issuance.action == "replace", Issuance.renewal.is_(False)),
