@@ -490,6 +490,45 @@ assert client.get("/integrations/credly").status_code == 200
     assert found.returncode == 0
 
 
+def test_a_completion_needs_no_classes_of_the_tables() -> None:
+    code = """
+import datetime, sys
+import flask_sqlalchemy
+import sqlalchemy as sa
+from flask import Flask
+from flask_credly import course_completed, Credly, Member, tables
+app = Flask("app")
+app.config.update(SECRET_KEY="k", SQLALCHEMY_DATABASE_URI="sqlite://")
+app.config["CREDLY_REDIS_URL"] = "redis://127.0.0.1:1"
+db = flask_sqlalchemy.SQLAlchemy(app)
+credly = Credly()
+credly.courses(list)
+credly.is_admin(lambda: True)
+credly.init_app(app)
+now, ours = datetime.datetime.now(datetime.UTC), {"tenant": "default"}
+with app.app_context():
+    db.create_all()
+    for table, row in (
+        (tables.ACCOUNT, {"organization_id": "o", "client_id": "c", "generation": "g",
+                          "client_secret": "s", "connected_at": now}),
+        (tables.TEMPLATE, {"id": "t", "name": "Badge"}),
+        (tables.MAPPING, {"kind": "course", "course_id": "1", "course_title": "One",
+                          "template_id": "t"}),
+    ):
+        db.session.execute(sa.insert(table), ours | row)
+    member = Member("1", "ada@example.org", "Ada", "Example")
+    course_completed.send(app, member=member, course_id="1")
+    db.session.commit()
+    rows = db.session.scalar(sa.select(sa.func.count()).select_from(tables.ISSUANCE))
+print(rows, "flask_credly.models" in sys.modules)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+
+    assert found.stdout.split() == ["1", "False"]
+
+
 @every_database
 def test_every_constraint_has_its_fixed_name(host: Host) -> None:
     with host.app.app_context():
