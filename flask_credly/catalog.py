@@ -676,7 +676,8 @@ def read_id(value: t.Any, name: str) -> str:
         or not 0 < len(value) <= 191
         or "\x00" in value
         # Half of a pair, which no database takes.
-        or any("\ud800" <= char <= "\udfff" for char in value)
+        or not value.isascii()
+        and any("\ud800" <= char <= "\udfff" for char in value)
     ):
         raise ValueError(f"{name} must be a string of 1 to 191 characters.")
 

@@ -992,19 +992,23 @@ def test_a_renamed_course_has_its_new_title_on_every_page(
 
 
 def test_a_replaced_template_is_rendered_as_ours_are(make_host: MakeHost) -> None:
-    """By the usual delimiters, escaped, and with the filters of the host's."""
+    """By the usual delimiters, escaped, and with the filters of the host's. Only ours
+    lose their indentation.
+    """
     options = {"variable_start_string": "<<", "variable_end_string": ">>"}
     odd = jinja(undefined=jinja2.StrictUndefined, autoescape=False, **options)
 
     def setup(app: Flask, db: SQLAlchemy) -> None:
         odd.setup(app, db)
-        text = "<p>{{ '<b>' | shout }}{{ nothing }}{{ visits }}</p>"
+        text = "<p>{{ '<b>' | shout }}{{ nothing }}{{ visits }}</p><pre>\n  2</pre>"
         t.cast(t.Any, app.jinja_env.loader).mapping["credly/_card.html"] = text
         app.context_processor(lambda: {"visits": 7})
 
-    page = make_host(setup=setup, **odd.config).app.test_client().get("/integrations/")
+    client = make_host(setup=setup, **odd.config).app.test_client()
+    page = client.get("/integrations/")
 
-    assert "<p>&lt;b&gt;!7</p>" in page.text
+    assert "<p>&lt;b&gt;!7</p><pre>\n  2</pre>" in page.text
+    assert "\n  <" not in client.get("/integrations/credly").text
     assert page.text.startswith("<html>")
 
 

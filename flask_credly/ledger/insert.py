@@ -82,25 +82,25 @@ class _Text:
     """A statement as a driver takes it."""
 
     def __init__(self, statement: sa.Insert, dialect: sa.Dialect) -> None:
-        self._compiled = statement.compile(dialect=dialect)
-        self.sql = str(self._compiled)
-        processors = {
-            name: each.type.dialect_impl(dialect).bind_processor(dialect)
-            for name, each in self._compiled.binds.items()
-        }
+        compiled = statement.compile(dialect=dialect)
+        self.sql = str(compiled)
+        self._positions = compiled.positiontup
         self._processors = {
-            name: processor for name, processor in processors.items() if processor
+            name: each.type.dialect_impl(dialect).bind_processor(dialect)
+            for name, each in compiled.binds.items()
         }
 
     def bind(self, given: dict[str, t.Any]) -> dict[str, t.Any] | tuple[t.Any, ...]:
         """Make the driver's parameters."""
-        values = dict(self._compiled.construct_params(given))
+        values = {
+            name: process(given[name]) if process else given[name]
+            for name, process in self._processors.items()
+        }
 
-        for name, process in self._processors.items():
-            values[name] = process(values[name])
+        if self._positions is None:
+            return values
 
-        names = self._compiled.positiontup
-        return values if names is None else tuple(values[name] for name in names)
+        return tuple(values[name] for name in self._positions)
 
 
 _texts: weakref.WeakKeyDictionary[sa.Dialect, dict[sa.Insert, _Text]] = (
