@@ -184,7 +184,7 @@ MUTATIONS = [
         JOIN,
         "watched.wrote, count = watched.savepoints.pop()",
         "_, count = watched.savepoints.pop()",
-        ("test_host_transactions",),
+        ("test_faults",),
     ),
     # Of two transactions, any
     Mutation(

@@ -766,6 +766,23 @@ def test_a_plain_connection_of_the_host_that_has_written(
 
 
 @every_database
+def test_of_two_plain_connections_that_have_written_none_is_joined(host: Host) -> None:
+    """Nothing says which one the completion belongs to."""
+    engine = host.state.engine
+
+    with engine.connect() as one, engine.connect() as other:
+        for on in (one, other):
+            on.execute(sa.text("CREATE TEMPORARY TABLE host_note (id INT)"))
+            on.execute(sa.text("INSERT INTO host_note VALUES (1)"))
+
+        send(host, "42", "py-101")
+        one.rollback()
+        other.rollback()
+
+    assert members(host) == ["42"]
+
+
+@every_database
 @pytest.mark.parametrize("commits", [False, True])
 def test_another_session_of_the_host_that_has_written(
     host: Host, commits: bool
