@@ -60,6 +60,7 @@ check: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/djlint --lint --quiet templates example_app/templates
 	$(BIN)/mypy
+	$(BIN)/mypy --config-file tests/mypy.ini
 
 bench: .venv/ready
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -283,7 +283,7 @@ MUTATIONS = [
         LIFECYCLE,
         "if badge.template_id not in (None, row.template_id):",
         "if False:",
-        ("test_poll",),
+        ("test_afterwards",),
     ),
     # The token that was refused is used again
     Mutation(

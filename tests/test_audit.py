@@ -61,10 +61,16 @@ def entries(host: Host) -> list[Entry]:
 
 def records(caplog: pytest.LogCaptureFixture) -> list[Entry]:
     """Get what was told of entries."""
+    named = [vars(each) for each in caplog.records if each.name == "flask_credly.audit"]
     return [
-        (each.credly_actor, each.credly_action, each.credly_target, each.credly_outcome)
-        for each in caplog.records
-        if each.name == "flask_credly.audit" and hasattr(each, "credly_action")
+        (
+            each["credly_actor"],
+            each["credly_action"],
+            each["credly_target"],
+            each["credly_outcome"],
+        )
+        for each in named
+        if "credly_action" in each
     ]
 
 
@@ -573,6 +579,8 @@ class TestActor:
     def test_a_failed_statement_of_the_hook_spoils_nothing(
         self, make_host: MakeHost, credly: CredlySimulator
     ) -> None:
+        host: Host
+
         def actor() -> str:
             host.db.session.execute(sa.text("SELECT name FROM nowhere"))
             return "never"

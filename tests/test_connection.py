@@ -703,7 +703,7 @@ class TestAnAnswerThatComesAfterAnotherConnection:
             host.log(),
         )
 
-    UNTOUCHED = (OTHER_ORGANIZATION, False, None, ["Other"], [])
+    UNTOUCHED: tuple[t.Any, ...] = (OTHER_ORGANIZATION, False, None, ["Other"], [])
 
     @pytest.mark.parametrize("times", [1, 2])
     def test_no_template_of_one_is_offered_for_the_other(

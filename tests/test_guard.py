@@ -455,7 +455,14 @@ BODIES = (
 
 
 @pytest.mark.parametrize("kind", BODIES)
-@pytest.mark.parametrize("everywhere", [False, True], ids=["alone", "protected"])
+@pytest.mark.parametrize(
+    "everywhere",
+    [
+        pytest.param(False, id="alone"),
+        # Such a host refuses it before we do.
+        pytest.param(True, id="protected", marks=pytest.mark.slow),
+    ],
+)
 def test_what_is_no_form_of_ours_is_refused(
     make_host: MakeHost,
     credly: CredlySimulator,

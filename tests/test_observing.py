@@ -192,7 +192,7 @@ def logger_calls() -> cabc.Iterator[tuple[str, ast.Call]]:
 
 def extra(call: ast.Call) -> dict[str, str]:
     """The names of the fields, and the values where they are written there."""
-    (given,) = [each.value for each in call.keywords if each.arg == "extra"] or [None]
+    given = next((each.value for each in call.keywords if each.arg == "extra"), None)
 
     if not isinstance(given, ast.Dict):
         return {}

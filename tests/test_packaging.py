@@ -71,8 +71,10 @@ def imports_of(name: str) -> list[Import]:
                     whole = f"{start}.{alias.name}"
                     found.append(Import(whole if whole in PARTS else start, inside))
 
-            is_function = isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef))
-            visit(each, each.name if is_function and not inside else inside)
+            if isinstance(each, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                visit(each, inside or each.name)
+            else:
+                visit(each, inside)
 
     visit(ast.parse(path.read_text()), "")
     return found
@@ -213,8 +215,8 @@ def writes_to(tree: ast.AST, model: str, *tables: str) -> list[int]:
                 return node.attr in {model, *tables}
             case ast.Call(func=ast.Name(id="cast" | "aliased" | "inspect")):
                 return any(map(is_meant, node.args))
-            case ast.Call(func=ast.Attribute(attr="cast" | "aliased" | "alias")):
-                return any(map(is_meant, [node.func.value, *node.args]))
+            case ast.Call(ast.Attribute(value, "cast" | "aliased" | "alias")):
+                return any(map(is_meant, [value, *node.args]))
 
         return False
 

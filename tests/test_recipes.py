@@ -217,9 +217,12 @@ def names_in(engine: sa.Engine) -> set[str]:
 
 def names_of(metadata: sa.MetaData) -> set[str]:
     return {
-        str(each.name)
+        str(name)
         for table in metadata.tables.values()
-        for each in [*table.constraints, *table.indexes]
+        for name in (
+            *(each.name for each in table.constraints),
+            *(each.name for each in table.indexes),
+        )
     }
 
 

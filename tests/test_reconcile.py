@@ -143,8 +143,9 @@ class Trio:
         """Compare to the end. Get what differs."""
         code, found = self.compare(*args)
         assert found["complete"] and list(found["counts"]) == list(BUCKETS)
-        differing = {each: found["counts"][each] for each in DIFFERENCES}
-        differing = {each: number for each, number in differing.items() if number}
+        differing: dict[str, int] = {
+            each: number for each in DIFFERENCES if (number := found["counts"][each])
+        }
         assert code == bool(differing)
         return differing
 

@@ -707,6 +707,7 @@ def child(config: dict[str, t.Any]) -> None:
             time.sleep(0.05)
 
 
+@pytest.mark.slow
 @every_database
 def test_a_backfill_of_500_with_errors_and_a_kill_in_the_middle(
     make_host: MakeHost,

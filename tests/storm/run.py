@@ -812,9 +812,9 @@ class _Storm:
 
     def _count_waiting(self) -> int:
         with self._host.db.engine.connect() as connected:
-            return connected.scalar(
+            return connected.execute(
                 sa.select(sa.func.count()).where(Issuance.action.is_not(None))
-            )
+            ).scalar_one()
 
     def _look_at_naive(self) -> tuple[int, int]:
         with contextlib.closing(redis.Redis.from_url(self._redis.url)) as client:

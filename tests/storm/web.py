@@ -230,4 +230,5 @@ def main(system: str, path: str, name: str, quota: int, pace: float) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], int(sys.argv[4]), float(sys.argv[5]))
+    _, system, path, name, quota, pace = sys.argv
+    main(system, path, name, int(quota), float(pace))
