@@ -256,14 +256,6 @@ MUTATIONS = [
         "ROWS.c.withdrawn_at <= completed_at",
         ("test_withdrawn",),
     ),
-    # A member who was erased comes back
-    Mutation(
-        HOST,
-        "    ROWS.c.erased_at.is_(None),\n"
-        "    ROWS.c.reason.is_distinct_from(sa.literal_column(\"'dropped'\")),\n",
-        "    ROWS.c.reason.is_distinct_from(sa.literal_column(\"'dropped'\")),\n",
-        ("test_privacy",),
-    ),
     # A later state of a badge is undone by an answer that is older
     Mutation(
         LIFECYCLE,
