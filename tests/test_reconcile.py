@@ -344,6 +344,27 @@ class TestEachDamage:
         trio.write(Issuance.member_id == "1", **damage)
         assert trio.differing() == {"differs": 1}
 
+    @pytest.mark.parametrize("hour", [0, 12, 23])
+    @pytest.mark.parametrize(
+        "shown",
+        ["2026-03-01", "2026-03-01 00:00:00 -0500", "2026-03-02T00:00:00+09:00"],
+    )
+    def test_a_day_in_whichever_zone_is_no_difference(
+        self, trio: Trio, hour: int, shown: str
+    ) -> None:
+        """Nor does it keep a badge from being the row's."""
+        at = AT.replace(hour=hour)
+        trio.completed["1"] = at
+        trio.host.complete("1", completed_at=at)
+        trio.host.drain(2)
+        trio.age()
+        trio.credly.book.entries[trio.badge_of("1")["id"]].row["issued_at"] = shown
+        assert trio.differing() == {}
+        trio.write(state="failed", badge_id=None)
+        assert trio.differing() == {"failed_here": 1}
+        trio.repair("failed_here", 1)
+        assert trio.differing() == {}
+
     def test_no_longer_completed(self, trio: Trio) -> None:
         trio.issue("1", "2")
         del trio.completed["1"]

@@ -26,6 +26,7 @@ from ..ledger.backfills import Mapped
 from ..ledger.comparing import IN_MOTION
 from ..ledger.comparisons import Bucket
 from ..ledger.comparisons import BUCKETS as BUCKETS
+from .whose import day_of
 
 DAY = 86_400
 
@@ -225,7 +226,7 @@ class Comparison:
                 self._template(each.template_id),
                 each.state,
                 _seconds(each.state_at),
-                _seconds(read_time(each.issued_at)),
+                _issued(each.issued_at),
                 _seconds(each.expires_at),
                 each.says_expiry,
                 None if each.email is None else _hash(each.email),
@@ -582,6 +583,16 @@ def _packed(text: str | None) -> bytes | None:
 
 def _unpacked(id_: bytes) -> str:
     return str(uuid.UUID(bytes=id_)) if len(id_) == 16 else id_.decode()
+
+
+def _issued(shown: str | None) -> int | None:
+    """Read a badge's time. That of a day is its midnight in UTC, whatever the zone."""
+    at, day = read_time(shown), day_of(shown)
+
+    if at is not None and day is not None:
+        at = dt.datetime.combine(day, dt.time(), dt.UTC)
+
+    return _seconds(at)
 
 
 def _hash(address: str) -> bytes:

@@ -203,23 +203,34 @@ def compare_times(shown: str | None, sent: dt.datetime) -> Time:
     """Compare a badge's ``issued_at``, as Credly writes it, with what was sent: to the
     second, or to the day where Credly gives no more than that.
     """
-    try:
-        # Credly's own sample has a blank before the offset.
-        text = re.sub(r" +(UTC$|(?=[+-]\d))", "", (shown or "").strip())
-        at = dt.datetime.fromisoformat(text)
-    except ValueError:
+    if (at := _read(shown)) is None:
         return "not said"
 
     sent = sent.astimezone(dt.UTC).replace(microsecond=0)
 
-    if at.time() == dt.time():  # a date, in a zone that is not said
-        days = abs((at.date() - sent.date()).days)
-        return "same" if days <= 1 else "other"
+    if (day := day_of(shown)) is not None:  # in a zone that is not said
+        return "same" if abs((day - sent.date()).days) <= 1 else "other"
 
     if at.tzinfo is None:
         at = at.replace(tzinfo=dt.UTC)
 
     return "same" if abs((at - sent).total_seconds()) < 1 else "other"
+
+
+def day_of(shown: str | None) -> dt.date | None:
+    """Get the day of a badge's ``issued_at``, where Credly gives no more than that."""
+    at = _read(shown)
+    return at.date() if at is not None and at.time() == dt.time() else None
+
+
+def _read(shown: str | None) -> dt.datetime | None:
+    # Credly's own sample has a blank before the offset.
+    text = re.sub(r" +(UTC$|(?=[+-]\d))", "", (shown or "").strip())
+
+    try:
+        return dt.datetime.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 def explain(owner: Owner | None, *, test: bool) -> str | None:
