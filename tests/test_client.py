@@ -353,6 +353,20 @@ class TestIssue:
 
         assert caught.value.detail == "No ***, no ***. (HTTP 429)"
 
+    def test_no_half_of_it_is_shown_where_a_text_is_too_long_to_be_read(
+        self, mock: responses.RequestsMock, client: Client
+    ) -> None:
+        """The addresses before it are hidden: what is left is short."""
+        token = "t0k3n" * 8
+        addresses = f"{'x' * 60}@{'y' * 250} " * 64
+        said = f"{addresses:.<19980}{token} and so on" + " and on" * 1000
+        mock.add("POST", re.compile(".*"), status=429, json={"message": said})
+
+        with pytest.raises(RateLimited) as caught:
+            client.issue(token, REQUEST)
+
+        assert "t0k3n" not in caught.value.detail
+
     @pytest.mark.parametrize("spell", SPELLINGS, ids=lambda spell: spell.__name__)
     def test_no_spelling_of_an_address_is_shown(
         self,
