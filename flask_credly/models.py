@@ -373,8 +373,8 @@ class Batch(Base):
 
     verb: orm.Mapped[str]
     """``"backfill"``, ``"compare"``, ``"remove"``, ``"retry"`` or ``"undo"``. What
-    follows is of an undo, ``last_id``, ``reached`` and ``number`` also of a retry, and
-    the last two of a removal.
+    follows is of an undo; ``last_id``, ``reached`` and ``number`` also of a retry or a
+    removal.
     """
     undoes: orm.Mapped[int | None]
     """The backfill whose badges are taken back."""

@@ -102,6 +102,7 @@ def begin(connection: sa.Connection, tenant: str, now: dt.datetime) -> Run | Non
         course_id="",
         course_title="",
         state="removing",
+        last_id=connection.scalar(sa.select(sa.func.max(Issuance.id))) or 0,
     )
     is_much = _is_much(connection, tenant)
     return (
@@ -141,33 +142,36 @@ def step(connection: sa.Connection, run: Run) -> Step:
     if not runs.hold(connection, run, now):
         return "over"
 
-    columns = (Batch.completed, Batch.number, Batch.reached)
+    columns = (Batch.completed, Batch.number, Batch.reached, Batch.last_id)
     batch = connection.execute(sa.select(*columns).where(*runs.held(run))).one()
     reached, left = batch.reached, PORTION
 
-    if ids := _following(connection, run.tenant, reached):
-        _end_issuances(connection, run.tenant, ids, now)
-        left -= len(ids)
-        reached = ids[-1]
+    if reached < batch.last_id:
+        rows, reached = _following(connection, run.tenant, reached, batch.last_id)
+        _end_issuances(connection, run.tenant, rows, now)
+        left -= len(rows)
 
-    if left and (ids := _late(connection, run.tenant, left)):
-        _end_issuances(connection, run.tenant, ids, now)
-        left -= len(ids)
+    # Nothing more is asked where there is more of that.
+    if reached == batch.last_id:
+        for table, column in _DELETED.items():
+            if left:
+                left -= _delete_some(connection, table, column, run, left)
 
-    for table, column in _DELETED.items():
+        if left and (rows := _late(connection, run.tenant, batch.last_id, left)):
+            _end_issuances(connection, run.tenant, rows, now)
+            left = 0
+
         if left:
-            left -= _delete_some(connection, table, column, run, left)
+            # Its own row is the last that goes.
+            connection.execute(sa.delete(Batch).where(*runs.held(run)))
+            return "over"
 
-    if left:
-        # Its own row is the last that goes.
-        connection.execute(sa.delete(Batch).where(*runs.held(run)))
-        return "over"
-
+    done = batch.completed + PORTION - left
     connection.execute(
         sa.update(Batch)
         .where(*runs.held(run))
         .values(
-            completed=(done := batch.completed + PORTION),
+            completed=done,
             # Here, and not where somebody waits for the answer.
             number=batch.number or done + _count_left(connection, run.tenant, reached),
             reached=reached,
@@ -182,42 +186,47 @@ def _count_left(connection: sa.Connection, tenant: str, reached: int) -> int:
     return sum(connection.scalar(count) or 0 for count in counts)
 
 
+_ROW = (Issuance.id, NEVER_SENT.label("never_sent"), Issuance.lease.label("lease"))
+
+Rows = cabc.Sequence[sa.Row[int, bool, str | None]]
+
+
 def _following(
-    connection: sa.Connection, tenant: str, reached: int
-) -> cabc.Sequence[int]:
+    connection: sa.Connection, tenant: str, reached: int, last_id: int
+) -> tuple[Rows, int]:
     """Get the next rows by their number, whatever is true of them by now: a worker may
     still write down what came of a request.
+
+    :return: And up to which number these are all.
     """
-    return connection.scalars(
-        sa.select(Issuance.id)
-        .where(Issuance.tenant == tenant, Issuance.id > reached)
+    these = (Issuance.id > reached, Issuance.id <= last_id)
+    rows = connection.execute(
+        sa.select(*_ROW)
+        .where(Issuance.tenant == tenant, *these)
         .order_by(Issuance.id)
         .limit(PORTION)
     ).all()
+    return rows, rows[-1].id if len(rows) == PORTION else last_id
 
 
-def _late(connection: sa.Connection, tenant: str, limit: int) -> cabc.Sequence[int]:
+def _late(connection: sa.Connection, tenant: str, last_id: int, limit: int) -> Rows:
     """Get rows that a transaction of the host's has added or opened again, and that
     was committed after their turn.
     """
-    return connection.scalars(
-        sa.select(Issuance.id)
-        .where(Issuance.tenant == tenant, Issuance.state == "none", IS_OPEN)
+    is_waiting = sa.and_(Issuance.state == "none", IS_OPEN)
+    is_new = sa.and_(Issuance.id > last_id, sa.or_(IS_OPEN, removal.IS_NAMED))
+    return connection.execute(
+        sa.select(*_ROW)
+        .where(Issuance.tenant == tenant, sa.or_(is_waiting, is_new))
         .limit(limit)
     ).all()
 
 
 def _end_issuances(
-    connection: sa.Connection, tenant: str, ids: cabc.Sequence[int], now: dt.datetime
+    connection: sa.Connection, tenant: str, rows: Rows, now: dt.datetime
 ) -> None:
     """Delete rows that Credly has never seen, and end and redact the others."""
-    these = (Issuance.id.in_(ids), is_of(tenant))
-    # Asked apart: MariaDB would look at all attempts.
-    never_sent = connection.scalars(
-        sa.select(Issuance.id).where(*these, NEVER_SENT)
-    ).all()
-
-    if never_sent:
+    if never_sent := [row.id for row in rows if row.never_sent]:
         connection.execute(
             sa.delete(Attempt).where(
                 Attempt.tenant == tenant, Attempt.issuance_id.in_(never_sent)
@@ -225,7 +234,10 @@ def _end_issuances(
         )
         removal.drop(connection, Issuance.id.in_(never_sent), is_of(tenant))
 
-    removal.abandon(connection, tenant, now, *these)
+    # Also where one of them was sent in this moment.
+    ids = [row.id for row in rows]
+    held = [row.id for row in rows if row.lease is not None]
+    removal.abandon(connection, tenant, ids, now, held=held)
 
 
 def _delete_some(

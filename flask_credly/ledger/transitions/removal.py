@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import datetime as dt
 import typing as t
 
@@ -9,6 +10,7 @@ import sqlalchemy as sa
 
 from ...models import Issuance
 from ..conditions import Condition
+from ..conditions import is_of
 from ..conditions import NEVER_SENT
 from ..conditions import ROWS
 from . import end
@@ -33,24 +35,30 @@ def drop(connection: sa.Connection, *these: Condition) -> int:
 
 
 def abandon(
-    connection: sa.Connection, tenant: str, now: dt.datetime, *these: Condition
+    connection: sa.Connection,
+    tenant: str,
+    ids: cabc.Collection[int],
+    now: dt.datetime,
+    *,
+    held: cabc.Collection[int],
 ) -> None:
     """End what waits, as the integration is removed, and let no row name anybody. Those
     on their way keep their lease, so that the worker can write down what came of it.
 
-    :param these: Which rows of the tenant.
+    :param ids: Which rows.
+    :param held: Those of them that a worker may have.
     """
+    these = (Issuance.id.in_(ids), is_of(tenant))
     end(connection, "failed", now, *these, reason="removed", keep_lease=True)
     forget_names(connection, *these)
-    # Asked apart: MariaDB would look at all attempts.
-    held = connection.scalars(
-        sa.select(Issuance.id).where(
-            *these, Issuance.state == "failed", Issuance.lease.is_not(None)
-        )
-    ).all()
 
     if held:
-        end_attempts(connection, tenant, held, now, "unknown")
+        failed = sa.select(Issuance.id).where(
+            Issuance.id.in_(held), is_of(tenant), Issuance.state == "failed"
+        )
+        end_attempts(
+            connection, tenant, connection.scalars(failed).all(), now, "unknown"
+        )
 
 
 IS_NAMED = sa.or_(
