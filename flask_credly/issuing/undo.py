@@ -50,7 +50,7 @@ def _run(state: AppState, verb: Verb, until: float) -> bool:
 
             # Who writes keeps all others from it: they come in between.
             if state.engine.dialect.name == "sqlite":
-                stopping.wait(2 * (time.monotonic() - began))
+                stopping.wait(3 * (time.monotonic() - began))
 
             began = time.monotonic()
 
