@@ -48,6 +48,7 @@ from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.ledger import clock
 from flask_credly.ledger import comparisons
 from flask_credly.ledger import gates
+from flask_credly.ledger import removing
 from flask_credly.models import Account
 from flask_credly.models import Batch
 from flask_credly.models import Installation
@@ -469,6 +470,15 @@ def overdue(clinic: Clinic) -> None:
     clinic.change(sa.update(Issuance).values(due_at=before, recorded_at=before))
 
 
+def removed_and_left(clinic: Clinic) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(removing, "PORTION", 0)
+        accounts.remove(clinic.host.state)
+
+    before = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=10)
+    clinic.change(sa.update(Batch).values(due_at=before))
+
+
 def badge_failed(clinic: Clinic) -> None:
     clinic.host.complete()
     clinic.change(sa.update(Issuance).values(state="failed", due_at=None))
@@ -558,6 +568,7 @@ FAULTS: list[tuple[cabc.Callable[[Clinic], None], str, str, str]] = [
     (not_compared_since, "comparison", "warning", "flask credly worker"),
     (never_compared, "comparison", "warning", "flask credly worker"),
     (overdue, "waiting", "error", "flask credly worker"),
+    (removed_and_left, "removal", "error", "flask credly worker"),
     (badge_failed, "failed", "warning", "flask credly retry --all"),
     (credlys_clock_is_ahead, "clock", "warning", "NTP"),
     (layout_missing, "pages", "error", "CREDLY_LAYOUT"),
@@ -568,6 +579,7 @@ FAULTS: list[tuple[cabc.Callable[[Clinic], None], str, str, str]] = [
 FOLLOWED_BY = {
     "no_key": {"pages": "error", "secret": "error"},
     "constraint_missing": {},
+    "removed_and_left": {"connection": "warning"},
 }
 
 

@@ -102,7 +102,10 @@ def begin(connection: sa.Connection, tenant: str, now: dt.datetime) -> Run | Non
         course_id="",
         course_title="",
         state="removing",
-        last_id=connection.scalar(sa.select(sa.func.max(Issuance.id))) or 0,
+        last_id=connection.scalar(
+            sa.select(sa.func.max(Issuance.id)).where(Issuance.tenant == tenant)
+        )
+        or 0,
     )
     is_much = _is_much(connection, tenant)
     return (
