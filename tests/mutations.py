@@ -93,6 +93,21 @@ MUTATIONS = [
         "",
         ("test_faults", "test_issuing"),
     ),
+    # What was withdrawn in a worker's hands is issued all the same
+    Mutation(
+        CLAIM,
+        '            sa.or_(Issuance.action == "revoke",'
+        " Issuance.withdrawn_at.is_(None)),\n",
+        "",
+        ("test_withdrawn",),
+    ),
+    # What Credly names when it refuses several is sent again without a look
+    Mutation(
+        "issuing/sender.py",
+        "request.row.allows_duplicates and not unheard",
+        "request.row.allows_duplicates and number != named and not unheard",
+        ("test_batches",),
+    ),
     # A row that kills its worker takes others along
     Mutation(
         CLAIM,
