@@ -83,6 +83,13 @@ CREATE INDEX badge_by_id ON badge (id);
 CREATE INDEX ledger_by_badge ON ledger (badge) WHERE badge IS NOT NULL;
 """
 
+# All but the last of what was listed several times: lists move.
+_FORGET_EARLIER = """
+DELETE FROM badge
+    WHERE id IN (SELECT id FROM badge GROUP BY id HAVING count(*) > 1)
+    AND rowid < (SELECT max(rowid) FROM badge AS later WHERE later.id = badge.id);
+"""
+
 # What Credly has and no row does, and whose of it is known here.
 _FREE = """
 CREATE TABLE free AS SELECT rowid AS badge, earner, template FROM badge
@@ -311,7 +318,7 @@ class Comparison:
             "whole": whole,
         }
         self._run(_INDEXES)
-        self._forget_earlier()
+        self._run(_FORGET_EARLIER)
         self._run(_FREE)
         self._pair()
         self._run(_DONE)
@@ -343,17 +350,6 @@ class Comparison:
             self._db.execute(
                 statement,
                 {k: v for k, v in (given or {}).items() if f":{k}" in statement},
-            )
-
-    def _forget_earlier(self) -> None:
-        """Keep the last of what was listed several times: lists move."""
-        several = "SELECT id FROM badge GROUP BY id HAVING count(*) > 1"
-
-        for (id_,) in self._db.execute(several).fetchall():
-            self._db.execute(
-                "DELETE FROM badge WHERE id = ? AND rowid <"
-                " (SELECT max(rowid) FROM badge WHERE id = ?)",
-                (id_, id_),
             )
 
     def _pair(self) -> None:
