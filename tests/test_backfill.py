@@ -30,6 +30,7 @@ from flask_credly.issuing import stopping
 from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
+from flask_credly.ledger import privacy
 from flask_credly.ledger import runs
 from flask_credly.models import Batch
 from flask_credly.models import Issuance
@@ -391,6 +392,36 @@ def test_a_run_goes_on_after_a_crash(school: School) -> None:
     assert school.progress(run_id) == ("recorded", 700, 0, 0)
     run = session.get(Batch, run_id)
     assert run is not None and run.completed == 700
+
+
+@pytest.mark.parametrize("again", [None, "each"])
+def test_a_member_who_is_erased_while_it_reads_is_not_recorded(
+    make_host: MakeHost, credly: CredlySimulator, again: str | None
+) -> None:
+    there = ["1", "2", "3"]
+
+    def past_completions(course: Course, since: dt.datetime | None) -> t.Any:
+        yield from [(a_member(id_), DAY) for id_ in there]
+
+        if "1" in there:
+            there.remove("1")
+            privacy.erase(host.state.engine, "default", "1")
+
+    host = make_host(past_completions=past_completions)
+
+    with host.app.app_context():
+        connect(host, credly)
+        session = host.db.session
+        mapping_id = session.scalars(sa.select(Mapping.id)).one()
+        session.execute(
+            sa.update(Mapping).values(again=again, options={"again": again})
+        )
+        session.commit()
+        assert backfills.start(host.state.engine, "default", mapping_id)
+        jobs.backfill()
+
+        assert session.scalars(sa.select(Batch.state)).one() == "recorded"
+        assert sorted(row.member_id for row in host.rows()) == ["2", "3"]
 
 
 def test_a_worker_told_to_stop_leaves_a_run_to_the_next(school: School) -> None:

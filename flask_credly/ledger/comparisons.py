@@ -327,34 +327,6 @@ def drop_differences(
     connection.execute(sa.delete(DifferenceRow).where(these))
 
 
-def forget_member(
-    connection: sa.Connection,
-    tenant: str,
-    member_id: str,
-    row_ids: cabc.Collection[int],
-) -> None:
-    """Forget the differences about a member. A comparison that goes on begins anew: it
-    may have read of the member, and would write that down.
-    """
-    going_on = (
-        Batch.tenant == tenant,
-        Batch.verb == "compare",
-        Batch.state == "comparing",
-        Batch.lease.is_not(None),
-    )
-
-    # Looked for first: most of the time there is none, and nothing is locked.
-    for run_id in connection.scalars(sa.select(Batch.id).where(*going_on)).all():
-        connection.execute(
-            sa.update(Batch)
-            .where(*going_on, Batch.id == run_id)
-            .values(due_at=clock.now(connection), lease=None)
-        )
-
-    # Last: one that ends at this moment is waited for, and what it wrote is seen.
-    drop_differences(connection, tenant, member_id, row_ids)
-
-
 # By itself.
 
 

@@ -20,6 +20,7 @@ from . import audit
 from . import clock
 from . import comparisons
 from . import log
+from . import runs
 from . import transitions
 from .transaction import hide_parameters
 from .transaction import in_transaction
@@ -81,8 +82,10 @@ def erase_in(
     :param by: Who does it, for :func:`.audit.note`.
     """
     now = clock.now(connection)
-    # First, and not read before: a worker that writes at this moment is waited for,
-    # and what it wrote is seen.
+    # They may have read of the member, and would write that down.
+    runs.begin_anew(connection, tenant, "backfill", "compare")
+    # Not read before: a worker that writes at this moment is waited for, and what it
+    # wrote is seen.
     these = [sa.and_(Issuance.tenant == tenant, Issuance.member_id == member_id)]
     ids = sa.select(Issuance.id).where(these[0])
     comparisons.drop_differences(connection, tenant, member_id, ids)
@@ -104,7 +107,9 @@ def erase_in(
         ).where(sa.or_(*these))
     ).all()
 
-    comparisons.forget_member(connection, tenant, member_id, [row.id for row in rows])
+    # Once more, with what a comparison that has just ended has found.
+    row_ids = [row.id for row in rows]
+    comparisons.drop_differences(connection, tenant, member_id, row_ids)
 
     if not rows:
         return Erased(0, 0, 0, 0, 0, ())

@@ -162,6 +162,19 @@ def hold(
     return bool(connection.execute(longer).rowcount)
 
 
+def begin_anew(connection: sa.Connection, tenant: str, *verbs: Verb) -> None:
+    """Let runs that workers have begin anew, as what they have read holds no more."""
+    these = (Batch.tenant == tenant, Batch.verb.in_(verbs), Batch.lease.is_not(None))
+
+    # Looked for first: most of the time there is none, and nothing is locked.
+    for run_id in connection.scalars(sa.select(Batch.id).where(*these)).all():
+        connection.execute(
+            sa.update(Batch)
+            .where(*these, Batch.id == run_id)
+            .values(due_at=clock.now(connection), lease=None)
+        )
+
+
 @in_transaction
 def leave(connection: sa.Connection, run: Run, *, rest: bool = False) -> None:
     """Leave what there is still to do to another worker.
