@@ -29,8 +29,11 @@ from flask_credly import badge_issued
 from flask_credly import issuance_paused
 from flask_credly import Member
 from flask_credly.credly import Client
+from flask_credly.credly import fetch_token
 from flask_credly.issuing import stopping
 from flask_credly.issuing.dispatcher import drain
+from flask_credly.issuing.token import get_token
+from flask_credly.issuing.token import SharedToken
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import overview
@@ -52,6 +55,14 @@ def let_leases_end(host: Host) -> None:
         sa.update(Issuance).where(Issuance.lease.is_not(None)).values(due_at=before)
     )
     host.db.session.commit()
+
+
+class Clock:
+    """The time of a module, with a sleep of ours."""
+
+    def __init__(self, sleep: t.Callable[[float], None]) -> None:
+        self.sleep = sleep
+        self.monotonic = time.monotonic
 
 
 def the_gate(host: Host) -> gates.Gate:
@@ -651,6 +662,44 @@ class TestExpiry:
         assert credly.count("token") == tokens + 1
         assert {row.attempts for row in host.rows()} == {1}
         assert host.log() == []
+
+    @every_database
+    def test_of_several_workers_one_fetches_a_token(
+        self,
+        host: Host,
+        credly: CredlySimulator,
+        in_context: None,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        connect(host, credly)
+        gate, tokens, fetch = the_gate(host), credly.count("token"), fetch_token
+        found: list[SharedToken] = []
+        waits = threading.Event()
+
+        def get() -> None:
+            with host.app.app_context():
+                found.append(get_token(host.state, gate.generation, rejected=1))
+
+        other = threading.Thread(target=get)
+
+        def slowly(*given: t.Any, **more: t.Any) -> t.Any:
+            if not other.is_alive():
+                other.start()
+                assert waits.wait(20), "the other worker does not wait"
+
+            return fetch(*given, **more)
+
+        def sleep(_: float) -> None:
+            waits.set()
+            threading.Event().wait(0.01)
+
+        monkeypatch.setattr("flask_credly.credly.fetch_token", slowly)
+        monkeypatch.setattr("flask_credly.issuing.token.time", Clock(sleep))
+        get()
+        other.join()
+
+        assert credly.count("token") == tokens + 1
+        assert found[0] == found[1]
 
     def test_a_token_is_renewed_before_it_ends(self, connected: Connected) -> None:
         host, credly, _ = connected
