@@ -764,3 +764,5 @@ def expect_title(page: Page, title: str) -> None:
     from playwright.sync_api import expect
 
     expect(page.get_by_role("heading", level=1)).to_have_text(title)
+    # What is typed before the scripts are there is not searched for.
+    page.wait_for_load_state()
