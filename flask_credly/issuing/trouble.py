@@ -63,7 +63,7 @@ _KNOWN = (
         gettext_noop("Set %(setting)s to the primary."),
     ),
     (
-        r"MovedError|\bMOVED\b|AskError|CrossSlot|ClusterDownError|TryAgainError"
+        r"MovedError|\bMOVED\b|AskError|CrossSlot|(?i:ClusterDown)|TryAgainError"
         r"|cluster mode|SlotNotCovered|RedisCluster",
         gettext_noop("Redis is a cluster. RQ does not support clusters."),
         gettext_noop("Set %(setting)s to a Redis that is not in cluster mode."),
