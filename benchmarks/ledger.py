@@ -59,28 +59,52 @@ def _sweep(engine: sa.Engine) -> bool:
 @benchmark("claim-sqlite", "sweep and claim, SQLite", database="sqlite")
 def claims(options: Options, database: str) -> cabc.Iterator[Result]:
     many = options.number(1_000_000, 10_000)
+    yield from _sweep_and_claim(
+        options,
+        database,
+        "claim",
+        "to see whether anything is due",
+        f"{many:,} issued and {DUE:,} due rows, against the latter alone",
+        _sweep,
+        lambda engine: add_issued(engine, many),
+    )
+
+
+def _sweep_and_claim(
+    options: Options,
+    database: str,
+    name: str,
+    sweep_words: str,
+    words: str,
+    sweep: cabc.Callable[[sa.Engine], object],
+    add_more: cabc.Callable[[sa.Engine], object],
+) -> cabc.Iterator[Result]:
+    """Measure both with some due rows alone, and with more beside them."""
     ways: dict[str, cabc.Callable[[], float]] = {}
 
-    for name, issued in (("many", many), ("few", 0)):
+    for beside in ("more", "alone"):
         engine = connect(_host(options, database)).engine
-        add_issued(engine, issued)
+
+        if beside == "more":
+            add_more(engine)
+
         add_due(engine, DUE, "due")
         analyze(engine)
-        ways[f"sweep_{name}"] = milliseconds(functools.partial(_sweep, engine))
-        ways[f"claim_{name}"] = _claim(engine)
+        ways[f"sweep_{beside}"] = milliseconds(functools.partial(sweep, engine))
+        ways[f"claim_{beside}"] = _claim(engine)
 
     found = in_turn(options.repeat * CALLS, **ways)
 
-    for name, words in (
-        ("sweep", "to see whether anything is due"),
+    for what, its_words in (
+        ("sweep", sweep_words),
         ("claim", f"to claim {CLAIMED} rows"),
     ):
         yield compare(
-            f"claim-{database}/{name}",
-            f"{words}: {many:,} issued and {DUE:,} due rows, against the latter alone",
+            f"{name}-{database}/{what}",
+            f"{its_words}: {words}",
             "ms",
-            found[f"{name}_many"],
-            found[f"{name}_few"],
+            found[f"{what}_more"],
+            found[f"{what}_alone"],
             goal="<= 1.3x",
         )
 
@@ -103,31 +127,16 @@ def _claim(engine: sa.Engine, tenant: str = "default") -> cabc.Callable[[], floa
 @benchmark("communities-sqlite", "1,000 communities", database="sqlite")
 def communities(options: Options, database: str) -> cabc.Iterator[Result]:
     many = options.number(1_000, 100)
-    ways: dict[str, cabc.Callable[[], float]] = {}
-
-    for name, others in (("many", many - 1), ("one", 0)):
-        engine = connect(_host(options, database)).engine
-        add_communities(engine, others)
-        add_due(engine, DUE, "due")
-        analyze(engine)
-        ways[f"sweep_{name}"] = milliseconds(functools.partial(turns.waiting, engine))
-        ways[f"claim_{name}"] = _claim(engine)
-
-    found = in_turn(options.repeat * CALLS, **ways)
-
-    for name, words in (
-        ("sweep", "to see whose turn it is"),
-        ("claim", f"to claim {CLAIMED} rows"),
-    ):
-        yield compare(
-            f"communities-{database}/{name}",
-            f"{words}: {many:,} communities of which one has {DUE:,} due rows, against"
-            " that one alone",
-            "ms",
-            found[f"{name}_many"],
-            found[f"{name}_one"],
-            goal="<= 1.3x",
-        )
+    yield from _sweep_and_claim(
+        options,
+        database,
+        "communities",
+        "to see whose turn it is",
+        f"{many:,} communities of which one has {DUE:,} due rows, against that one"
+        " alone",
+        turns.waiting,
+        lambda engine: add_communities(engine, many - 1),
+    )
 
 
 @benchmark("remove-postgresql", "Remove, PostgreSQL", database="postgresql")

@@ -24,12 +24,12 @@ from .conditions import IS_MAPPED
 from .conditions import is_of
 from .conditions import LATER
 from .insert import of_mapping
-from .paging import by_index
 from .paging import fetch
 from .paging import fetch_all
 from .paging import Page
 from .paging import Session
 from .paging import SIZE
+from .paging import up_to_newest
 from .transaction import in_transaction
 from .transitions import admin
 
@@ -124,11 +124,13 @@ class Filter:
     def select(self, tenant: str) -> sa.Select[Issuance]:
         """Put it into a query."""
         query = sa.select(Issuance).where(Issuance.tenant == tenant)
+        ids = sa.select(Issuance.id).where(Issuance.tenant == tenant)
 
         if self.status is not None:
             state = STATES[self.status]
             query = query.where(
-                Issuance.state == state, _up_to_newest(tenant, Issuance.state, state)
+                Issuance.state == state,
+                up_to_newest(ids, Issuance.state, state, Issuance.id),
             )
 
         if self.became is not None:
@@ -136,7 +138,7 @@ class Filter:
 
         if self.became in ("pending", "accepted", "rejected", "revoked"):
             query = query.where(
-                _up_to_newest(tenant, Issuance.badge_state, self.became)
+                up_to_newest(ids, Issuance.badge_state, self.became, Issuance.id)
             )
 
         if self.course_id:
@@ -148,13 +150,6 @@ class Filter:
             query = query.where(sa.or_(*_names(self.text, self.whole_address)))
 
         return query
-
-
-def _up_to_newest(tenant: str, column: t.Any, value: str) -> Condition:
-    """Leave out what is newer than the newest row with a value, which may be much."""
-    ids = sa.select(Issuance.id).where(Issuance.tenant == tenant)
-    newest = by_index(ids, column, value, Issuance.id, newest=True)
-    return Issuance.id <= newest.limit(1).scalar_subquery()
 
 
 def _names(text: str, whole_address: bool) -> list[sa.ColumnElement[bool]]:

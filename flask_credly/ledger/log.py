@@ -11,12 +11,12 @@ from ..catalog import WHY_LEFT_OUT
 from ..i18n import gettext_noop
 from ..models import Account
 from ..models import LogEntry
-from .paging import by_index
 from .paging import fetch
 from .paging import fetch_all
 from .paging import Page
 from .paging import Session
 from .paging import SIZE
+from .paging import up_to_newest
 
 CONNECTION_EXPIRED = gettext_noop("Connection expired")
 EVIDENCE_LEFT_OUT = gettext_noop("Evidence left out")
@@ -124,11 +124,9 @@ def select(tenant: str, error: str = "", text: str = "") -> sa.Select[LogEntry]:
 
     if error:
         ids = sa.select(LogEntry.id).where(LogEntry.tenant == tenant)
-        newest = by_index(ids, LogEntry.error, error, LogEntry.id, newest=True)
         query = query.where(
             LogEntry.error == error,
-            # What is newer may be much.
-            LogEntry.id <= newest.limit(1).scalar_subquery(),
+            up_to_newest(ids, LogEntry.error, error, LogEntry.id),
         )
 
     if text:

@@ -11,6 +11,7 @@ import typing as t
 import sqlalchemy as sa
 from sqlalchemy import orm
 
+from .conditions import Condition
 from .transaction import in_session
 
 SIZE = 50
@@ -53,6 +54,20 @@ def by_index(
         return query.order_by(column.desc(), id_.desc())
 
     return query.order_by(column, id_)
+
+
+def up_to_newest(
+    ids: sa.Select[int],
+    column: orm.InstrumentedAttribute[t.Any],
+    value: str,
+    id_: orm.InstrumentedAttribute[int],
+) -> Condition:
+    """Leave out what is newer than the newest row with a value, which may be much.
+
+    :param ids: Selects the ids of all.
+    """
+    newest = by_index(ids, column, value, id_, newest=True)
+    return id_ <= newest.limit(1).scalar_subquery()
 
 
 def fetch(

@@ -107,7 +107,7 @@ def erase_in(
         ).where(sa.or_(*these))
     ).all()
 
-    # Once more, with what a comparison that has just ended has found.
+    # Once more, also of the tests: a comparison may just have ended.
     row_ids = [row.id for row in rows]
     comparisons.drop_differences(connection, tenant, member_id, row_ids)
 

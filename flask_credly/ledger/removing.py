@@ -98,9 +98,6 @@ def begin(connection: sa.Connection, tenant: str, now: dt.datetime) -> Run | Non
         now,
         tenant=tenant,
         verb="remove",
-        kind="",
-        course_id="",
-        course_title="",
         state="removing",
         last_id=connection.scalar(
             sa.select(sa.func.max(Issuance.id)).where(Issuance.tenant == tenant)

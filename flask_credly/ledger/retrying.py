@@ -79,9 +79,6 @@ def retry_all(
         now,
         tenant=tenant,
         verb="retry",
-        kind="",
-        course_id="",
-        course_title="",
         state="retrying",
         reached=ids[0] - 1,
         last_id=connection.scalar(

@@ -78,10 +78,12 @@ def this(tenant: str, run_id: int, verb: Verb) -> tuple[Condition, ...]:
 def begin(connection: sa.Connection, now: dt.datetime, **values: t.Any) -> int:
     """Write the row of a run that is due at once.
 
+    :param values: Other columns. Without a course, it is about all.
     :return: Its number.
     """
+    row = {"kind": "", "course_id": "", "course_title": ""} | values
     added = connection.execute(
-        sa.insert(Batch).values(started_at=now, due_at=now, **values)
+        sa.insert(Batch).values(started_at=now, due_at=now, **row)
     )
     assert added.inserted_primary_key is not None
     return t.cast(int, added.inserted_primary_key[0])
