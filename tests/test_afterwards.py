@@ -235,6 +235,7 @@ class TestLearning:
         host.drain()
         return Badge(credly.badges[-1]["id"], template_id=template_id)
 
+    @pytest.mark.slow
     def test_in_every_order_it_ends_in_the_same(self, connected: Connected) -> None:
         host = connected.host
         badge = self.issue(connected)

@@ -281,6 +281,7 @@ def walk(
     return Walk(host, browser, credly)
 
 
+@pytest.mark.slow
 @every_database
 def test_each_action_is_one_entry_that_survives_remove(
     walk: Walk, caplog: pytest.LogCaptureFixture

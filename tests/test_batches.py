@@ -140,6 +140,7 @@ def test_one_that_is_refused_gets_its_own_answer(connected: Connected) -> None:
 ALLOWED = pytest.mark.parametrize("allowed", [False, True], ids=["refused", "allowed"])
 
 
+@pytest.mark.slow
 @ALLOWED
 @pytest.mark.parametrize("names_error", [True, False])
 @pytest.mark.parametrize("keeps_first", [False, True])
@@ -293,6 +294,7 @@ UNCLEAR: dict[str, dict[str, t.Any]] = {
 }
 
 
+@pytest.mark.slow
 @ALLOWED
 @pytest.mark.parametrize("how", UNCLEAR)
 def test_an_unclear_answer_is_looked_up_and_not_sent_again(

@@ -628,6 +628,7 @@ def test_each_course_whose_further_badges_are_held_back_is_named(
     assert "allow duplicates: Python Badge for py-101." in checks["templates"]["detail"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "name", "status", "mend"),
     FAULTS,

@@ -547,6 +547,7 @@ class TestDrainUnderFaults:
             "3": "issued",
         }
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "answer",
         [

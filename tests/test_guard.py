@@ -76,8 +76,8 @@ PROTECTIONS: dict[str, tuple[dict[str, t.Any], bool]] = {
 }
 
 
-QUICK = {"none", "all", "field-all", "key-all", "unchecked", "off"}
-"""One of each sort. The others are slow together."""
+QUICK = {"none", "all"}
+"""The others are slow together."""
 
 
 @pytest.fixture(
@@ -266,6 +266,7 @@ class Override:
         return self.app(environ, start)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True], ids=["middleware", "before_request"])
 def test_another_name_for_the_method_changes_nothing(
     make_host: MakeHost, credly: CredlySimulator, late: bool
@@ -308,6 +309,7 @@ FOREIGN: dict[str, dict[str, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_form_of_another_origin_does_nothing_even_with_a_token(
     make_host: MakeHost,
@@ -332,6 +334,7 @@ def test_a_form_of_another_origin_does_nothing_even_with_a_token(
     assert snapshot(host, credly) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "headers",
     [
@@ -362,6 +365,7 @@ PICTURE = {"Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
 FRAME = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_nothing_is_read_by_a_page_of_another_origin(
     make_host: MakeHost, credly: CredlySimulator, site: str
@@ -454,15 +458,10 @@ BODIES = (
 ).split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BODIES)
-@pytest.mark.parametrize(
-    "everywhere",
-    [
-        pytest.param(False, id="alone"),
-        # Such a host refuses it before we do.
-        pytest.param(True, id="protected", marks=pytest.mark.slow),
-    ],
-)
+# A protected host refuses it before we do.
+@pytest.mark.parametrize("everywhere", [False, True], ids=["alone", "protected"])
 def test_what_is_no_form_of_ours_is_refused(
     make_host: MakeHost,
     credly: CredlySimulator,
@@ -641,6 +640,7 @@ def refusing(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSALS)
 def test_a_refusal_is_sent_as_the_host_means_it(
     refusing: cabc.Callable[[cabc.Callable[[], t.Any]], Host], name: str
@@ -798,6 +798,7 @@ def test_only_a_removal_of_the_last_hour_is_offered_to_be_undone(
 # What Credly lists
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

@@ -493,6 +493,7 @@ class TestPauses:
             assert {row.state for row in host.rows()} == {"issued"}
             assert max(in_flight) <= 2
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("status", [401, 403, 404])
     @pytest.mark.usefixtures("no_short_pauses")
     def test_an_hour_behind_a_firewall_fails_no_badge(

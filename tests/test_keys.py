@@ -183,6 +183,7 @@ class TestRotating:
         assert not [each for each in (OLD, NEW, credly.client_secret) if each in said]
 
 
+@pytest.mark.slow
 def test_keys_are_rotated_while_old_and_new_processes_run(
     make_host: MakeHost, credly: CredlySimulator
 ) -> None:
@@ -283,6 +284,7 @@ SEQUENCES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [[OLD], []], ids=["own key", "derived key"])
 def test_no_sequence_of_keys_loses_a_readable_secret(
     make_host: MakeHost, credly: CredlySimulator, first: list[str]

@@ -718,6 +718,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", HOSTILE)
 @pytest.mark.parametrize("state", ["pending", "accepted"])
 def test_a_link_elsewhere_is_left_out(

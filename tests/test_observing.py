@@ -548,6 +548,7 @@ VALUES: dict[str, dict[str, object]] = {
 IN_WORKER = ("queue_suspended", "sweep_failed", "tables_missing")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("event", EVENTS)
 def test_a_record_says_what_happened_and_names_nobody(
     event: str,

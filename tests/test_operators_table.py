@@ -413,6 +413,7 @@ def test_each_row_has_its_fault() -> None:
     assert list(TABLE) == list(FAULTS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", list(FAULTS))
 def test_it_is_said_as_the_table_says_and_gone_after_the_mend(
     make_site: cabc.Callable[..., Site], name: str, monkeypatch: pytest.MonkeyPatch

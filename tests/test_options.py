@@ -116,6 +116,7 @@ def test_a_dict_may_say_it_and_another_object_may_mean_something_else(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [7, b"x", "x" * 256, "", "  ", "\0", ["x"]])
 @pytest.mark.parametrize(
     "name", ["middle_name", "locale", "country", "state_or_province"]
@@ -273,6 +274,7 @@ class TestEvidence:
 
         assert body["evidence"][0]["value"] == url
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("url", "words"),
         [

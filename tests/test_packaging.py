@@ -359,6 +359,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_wheel_is_the_same_wherever_it_is_built(tmp_path: pathlib.Path) -> None:
     sums: set[str] = set()
 
@@ -398,6 +399,7 @@ def wheel_of(built: pathlib.Path) -> pathlib.Path:
     return wheel
 
 
+@pytest.mark.slow
 def test_the_wheel_holds_the_package_its_templates_and_static_files_only(
     built: pathlib.Path,
 ) -> None:
@@ -470,6 +472,7 @@ def use(*path: pathlib.Path | str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_an_installed_wheel_finds_its_files(
     built: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
@@ -568,6 +571,7 @@ def test_a_host_is_checked_against_our_types(
     assert 'Argument "id" to "Member" has incompatible type' in check("wrong.py")
 
 
+@pytest.mark.slow
 def test_a_bare_checkout_finds_its_files() -> None:
     where, _ = use(ROOT)
 

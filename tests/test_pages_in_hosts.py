@@ -827,6 +827,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("odd", "database"), CASES, indirect=["database"])
 def test_every_page_and_form_works(
     odd: Odd, database: str, make_host: MakeHost, credly: CredlySimulator
@@ -1063,6 +1064,7 @@ def test_our_templates_are_compiled_into_the_hosts_cache(make_host: MakeHost) ->
     assert kept.code
 
 
+@pytest.mark.slow
 @every_database
 def test_a_course_is_found_again_whatever_its_id_is_made_of(
     database: str, make_host: MakeHost, credly: CredlySimulator

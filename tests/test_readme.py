@@ -135,6 +135,7 @@ def test_the_adapter_works_as_written(connected: Connected) -> None:
     assert (row.member_id, row.completed_at) == ("42", finished_at)
 
 
+@pytest.mark.slow
 def test_a_catalogue_is_made_as_written(
     make_host: MakeHost, tmp_path: pathlib.Path
 ) -> None:

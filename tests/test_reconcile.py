@@ -824,6 +824,7 @@ def check_damage(trio: Trio, damages: list[Damage]) -> None:
     assert trio.differing() == dict(+wanted)
 
 
+@pytest.mark.slow
 @hypothesis.given(st.lists(st.sampled_from([none, *DAMAGES]), min_size=1, max_size=7))
 @hypothesis.settings(
     max_examples=12,

@@ -732,6 +732,7 @@ def test_a_secret_key_that_can_be_guessed_is_warned_of_where_it_encrypts(
 KEYS = "MDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDAwMDA="
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variables", "config", "warned"),
     [

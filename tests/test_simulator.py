@@ -3024,6 +3024,7 @@ class Life:
         assert len({mail.badge_id for mail in notices}) == len(notices)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_the_book_stays_in_order(
     caller: Caller, sim: CredlySimulator, seed: int
@@ -3080,6 +3081,7 @@ def test_the_simulator_is_controlled_over_http(
     assert post("unknown") == 404
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pictures", [False, True])
 def test_it_is_served_by_a_command_that_says_what_to_do(
     make_host: MakeHost, pictures: bool
@@ -3482,6 +3484,7 @@ def test_one_organization_is_controlled_over_http(
     assert "Data path" in session.get(page, timeout=5).text
 
 
+@pytest.mark.slow
 def test_a_command_serves_several_organizations() -> None:
     command = [sys.executable, "-m", "flask_credly.testing", "--organizations"]
 

@@ -497,6 +497,7 @@ def without_ids(page: t.Any, ids: cabc.Iterable[int]) -> str:
     return re.sub(r'csrf-token" content="[^"]*"', "", text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fragment", [False, True])
 @pytest.mark.parametrize(("method", "path"), WITH_IDS)
 def test_an_id_of_another_community_is_answered_as_an_unknown_one(
@@ -527,6 +528,7 @@ def test_an_id_of_another_community_is_answered_as_an_unknown_one(
     assert (everything(site, "beta"), everything(site, "acme")) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path",
     [

@@ -77,6 +77,7 @@ def order(site: Site) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @every_database
 def test_small_communities_are_served_in_the_first_round(
     make_host: MakeHost, credly: CredlySimulator
@@ -164,6 +165,7 @@ TROUBLE: dict[str, t.Callable[[t.Any], None]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", TROUBLE)
 def test_the_trouble_of_one_holds_nobody_up(
     make_host: MakeHost, served: Served, trouble: str, monkeypatch: pytest.MonkeyPatch
@@ -246,6 +248,7 @@ POOLS: dict[str, dict[str, t.Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", POOLS)
 def test_communities_share_whatever_connections_there_are(
     make_host: MakeHost, credly: CredlySimulator, pool: str

@@ -130,6 +130,7 @@ def test_each_page_names_the_community_in_each_statement(lived: Lived) -> None:
 DRAIN = ("who is connected", "who has open rows")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("job", "allowed"),
     [
@@ -190,6 +191,7 @@ def test_each_command_names_the_community_in_each_statement(lived: Lived) -> Non
 # Nothing that is done in one changes another
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command",
     [
@@ -219,6 +221,7 @@ def test_a_command_for_one_community_leaves_the_other_alone(
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "fields"),
     [

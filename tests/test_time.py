@@ -162,6 +162,7 @@ def test_what_waits_for_its_turn_can_be_stopped(
     assert credly.count("issue") == 1
 
 
+@pytest.mark.slow
 @stops
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_what_waits_for_a_thread_can_be_stopped(
@@ -820,6 +821,7 @@ class TestOutages:
         assert host.row().state == "issued"
         assert len(credly.badges) == 1
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("booked", [False, True])
     @pytest.mark.parametrize("kinds", [("issue",), ("issue", "look-up", "token")])
     @pytest.mark.parametrize("allowed", [False, True])
@@ -1087,6 +1089,7 @@ def stage(
 stop = st.tuples(st.sampled_from([0.2, 0.3, 4.0, 6.0, 70.0, 500.0]), st.booleans())
 
 
+@pytest.mark.slow
 @hypothesis.given(
     stopped=st.dictionaries(st.sampled_from(POINTS), stop, max_size=3),
     dies_at=st.sampled_from(["", "begun", "headers", "body", "answer"]),

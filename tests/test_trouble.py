@@ -196,6 +196,7 @@ def everywhere(
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TROUBLES)
 def test_each_says_what_is_wrong_and_what_mends_it(
     make_host: MakeHost,
@@ -548,6 +549,7 @@ class Wide(JSONSerializer):
         return json.dumps(*args, default=str, **kwargs).encode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("serializer", "good"),
     [

@@ -883,6 +883,7 @@ class Badges(stateful.RuleBasedStateMachine):
         self.each_badge_is_its_rows()
 
 
+@pytest.mark.slow
 @every_database
 def test_any_sequence_of_badges(world: World) -> None:
     class Machine(Badges):

@@ -871,6 +871,7 @@ class TestNothingIsForgotten:
                 assert page.status_code == 200, path
                 assert bare(page.text) - stored - DATA == set(), path
 
+    @pytest.mark.slow
     def test_pages(self, filled: tuple[Browser, Connected, int]) -> None:
         browser, connected, mapping_id = filled
         page = browser.get(WINDOW).text
@@ -943,6 +944,7 @@ class TestNothingIsForgotten:
         assert answer.status_code == 200
         assert bare(answer.text) - DATA == set()
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "values",
         [
@@ -1070,6 +1072,7 @@ class TestNothingIsForgotten:
         monkeypatch.setitem(connected.host.app.extensions, "credly", broken)
         self.check(browser, connected, ask)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
     def test_answers(
         self, filled: tuple[Browser, Connected, int], headers: t.Any
