@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
+import functools
 import itertools
 import secrets
 import typing as t
@@ -126,29 +127,21 @@ _COLUMNS = tuple(
 )
 
 
-def _due(gate: gates.Gate, now: dt.datetime) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        Issuance.due_at <= now,
-        Issuance.organization_id == gate.organization_id,
-    )
-
-
 _KINDS = tuple(itertools.product((False, True), ACTIONS))
 """What a worker may take, in the order in which it is taken: what comes in does not
 wait for the thousands of a backfill.
 """
 
 
+@functools.cache
 def _first(
-    gate: gates.Gate,
-    now: dt.datetime,
-    limit: int,
-    kinds: cabc.Sequence[tuple[bool, Action]] = _KINDS,
+    kinds: tuple[tuple[bool, Action], ...] = _KINDS,
 ) -> sa.CompoundSelect[int, dt.datetime, int, int]:
     """Ask for the first rows of some kinds: each with its kind's number, in any order.
 
     A part for each, so that it reads the first rows of an index, which has nothing that
-    is at rest, and sorts none; in one statement, as most find nothing.
+    is at rest, and sorts none; in one statement, as most find nothing. It is made once:
+    that takes longer than to ask it.
     """
     parts = [
         sa.select(
@@ -159,16 +152,26 @@ def _first(
         )
         .where(
             Issuance.action == action,
-            Issuance.tenant == gate.tenant,
+            Issuance.tenant == sa.bindparam("tenant"),
             Issuance.bulk == bulk,
-            *_due(gate, now),
+            Issuance.due_at <= sa.bindparam("now"),
+            Issuance.organization_id == sa.bindparam("organization_id"),
         )
         .order_by(Issuance.due_at, Issuance.id)
-        .limit(limit)
+        .limit(sa.bindparam("limit", type_=sa.Integer))
         .subquery()
         for number, (bulk, action) in enumerate(kinds)
     ]
     return sa.union_all(*map(sa.select, parts))
+
+
+def _of(gate: gates.Gate, now: dt.datetime, limit: int) -> dict[str, t.Any]:
+    return {
+        "tenant": gate.tenant,
+        "organization_id": gate.organization_id,
+        "now": now,
+        "limit": limit,
+    }
 
 
 def any_due(engine: sa.Engine, gate: gates.Gate | None) -> bool:
@@ -177,8 +180,8 @@ def any_due(engine: sa.Engine, gate: gates.Gate | None) -> bool:
         return False
 
     with engine.connect() as connection:
-        first = connection.execute(_first(gate, clock.now(connection), 1)).first()
-        return first is not None
+        asked = _of(gate, clock.now(connection), 1)
+        return connection.execute(_first(), asked).first() is not None
 
 
 def claim(
@@ -205,11 +208,12 @@ def _find(engine: sa.Engine, gate: gates.Gate, limit: int, alone: bool) -> list[
     with engine.connect() as connection:
         now = clock.now(connection)
         # Most of the time they are all that there is, or more than is wanted.
-        found = sorted(connection.execute(_first(gate, now, limit, _KINDS[:1])))
+        asked = _of(gate, now, limit)
+        found = sorted(connection.execute(_first(_KINDS[:1]), asked))
 
         if left := limit - len(found):
-            rest = sorted(connection.execute(_first(gate, now, left, _KINDS[1:])))
-            found += rest[:left]
+            asked = _of(gate, now, left)
+            found += sorted(connection.execute(_first(_KINDS[1:]), asked))[:left]
 
     if alone and found and found[0].crashes >= POISON_THRESHOLD:
         return [found[0].id]
@@ -229,7 +233,8 @@ def _take(
         now + dt.timedelta(seconds=lease_seconds),
         Issuance.id.in_(ids),
         is_of(gate.tenant),
-        *_due(gate, now),
+        Issuance.due_at <= now,
+        Issuance.organization_id == gate.organization_id,
         gates.is_open(gate.tenant, gate.generation, now),
     )
 
