@@ -229,14 +229,14 @@ class TestPlainEnglish:
         assert found == []
 
     def test_pages_and_commands_name_a_state_alike(self) -> None:
-        from flask_credly import cli
+        from flask_credly.cli import work
         from flask_credly.admin.badges import STATUSES
         from flask_credly.ledger.issuances import STATES
 
         assert list(STATUSES) == list(STATES)
         assert list(STATUSES.values()) == STATUS_WORDS
-        assert cli.STATUS_NAMES["pending"] == "queued"
-        assert cli.STATUS_NAMES["held"] == "already held"
+        assert work.STATUS_NAMES["pending"] == "queued"
+        assert work.STATUS_NAMES["held"] == "already held"
 
     def test_texts_end_alike(self) -> None:
         """A sentence has one full stop, and no text ends in a blank."""
