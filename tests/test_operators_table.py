@@ -25,6 +25,7 @@ from cryptography.fernet import Fernet
 from flask_credly import accounts
 from flask_credly import doctor
 from flask_credly.accounts import rotating
+from flask_credly.doctor.database import _place
 from flask_credly.errors import CredlyError
 from flask_credly.issuing import notifier
 from flask_credly.issuing import periodic
@@ -519,7 +520,7 @@ def test_what_the_doctor_tries_is_taken_back(site: Site) -> None:
 def test_no_password_of_a_database_is_printed() -> None:
     url = sa.make_url("postgresql://ada:pass-word@db/school?password=pass-word")
 
-    assert doctor._place(url) == "postgresql://ada:***@db/school"
+    assert _place(url) == "postgresql://ada:***@db/school"
 
 
 @every_database
@@ -558,7 +559,7 @@ def test_the_redis_in_use_is_named_without_a_password(
     host = make_host(CREDLY_REDIS_URL=url, CREDLY_QUEUE="badges")
 
     with host.app.app_context():
-        found = doctor.Checks(host.state).settings()
+        found = doctor.examine(host.state)["settings"]
 
     assert f"Queue: 'badges' at {shown}." in found.detail
     assert "word" not in found.detail

@@ -229,8 +229,8 @@ class TestPlainEnglish:
         assert found == []
 
     def test_pages_and_commands_name_a_state_alike(self) -> None:
-        from flask_credly.cli import work
         from flask_credly.admin.badges import STATUSES
+        from flask_credly.cli import work
         from flask_credly.ledger.issuances import STATES
 
         assert list(STATUSES) == list(STATES)
