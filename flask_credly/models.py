@@ -331,8 +331,9 @@ class ToCheck(Base):
 
 class Batch(Base):
     """Many badges at once: one run that records the past completions of a course, one
-    that takes badges back, one that retries all that failed, one that compares all
-    badges with Credly, or one that removes what a large integration leaves.
+    that takes badges back, one that retries all that failed or what the removal of a
+    course's mapping has cancelled, one that compares all badges with Credly, or one
+    that removes what a large integration leaves.
 
     Has no foreign key to the account: Remove deletes that at once, and the rest later.
     A run is begun under the account's lock: see :func:`.ledger.gates.lock`.
@@ -346,7 +347,9 @@ class Batch(Base):
     course_id: orm.Mapped[str]
     course_title: orm.Mapped[str]
     since: orm.Mapped[dt.datetime | None]
-    """Only completions from then on. Null: all."""
+    """Only completions from then on, or what a mapping's removal has cancelled from
+    then on. Null: all.
+    """
     started_at: orm.Mapped[dt.datetime]
     state: orm.Mapped[str]
     """Of a backfill: ``"recording"``, ``"recorded"``, ``"stopped"`` or ``"failed"``. Of
@@ -379,7 +382,9 @@ class Batch(Base):
     undoes: orm.Mapped[int | None]
     """The backfill whose badges are taken back."""
     until: orm.Mapped[dt.datetime | None]
-    """Only badges that were recorded before then, and from ``since`` on. Null: all."""
+    """Only badges that were recorded before then, and from ``since`` on. Null: all. Of
+    a retry: when the mapping was removed once more.
+    """
     wanted: orm.Mapped[dict[str, t.Any] | None]
     """What else the badges page was filtered by, until the badges are chosen."""
     last_id: orm.Mapped[int | None]

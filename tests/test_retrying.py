@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import typing as t
 
 import pytest
 import sqlalchemy as sa
 from conftest import connect
 from conftest import Connected
+from conftest import COURSES
 from conftest import every_database
 from conftest import Host
 from conftest import MakeHost
@@ -21,6 +23,7 @@ from flask_credly.ledger.transaction import in_session
 from flask_credly.models import AuditEntry
 from flask_credly.models import Batch
 from flask_credly.models import Issuance
+from flask_credly.models import RemovedMapping
 from flask_credly.testing import CredlySimulator
 
 NUMBER = 7
@@ -72,10 +75,10 @@ def run_of(host: Host, run_id: int) -> Batch:
     return found
 
 
-def noted(host: Host) -> list[tuple[str, str, str]]:
+def noted(host: Host, word: str = "retry") -> list[tuple[str, str, str]]:
     query = sa.select(AuditEntry).order_by(AuditEntry.id)
     entries = host.db.session.scalars(query).all()
-    return [(e.actor, e.action, e.target) for e in entries if "retry" in e.action]
+    return [(e.actor, e.action, e.target) for e in entries if word in e.action]
 
 
 @every_database
@@ -185,9 +188,7 @@ def test_an_admin_sees_how_far_it_is_and_stops_it(
     assert len(host.db.session.scalars(sa.select(Batch)).all()) == 1
 
     client.post(f"{PAGE}/retry/{taken.id}/stop")
-    assert (
-        "Retrying stopped. Badges already queued stay queued." in client.get(PAGE).text
-    )
+    assert "Stopped. Badges already queued stay queued." in client.get(PAGE).text
     assert retrying.step(host.state.engine, taken) == "over"
     assert len(due(host)) == 3
     assert [action for _, action, _ in noted(host)] == ["retry all", "stop retry"]
@@ -235,3 +236,231 @@ def test_a_worker_that_is_told_to_stop_leaves_the_rest(
 
     assert len(due(host)) == 3
     assert run_of(host, run_id).lease is None
+
+
+COURSE = COURSES[0]
+LATER = dt.datetime.now(dt.UTC) + dt.timedelta(days=400)
+
+
+@pytest.fixture
+def cancelled(
+    make_host: MakeHost, credly: CredlySimulator
+) -> t.Iterator[tuple[Connected, int]]:
+    """Badges that waited, and whose mapping was removed."""
+    host = make_host(WTF_CSRF_ENABLED=False)
+
+    with host.app.app_context():
+        connected = connect(host, credly)
+
+        for number in range(NUMBER):
+            host.complete(str(number))
+
+        removed = remove_mapping(host)
+        assert states(host) == ["cancelled"] * NUMBER
+        yield connected, removed
+
+
+def remove_mapping(host: Host) -> int:
+    host.db.session.rollback()  # It may still see what there was before.
+    (mapping,) = accounts.list_mappings(host.db.session, "default")
+    accounts.remove_mapping(host.state, mapping.id)
+    host.drain(2)
+    return mapping.id
+
+
+def undo(connected: Connected) -> None:
+    host, _, template_id = connected
+    accounts.add_mapping(host.state, COURSE, template_id, undo=True)
+
+
+def one_step(host: Host) -> runs.Run:
+    """Begin the run as a worker, and do one portion of it."""
+    taken = runs.take(host.state.engine, "retry")
+    assert taken is not None
+    assert retrying.step(host.state.engine, taken) == "more"
+    return taken
+
+
+class TestUndoneRemovalOfAMapping:
+    @every_database
+    def test_many_are_brought_back_by_a_worker_and_issued_once(
+        self, cancelled: tuple[Connected, int]
+    ) -> None:
+        connected, _ = cancelled
+        host, credly, _ = connected
+        undo(connected)
+        assert due(host) == []
+
+        jobs.undo()
+        assert len(due(host)) == NUMBER
+        host.drain(2)
+        assert states(host) == ["issued"] * NUMBER
+        assert len(credly.badges) == NUMBER
+        assert credly.problems == []
+
+    def test_a_few_are_at_once(
+        self, cancelled: tuple[Connected, int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        connected, _ = cancelled
+        monkeypatch.setattr(retrying, "PORTION", NUMBER)
+        undo(connected)
+
+        assert len(due(connected.host)) == NUMBER
+        assert connected.host.db.session.scalars(sa.select(Batch)).all() == []
+
+    @every_database
+    def test_removed_and_undone_once_more_meanwhile(
+        self, cancelled: tuple[Connected, int]
+    ) -> None:
+        connected, _ = cancelled
+        host, credly, _ = connected
+        undo(connected)
+        taken = one_step(host)
+        remove_mapping(host)
+        assert retrying.step(host.state.engine, taken) == "over"
+        assert states(host) == ["cancelled"] * NUMBER
+
+        undo(connected)
+        jobs.undo()
+        host.drain(2)
+        assert states(host) == ["issued"] * NUMBER
+        assert len(credly.badges) == NUMBER
+
+    def test_removed_meanwhile_and_mapped_to_another_badge(
+        self, cancelled: tuple[Connected, int]
+    ) -> None:
+        """What was not brought back stays as the second removal has left it."""
+        connected, _ = cancelled
+        host, credly, _ = connected
+        undo(connected)
+        one_step(host)
+        remove_mapping(host)
+        other = credly.add_template("Other Badge")
+        accounts.sync_templates(host.state)
+        accounts.add_mapping(host.state, COURSE, other)
+        jobs.undo()
+        host.drain(2)
+
+        assert states(host) == ["cancelled"] * NUMBER
+
+    def test_mapped_to_another_badge_meanwhile(
+        self, cancelled: tuple[Connected, int]
+    ) -> None:
+        connected, _ = cancelled
+        host, credly, _ = connected
+        undo(connected)
+        runs.leave(host.state.engine, one_step(host))
+        other = credly.add_template("Other Badge")
+        accounts.sync_templates(host.state)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        accounts.change_mapping(host.state, mapping.id, COURSE, other)
+        jobs.undo()
+        host.drain(2)
+
+        assert states(host) == ["issued"] * NUMBER
+        assert {each["badge_template"]["id"] for each in credly.badges} == {other}
+
+    def test_the_mapping_is_given_to_another_course_meanwhile(
+        self, cancelled: tuple[Connected, int]
+    ) -> None:
+        connected, _ = cancelled
+        host, _, template_id = connected
+        undo(connected)
+        taken = one_step(host)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        accounts.change_mapping(host.state, mapping.id, COURSES[1], template_id)
+
+        assert retrying.step(host.state.engine, taken) == "over"
+        assert len(due(host)) == 3
+
+    def test_the_integration_is_removed_meanwhile(
+        self, cancelled: tuple[Connected, int]
+    ) -> None:
+        connected, _ = cancelled
+        host = connected.host
+        undo(connected)
+        taken = one_step(host)
+        accounts.remove(host.state)
+
+        assert retrying.step(host.state.engine, taken) == "over"
+        assert due(host) == []
+
+    @every_database
+    def test_a_member_completes_the_course_meanwhile(
+        self, cancelled: tuple[Connected, int]
+    ) -> None:
+        connected, _ = cancelled
+        host, credly, _ = connected
+        undo(connected)
+        host.complete(str(NUMBER - 1))
+        host.drain(2)
+        jobs.undo()
+        host.drain(2)
+
+        assert states(host) == ["issued"] * NUMBER
+        assert len(credly.badges) == NUMBER
+
+    def test_what_an_earlier_removal_has_cancelled_stays_so(
+        self, cancelled: tuple[Connected, int]
+    ) -> None:
+        connected, _ = cancelled
+        host, _, template_id = connected
+        accounts.add_mapping(host.state, COURSE, template_id)
+        host.complete("later")
+        remove_mapping(host)
+        undo(connected)
+        jobs.undo()
+        host.drain(2)
+
+        assert states(host) == ["cancelled"] * NUMBER + ["issued"]
+
+    def test_an_admin_sees_how_far_it_is_and_stops_it(
+        self, cancelled: tuple[Connected, int]
+    ) -> None:
+        connected, removed = cancelled
+        host = connected.host
+        client = host.app.test_client()
+        window = PAGE.rpartition("/")[0]
+        client.post(f"{window}/mappings", data={"undo": str(removed)})
+        page = client.get(window).text
+        assert "Its badges are queued again in the background." in page
+        assert "Restoring badges of" in page
+
+        assert "Restoring badges of" in client.get(PAGE).text
+        taken = one_step(host)
+        page = client.get(PAGE).text
+        assert f"{COURSE.title}</bdi>: 3 of {NUMBER} done" in page
+        client.post(f"{PAGE}/retry/{taken.id}/stop")
+        page = client.get(PAGE).text
+        assert "Stopped. Badges already queued stay queued." in page
+        assert "Restoring badges" not in page
+        assert retrying.step(host.state.engine, taken) == "over"
+        assert len(due(host)) == 3
+
+        # The others are still among those that can be retried.
+        number, run_id = retrying.retry_all(host.state.engine, "default")
+        assert run_id is not None
+        said = [(action, target) for _, action, target in noted(host, "stop")]
+        assert said == [("stop restoring", COURSE.title)]
+
+    def test_what_a_later_completion_has_renewed_stays_as_it_is(
+        self, cancelled: tuple[Connected, int]
+    ) -> None:
+        """Or both would be in force: the later one could not replace it any more."""
+        connected, _ = cancelled
+        host, credly, _ = connected
+        host.db.session.execute(sa.update(Issuance).values(renewal=True))
+        host.db.session.execute(
+            sa.update(RemovedMapping).values(options={"again": "renew"})
+        )
+        host.db.session.commit()
+        undo(connected)
+        host.complete("0", completed_at=LATER)
+        host.drain(2)
+        jobs.undo()
+        host.drain(2)
+
+        first, *others = host.rows()
+        assert (first.member_id, first.state) == ("0", "cancelled")
+        assert [row.state for row in others] == ["issued"] * NUMBER
+        assert len(credly.badges) == NUMBER

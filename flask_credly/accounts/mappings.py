@@ -16,11 +16,12 @@ from ..catalog import Kind
 from ..issuing import notifier
 from ..ledger import audit
 from ..ledger import clock
+from ..ledger import gates
+from ..ledger import retrying
 from ..ledger.paging import Session
 from ..ledger.transaction import in_session
 from ..ledger.transaction import in_transaction
 from ..ledger.transitions import admin
-from ..models import Issuance
 from ..models import Mapping
 from ..models import RemovedMapping
 from ..models import Template
@@ -125,7 +126,8 @@ def add_mapping(
     """Map a course to a badge template.
 
     :param undo: Whether this takes back a removal: what was cancelled by it is due
-        again.
+        again. Where that is much, a worker sees to it: see
+        :func:`.retrying.bring_back`.
     :param by: Who does it, for :func:`.audit.note`.
     :raises NotConnected: There is no connection.
     :raises UnknownTemplate: No such active template.
@@ -136,6 +138,9 @@ def add_mapping(
 
     if undo:
         notifier.notify(state)
+
+        if in_session(state.engine, retrying.brought_back, state.tenant):
+            notifier.ask_for_undo(state)
 
     return mapping
 
@@ -149,9 +154,13 @@ def _add(
     undo: bool,
     by: str | None,
 ) -> Mapping:
+    if undo and not gates.lock(connection, tenant):
+        raise NotConnected
+
     with orm.Session(connection) as session:
         template = _active_template(session, tenant, template_id)
-        options = _removed_options(session, tenant, course) if undo else None
+        removed = _last_removed(session, tenant, course) if undo else None
+        options = removed.options if removed is not None else None
         mapping = Mapping(
             tenant=tenant,
             kind=course.kind,
@@ -165,30 +174,19 @@ def _add(
         session.add(mapping)
         session.flush()
 
-    if undo:
+    if removed is not None:
         now = clock.now(connection)
-        admin.reopen(
-            connection,
-            Issuance.tenant == tenant,
-            Issuance.kind == course.kind,
-            Issuance.course_id == course.id,
-            Issuance.state == "cancelled",
-            Issuance.reason == "unmapped",
-            Issuance.settled_at > now - UNDO_TIME,
-            due_at=now,
-            keep=True,
-        )
+        retrying.bring_back(connection, tenant, course, removed.removed_at, now)
 
     _note(connection, tenant, by, "undo" if undo else "map", course, template)
     return mapping
 
 
-def _removed_options(
+def _last_removed(
     session: orm.Session, tenant: str, course: Course
-) -> dict[str, t.Any] | None:
-    """Get the options that the course's mapping had when it was removed."""
-    return session.scalar(
-        sa.select(RemovedMapping.options)
+) -> RemovedMapping | None:
+    return session.scalars(
+        sa.select(RemovedMapping)
         .where(
             RemovedMapping.tenant == tenant,
             RemovedMapping.kind == course.kind,
@@ -196,7 +194,7 @@ def _removed_options(
         )
         .order_by(RemovedMapping.removed_at.desc(), RemovedMapping.id.desc())
         .limit(1)
-    )
+    ).first()
 
 
 def change_mapping(
@@ -242,7 +240,10 @@ def _change(
         }
 
         if (mapping.kind, mapping.course_id) != (course.kind, course.id):
-            values["created_at"] = clock.now(connection)
+            values["created_at"] = now = clock.now(connection)
+            retrying.end_of_course(
+                connection, tenant, mapping.kind, mapping.course_id, now
+            )
 
         connection.execute(
             sa.update(Mapping)
@@ -317,6 +318,7 @@ def _remove(
         sa.delete(Mapping).where(Mapping.id == mapping_id, Mapping.tenant == tenant)
     )
     now = clock.now(connection)
+    retrying.end_of_course(connection, tenant, mapping.kind, mapping.course_id, now)
     connection.execute(
         sa.delete(RemovedMapping).where(
             sa.or_(

@@ -24,6 +24,7 @@ from ..models import Issuance
 from .community import here
 from .courses import KIND_NAMES
 from .courses import list_courses
+from .courses import name_anew
 from .export import cell_of
 from .export import csv_file
 from .export import note
@@ -78,12 +79,18 @@ def badges() -> ResponseReturnValue:
     found.rows.sort(key=lambda row: row.id, reverse=True)
     names = names_of(found.rows)
     waiting = read(withdrawals.count)
+    retried = read(retrying.going_on)
+
+    if brought_back := read(retrying.brought_back):
+        name_anew(brought_back, list_courses())
+
     return page(
         "credly/badges.html",
         badges=found,
         wanted=wanted,
         can_retry=read(issuances.retriable, 1),
-        retrying=read(retrying.going_on),
+        retrying=retried,
+        runs=[*filter(None, [retried]), *brought_back],
         can_take_back=wanted != Filter() and bool(found.rows) and may_revoke(),
         withdrawn=waiting,
         can_decide=bool(waiting) and may_revoke(),
@@ -147,11 +154,11 @@ def retry_all() -> ResponseReturnValue:
 
 
 def stop_retry(run_id: int) -> ResponseReturnValue:
-    """Retry no more of them."""
+    """Retry no more of them, or restore no more of a course."""
     state = here()
 
     if retrying.stop(state.engine, state.tenant, run_id, by=actor()):
-        flash(gettext("Retrying stopped. Badges already queued stay queued."))
+        flash(gettext("Stopped. Badges already queued stay queued."))
 
     return go_to("credly.badges")
 

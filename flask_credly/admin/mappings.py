@@ -10,6 +10,7 @@ from flask.typing import ResponseReturnValue
 from .. import accounts
 from ..i18n import gettext
 from ..i18n import gettext_noop
+from ..ledger import retrying
 from ..models import Mapping
 from .community import here
 from .courses import key
@@ -168,6 +169,12 @@ def _save(form: MappingForm, mapping_id: int | None) -> Response:
         course=mapping.course_title,
         badge=mapping.template.name,
     )
+
+    if any(
+        (each.kind, each.course_id) == (mapping.kind, mapping.course_id)
+        for each in read(retrying.brought_back)
+    ):
+        said += " " + gettext("Its badges are queued again in the background.")
 
     if wants_fragment():
         return _text_row(mapping, said)

@@ -97,7 +97,11 @@ def show_with(rows: list[EditRow], status: int = 200) -> Response:
     under_way = read(backfills.under_way)
     listed = section(rows)
     taken_back = read(undone.latest, going_on=True)
-    name_anew([*(each.run for each in under_way), *taken_back], listed["courses"])
+    brought_back = read(retrying.brought_back)
+    name_anew(
+        [*(each.run for each in under_way), *taken_back, *brought_back],
+        listed["courses"],
+    )
     return page(
         "credly/window.html",
         status,
@@ -107,6 +111,7 @@ def show_with(rows: list[EditRow], status: int = 200) -> Response:
         undos=taken_back,
         comparison=read(comparisons.known),
         retrying=read(retrying.going_on),
+        brought_back=brought_back,
         healed=read(
             backfills.healed, since=dt.datetime.now(dt.UTC) - backfills.LOOK_BACK
         ),

@@ -56,6 +56,7 @@ ACTIONS: dict[str, str] = {
     "retry": gettext_noop("Retry badge %(target)s"),
     "retry all": gettext_noop("Retry all failed badges: %(target)s"),
     "stop retry": gettext_noop("Stop retrying failed badges"),
+    "stop restoring": gettext_noop("Stop restoring badges of %(target)s"),
     "check": gettext_noop("Check badge %(target)s at Credly"),
     "revoke": gettext_noop("Revoke badge %(target)s"),
     "revoke withdrawn": gettext_noop(
