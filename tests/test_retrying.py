@@ -19,6 +19,7 @@ from flask_credly import jobs
 from flask_credly.issuing import stopping
 from flask_credly.ledger import retrying
 from flask_credly.ledger import runs
+from flask_credly.ledger import settle
 from flask_credly.ledger.transaction import in_session
 from flask_credly.models import AuditEntry
 from flask_credly.models import Batch
@@ -464,3 +465,24 @@ class TestUndoneRemovalOfAMapping:
         assert (first.member_id, first.state) == ("0", "cancelled")
         assert [row.state for row in others] == ["issued"] * NUMBER
         assert len(credly.badges) == NUMBER
+
+    @every_database
+    def test_what_a_worker_has_in_hand_meanwhile_is_not_cancelled_any_more(
+        self, connected: Connected
+    ) -> None:
+        host, credly, _ = connected
+        host.complete()
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        accounts.remove_mapping(host.state, mapping.id)
+        cancel = settle.cancel_unmapped
+
+        def late(*args: t.Any) -> bool:
+            undo(connected)
+            return cancel(*args)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(settle, "cancel_unmapped", late)
+            host.drain()
+
+        host.drain()
+        assert states(host) == ["issued"]

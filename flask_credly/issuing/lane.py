@@ -462,7 +462,9 @@ class _Lane:
             return
 
         if row.mapped_to is None and row.is_as_mapped:
-            settle.cancel(self._engine, row, "unmapped")
+            if not settle.cancel_unmapped(self._engine, row):
+                claim.release(self._engine, [row])
+
             return
 
         if row.withdrawn:

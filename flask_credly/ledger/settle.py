@@ -9,6 +9,7 @@ import typing as t
 
 import sqlalchemy as sa
 
+from ..models import Account
 from ..models import Attempt
 from ..models import Issuance
 from ..models import Reason
@@ -19,6 +20,7 @@ from . import reasons
 from . import transitions
 from .claim import Row
 from .conditions import AWAITS_REVOCATION
+from .conditions import IS_MAPPED
 from .conditions import owns
 from .conditions import same_course
 from .decide import Answer
@@ -70,6 +72,22 @@ def cancel(connection: sa.Connection, row: Row, reason: Reason) -> None:
     """End a row without a request, as its badge is not to be issued any more."""
     now = clock.now(connection)
     transitions.end(connection, "cancelled", now, *_this(row), reason=reason)
+
+
+@in_transaction
+def cancel_unmapped(connection: sa.Connection, row: Row) -> bool:
+    """End a row without a request, as its course is not mapped any more.
+
+    :return: Whether that is still so.
+    """
+    # Not while the removal of the mapping is being undone: that would not see it.
+    account = sa.select(Account.tenant).where(Account.tenant == row.tenant)
+    connection.execute(account.with_for_update(read=True))
+    these = (*_this(row), sa.not_(sa.exists().where(IS_MAPPED)))
+    now = clock.now(connection)
+    return bool(
+        transitions.end(connection, "cancelled", now, *these, reason="unmapped")
+    )
 
 
 @in_transaction
