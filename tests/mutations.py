@@ -341,6 +341,27 @@ MUTATIONS = [
         "",
         ("test_poll",),
     ),
+    # An undo does not bring back what a worker has in its hands
+    Mutation(
+        SETTLE,
+        "(*_this(row), sa.not_(sa.exists().where(IS_MAPPED)))",
+        "_this(row)",
+        ("test_retrying",),
+    ),
+    # An undo brings back what was renewed meanwhile
+    Mutation(
+        "ledger/retrying.py",
+        "        sa.not_(sa.and_(Issuance.renewal, issuances.HAS_LATER)),\n",
+        "",
+        ("test_retrying",),
+    ),
+    # Or what an earlier removal has cancelled
+    Mutation(
+        "ledger/retrying.py",
+        "        Issuance.settled_at >= since,\n",
+        "",
+        ("test_retrying",),
+    ),
 ]
 
 

@@ -311,6 +311,34 @@ class TestLongLists:
         poll(host)
         assert now(host) == ("issued", "accepted")
 
+    def test_an_admin_connects_once_more_between_two_pages(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The list is left, and read with the new credentials by the same job."""
+        host, credly, _ = connected
+        badge_id = issue(connected)
+        credly.accept(badge_id)
+        crowd(credly, 120)
+        advance = polls.advance
+
+        def change(engine: sa.Engine, /, taken: polls.Poll) -> None:
+            advance(engine, taken)
+            patch.setattr(polls, "advance", advance)
+            accounts.connect(
+                host.state,
+                organization_id=credly.organization_id,
+                client_id=credly.client_id,
+                client_secret=credly.client_secret,
+            )
+            polls.at_once(engine, "default")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(polls, "advance", change)
+            poll(host)
+
+        assert now(host) == ("issued", "accepted")
+        assert account(host).poll_page is None
+
     def test_badges_that_wait_go_first(
         self, connected: Connected, monkeypatch: pytest.MonkeyPatch
     ) -> None:
