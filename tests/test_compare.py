@@ -744,6 +744,29 @@ class TestPeople:
         assert {row.email for row in rows} == {"member-1@example.org", ""}
         assert desk.stored() == []
 
+    @every_database
+    def test_a_member_who_is_erased_during_a_repair_is_not_recorded(
+        self, desk: Desk, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        desk.completed |= {"5": AT, "6": AT}
+        desk.look()
+        desk.repair_it("not_recorded", "2")
+        was: t.Any = reconcile._never_there
+
+        def erase(*given: t.Any) -> t.Any:
+            found = was(*given)
+
+            if desk.completed.pop("5", None):
+                desk.host.credly.erase_member("5")
+
+            return found
+
+        monkeypatch.setattr(reconcile, "_never_there", erase)
+        desk.work()
+        assert [row.member_id for row in desk.host.rows()] == ["6"]
+        assert desk.stored() == []
+        assert desk.runs() == ["compared"]
+
     def test_nothing_is_kept_for_longer_than_a_month(self, desk: Desk) -> None:
         damage(desk)
         desk.look()

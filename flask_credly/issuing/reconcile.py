@@ -592,13 +592,17 @@ def _record(
         of_course.setdefault(each.course.id, []).append(each)
 
     for number, wanted in of_course.items():
-        keys = {(each.member_id, each.completed_at) for each in wanted}
+        numbers = {
+            (each.member_id, each.completed_at): each.number
+            for each in wanted
+            if each.member_id is not None and each.completed_at is not None
+        }
 
         try:
             found = [
                 each
                 for each in read_completions(state, _course(courses[number]), None)
-                if (each.member.id, each.completed_at) in keys
+                if (each.member.id, each.completed_at) in numbers
                 and not missing(each.member)
             ]
         except (HookFailed, TypeError, ValueError):
@@ -607,7 +611,9 @@ def _record(
             state.session.remove()
 
         found = _never_there(state, courses[number], found)
-        repaired.done += backfills.record(state.engine, state.tenant, number, found)
+        repaired.done += backfills.record(
+            state.engine, state.tenant, number, found, numbers
+        )
         done = {(each.member.id, each.completed_at) for each in found}
 
         for difference in wanted:

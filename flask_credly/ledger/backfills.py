@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from ..catalog import Completion
 from ..models import Account
 from ..models import Batch
+from ..models import DifferenceRow
 from ..models import Issuance
 from ..models import Mapping
 from ..models import Template
@@ -238,14 +239,32 @@ def record(
     tenant: str,
     mapping_id: int,
     completions: cabc.Sequence[Completion],
+    numbers: cabc.Mapping[tuple[str, dt.datetime], int | None],
 ) -> int:
     """Record some completions of a mapping's course, as a run of their own.
 
+    :param numbers: The stored differences that say that they are not recorded, by
+        member and time.
     :return: How many. Those that are in the ledger already are none.
     """
     if not gates.lock(connection, tenant):
         return 0
 
+    # They go with the member. One who is being erased is waited for, or waits.
+    there = connection.scalars(
+        sa.select(DifferenceRow.id)
+        .where(
+            DifferenceRow.tenant == tenant,
+            DifferenceRow.id.in_([each for each in numbers.values() if each]),
+        )
+        .with_for_update()
+    )
+    left = {None, *there}
+    completions = [
+        each
+        for each in completions
+        if numbers[each.member.id, each.completed_at] in left
+    ]
     mapping = connection.execute(
         _TO_BEGIN.where(Mapping.tenant == tenant, Mapping.id == mapping_id)
     ).one_or_none()
