@@ -386,7 +386,9 @@ class Batch(Base):
     a retry: when the mapping was removed once more.
     """
     wanted: orm.Mapped[dict[str, t.Any] | None]
-    """What else the badges page was filtered by, until the badges are chosen."""
+    """What else the badges page was filtered by, until the badges are chosen; which
+    differences are repaired; or, as hashes, who was erased during the run.
+    """
     last_id: orm.Mapped[int | None]
     """The last row that there was when the admin saw how many there are."""
     reached: orm.Mapped[int]

@@ -341,6 +341,13 @@ MUTATIONS = [
         "",
         ("test_poll",),
     ),
+    # A backfill records whom it has read before they were erased
+    Mutation(
+        "ledger/backfills.py",
+        "completions = [each for each in completions if not is_erased(each.member.id)]",
+        "pass",
+        ("test_backfill",),
+    ),
     # An undo does not bring back what a worker has in its hands
     Mutation(
         SETTLE,

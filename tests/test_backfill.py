@@ -394,6 +394,66 @@ def test_a_run_goes_on_after_a_crash(school: School) -> None:
     assert run is not None and run.completed == 700
 
 
+@every_database
+def test_it_ends_however_many_members_are_erased_meanwhile(
+    make_host: MakeHost, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill, "CHUNK", 4)
+    there = [str(number) for number in range(10)]
+    read: list[str] = []
+
+    def past_completions(course: Course, since: dt.datetime | None) -> t.Any:
+        for id_ in list(there):
+            read.append(id_)
+            yield a_member(id_), DAY
+
+            # Otherwise it would be read for ever.
+            if int(id_) % 2 and len(read) < 30:
+                there.remove(id_)
+                privacy.erase(host.state.engine, "default", id_)
+
+    host = make_host(past_completions=past_completions)
+
+    with host.app.app_context():
+        connect(host, credly)
+        mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
+        host.db.session.rollback()
+        assert backfills.start(host.state.engine, "default", mapping_id)
+        jobs.backfill()
+
+        assert len(read) == 10
+        left = [row.member_id for row in host.rows() if row.erased_at is None]
+        assert sorted(left) == ["0", "2", "4", "6", "8"]
+
+
+def test_after_very_many_erasures_it_begins_anew(
+    make_host: MakeHost, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "MOST_LEFT_OUT", 2)
+    there = [str(number) for number in range(6)]
+    read: list[str] = []
+
+    def past_completions(course: Course, since: dt.datetime | None) -> t.Any:
+        read.extend(there)
+        yield from [(a_member(id_), DAY) for id_ in there]
+
+        for id_ in there[:3]:
+            there.remove(id_)
+            privacy.erase(host.state.engine, "default", id_)
+
+    host = make_host(past_completions=past_completions)
+
+    with host.app.app_context():
+        connect(host, credly)
+        mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
+        host.db.session.rollback()
+        assert backfills.start(host.state.engine, "default", mapping_id)
+        jobs.backfill()
+
+        assert host.rows() == []
+        assert len(read) == 6 + 3
+
+
 @pytest.mark.parametrize("again", [None, "each"])
 def test_a_member_who_is_erased_while_it_reads_is_not_recorded(
     make_host: MakeHost, credly: CredlySimulator, again: str | None

@@ -161,6 +161,8 @@ def _add(
     if not goes_on:
         return False
 
+    is_erased = runs.left_out(connection, run)
+    completions = [each for each in completions if not is_erased(each.member.id)]
     this = (
         Mapping.tenant == run.tenant,
         Mapping.kind == run.kind,

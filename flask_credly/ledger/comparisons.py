@@ -416,10 +416,23 @@ def finish(
     connection.execute(sa.delete(DifferenceRow).where(*these))
     connection.execute(sa.delete(Batch).where(*earlier, Batch.id.in_(old)))
 
+    is_erased = runs.left_out(connection, run)
+    differences = [each for each in differences if not is_erased(each["member_id"])]
+
     if differences and kept is None:
         common = {"tenant": run.tenant, "batch_id": run.id, "found_at": now}
         connection.execute(
             sa.insert(DifferenceRow), [{**common, **each} for each in differences]
+        )
+        connection.execute(
+            sa.delete(DifferenceRow).where(
+                DifferenceRow.tenant == run.tenant,
+                DifferenceRow.batch_id == run.id,
+                sa.exists().where(
+                    Issuance.id == DifferenceRow.issuance_id,
+                    Issuance.erased_at.is_not(None),
+                ),
+            )
         )
 
     runs.end(connection, *runs.held(run), state=state)

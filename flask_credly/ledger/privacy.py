@@ -83,7 +83,7 @@ def erase_in(
     """
     now = clock.now(connection)
     # They may have read of the member, and would write that down.
-    runs.begin_anew(connection, tenant, "backfill", "compare")
+    runs.leave_out(connection, tenant, member_id, "backfill", "compare")
     # Not read before: a worker that writes at this moment is waited for, and what it
     # wrote is seen.
     these = [sa.and_(Issuance.tenant == tenant, Issuance.member_id == member_id)]

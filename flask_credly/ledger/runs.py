@@ -6,8 +6,10 @@ What a crash leaves half done is taken up again: a run's own row says that it is
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import dataclasses
 import datetime as dt
+import hashlib
 import secrets
 import typing as t
 
@@ -39,13 +41,21 @@ LEASE: dict[Verb, dt.timedelta] = {
 """After which another worker takes up a run that nothing was heard of."""
 
 # The host is read from its beginning.
-_BEGINS_ANEW: dict[Verb, dict[str, int]] = {
-    "backfill": {"completed": 0, "incomplete": 0},
-    "compare": {"completed": 0, "incomplete": 0},
+_BEGINS_ANEW: dict[Verb, dict[str, t.Any]] = {
+    "backfill": {"completed": 0, "incomplete": 0, "wanted": sa.null()},
+    "compare": {
+        "completed": 0,
+        "incomplete": 0,
+        # Who was erased is not in it any more. What is to be repaired stays.
+        "wanted": sa.case((Batch.state == "repairing", Batch.wanted), else_=sa.null()),
+    },
     "remove": {},
     "retry": {},
     "undo": {},
 }
+
+MOST_LEFT_OUT = 2_000
+"""Members who are erased during a run. After more, it begins anew."""
 
 REST = dt.timedelta(seconds=5)
 """After which a run is looked at again that has nothing to do for now."""
@@ -164,17 +174,52 @@ def hold(
     return bool(connection.execute(longer).rowcount)
 
 
-def begin_anew(connection: sa.Connection, tenant: str, *verbs: Verb) -> None:
-    """Let runs that workers have begin anew, as what they have read holds no more."""
-    these = (Batch.tenant == tenant, Batch.verb.in_(verbs), Batch.lease.is_not(None))
+def leave_out(
+    connection: sa.Connection, tenant: str, member_id: str, *verbs: Verb
+) -> None:
+    """Let runs that workers have write nothing of a member, whom they may have read."""
+    these = (
+        Batch.tenant == tenant,
+        Batch.verb.in_(verbs),
+        Batch.lease.is_not(None),
+        # A repair looks itself, at each difference.
+        Batch.state != "repairing",
+    )
 
     # Looked for first: most of the time there is none, and nothing is locked.
     for run_id in connection.scalars(sa.select(Batch.id).where(*these)).all():
-        connection.execute(
-            sa.update(Batch)
-            .where(*these, Batch.id == run_id)
-            .values(due_at=clock.now(connection), lease=None)
-        )
+        this = (*these, Batch.id == run_id)
+        # Its lock, before it is read.
+        connection.execute(sa.update(Batch).where(*this).values(lease=Batch.lease))
+        query = sa.select(Batch.lease, Batch.wanted).where(*this)
+        found = connection.execute(query.with_for_update()).one_or_none()
+
+        if found is None:
+            continue
+
+        wanted = found.wanted or {}
+        marks = [*wanted.get("erased", ()), _mark(found.lease, member_id)]
+        values: dict[str, t.Any] = {"wanted": {**wanted, "erased": marks}}
+
+        if len(marks) > MOST_LEFT_OUT:
+            values = {"due_at": clock.now(connection), "lease": None}
+
+        connection.execute(sa.update(Batch).where(*this).values(**values))
+
+
+def left_out(connection: sa.Connection, run: Run) -> cabc.Callable[[str | None], bool]:
+    """Ask for the members of whom a run is to write nothing. It is locked."""
+    query = sa.select(Batch.wanted).where(*held(run))
+    marks = frozenset((connection.scalar(query) or {}).get("erased", ()))
+    return lambda member_id: bool(
+        marks and member_id is not None and _mark(run.lease, member_id) in marks
+    )
+
+
+def _mark(lease: str, member_id: str) -> str:
+    # By a secret that is gone with the run: then it is nobody's any more.
+    key = lease.encode()
+    return hashlib.blake2b(member_id.encode(), digest_size=8, key=key).hexdigest()
 
 
 @in_transaction
