@@ -245,13 +245,16 @@ def test_a_worker_that_died_is_followed_by_another(many: Connected) -> None:
     class Died(BaseException):
         pass
 
-    def die(*_: t.Any, **__: t.Any) -> t.NoReturn:
+    abandon = removing.removal.abandon
+
+    def abandon_and_die(*given: t.Any, **named: t.Any) -> t.NoReturn:
+        abandon(*given, **named)
         raise Died
 
     left = counts(host)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Died):
-        patch.setattr(removing.removal, "forget_names", die)
+        patch.setattr(removing.removal, "abandon", abandon_and_die)
         removing.step(engine, taken)
 
     assert counts(host) == left

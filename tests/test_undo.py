@@ -17,6 +17,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import a_member
 from conftest import connect
+from conftest import connect_and_map
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
@@ -196,6 +197,24 @@ class TestTakingBack:
             ("pending", None): 3,
         }
         assert many.credly.count("revoke") == 10
+
+    @every_database
+    def test_a_backfill_of_before_remove_is_left_alone(self, many: Many) -> None:
+        """SQLite gives the number of its run to the next."""
+        session = many.host.db.session
+        template_id = session.scalars(sa.select(Mapping.template_id)).one()
+        many.issue(3)
+        session.rollback()
+        accounts.remove(many.host.state)
+        connect_and_map(many.host, many.credly, template_id)
+        batch = many.issue(2, first=20)
+        found = many.preview(Selection(undoes=batch))
+        assert found.number == 2
+        progress = in_session(
+            many.host.state.engine, backfills.progress, "default", batch
+        )
+        assert progress is not None
+        assert progress.to_issue == 2
 
     def test_what_was_not_sent_is_dropped_first_and_who_accepted_comes_last(
         self, many: Many, small: None

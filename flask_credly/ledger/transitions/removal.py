@@ -42,15 +42,20 @@ def abandon(
     *,
     held: cabc.Collection[int],
 ) -> None:
-    """End what waits, as the integration is removed, and let no row name anybody. Those
-    on their way keep their lease, so that the worker can write down what came of it.
+    """End what waits, as the integration is removed, and let no row name anybody, nor
+    the run that recorded it: SQLite gives that number to another. Those on their way
+    keep their lease, so that the worker can write down what came of it.
 
     :param ids: Which rows.
     :param held: Those of them that a worker may have.
     """
     these = (Issuance.id.in_(ids), is_of(tenant))
     end(connection, "failed", now, *these, reason="removed", keep_lease=True)
-    forget_names(connection, *these)
+    connection.execute(
+        sa.update(Issuance)
+        .where(*these, sa.or_(IS_NAMED, Issuance.batch_id.is_not(None)))
+        .values(**NOBODY, extras=None, batch_id=None)
+    )
 
     if held:
         failed = sa.select(Issuance.id).where(
