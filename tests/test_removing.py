@@ -22,6 +22,7 @@ from conftest import MakeHost
 from flask_credly import accounts
 from flask_credly import doctor
 from flask_credly import jobs
+from flask_credly.catalog import Withdrawal
 from flask_credly.credly import Client
 from flask_credly.issuing import stopping
 from flask_credly.issuing import undo
@@ -34,6 +35,7 @@ from flask_credly.ledger import member
 from flask_credly.ledger import removing
 from flask_credly.ledger import retrying
 from flask_credly.ledger import runs
+from flask_credly.ledger import withdrawals
 from flask_credly.ledger.transaction import in_session
 from flask_credly.ledger.transaction import in_transaction
 from flask_credly.models import Account
@@ -46,6 +48,7 @@ from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
 from flask_credly.models import Mapping
 from flask_credly.models import Template
+from flask_credly.options import TELL
 from flask_credly.testing import CredlySimulator
 from tests.support.pages import Browser
 from tests.support.pages import HX
@@ -375,6 +378,35 @@ def test_a_completion_that_is_committed_late_is_found(many: Connected) -> None:
         pass
 
     check_removed(host)
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_withdrawal_that_is_committed_late_is_found(many: Connected) -> None:
+    host, *_ = many
+    session = host.db.session
+    session.execute(sa.update(Mapping).values(options={"withdrawn": TELL}))
+    session.commit()
+    (member_id, *_) = (r.member_id for r in host.rows() if r.state == "issued")
+    key = {"member_id": member_id, "kind": "course", "course_id": "py-101"}
+    engine = host.state.engine
+    removing_it = threading.Thread(target=lambda: in_context(host, jobs.undo))
+
+    with engine.connect() as connection, connection.begin():
+        at = clock.now(connection)
+        withdrawal = Withdrawal(**key, tenant="default", withdrawn_at=at)
+        assert withdrawals.withdraw(connection, withdrawal)
+        accounts.remove(host.state)
+        removing_it.start()
+        removing_it.join(0.5)  # It has come to this row, and waits.
+        assert removing_it.is_alive()
+
+    removing_it.join(30)
+    check_removed(host)
+
+
+def in_context(host: Host, work: cabc.Callable[[], object]) -> None:
+    with host.app.app_context():
+        work()
 
 
 def test_two_admins_at_once_begin_one(many: Connected) -> None:

@@ -21,9 +21,9 @@ from ..models import Issuance
 from ..models import LogEntry
 from . import clock
 from . import runs
+from .conditions import ACTIONS
 from .conditions import Condition
 from .conditions import is_of
-from .conditions import IS_OPEN
 from .conditions import NEVER_SENT
 from .paging import Session
 from .runs import Run
@@ -213,11 +213,14 @@ def _late(connection: sa.Connection, tenant: str, last_id: int, limit: int) -> R
     """Get rows that a transaction of the host's has added or opened again, and that
     was committed after their turn.
     """
-    is_waiting = sa.and_(Issuance.state == "none", IS_OPEN)
-    is_new = sa.and_(Issuance.id > last_id, sa.or_(IS_OPEN, removal.IS_NAMED))
+    is_new = sa.and_(Issuance.id > last_id, removal.IS_NAMED)
     return connection.execute(
         sa.select(*_ROW)
-        .where(Issuance.tenant == tenant, sa.or_(is_waiting, is_new))
+        .where(
+            Issuance.tenant == tenant,
+            # By name, for the index.
+            sa.or_(Issuance.action.in_(ACTIONS), is_new),
+        )
         .limit(limit)
     ).all()
 
