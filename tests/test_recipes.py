@@ -257,6 +257,27 @@ class TestMigrations:
         (version,) = (site.folder / "migrations/versions").glob("*.py")
         assert "flask_credly" not in version.read_text()
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+    def test_with_a_schema_of_the_hosts_its_name_is_taken_out_of_the_migration(
+        self, site: Site, engine: sa.Engine, database: str
+    ) -> None:
+        app = MIGRATING_APP.replace(
+            "db = SQLAlchemy()",
+            "import sqlalchemy\n"
+            "db = SQLAlchemy(metadata=sqlalchemy.MetaData('school'))",
+        )
+        site.write("app.py", app)
+        site.run(FIRST_TIME.replace("flask db upgrade", "true"))
+        (version,) = (site.folder / "migrations/versions").glob("*.py")
+        made = version.read_text()
+        version.write_text(made.replace("school.credly_", "credly_"))
+        site.run("flask db upgrade")
+
+        assert "school.credly_" in made
+        assert "school" not in version.read_text()
+        assert "No new upgrade operations" in site.run("flask db check")
+
     def test_a_column_that_every_row_needs_has_a_default_in_the_database(self) -> None:
         """So that a filled table takes it, and an older process need not know it."""
         assert [
