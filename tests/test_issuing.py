@@ -31,6 +31,7 @@ from flask_credly import Member
 from flask_credly.credly import Client
 from flask_credly.credly import fetch_token
 from flask_credly.issuing import stopping
+from flask_credly.issuing import throttle
 from flask_credly.issuing.dispatcher import drain
 from flask_credly.issuing.token import get_token
 from flask_credly.issuing.token import SharedToken
@@ -1298,6 +1299,29 @@ def test_another_worker_sends_when_the_one_that_did_has_died(
     assert len(credly.badges) == 1
 
 
+def test_the_one_that_has_lost_the_right_to_send_gives_its_rows_back(
+    make_host: MakeHost, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(throttle, "HOLD_EVERY", 0)
+    host = make_host(CREDLY_MAX_PER_SECOND=2, CREDLY_BATCH_SIZE=1)
+
+    def let_another_send(*_: object, **__: object) -> None:
+        until = dt.datetime.now(dt.UTC) + dt.timedelta(seconds=3)
+        host.db.session.execute(sa.update(Account).values(pace_held_until=until))
+        host.db.session.commit()
+
+    with host.app.app_context(), badge_issued.connected_to(let_another_send):
+        connect(host, credly)
+        be_careful(host)
+
+        for number in range(3):
+            host.complete(str(number))
+
+        host.drain()
+        assert len(credly.badges) == 1
+        assert {row.lease for row in host.rows()} == {None}
+
+
 def test_a_pace_is_not_exceeded(make_host: MakeHost, credly: CredlySimulator) -> None:
     sent: list[float] = []
     host = make_host(
@@ -1324,7 +1348,7 @@ def test_a_pace_is_not_exceeded(make_host: MakeHost, credly: CredlySimulator) ->
 def test_a_worker_told_to_stop_does_not_wait_for_its_turn(
     make_host: MakeHost, credly: CredlySimulator
 ) -> None:
-    host = make_host(CREDLY_MAX_PER_SECOND=1, CREDLY_BATCH_SIZE=1)
+    host = make_host(CREDLY_MAX_PER_SECOND=2, CREDLY_BATCH_SIZE=1)
 
     with host.app.app_context():
         connect(host, credly)

@@ -57,6 +57,8 @@ class Throttle:
         idle while the ledger is written: not more than go out in time.
         """
         if self._gate.careful and not self._is_the_one():
+            # Nothing comes any more: the rows go back, for the one that sends.
+            self.forget_reserved()
             return 0
 
         # At the next limit they go back.
