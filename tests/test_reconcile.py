@@ -15,6 +15,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import a_member
 from conftest import connect
+from conftest import connect_and_map
 from conftest import COURSES
 from conftest import every_database
 from conftest import MakeHost
@@ -26,6 +27,7 @@ from flask_credly.catalog import DEFAULT_TENANT
 from flask_credly.issuing import reconcile
 from flask_credly.issuing.comparison import BUCKETS
 from flask_credly.issuing.sender import earner_id
+from flask_credly.ledger import claim
 from flask_credly.ledger import comparisons
 from flask_credly.ledger import gates
 from flask_credly.ledger import privacy
@@ -281,6 +283,28 @@ class TestEachDamage:
         row = trio.row("2")
         assert (row.state, row.action, row.badge_id) == ("issued", None, badge["id"])
         assert (row.badge_state, row.error) == ("accepted", None)
+        assert trio.differing() == {}
+
+    def test_failed_here_as_it_was_removed_after_its_worker_had_died(
+        self, trio: Trio
+    ) -> None:
+        """Nobody ever gives its lease back."""
+        trio.completed["1"] = AT
+        trio.host.complete("1", completed_at=AT)
+        engine = trio.host.state.engine
+        gate = gates.read(engine, DEFAULT_TENANT)
+        assert gate is not None
+        rows = claim.claim(engine, gate, limit=1, lease_seconds=60)
+        assert claim.begin(engine, rows, gate, lease_seconds=60)
+        badge_id = trio.award("1")
+        accounts.remove(trio.host.state)
+        connect_and_map(trio.host, trio.credly, trio.template_id)
+        assert trio.differing() == {}  # It may still be on its way.
+        trio.age()
+        assert trio.differing() == {"failed_here": 1}
+        assert trio.repair("failed_here", 1)["done"] == 1
+        row = trio.row("1")
+        assert (row.state, row.badge_id, row.lease) == ("issued", badge_id, None)
         assert trio.differing() == {}
 
     @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from ..models import Template
 from . import clock
 from . import gates
 from .conditions import is_of
+from .conditions import IS_SENDING
 from .issuances import is_ours
 from .transaction import connect
 from .transaction import in_transaction
@@ -108,7 +109,7 @@ def _rows(
                 Issuance.recorded_at > young,
                 Issuance.settled_at > young,
                 Issuance.unsettled_until > young,
-                Issuance.lease.is_not(None),
+                IS_SENDING,
                 # Somebody has asked Credly since.
                 Issuance.checked_at > began,
             ),
@@ -209,7 +210,7 @@ def _this(gate: gates.Gate, row_id: int) -> tuple[sa.ColumnElement[bool], ...]:
         is_of(gate.tenant),
         Issuance.organization_id == gate.organization_id,
         Issuance.erased_at.is_(None),
-        Issuance.lease.is_(None),
+        sa.not_(IS_SENDING),
         sa.exists().where(*gates.this(gate.tenant, gate.generation)),
     )
 

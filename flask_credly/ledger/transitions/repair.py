@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from ...models import Issuance
 from ...models import IssuanceState
 from ..conditions import Condition
+from ..conditions import IS_SENDING
 from ..conditions import ROWS
 from . import host
 from . import settled
@@ -78,7 +79,7 @@ def adopt(
 
     is_its = sa.or_(ROWS.c.badge_id.is_(None), ROWS.c.badge_id == badge.id)
     return connection.execute(
-        sa.update(ROWS).where(*these, ROWS.c.lease.is_(None), is_its).values(values)
+        sa.update(ROWS).where(*these, sa.not_(IS_SENDING), is_its).values(values)
     ).rowcount
 
 
