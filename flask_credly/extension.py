@@ -347,7 +347,8 @@ class Credly:
     def forget_tenant(self, tenant: str) -> bool:
         """Remove a community's connection to Credly with its mappings and templates,
         and empty the names and addresses of its badges. Call it from your own code when
-        a community closes. Needs an application context.
+        a community closes, after a commit: it has a transaction of its own. Needs an
+        application context.
 
         :param tenant: Its name, as returned by ``@credly.tenant``.
         :return: Whether it was connected.
