@@ -198,6 +198,7 @@ def test_a_refusal_of_what_was_issued_doubles_none(
         assert_each_has_its_own(host, credly)
 
 
+@pytest.mark.slow
 @ALLOWED
 @pytest.mark.parametrize(
     "answer", ["as asked", "other order", "fewer", "more", "no names", "no list"]

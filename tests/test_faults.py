@@ -50,6 +50,8 @@ from tests.storm.servers import PrivatePostgreSQL
 from tests.support.databases import open_again
 from tests.support.databases import servers
 
+pytestmark = pytest.mark.slow
+
 postgresql = pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 mariadb = pytest.mark.parametrize("database", ["mariadb"], indirect=True)
 
@@ -547,7 +549,6 @@ class TestDrainUnderFaults:
             "3": "issued",
         }
 
-    @pytest.mark.slow
     @pytest.mark.parametrize(
         "answer",
         [

@@ -42,6 +42,8 @@ from tests.support.surface import readable
 from tests.support.surface import snapshot
 from tests.support.surface import unsafe
 
+pytestmark = pytest.mark.slow
+
 SAME = {"Sec-Fetch-Site": "same-origin"}
 SECRET = "c4nary-client-secret"
 
@@ -76,16 +78,7 @@ PROTECTIONS: dict[str, tuple[dict[str, t.Any], bool]] = {
 }
 
 
-QUICK = {"none", "all"}
-"""The others are slow together."""
-
-
-@pytest.fixture(
-    params=[
-        pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
-        for name in PROTECTIONS
-    ]
-)
+@pytest.fixture(params=PROTECTIONS)
 def protected(request: pytest.FixtureRequest, make_host: MakeHost) -> Host:
     """A host in production."""
     config, everywhere = PROTECTIONS[request.param]
@@ -266,7 +259,6 @@ class Override:
         return self.app(environ, start)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("late", [False, True], ids=["middleware", "before_request"])
 def test_another_name_for_the_method_changes_nothing(
     make_host: MakeHost, credly: CredlySimulator, late: bool
@@ -309,7 +301,6 @@ FOREIGN: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_a_form_of_another_origin_does_nothing_even_with_a_token(
     make_host: MakeHost,
@@ -334,7 +325,6 @@ def test_a_form_of_another_origin_does_nothing_even_with_a_token(
     assert snapshot(host, credly) == before
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "headers",
     [
@@ -365,7 +355,6 @@ PICTURE = {"Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
 FRAME = {"Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_nothing_is_read_by_a_page_of_another_origin(
     make_host: MakeHost, credly: CredlySimulator, site: str
@@ -458,7 +447,6 @@ BODIES = (
 ).split()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", BODIES)
 # A protected host refuses it before we do.
 @pytest.mark.parametrize("everywhere", [False, True], ids=["alone", "protected"])
@@ -640,7 +628,6 @@ def refusing(
     )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", REFUSALS)
 def test_a_refusal_is_sent_as_the_host_means_it(
     refusing: cabc.Callable[[cabc.Callable[[], t.Any]], Host], name: str
@@ -798,7 +785,6 @@ def test_only_a_removal_of_the_last_hour_is_offered_to_be_undone(
 # What Credly lists
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("url", "shown"),
     [

@@ -1385,6 +1385,7 @@ def test_a_drain_is_bounded_also_where_pauses_are_short(
     assert credly.count("issue") < 5
 
 
+@pytest.mark.slow
 def test_a_worker_whose_turn_is_far_off_gives_its_rows_back(
     make_host: MakeHost, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -413,6 +413,7 @@ def test_the_wheel_holds_the_package_its_templates_and_static_files_only(
     assert found == expected
 
 
+@pytest.mark.slow
 def test_the_sdist_can_be_developed_from(built: pathlib.Path) -> None:
     (path,) = built.glob("*.tar.gz")
 

@@ -306,6 +306,7 @@ class TestMappings:
         assert "Mapping saved: Data path to Python Badge." in page.text
         assert len(accounts.list_mappings(connected.host.db.session, "default")) == 2
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
     @pytest.mark.parametrize(
         ("course", "template", "said"),

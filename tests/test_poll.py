@@ -617,6 +617,7 @@ class TestAllBadges:
         assert credly.count("search") == 5
         assert account(host).surveyed_at is not None
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "following",
         [

@@ -368,6 +368,7 @@ class TestEachDamage:
         trio.write(Issuance.member_id == "1", **damage)
         assert trio.differing() == {"differs": 1}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("hour", [0, 12, 23])
     @pytest.mark.parametrize(
         "shown",

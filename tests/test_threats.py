@@ -102,6 +102,8 @@ from tests.support.surface import snapshot
 from tests.support.surface import statements
 from tests.support.surface import unsafe
 
+pytestmark = pytest.mark.slow
+
 PACKAGE = pathlib.Path(flask_credly.__file__).parent
 ROOT = PACKAGE.parent
 
@@ -156,7 +158,6 @@ ROLES: dict[str, cabc.Callable[[], t.Any]] = {
 REFUSALS = {"a login": 302, "a refusal": 401}
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
 @pytest.mark.parametrize("role", ROLES)
 def test_every_route_role_and_method(
@@ -328,7 +329,6 @@ def kinds_of_host(kind: str) -> cabc.Callable[[Flask, SQLAlchemy], None] | None:
 TOKENS = ("none", "empty", "wrong", "another session's", "expired")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("token", TOKENS)
 @pytest.mark.parametrize("kind", ["without", "with", "exempt"])
 def test_no_unsafe_request_without_the_right_token(
@@ -391,7 +391,6 @@ def test_only_a_test_can_switch_the_tokens_off(
     assert client.get(WINDOW).status_code == 200
 
 
-@pytest.mark.slow
 def test_reading_writes_nothing(filled: Filled) -> None:
     """Not one statement that writes, whatever is asked for, and no request goes out.
     Of an export it is noted who took it. A message that was kept for the next page
@@ -424,7 +423,6 @@ def test_reading_writes_nothing(filled: Filled) -> None:
                 assert snapshot(host, credly) == before, path
 
 
-@pytest.mark.slow
 def test_no_answer_can_be_framed_or_kept(filled: Filled) -> None:
     """Neither a page, nor a part of one, a file, a refused form or an error."""
     host, credly, _ = filled
@@ -647,7 +645,6 @@ def open_site(
     return host, name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", range(5))
 def test_foreign_text_adds_no_tag_to_any_page(
     open_site: tuple[Host, cabc.Callable[[str], None]], part: int
@@ -756,7 +753,6 @@ def begins(cell: str) -> bool:
     return plain.lstrip('"').startswith(("=", "+", "-", "@"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", [f"{WINDOW}/badges.csv", f"{WINDOW}/errors.csv"])
 def test_no_cell_of_a_file_is_a_formula(filled: Filled, path: str) -> None:
     """Whatever it is read with. And each is the text that it was, with an apostrophe
@@ -811,13 +807,7 @@ LINES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        pytest.param(text, id=str(number), marks=pytest.mark.slow if number else ())
-        for number, text in enumerate(LINES)
-    ],
-)
+@pytest.mark.parametrize("text", LINES, ids=map(str, range(len(LINES))))
 def test_one_record_is_one_line(
     make_host: MakeHost,
     credly: CredlySimulator,
@@ -893,7 +883,6 @@ def test_one_record_is_one_line(
 # Redirects
 
 
-@pytest.mark.slow
 def test_no_redirect_leads_to_where_a_request_says(filled: Filled) -> None:
     host, _, template_id = filled
     evil = "evil.example"
@@ -1009,7 +998,6 @@ def test_a_form_takes_only_its_fields(filled: Filled) -> None:
         host.db.session.remove()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
 @pytest.mark.parametrize("where", ["/mappings", "/mappings/1"])
 def test_a_mapping_takes_only_what_is_offered(
@@ -1050,7 +1038,6 @@ def test_a_mapping_takes_only_what_is_offered(
     assert snapshot(host, credly) == before
 
 
-@pytest.mark.slow
 def test_a_foreign_id_is_an_unknown_one(
     make_host: MakeHost, credly: CredlySimulator
 ) -> None:
@@ -1242,7 +1229,6 @@ def story(make_host: MakeHost, redis_url: str) -> cabc.Iterator[Story]:
 NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 
 
-@pytest.mark.slow
 @every_database
 def test_secrets_and_members_stay_where_they_belong(
     story: Story, witness: Witness
@@ -1542,7 +1528,6 @@ class Evil:
         return (pathlib.Path.touch, (self.marker,))
 
 
-@pytest.mark.slow
 def test_a_forged_job_that_runs_when_it_is_read_is_refused(
     farm: Farm, tmp_path: pathlib.Path
 ) -> None:
@@ -1778,7 +1763,6 @@ FLOODS: dict[str, cabc.Callable[[Send], None]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("question", ["token", "issue"])
 @pytest.mark.parametrize("what", FLOODS)
 def test_an_answer_of_any_size_takes_little_memory(

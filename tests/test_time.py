@@ -49,6 +49,8 @@ from flask_credly.models import Base
 from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
 
+pytestmark = pytest.mark.slow
+
 HOUR = 3600.0
 
 
@@ -162,7 +164,6 @@ def test_what_waits_for_its_turn_can_be_stopped(
     assert credly.count("issue") == 1
 
 
-@pytest.mark.slow
 @stops
 @pytest.mark.parametrize("concurrency", [1, 4])
 def test_what_waits_for_a_thread_can_be_stopped(
@@ -821,7 +822,6 @@ class TestOutages:
         assert host.row().state == "issued"
         assert len(credly.badges) == 1
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("booked", [False, True])
     @pytest.mark.parametrize("kinds", [("issue",), ("issue", "look-up", "token")])
     @pytest.mark.parametrize("allowed", [False, True])
@@ -1089,7 +1089,6 @@ def stage(
 stop = st.tuples(st.sampled_from([0.2, 0.3, 4.0, 6.0, 70.0, 500.0]), st.booleans())
 
 
-@pytest.mark.slow
 @hypothesis.given(
     stopped=st.dictionaries(st.sampled_from(POINTS), stop, max_size=3),
     dies_at=st.sampled_from(["", "begun", "headers", "body", "answer"]),

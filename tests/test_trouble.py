@@ -276,6 +276,7 @@ class TestTLS:
         )
         return path
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("scheme", "query", "clients", "cause"),
         [

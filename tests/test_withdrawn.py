@@ -991,6 +991,7 @@ def test_each_community_has_its_own(
         assert (site.states("acme"), site.states("beta")) == (["issued"], ["revoked"])
 
 
+@pytest.mark.slow
 @every_database
 @pytest.mark.parametrize("seed", range(4))
 def test_any_order_ends_in_what_the_last_message_says(
