@@ -1374,7 +1374,6 @@ class TestTokens:
 
         yield host
 
-    @pytest.mark.slow
     @pytest.mark.parametrize("token", [None, "", "wrong"], ids=repr)
     @pytest.mark.parametrize("headers", [None, HX], ids=["page", "htmx"])
     def test_csrf_without_host_protection(

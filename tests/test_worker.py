@@ -238,7 +238,6 @@ def test_a_row_that_nobody_rang_for_is_swept(farm: Farm) -> None:
     farm.wait_for_badges(1)
 
 
-@pytest.mark.slow
 def test_a_killed_worker_loses_nothing(farm: Farm) -> None:
     """Killed with its work horse while Credly has the request."""
     farm.credly.fail("issue", how="hang", delay=5, after=True)
@@ -315,7 +314,6 @@ def asked(farm: Farm) -> int:
     return farm.credly.count("issue") + together
 
 
-@pytest.mark.slow
 def test_a_worker_told_to_stop_finishes_what_is_on_its_way(farm: Farm) -> None:
     """A supervisor may tell all processes at once."""
     for number in range(60):
@@ -737,7 +735,6 @@ def test_description_has_no_args_and_redis_nothing_of_a_member(farm: Farm) -> No
         assert secret.encode() not in dump
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("function", ["os.system", "subprocess.call"])
 def test_forged_os_system_job_refused(farm: Farm, function: str) -> None:
     marker = pathlib.Path(farm.folder / "marker")
