@@ -348,11 +348,18 @@ MUTATIONS = [
         "pass",
         ("test_backfill",),
     ),
+    # An undo of a removal issues a badge whose completion was withdrawn
+    Mutation(
+        SETTLE,
+        "        Issuance.withdrawn_at.is_(None),\n",
+        "",
+        ("test_withdrawn",),
+    ),
     # An undo does not bring back what a worker has in its hands
     Mutation(
         SETTLE,
-        "(*_this(row), sa.not_(sa.exists().where(IS_MAPPED)))",
-        "_this(row)",
+        "        sa.not_(sa.exists().where(IS_MAPPED)),\n",
+        "",
         ("test_retrying",),
     ),
     # An undo brings back what was renewed meanwhile

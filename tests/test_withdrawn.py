@@ -29,6 +29,7 @@ from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
 from flask_credly.ledger import privacy
 from flask_credly.ledger import retrying
+from flask_credly.ledger import settle
 from flask_credly.ledger import withdrawals
 from flask_credly.ledger.reasons import explain
 from flask_credly.models import Account
@@ -287,6 +288,38 @@ class TestOnItsWay:
             assert states(host)[0] == CANCELLED
             assert len(credly.badges) == number - 1
             assert len(host.attempts()) == number - 1
+
+    @every_database
+    @pytest.mark.parametrize("late", [False, True])
+    def test_undo_of_the_mappings_removal_does_not_bring_it_back(
+        self, connected: Connected, late: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nor where it is withdrawn as the worker is about to cancel it."""
+        host, credly, template_id = connected
+        complete(host)
+        row = take(host)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        host.db.session.rollback()
+
+        if not late:
+            withdraw(host)
+
+        accounts.remove_mapping(host.state, mapping.id)
+        claim.release(host.state.engine, [row])
+        cancel = settle.cancel_unmapped
+
+        def withdraw_and_cancel(*given: t.Any) -> bool:
+            withdraw(host)
+            return cancel(*given)
+
+        if late:
+            monkeypatch.setattr(settle, "cancel_unmapped", withdraw_and_cancel)
+
+        host.drain(2)
+        accounts.add_mapping(host.state, COURSES[0], template_id, undo=True)
+        host.drain(2)
+        assert states(host) == [CANCELLED]
+        assert credly.badges == []
 
     @pytest.mark.parametrize("booked", [True, False])
     def test_what_was_perhaps_issued_is_looked_up(

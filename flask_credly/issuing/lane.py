@@ -461,17 +461,18 @@ class _Lane:
             claim.put_off(self._engine, row)
             return
 
-        if row.mapped_to is None and row.is_as_mapped:
-            if not settle.cancel_unmapped(self._engine, row):
-                claim.release(self._engine, [row])
-
-            return
-
+        # Before the mapping: that may come back, and its badges with it.
         if row.withdrawn:
             if too_early:
                 claim.put_off(self._engine, row)
             else:
                 settle.cancel(self._engine, row, "withdrawn")
+
+            return
+
+        if row.mapped_to is None and row.is_as_mapped:
+            if not settle.cancel_unmapped(self._engine, row):
+                claim.release(self._engine, [row])
 
             return
 

@@ -78,12 +78,17 @@ def cancel(connection: sa.Connection, row: Row, reason: Reason) -> None:
 def cancel_unmapped(connection: sa.Connection, row: Row) -> bool:
     """End a row without a request, as its course is not mapped any more.
 
-    :return: Whether that is still so.
+    :return: Whether it was ended: not where it is mapped by now, or was withdrawn.
     """
     # Not while the removal of the mapping is being undone: that would not see it.
     account = sa.select(Account.tenant).where(Account.tenant == row.tenant)
     connection.execute(account.with_for_update(read=True))
-    these = (*_this(row), sa.not_(sa.exists().where(IS_MAPPED)))
+    these = (
+        *_this(row),
+        sa.not_(sa.exists().where(IS_MAPPED)),
+        # That would come back with the mapping.
+        Issuance.withdrawn_at.is_(None),
+    )
     now = clock.now(connection)
     return bool(
         transitions.end(connection, "cancelled", now, *these, reason="unmapped")
