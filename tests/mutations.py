@@ -362,6 +362,14 @@ MUTATIONS = [
         "",
         ("test_retrying",),
     ),
+    # What is cancelled during a second removal is taken for the first one's
+    Mutation(
+        "accounts/mappings.py",
+        "    # What workers cancel is cancelled after this, or not at all.\n"
+        "    gates.lock(connection, tenant)\n",
+        "",
+        ("test_retrying",),
+    ),
     # An undo brings back what was renewed meanwhile
     Mutation(
         "ledger/retrying.py",

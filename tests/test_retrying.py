@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import threading
+import types
 import typing as t
 
 import pytest
@@ -17,6 +19,7 @@ from conftest import MakeHost
 from flask_credly import accounts
 from flask_credly import jobs
 from flask_credly.issuing import stopping
+from flask_credly.ledger import clock
 from flask_credly.ledger import retrying
 from flask_credly.ledger import runs
 from flask_credly.ledger import settle
@@ -484,5 +487,49 @@ class TestUndoneRemovalOfAMapping:
             patch.setattr(settle, "cancel_unmapped", late)
             host.drain()
 
+        host.drain()
+        assert states(host) == ["issued"]
+
+    @every_database
+    def test_removed_once_more_at_the_moment_in_which_a_worker_cancels(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is cancelled is so after the removal: the undo looks for that."""
+        host, credly, template_id = connected
+        host.complete()
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        host.db.session.rollback()
+        accounts.remove_mapping(host.state, mapping.id)
+        cancel, now = settle.cancel_unmapped, clock.now
+        others: list[threading.Thread] = []
+
+        def remove(mapping_id: int) -> None:
+            with host.app.app_context():
+                accounts.remove_mapping(host.state, mapping_id)
+
+        def late(*args: t.Any) -> bool:
+            if not others:
+                again = accounts.add_mapping(host.state, COURSE, template_id, undo=True)
+                others.append(threading.Thread(target=remove, args=[again.id]))
+
+            return cancel(*args)
+
+        def remove_after(connection: sa.Connection) -> dt.datetime:
+            at = now(connection)
+
+            if others and not others[0].ident:
+                others[0].start()
+                others[0].join(0.5)
+
+            return at
+
+        with monkeypatch.context() as patch:
+            patch.setattr(settle, "cancel_unmapped", late)
+            patch.setattr(settle, "clock", types.SimpleNamespace(now=remove_after))
+            host.drain()
+
+        others[0].join()
+        host.drain()
+        undo(connected)
         host.drain()
         assert states(host) == ["issued"]

@@ -310,6 +310,9 @@ def remove_mapping(
 def _remove(
     connection: sa.Connection, tenant: str, mapping_id: int, by: str | None
 ) -> Mapping | None:
+    # What workers cancel is cancelled after this, or not at all.
+    gates.lock(connection, tenant)
+
     with orm.Session(connection) as session:
         if (mapping := get_mapping(session, tenant, mapping_id)) is None:
             return None

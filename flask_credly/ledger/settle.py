@@ -9,12 +9,12 @@ import typing as t
 
 import sqlalchemy as sa
 
-from ..models import Account
 from ..models import Attempt
 from ..models import Issuance
 from ..models import Reason
 from ..options import Options
 from . import clock
+from . import gates
 from . import log
 from . import reasons
 from . import transitions
@@ -80,9 +80,9 @@ def cancel_unmapped(connection: sa.Connection, row: Row) -> bool:
 
     :return: Whether it was ended: not where it is mapped by now, or was withdrawn.
     """
-    # Not while the removal of the mapping is being undone: that would not see it.
-    account = sa.select(Account.tenant).where(Account.tenant == row.tenant)
-    connection.execute(account.with_for_update(read=True))
+    # Not while the removal of the mapping is being undone: that would not see it. Nor
+    # while one is under way: it would look for what was cancelled later than now.
+    gates.lock(connection, row.tenant)
     these = (
         *_this(row),
         sa.not_(sa.exists().where(IS_MAPPED)),
