@@ -81,9 +81,9 @@ MUTATIONS = [
     # A paused or removed account's rows are taken
     Mutation(
         CLAIM,
-        "        *_due(gate, now),\n"
+        "        Issuance.organization_id == gate.organization_id,\n"
         "        gates.is_open(gate.tenant, gate.generation, now),\n",
-        "        *_due(gate, now),\n",
+        "        Issuance.organization_id == gate.organization_id,\n",
         ("test_issuing", "test_connection", "test_faults"),
     ),
     # A request is counted twice where the answer to a commit was lost
