@@ -617,6 +617,7 @@ def compare_tree(site: Site, page: Page, screen: str) -> None:
 
     for changing, name in (
         (r"\w{3} \d+, \d{4}, \d+:\d\d\s[AP]M", "TIME"),
+        (r"\d+ [A-Z]\w+ \d{4}|\d{4}-\d\d-\d\d", "DATE"),
         (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID"),
         (f'"?{re.escape(site.credly.client_id)}"?', "CLIENT"),
         (r"127\.0\.0\.1:\d+", "CREDLY"),
