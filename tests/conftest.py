@@ -643,7 +643,11 @@ def redis_url() -> cabc.Iterator[str]:
 @pytest.fixture(scope="session")
 def chromium() -> str:
     """The path of a Chromium."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    names = (
+        # Without windows of its own it takes a third less of the processor.
+        "chromium-headless-shell",
+        *("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
+    )
     found = [path for name in names if (path := shutil.which(name))]
 
     if not found:
