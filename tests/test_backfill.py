@@ -394,6 +394,14 @@ def test_a_run_goes_on_after_a_crash(school: School) -> None:
     assert run is not None and run.completed == 700
 
 
+def connect_and_record(host: Host, credly: CredlySimulator) -> None:
+    connect(host, credly)
+    mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
+    host.db.session.rollback()
+    assert backfills.start(host.state.engine, "default", mapping_id)
+    jobs.backfill()
+
+
 @every_database
 def test_it_ends_however_many_members_are_erased_meanwhile(
     make_host: MakeHost, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
@@ -415,11 +423,7 @@ def test_it_ends_however_many_members_are_erased_meanwhile(
     host = make_host(past_completions=past_completions)
 
     with host.app.app_context():
-        connect(host, credly)
-        mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
-        host.db.session.rollback()
-        assert backfills.start(host.state.engine, "default", mapping_id)
-        jobs.backfill()
+        connect_and_record(host, credly)
 
         assert len(read) == 10
         left = [row.member_id for row in host.rows() if row.erased_at is None]
@@ -444,11 +448,7 @@ def test_after_very_many_erasures_it_begins_anew(
     host = make_host(past_completions=past_completions)
 
     with host.app.app_context():
-        connect(host, credly)
-        mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
-        host.db.session.rollback()
-        assert backfills.start(host.state.engine, "default", mapping_id)
-        jobs.backfill()
+        connect_and_record(host, credly)
 
         assert host.rows() == []
         assert len(read) == 6 + 3

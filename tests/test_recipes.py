@@ -226,6 +226,15 @@ def names_of(metadata: sa.MetaData) -> set[str]:
     }
 
 
+def with_metadata(arguments: str) -> str:
+    """Write the application of the recipe with a metadata of its own."""
+    return MIGRATING_APP.replace(
+        "db = SQLAlchemy()",
+        "import sqlalchemy\n"
+        f"db = SQLAlchemy(metadata=sqlalchemy.MetaData({arguments}))",
+    )
+
+
 class TestMigrations:
     @pytest.mark.slow
     @every_database
@@ -233,11 +242,7 @@ class TestMigrations:
         self, site: Site, engine: sa.Engine, database: str
     ) -> None:
         """In a host with a naming convention, comparing all that Alembic can."""
-        app = MIGRATING_APP.replace(
-            "db = SQLAlchemy()",
-            "import sqlalchemy\n"
-            f"db = SQLAlchemy(metadata=sqlalchemy.MetaData(None, None, {CONVENTION}))",
-        )
+        app = with_metadata(f"None, None, {CONVENTION}")
         compare = "migrate.alembic_ctx_kwargs['compare_server_default'] = True\n"
         site.write("app.py", app + compare)
         local = f"sqlite:///{site.folder / 'local.db'}"
@@ -262,12 +267,7 @@ class TestMigrations:
     def test_with_a_schema_of_the_hosts_its_name_is_taken_out_of_the_migration(
         self, site: Site, engine: sa.Engine, database: str
     ) -> None:
-        app = MIGRATING_APP.replace(
-            "db = SQLAlchemy()",
-            "import sqlalchemy\n"
-            "db = SQLAlchemy(metadata=sqlalchemy.MetaData('school'))",
-        )
-        site.write("app.py", app)
+        site.write("app.py", with_metadata("'school'"))
         site.run(FIRST_TIME.replace("flask db upgrade", "true"))
         (version,) = (site.folder / "migrations/versions").glob("*.py")
         made = version.read_text()

@@ -247,9 +247,7 @@ LATER = dt.datetime.now(dt.UTC) + dt.timedelta(days=400)
 
 
 @pytest.fixture
-def cancelled(
-    make_host: MakeHost, credly: CredlySimulator
-) -> t.Iterator[tuple[Connected, int]]:
+def cancelled(make_host: MakeHost, credly: CredlySimulator) -> t.Iterator[Connected]:
     """Badges that waited, and whose mapping was removed."""
     host = make_host(WTF_CSRF_ENABLED=False)
 
@@ -259,17 +257,16 @@ def cancelled(
         for number in range(NUMBER):
             host.complete(str(number))
 
-        removed = remove_mapping(host)
+        remove_mapping(host)
         assert states(host) == ["cancelled"] * NUMBER
-        yield connected, removed
+        yield connected
 
 
-def remove_mapping(host: Host) -> int:
+def remove_mapping(host: Host) -> None:
     host.db.session.rollback()  # It may still see what there was before.
     (mapping,) = accounts.list_mappings(host.db.session, "default")
     accounts.remove_mapping(host.state, mapping.id)
     host.drain(2)
-    return mapping.id
 
 
 def undo(connected: Connected) -> None:
@@ -288,11 +285,10 @@ def one_step(host: Host) -> runs.Run:
 class TestUndoneRemovalOfAMapping:
     @every_database
     def test_many_are_brought_back_by_a_worker_and_issued_once(
-        self, cancelled: tuple[Connected, int]
+        self, cancelled: Connected
     ) -> None:
-        connected, _ = cancelled
-        host, credly, _ = connected
-        undo(connected)
+        host, credly, _ = cancelled
+        undo(cancelled)
         assert due(host) == []
 
         jobs.undo()
@@ -303,40 +299,35 @@ class TestUndoneRemovalOfAMapping:
         assert credly.problems == []
 
     def test_a_few_are_at_once(
-        self, cancelled: tuple[Connected, int], monkeypatch: pytest.MonkeyPatch
+        self, cancelled: Connected, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        connected, _ = cancelled
         monkeypatch.setattr(retrying, "PORTION", NUMBER)
-        undo(connected)
+        undo(cancelled)
 
-        assert len(due(connected.host)) == NUMBER
-        assert connected.host.db.session.scalars(sa.select(Batch)).all() == []
+        assert len(due(cancelled.host)) == NUMBER
+        assert cancelled.host.db.session.scalars(sa.select(Batch)).all() == []
 
     @every_database
-    def test_removed_and_undone_once_more_meanwhile(
-        self, cancelled: tuple[Connected, int]
-    ) -> None:
-        connected, _ = cancelled
-        host, credly, _ = connected
-        undo(connected)
+    def test_removed_and_undone_once_more_meanwhile(self, cancelled: Connected) -> None:
+        host, credly, _ = cancelled
+        undo(cancelled)
         taken = one_step(host)
         remove_mapping(host)
         assert retrying.step(host.state.engine, taken) == "over"
         assert states(host) == ["cancelled"] * NUMBER
 
-        undo(connected)
+        undo(cancelled)
         jobs.undo()
         host.drain(2)
         assert states(host) == ["issued"] * NUMBER
         assert len(credly.badges) == NUMBER
 
     def test_removed_meanwhile_and_mapped_to_another_badge(
-        self, cancelled: tuple[Connected, int]
+        self, cancelled: Connected
     ) -> None:
         """What was not brought back stays as the second removal has left it."""
-        connected, _ = cancelled
-        host, credly, _ = connected
-        undo(connected)
+        host, credly, _ = cancelled
+        undo(cancelled)
         one_step(host)
         remove_mapping(host)
         other = credly.add_template("Other Badge")
@@ -347,12 +338,9 @@ class TestUndoneRemovalOfAMapping:
 
         assert states(host) == ["cancelled"] * NUMBER
 
-    def test_mapped_to_another_badge_meanwhile(
-        self, cancelled: tuple[Connected, int]
-    ) -> None:
-        connected, _ = cancelled
-        host, credly, _ = connected
-        undo(connected)
+    def test_mapped_to_another_badge_meanwhile(self, cancelled: Connected) -> None:
+        host, credly, _ = cancelled
+        undo(cancelled)
         runs.leave(host.state.engine, one_step(host))
         other = credly.add_template("Other Badge")
         accounts.sync_templates(host.state)
@@ -365,11 +353,10 @@ class TestUndoneRemovalOfAMapping:
         assert {each["badge_template"]["id"] for each in credly.badges} == {other}
 
     def test_the_mapping_is_given_to_another_course_meanwhile(
-        self, cancelled: tuple[Connected, int]
+        self, cancelled: Connected
     ) -> None:
-        connected, _ = cancelled
-        host, _, template_id = connected
-        undo(connected)
+        host, _, template_id = cancelled
+        undo(cancelled)
         taken = one_step(host)
         (mapping,) = accounts.list_mappings(host.db.session, "default")
         accounts.change_mapping(host.state, mapping.id, COURSES[1], template_id)
@@ -377,12 +364,9 @@ class TestUndoneRemovalOfAMapping:
         assert retrying.step(host.state.engine, taken) == "over"
         assert len(due(host)) == 3
 
-    def test_the_integration_is_removed_meanwhile(
-        self, cancelled: tuple[Connected, int]
-    ) -> None:
-        connected, _ = cancelled
-        host = connected.host
-        undo(connected)
+    def test_the_integration_is_removed_meanwhile(self, cancelled: Connected) -> None:
+        host = cancelled.host
+        undo(cancelled)
         taken = one_step(host)
         accounts.remove(host.state)
 
@@ -391,11 +375,10 @@ class TestUndoneRemovalOfAMapping:
 
     @every_database
     def test_a_member_completes_the_course_meanwhile(
-        self, cancelled: tuple[Connected, int]
+        self, cancelled: Connected
     ) -> None:
-        connected, _ = cancelled
-        host, credly, _ = connected
-        undo(connected)
+        host, credly, _ = cancelled
+        undo(cancelled)
         host.complete(str(NUMBER - 1))
         host.drain(2)
         jobs.undo()
@@ -405,24 +388,23 @@ class TestUndoneRemovalOfAMapping:
         assert len(credly.badges) == NUMBER
 
     def test_what_an_earlier_removal_has_cancelled_stays_so(
-        self, cancelled: tuple[Connected, int]
+        self, cancelled: Connected
     ) -> None:
-        connected, _ = cancelled
-        host, _, template_id = connected
+        host, _, template_id = cancelled
         accounts.add_mapping(host.state, COURSE, template_id)
         host.complete("later")
         remove_mapping(host)
-        undo(connected)
+        undo(cancelled)
         jobs.undo()
         host.drain(2)
 
         assert states(host) == ["cancelled"] * NUMBER + ["issued"]
 
     def test_an_admin_sees_how_far_it_is_and_stops_it(
-        self, cancelled: tuple[Connected, int]
+        self, cancelled: Connected
     ) -> None:
-        connected, removed = cancelled
-        host = connected.host
+        host = cancelled.host
+        removed = host.db.session.scalars(sa.select(RemovedMapping.id)).one()
         client = host.app.test_client()
         window = PAGE.rpartition("/")[0]
         client.post(f"{window}/mappings", data={"undo": str(removed)})
@@ -448,17 +430,16 @@ class TestUndoneRemovalOfAMapping:
         assert said == [("stop restoring", COURSE.title)]
 
     def test_what_a_later_completion_has_renewed_stays_as_it_is(
-        self, cancelled: tuple[Connected, int]
+        self, cancelled: Connected
     ) -> None:
         """Or both would be in force: the later one could not replace it any more."""
-        connected, _ = cancelled
-        host, credly, _ = connected
+        host, credly, _ = cancelled
         host.db.session.execute(sa.update(Issuance).values(renewal=True))
         host.db.session.execute(
             sa.update(RemovedMapping).values(options={"again": "renew"})
         )
         host.db.session.commit()
-        undo(connected)
+        undo(cancelled)
         host.complete("0", completed_at=LATER)
         host.drain(2)
         jobs.undo()

@@ -152,10 +152,7 @@ def end_of_course(
     time.
     """
     these = (*_of(tenant, kind, course_id), Batch.state == "retrying")
-    ended = sa.update(Batch).where(*these)
-    connection.execute(
-        ended.values(state="stopped", due_at=None, lease=None, until=now)
-    )
+    runs.end(connection, *these, state="stopped", until=now)
 
 
 def _of(tenant: str, kind: str, course_id: str) -> tuple[Condition, ...]:

@@ -234,13 +234,16 @@ def leave(connection: sa.Connection, run: Run, *, rest: bool = False) -> None:
     )
 
 
-def end(connection: sa.Connection, *these: Condition, state: str) -> bool:
+def end(
+    connection: sa.Connection, *these: Condition, state: str, **values: t.Any
+) -> bool:
     """Let no worker go on with runs.
 
+    :param values: What else is written down of them.
     :return: Whether there was one.
     """
     ended = sa.update(Batch).where(*these)
-    ended = ended.values(state=state, due_at=None, lease=None)
+    ended = ended.values(state=state, due_at=None, lease=None, **values)
     return bool(connection.execute(ended).rowcount)
 
 
