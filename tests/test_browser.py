@@ -616,9 +616,10 @@ def compare_tree(site: Site, page: Page, screen: str) -> None:
     tree = root.aria_snapshot()
 
     for changing, name in (
-        (r"\w{3} \d+, \d{4}, \d+:\d\d\s[AP]M", "TIME"),
-        (r"\d+ [A-Z]\w+ \d{4}|\d{4}-\d\d-\d\d", "DATE"),
+        # First: an ID may begin with what reads as a year.
         (r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", "ID"),
+        (r"\w{3} \d+, \d{4}, \d+:\d\d\s[AP]M", "TIME"),
+        (r"\b\d+ [A-Z]\w+ \d{4}\b|\b\d{4}-\d\d-\d\d\b", "DATE"),
         (f'"?{re.escape(site.credly.client_id)}"?', "CLIENT"),
         (r"127\.0\.0\.1:\d+", "CREDLY"),
         (r"in \d+ minutes", "in MINUTES"),
