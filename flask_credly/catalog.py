@@ -564,7 +564,8 @@ def id_of_member(member: t.Any, raises: tuple[type[Exception], ...] = ()) -> obj
 
 def _field(member: t.Any, name: str, raises: tuple[type[Exception], ...]) -> object:
     try:
-        if isinstance(member, cabc.Mapping):
+        # First what it is nearly always: the question for a mapping takes longer.
+        if not isinstance(member, Member) and isinstance(member, cabc.Mapping):
             return member.get(name)
 
         return getattr(member, name, None)

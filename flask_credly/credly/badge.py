@@ -4,7 +4,6 @@ for by its id. It is read here and nowhere else.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import re
 import typing as t
@@ -16,8 +15,7 @@ STATES = ("pending", "accepted", "rejected", "revoked")
 """All states of a badge: one that was rejected or revoked since was issued, too."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Badge:
+class Badge(t.NamedTuple):
     """A badge as Credly shows it. ``None``: it does not say.
 
     :param state: "pending", "accepted", "rejected" or "revoked".

@@ -225,7 +225,10 @@ def day_of(shown: str | None) -> dt.date | None:
 
 def _read(shown: str | None) -> dt.datetime | None:
     # Credly's own sample has a blank before the offset.
-    text = re.sub(r" +(UTC$|(?=[+-]\d))", "", (shown or "").strip())
+    text = (shown or "").strip()
+
+    if " " in text:
+        text = re.sub(r" +(UTC$|(?=[+-]\d))", "", text)
 
     try:
         return dt.datetime.fromisoformat(text)
