@@ -321,7 +321,7 @@ class TestLearning:
             given["organization_id"] = OTHER
         else:
             name = "template_id" if what == "template" else "id"
-            badge = Badge(**{**vars(badge), name: OTHER})
+            badge = badge._replace(**{name: OTHER})
 
         found = learn(host.state.engine, host, badge, **given)
         assert (found.changed, found.to_tell) == (0, ())
