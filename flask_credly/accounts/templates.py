@@ -94,10 +94,14 @@ def mapped_and_gone(session: Session, tenant: str) -> list[tuple[str, str, str]]
     """Get the name of each mapped badge template that is not active any more, with the
     id and the title of its course.
     """
+    # They are few, and mappings may be many: SQLite would look at each of these.
+    gone = sa.select(Template.id).where(
+        Template.tenant == tenant, Template.active.is_(False)
+    )
     query = (
         sa.select(Template.name, Mapping.course_id, Mapping.course_title)
         .join(Mapping.template)
-        .where(Mapping.tenant == tenant, Template.active.is_(False))
+        .where(Mapping.tenant == tenant, Mapping.template_id.in_(gone))
         .order_by(Mapping.id)
     )
     return [(name, id_, title) for name, id_, title in session.execute(query)]

@@ -28,7 +28,7 @@ from .respond import page
 logger = logging.getLogger("flask_credly")
 
 
-AT_MOST = 10_000
+AT_MOST = 5_000
 """How far badges are counted on a page."""
 
 
