@@ -425,6 +425,7 @@ def test_a_part_that_dies_ends_the_others_and_is_named() -> None:
 def test_a_worker_that_dies_starts_again() -> None:
     with demo(port := free_port()) as process:
         wait_until_ready(process)
+        ready = time.monotonic()
         visitor = Visitor(port)
         visitor.become("Alex")
         visitor.connect_and_map("py-101")
@@ -434,7 +435,7 @@ def test_a_worker_that_dies_starts_again() -> None:
             for part in parts
             if "worker" in part.cmdline() and part.parent().pid == process.pid
         ]
-        wait_for_age(worker)
+        wait_for_age(ready)
         worker.kill()
         assert process.stdout is not None
         said = process.stdout.readline() + process.stdout.readline()
@@ -444,10 +445,13 @@ def test_a_worker_that_dies_starts_again() -> None:
         visitor.wait_for_badge()
 
 
-def wait_for_age(part: psutil.Process) -> None:
-    """Until it has run so long that it is not taken for one that cannot start."""
-    while time.time() - part.create_time() < STARTING + 0.5:
-        time.sleep(0.1)
+def wait_for_age(since: float) -> None:
+    """Until what runs since then is not taken for one that cannot start.
+
+    :param since: By the monotonic clock: a process's own time of creation may be off by
+        a second.
+    """
+    time.sleep(max(0.0, since + STARTING + 0.5 - time.monotonic()))
 
 
 def test_a_redis_that_does_not_answer_is_said() -> None:
