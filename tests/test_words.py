@@ -489,6 +489,16 @@ class TestOtherLanguages:
 
 OURS = dict(catalogues())
 
+FOREIGN_PUNCTUATION = {
+    "ar": r"[\u0600-\u06ff][,;?]",
+    "de": r"[\"“]\w|\w„|\w…| …| %%",
+    "es": r"[\"“”„]|^[^¿]*\?(?!\w)| %%",
+    "fr": r"[\"“”„]|[\w ][;?!](?!\w)|[\w ]:(?!\w|//)|[\w ]»|«[^\xa0]| %%",
+    "ja": r"[ぁ-ヿ一-鿿）][:?()]|[()][ぁ-ヿ一-鿿]",
+    "pt_BR": r"[\"„«»]",
+}
+"""What stands wrong in a language: another one's marks, or a plain space before one."""
+
 
 @pytest.mark.parametrize("language", OURS)
 class TestOurs:
@@ -565,6 +575,25 @@ class TestOurs:
         ]
 
         assert wrong == []
+
+    def test_punctuation_is_that_of_the_language(self, language: str) -> None:
+        """A space that may break would begin a line with what follows it."""
+        wrong = [
+            string
+            for message in read(language, OURS[language])
+            if message.id
+            for string in strings(message)
+            if re.search(FOREIGN_PUNCTUATION[language], re.sub(r"\[\[|]]", "", string))
+        ]
+
+        assert wrong == []
+
+    def test_a_repair_is_not_called_a_correction(self, language: str) -> None:
+        """A repair takes over what Credly has. A correction issues another badge."""
+        found = texts(language)
+        repair, _ = found["Repair – Credly Integration"].split(" – ")
+
+        assert repair != found["Correct…"].rstrip("\xa0…")
 
     def test_through_flask_babel(
         self, make_host: MakeHost, tmp_path: pathlib.Path, language: str
