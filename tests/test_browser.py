@@ -430,9 +430,19 @@ SCREENS: dict[str, tuple[Steps | None, str, Steps | None]] = {
         WINDOW,
         None,
     ),
+    "window-restoring": (
+        lambda site: (site.connect(), site.bring_back()),
+        WINDOW,
+        None,
+    ),
     "window-many": (lambda site: site.fill_up(), f"{WINDOW}?mapping=new", None),
     "badges": (
         lambda site: (site.fill(), site.complete("6"), site.pause()),
+        f"{WINDOW}/badges",
+        None,
+    ),
+    "badges-restoring": (
+        lambda site: (site.connect(), site.bring_back()),
         f"{WINDOW}/badges",
         None,
     ),

@@ -46,6 +46,8 @@ from flask_credly.ledger import backfills
 from flask_credly.ledger import comparisons
 from flask_credly.ledger import gates
 from flask_credly.ledger import removing
+from flask_credly.ledger import retrying
+from flask_credly.ledger import runs
 from flask_credly.ledger import undos
 from flask_credly.models import Account
 from flask_credly.models import Issuance
@@ -198,6 +200,25 @@ class Site:
         body = {"data": {"message": "Example refusal"}, "metadata": None}
         self.credly.fail("issue", times=2, status=422, body=body)
         self.complete(member_id, drains=2)
+
+    def bring_back(self) -> None:
+        """Undo the removal of a mapping, with more badges than are restored at once."""
+        mapping_id = self.map()
+
+        with self.context(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(retrying, "PORTION", 2)
+
+            for number in range(6):
+                self.host.complete(f"waiting-{number}")
+
+            accounts.remove_mapping(self.host.state, mapping_id)
+            self.host.drain()
+            accounts.add_mapping(
+                self.host.state, COURSES[0], self.template_id, undo=True
+            )
+            taken = runs.take(self.host.state.engine, "retry")
+            assert taken is not None
+            assert retrying.step(self.host.state.engine, taken) == "more"
 
     def fill(self) -> None:
         """Connect, and have something of everything to see."""
