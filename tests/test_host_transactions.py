@@ -606,6 +606,33 @@ def test_a_session_that_only_reads_from_a_replica(routed: Host) -> None:
     assert members(routed) == ["42"]
 
 
+class OfModels(FlaskSession):
+    """Knows an engine for the host's own models only."""
+
+    def get_bind(  # type: ignore[override]
+        self, mapper: t.Any = None, **given: t.Any
+    ) -> t.Any:
+        if mapper is None:
+            raise LookupError("of which model?")
+
+        return super().get_bind(mapper, **given)
+
+
+@every_database
+@pytest.mark.parametrize("commits", [False, True])
+def test_a_session_that_knows_an_engine_for_its_models_only(
+    host: Host, commits: bool
+) -> None:
+    host.db.session = host.db._make_scoped_session({"class_": OfModels})
+    host.db.session.add(order(host, "1"))
+    send(host, "42", "py-101")
+    host.db.session.commit() if commits else host.db.session.rollback()
+    host.db.session.remove()
+
+    assert orders(host) == (["1"] if commits else [])
+    assert members(host) == (["42"] if commits else [])
+
+
 @every_database
 @pytest.mark.parametrize("flushes", [False, True])
 @pytest.mark.parametrize("commits", [False, True])

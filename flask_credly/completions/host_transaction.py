@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy import orm
 
+from .. import interruption
 from ..ledger.transaction import number_of
 from ..ledger.transitions.host import ANY_WRITE
 
@@ -337,7 +338,11 @@ def _bind_of(
         # Where it will write to, should another engine lead there too, or a connection
         # that it was bound to.
         bind = session.get_bind(clause=ANY_WRITE)
-    except sa.exc.UnboundExecutionError:
+    except Exception as e:
+        # It may know an engine for its own models only.
+        if interruption.find(e):
+            raise
+
         return engine
 
     return bind if _same_database(bind.engine, engine) else engine
