@@ -11,6 +11,7 @@ What the columns mean is said in :mod:`flask_credly.models`.
 from __future__ import annotations
 
 import datetime as dt
+import json
 import typing as t
 
 import sqlalchemy as sa
@@ -63,8 +64,34 @@ class UTCDateTime(sa.types.TypeDecorator[dt.datetime]):
         return value.astimezone(dt.UTC)
 
 
-# An absent value is the database's null, and not the JSON that says so.
-_JSON = sa.JSON(none_as_null=True)
+class _Json(sa.types.TypeDecorator[t.Any]):
+    """JSON as Python writes and reads it, whatever functions for that the host has
+    given its engine or its driver.
+    """
+
+    # An absent value is the database's null, and not the JSON that says so.
+    impl = sa.JSON(none_as_null=True)
+    cache_ok = True
+
+    def bind_processor(self, dialect: sa.Dialect) -> t.Callable[[t.Any], str | None]:
+        return lambda value: None if value is None else json.dumps(value)
+
+    def column_expression(
+        self, column: sa.ColumnElement[t.Any]
+    ) -> sa.ColumnElement[t.Any]:
+        # The drivers of PostgreSQL read this type by themselves.
+        return sa.type_coerce(sa.cast(column, sa.Text), self)
+
+    def result_processor(
+        self, dialect: sa.Dialect, coltype: object
+    ) -> t.Callable[[t.Any], t.Any]:
+        return lambda value: None if value is None else json.loads(value)
+
+    def coerce_compared_value(
+        self, op: t.Any, value: object
+    ) -> sa.types.TypeEngine[t.Any]:
+        # An index into it is none of its values.
+        return self.impl_instance.coerce_compared_value(op, value)
 
 
 def _id(length: int) -> sa.String:
@@ -202,7 +229,7 @@ MAPPING = sa.Table(
     sa.Column("course_title", sa.String(500), nullable=False),
     sa.Column("template_id", _id(36), nullable=False),
     sa.Column("created_at", UTCDateTime),
-    sa.Column("options", _JSON),
+    sa.Column("options", _Json),
     sa.Column("again", _id(10)),
     sa.UniqueConstraint("tenant", "kind", "course_id"),
     sa.ForeignKeyConstraint(
@@ -227,7 +254,7 @@ REMOVED_MAPPING = sa.Table(
     sa.Column("kind", _id(20), nullable=False),
     sa.Column("course_id", _id(191), nullable=False),
     sa.Column("template_id", _id(36), nullable=False),
-    sa.Column("options", _JSON),
+    sa.Column("options", _Json),
     sa.Column("removed_at", UTCDateTime, nullable=False),
     **_OPTIONS,
 )
@@ -269,9 +296,9 @@ ISSUANCE = sa.Table(
     sa.Column("look_ups", sa.Integer, default=0, server_default="0", nullable=False),
     sa.Column("settled_at", UTCDateTime),
     sa.Column("badge_id", _id(36)),
-    sa.Column("options", _JSON),
+    sa.Column("options", _Json),
     sa.Column("completion_id", _id(191)),
-    sa.Column("extras", _JSON),
+    sa.Column("extras", _Json),
     sa.Column("badge_state", _id(10)),
     sa.Column("badge_state_at", UTCDateTime),
     sa.Column("badge_told", _id(10)),
@@ -346,11 +373,11 @@ BATCH = sa.Table(
     sa.Column("completed", sa.Integer, default=0, server_default="0", nullable=False),
     sa.Column("incomplete", sa.Integer, default=0, server_default="0", nullable=False),
     sa.Column("healing", sa.Boolean, default=False, server_default="0", nullable=False),
-    sa.Column("found", _JSON),
+    sa.Column("found", _Json),
     sa.Column("verb", _id(10), server_default="backfill", nullable=False),
     sa.Column("undoes", sa.Integer),
     sa.Column("until", UTCDateTime),
-    sa.Column("wanted", _JSON),
+    sa.Column("wanted", _Json),
     sa.Column("last_id", sa.Integer),
     sa.Column("reached", sa.Integer, default=0, server_default="0", nullable=False),
     sa.Column("number", sa.Integer, default=0, server_default="0", nullable=False),
@@ -497,7 +524,7 @@ def _copy_table(table: sa.Table, metadata: sa.MetaData) -> None:
     for column in copy.columns:
         # Alembic would write "flask_credly.tables.UTCDateTime()" into the host's
         # migration, without the import.
-        if isinstance(column.type, UTCDateTime):
+        if isinstance(column.type, sa.types.TypeDecorator):
             column.type = column.type.impl_instance
 
 

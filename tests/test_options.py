@@ -17,6 +17,7 @@ from conftest import Host
 from conftest import MakeHost
 
 from flask_credly import accounts
+from flask_credly import completion_withdrawn
 from flask_credly import course_completed
 from flask_credly import IdEvidence
 from flask_credly import Member
@@ -93,6 +94,35 @@ def test_what_a_member_has_is_sent(connected: Connected) -> None:
         "country_name": "Belgium",
         "state_or_province": "Liège",
     }
+
+
+@every_database
+def test_what_a_host_makes_of_json_is_its_own_affair(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    def never(value: object) -> t.NoReturn:
+        raise AssertionError("asked for")
+
+    functions = {"json_serializer": never, "json_deserializer": never}
+    host = make_host(SQLALCHEMY_ENGINE_OPTIONS=functions)
+
+    with host.app.app_context():
+        connected = connect(host, credly)
+        set_options(host, withdrawn="silent", evidence=True, group="Spring")
+
+        assert issued_with(connected, evidence=[NUMBER]) == {
+            "issued_to_middle_name": "Byron",
+            "country_name": "Belgium",
+            "state_or_province": "Liège",
+            "issuer_earner_group": {"name": "Spring"},
+            "evidence": [
+                {"type": "IdEvidence", "title": "Certificate", "id": "C-2026-7"}
+            ],
+        }
+
+        completion_withdrawn.send(host.app, member_id="42", course_id="py-101")
+        host.drain()
+        assert host.row().state == "revoked"
 
 
 def test_a_dict_may_say_it_and_another_object_may_mean_something_else(
