@@ -9,6 +9,7 @@ import dataclasses
 import datetime as dt
 import email.utils
 import json
+import logging.config
 import os
 import pathlib
 import pickle
@@ -37,6 +38,7 @@ from cryptography.fernet import Fernet
 from flask import Flask
 from flask_migrate import Migrate
 from flask_sqlalchemy import SQLAlchemy
+from pymysql.constants import CLIENT
 
 from flask_credly import accounts
 from flask_credly import Course
@@ -229,6 +231,12 @@ def token_of_other_keys(clinic: Clinic) -> None:
 
 def misspelled_setting(clinic: Clinic) -> None:
     clinic.app.config["CREDLY_RETRY_DELY"] = 5
+
+
+def log_switched_off(clinic: Clinic) -> None:
+    logger = logging.getLogger("flask_credly")
+    clinic.undo.callback(setattr, logger, "disabled", logger.disabled)
+    logging.config.dictConfig({"version": 1})
 
 
 def database_away(clinic: Clinic) -> None:
@@ -529,6 +537,7 @@ FAULTS: list[tuple[cabc.Callable[[Clinic], None], str, str, str]] = [
     (older_key, "secret", "warning", "flask credly rotate-keys"),
     (token_of_other_keys, "secret", "warning", "the same CREDLY_ENCRYPTION_KEYS"),
     (misspelled_setting, "settings", "warning", "CREDLY_RETRY_DELAY in place of"),
+    (log_switched_off, "settings", "warning", "disable_existing_loggers=False"),
     (database_away, "database", "error", "SQLALCHEMY_DATABASE_URI"),
     (table_missing, "tables", "error", "db.create_all()"),
     (column_missing, "tables", "error", "ALTER TABLE"),
@@ -733,6 +742,32 @@ def test_a_connection_that_cannot_carry_every_character_is_named(
 
     assert list(found) == ["database"]
     assert "character_set_client" in found["database"]
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_connection_that_counts_only_what_a_statement_changes_is_named(
+    make_host: MakeHost,
+) -> None:
+    flags = {"client_flag": CLIENT.MULTI_STATEMENTS}
+    host = make_host(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": flags})
+    done = host.app.test_cli_runner().invoke(args=["credly", "doctor", "--json"])
+    found = json.loads(done.output)["checks"]["database"]
+
+    assert found["status"] == "error"
+    assert "CLIENT.FOUND_ROWS" in found["hint"]
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_database_that_refuses_statements_without_a_key_is_good_enough(
+    make_clinic: MakeClinic,
+) -> None:
+    careful = {"init_command": "SET SESSION sql_safe_updates = 1"}
+    clinic = make_clinic(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": careful})
+    run = clinic.app.test_cli_runner().invoke
+
+    assert clinic.troubles() == {}
+    assert run(args=["credly", "restored", "--copy"]).exit_code == 0
+    assert run(args=["credly", "restored"]).exit_code == 0
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)

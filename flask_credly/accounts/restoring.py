@@ -27,7 +27,9 @@ def note_restored(
     """
     values = {"restored_at": clock.now(connection), "is_copy": copy}
 
-    if not connection.execute(sa.update(Installation).values(**values)).rowcount:
+    installation = sa.update(Installation).where(Installation.id == 1)
+
+    if not connection.execute(installation.values(**values)).rowcount:
         connection.execute(
             sa.insert(Installation).values(id=1, key=secrets.token_hex(16), **values)
         )

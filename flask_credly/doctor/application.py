@@ -55,6 +55,14 @@ def check_settings(case: Case) -> Finding:
             "Read the configuration before credly.init_app(app).",
         )
 
+    if not logger.isEnabledFor(logging.ERROR):
+        return warning(
+            "The logger flask_credly is disabled. Errors, and completions that could"
+            " not be recorded, are not in the log.",
+            "Pass disable_existing_loggers=False to logging.config, or configure"
+            " logging before flask_credly is imported.",
+        )
+
     settings = case.state.settings
     queue = (
         f"Queue: {settings.queue!r} at {_redis_place(settings.redis_url)}."

@@ -40,7 +40,7 @@ def check_database(case: Case) -> Finding:
         )
 
     try:
-        _write(case)
+        counts_found = _write(case)
     except sa.exc.SQLAlchemyError as e:
         # That is said below.
         if not tables.explain(case.state.engine, e):
@@ -48,6 +48,15 @@ def check_database(case: Case) -> Finding:
                 f"The database at {where} rejects writes. {cause(e)}",
                 "Fix the cause, such as a full disk, a read-only replica or"
                 " missing write permission.",
+            )
+    else:
+        if not counts_found:
+            return error(
+                f"The connection to {where} counts the rows that a statement changes"
+                " instead of those that it finds, as SQLAlchemy requires. No badge is"
+                " issued.",
+                "A client_flag in the connect_args of SQLALCHEMY_ENGINE_OPTIONS"
+                " replaces SQLAlchemy's own. Add CLIENT.FOUND_ROWS to it.",
             )
 
     for table in Base.metadata.sorted_tables:
@@ -82,13 +91,15 @@ def _try_rights(case: Case, table: sa.Table) -> None:
     version may have been made by another user.
     """
     column = next(iter(table.primary_key))
-    none = sa.select(table).where(sa.false())
+    # By the key: MariaDB and MySQL may be set to refuse what would read all rows.
+    no_row = column < ("" if isinstance(column.type, sa.String) else 0)
+    none = sa.select(table).where(no_row)
 
     with case.state.engine.connect() as connected:
         connected.execute(none)
         connected.execute(sa.insert(table).from_select([*table.columns], none))
-        connected.execute(sa.update(table).where(sa.false()).values({column: column}))
-        connected.execute(sa.delete(table).where(sa.false()))
+        connected.execute(sa.update(table).where(no_row).values({column: column}))
+        connected.execute(sa.delete(table).where(no_row))
 
         if table.autoincrement_column is not None and (
             connected.dialect.name == "postgresql"
@@ -103,9 +114,11 @@ def _try_rights(case: Case, table: sa.Table) -> None:
         connected.rollback()
 
 
-def _write(case: Case) -> None:
+def _write(case: Case) -> bool:
     """Try to write what completions write, and more than fits into what the tables
     have left. It is taken back.
+
+    :return: Whether a statement is said to have found what it did not have to change.
     """
     now = dt.datetime.now(dt.UTC)
     row: dict[str, t.Any] = {
@@ -121,6 +134,8 @@ def _write(case: Case) -> None:
             sa.insert(_LEDGER),
             [{**row, "member_id": f"doctor-{secrets.token_hex(8)}"} for _ in range(20)],
         )
+        these = sa.update(_LEDGER).where(_LEDGER.c.tenant == row["tenant"])
+        return connected.execute(these.values(test=True)).rowcount == 20
 
 
 def check_tables(case: Case) -> Finding:
