@@ -500,10 +500,30 @@ AUDIT_ENTRY = sa.Table(
 def copy_tables(metadata: sa.MetaData) -> None:
     """Copy our tables into the host's metadata. Does nothing for those that are
     there already, so that several apps can share one ``db``.
+
+    :raises RuntimeError: If the host has a table of its own under a name of ours.
     """
+    for table in METADATA.sorted_tables:
+        if table.name in metadata.tables and not _is_ours(table, metadata):
+            raise RuntimeError(
+                f"This app already has a table named {table.name!r}, a name that"
+                " Flask-Credly uses. Rename it."
+            )
+
     for table in METADATA.sorted_tables:
         if table.name not in metadata.tables:
             _copy_table(table, metadata)
+
+
+def _is_ours(table: sa.Table, metadata: sa.MetaData) -> bool:
+    # One of an earlier version, that the host has read from its database, may lack
+    # columns that came later. Those can be null, or have a default.
+    there = metadata.tables[table.name].columns
+    return all(
+        column.name in there
+        for column in table.columns
+        if not column.nullable and column.server_default is None
+    )
 
 
 def _copy_table(table: sa.Table, metadata: sa.MetaData) -> None:

@@ -124,6 +124,30 @@ def test_a_blueprint_of_the_same_name_is_named() -> None:
         credly.init_app(app)
 
 
+def test_a_table_of_the_same_name_is_named() -> None:
+    app, credly = bare()
+    db = SQLAlchemy()
+    sa.Table("credly_account", db.metadata, sa.Column("id", sa.Integer))
+    db.init_app(app)
+
+    with pytest.raises(RuntimeError, match="'credly_account', a name .* Rename it"):
+        credly.init_app(app)
+
+    assert list(db.metadata.tables) == ["credly_account"]
+
+
+def test_tables_that_the_host_has_read_from_its_database_are_ours(host: Host) -> None:
+    app, credly = bare(
+        SQLALCHEMY_DATABASE_URI=host.app.config["SQLALCHEMY_DATABASE_URI"]
+    )
+    db = SQLAlchemy(app)
+
+    with app.app_context():
+        db.session.execute(sa.text("ALTER TABLE credly_issuance DROP COLUMN look_ups"))
+        db.reflect()
+        credly.init_app(app)
+
+
 def test_it_does_not_start_without_a_guard() -> None:
     app, _ = bare()
     credly = Credly()
