@@ -39,7 +39,7 @@ class Course:
     :param id: Your own id, which must never change. At most 191 characters. An integer
         is converted to a string.
     :param title: The title that admins see.
-    :param kind: ``"course"`` or ``"learning_path"``.
+    :param kind: ``"course"`` or ``"learning_path"``, or an enumeration of these.
     :raises ValueError: If the kind is unknown, the title is not a string, or the id is
         not valid.
     """
@@ -49,7 +49,9 @@ class Course:
     kind: Kind = "course"
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        kind = _plain(self.kind)
+
+        if kind not in KINDS:
             raise ValueError(
                 f"Course {self.id!r} has kind {self.kind!r}. It must be 'course'"
                 " or 'learning_path'."
@@ -60,6 +62,7 @@ class Course:
                 f"Course {self.id!r} has title {self.title!r}. It must be a string."
             )
 
+        object.__setattr__(self, "kind", kind)
         object.__setattr__(self, "id", read_id(self.id, f"Course id {show(self.id)!r}"))
         object.__setattr__(self, "title", clean(self.title, 500) or self.id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import re
 import subprocess
@@ -206,6 +207,27 @@ def test_a_course_that_cannot_be_one_says_why(
 
 def test_an_integer_is_as_good_as_a_string_for_a_courses_id() -> None:
     assert Course(1, "Python 101") == Course("1", "Python 101")  # type: ignore[arg-type]
+
+
+class Plain(enum.Enum):
+    PATH = "learning_path"
+
+
+class Mixed(str, enum.Enum):  # noqa: UP042
+    PATH = "learning_path"
+
+
+@pytest.mark.parametrize("kind", [Plain.PATH, Mixed.PATH])
+def test_a_courses_kind_may_come_from_an_enumeration(
+    make_host: MakeHost, credly: CredlySimulator, kind: t.Any
+) -> None:
+    host = make_host(courses=lambda: [Course("data", "Data path", kind=kind)])
+
+    with host.app.app_context():
+        connect(host, credly)
+
+    page = host.app.test_client().get("/integrations/credly?mapping=new").text
+    assert 'value="learning_path:data"' in page
 
 
 def test_two_apps_share_one_db_and_one_extension() -> None:
