@@ -27,9 +27,12 @@ from flask_credly.credly import Client
 from flask_credly.issuing import stopping
 from flask_credly.issuing import undo
 from flask_credly.issuing import workers
+from flask_credly.ledger import actions
 from flask_credly.ledger import backfills
+from flask_credly.ledger import claim
 from flask_credly.ledger import clock
 from flask_credly.ledger import comparisons
+from flask_credly.ledger import gates
 from flask_credly.ledger import log
 from flask_credly.ledger import member
 from flask_credly.ledger import removing
@@ -355,6 +358,25 @@ def test_what_is_on_its_way_is_written_down(
     assert states(host).count("issued") == NUMBER - FAILED + (not fails)
     answers = [each.answer for each in host.attempts()]
     assert answers[-1] == ("issued" if not fails else answers[-1])
+
+
+@every_database
+def test_a_revocation_whose_worker_has_died_is_over(connected: Connected) -> None:
+    """Nobody will ever say what came of its request. The badge is still issued."""
+    host, *_ = connected
+    host.complete()
+    host.drain()
+    engine, row = host.state.engine, host.row()
+    assert actions.revoke(engine, "default", row.id, reason="A mistake.", tell=False)
+    gate = gates.read(engine, "default")
+    assert gate is not None
+    rows = claim.claim(engine, gate, limit=1, lease_seconds=60)
+    assert claim.begin(engine, rows, gate, lease_seconds=60)
+    accounts.remove(host.state)
+
+    check_removed(host)
+    assert states(host) == ["issued"]
+    assert [each.answer for each in host.attempts()] == ["issued", "unknown"]
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)

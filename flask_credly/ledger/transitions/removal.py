@@ -57,13 +57,9 @@ def abandon(
         .values(**NOBODY, extras=None, batch_id=None)
     )
 
+    # Also to revoke what stays issued.
     if held:
-        failed = sa.select(Issuance.id).where(
-            Issuance.id.in_(held), is_of(tenant), Issuance.state == "failed"
-        )
-        end_attempts(
-            connection, tenant, connection.scalars(failed).all(), now, "unknown"
-        )
+        end_attempts(connection, tenant, held, now, "unknown")
 
 
 IS_NAMED = sa.or_(
