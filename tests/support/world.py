@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections.abc as cabc
+import contextlib
 import datetime as dt
 import os
+import typing as t
 
 import pytest
 import responses
@@ -29,6 +31,10 @@ STEPS = 30
 KEYS = [char * 43 + "=" for char in "AEIMQU"]
 
 
+PAST = [(a_member(id_), dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) for id_ in "123"]
+"""What the host knows of the time before, of each course."""
+
+
 class Died(BaseException):
     """A worker's end, which no code of ours may catch."""
 
@@ -40,7 +46,7 @@ class World:
         self.host = host
         self.offset = dt.timedelta()
         self.credly = CredlySimulator()
-        self._patch = patch
+        self.past: cabc.Callable[[t.Any], cabc.Iterable[t.Any]] = lambda course: PAST
         patch.setattr(clock, "now", lambda _: dt.datetime.now(dt.UTC) + self.offset)
         patch.setattr(token_module.time, "sleep", self.advance)
         # A drain waits for the end of a short pause.
@@ -68,23 +74,36 @@ class World:
                 connected.execute(sa.delete(table))
 
 
-@pytest.fixture
-def world(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> cabc.Iterator[World]:
-    past = [(a_member(id_), dt.datetime(2026, 1, 1, tzinfo=dt.UTC)) for id_ in "123"]
+@contextlib.contextmanager
+def make_world(
+    make_host: MakeHost, patch: pytest.MonkeyPatch, **config: t.Any
+) -> cabc.Iterator[World]:
+    """Make one.
+
+    :param config: Settings of the application.
+    """
     host = make_host(
-        past_completions=lambda *_: past, CREDLY_RETRY_DELAY=60, CREDLY_CONCURRENCY=2
+        past_completions=lambda course, since: made.past(course),
+        CREDLY_RETRY_DELAY=60,
+        **config,
     )
 
     with (
         host.app.app_context(),
         responses.RequestsMock(assert_all_requests_are_fired=False) as mock,
     ):
-        world = World(host, monkeypatch)
+        made = World(host, patch)
         serving.register(
-            world.answer,
+            lambda call: made.answer(call),
             mock,
             "https://api.credly.com/v1",
             "https://www.credly.com/oauth/token",
         )
 
-        yield world
+        yield made
+
+
+@pytest.fixture
+def world(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> cabc.Iterator[World]:
+    with make_world(make_host, monkeypatch, CREDLY_CONCURRENCY=2) as made:
+        yield made
