@@ -250,6 +250,25 @@ def test_a_completion_signalled_since_is_shown_after_a_stop(school: School) -> N
 
 
 @every_database
+def test_what_is_completed_after_a_stop_is_the_backfills_no_more(
+    school: School,
+) -> None:
+    """Neither another stop nor an undo of the backfill takes that badge away."""
+    school.graduate("1")
+    run_id = school.start()
+    jobs.backfill()
+    engine = school.host.state.engine
+    backfills.stop(engine, "default", run_id)
+    school.host.complete("1")
+
+    assert backfills.stop(engine, "default", run_id) == 0
+    assert school.states() == {"1": "none"}
+    assert school.host.row().batch_id is None
+    school.host.drain()
+    assert school.states() == {"1": "issued"}
+
+
+@every_database
 def test_what_a_worker_holds_and_has_not_begun_is_stopped(school: School) -> None:
     school.graduate("1")
     run_id = school.start()

@@ -90,6 +90,8 @@ def _returned(given: t.Any) -> dict[str, t.Any]:
         "revocation_reason": sa.null(),
         "tell": sa.null(),
         "withdrawn_at": sa.null(),
+        # Its backfill was stopped, or taken back: this one is not.
+        "batch_id": sa.null(),
         "action": given.action,
         "state": given.state,
     }
