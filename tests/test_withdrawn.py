@@ -23,6 +23,7 @@ from flask_credly import accounts
 from flask_credly import completion_withdrawn
 from flask_credly.credly import Client
 from flask_credly.issuing import periodic
+from flask_credly.issuing.poll import poll_now
 from flask_credly.ledger import actions
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
@@ -915,6 +916,26 @@ class TestManyAtOnce:
             withdraw(host, "1")
             host.drain()
             assert counted(host) == {REVOKED: 1, ("issued", None, None): 25}
+
+    @every_database
+    def test_one_that_was_revoked_at_credly_waits_for_nobody(
+        self, host: Host, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(withdrawals, "MOST", 1)
+
+        with host.app.app_context():
+            connect(host, credly)
+            choose(host, "silent")
+            several(host, 2)
+            host.drain()
+            assert counted(host) == {WAITS: 2}
+            badge_id = host.rows()[0].badge_id
+            assert badge_id is not None
+            credly.revoke_badge(badge_id)
+            poll_now(host.state)
+            assert counted(host) == {WAITS: 1, REVOKED: 1}
+            host.db.session.rollback()
+            assert withdrawals.count(host.db.session, "default") == 1
 
     def test_the_hour_is_counted(self, connected: Connected) -> None:
         host, _, _ = connected

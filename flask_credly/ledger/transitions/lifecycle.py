@@ -13,6 +13,7 @@ from ...models import BadgeState
 from ...models import Issuance
 from ..conditions import Condition
 from ..conditions import ROWS
+from . import at_rest
 
 if t.TYPE_CHECKING:
     from ...credly import Badge
@@ -87,6 +88,7 @@ class Learned:
 
 _LEARNING = (
     *("id", "badge_id", "state", "action", "template_id", "test", "badge_told"),
+    *("due_at", "lease", "reason"),
     *("badge_state", "badge_state_at", "checked_at", "accept_url", "page_url"),
     *("expires_at", "public", "replaced_by", "missed_at", "missing_at"),
 )
@@ -175,7 +177,10 @@ def learn(
 
 def _as_read(row: t.Any) -> cabc.Iterator[Condition]:
     """Whether nobody has written what Credly says of a row since it was read."""
-    for name in ("badge_id", "badge_state", "badge_state_at", "checked_at"):
+    for name in (
+        *("badge_id", "badge_state", "badge_state_at", "checked_at"),
+        *("action", "due_at"),
+    ):
         yield ROWS.c[name].is_not_distinct_from(getattr(row, name))
 
 
@@ -217,7 +222,11 @@ def _learned(row: t.Any, badge: Badge, now: dt.datetime) -> dict[str, object]:
     if ended and row.state in ("issued", "held"):
         values["state"] = ended
 
-        if row.action is None:
+        # Nobody has to decide any more about one that was withdrawn.
+        if row.action == "revoke" and row.due_at is None:
+            values |= at_rest()
+
+        if values.get("action", row.action) is None:
             values["settled_at"] = now
 
     return {
