@@ -703,6 +703,23 @@ class TestCorrecting:
 
         assert states(host) == [("replaced", None), ("revoked", None)]
 
+    @every_database
+    def test_it_is_not_revoked_while_its_correction_waits(
+        self, connected: Connected
+    ) -> None:
+        """The corrected badge would stay in force, and nobody would be told."""
+        host, credly, _ = connected
+        row = issued(host)
+        new_id = correct(host, row, last_name="Other")
+        assert revoke(host, row) is None
+
+        _, new = host.rows()
+        assert (new.id, revoke(host, new)) == (new_id, "drop")
+        assert revoke(host, row) == "revoke"
+        host.drain()
+        assert states(host) == [("revoked", None), ("cancelled", None)]
+        assert [badge["state"] for badge in credly.badges] == ["revoked"]
+
     def test_a_badge_replaced_meanwhile_is_not_revoked(
         self, connected: Connected
     ) -> None:

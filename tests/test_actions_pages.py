@@ -509,6 +509,26 @@ class TestWhatCannotBeDone:
 
         assert digest(host) == before
 
+    @pytest.mark.parametrize("path", ["revoke", "correct", "again"])
+    def test_a_correction_that_waits_is_named(self, mapped: Mapped, path: str) -> None:
+        visitor, connected, _ = mapped
+        alone = issue(connected)
+        row = connected.host.row()
+        assert actions.correct(
+            connected.host.state.engine,
+            "default",
+            row.id,
+            first_name="Other",
+            last_name="Other",
+            completed_at=row.completed_at,
+            template_id=row.template_id,
+        )
+        before = digest(connected.host)
+        assert "Revoke…" not in said(visitor, alone)
+        visitor.post(f"{alone}/{path}", **WHY)
+        assert "in progress (Being replaced)" in said(visitor, alone)
+        assert digest(connected.host) == before
+
     def test_nothing_is_offered_that_is_refused(self, mapped: Mapped) -> None:
         visitor, connected, _ = mapped
         failed = fail_one(connected, "1").id

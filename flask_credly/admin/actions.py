@@ -75,11 +75,13 @@ def _open(
 
 
 def _why_not(row: Issuance) -> str:
-    if row.action is not None:
+    replaced = read(issuances.being_replaced, [row.id])
+
+    if row.action is not None or replaced:
         return gettext(
             "Another action on this badge is in progress (%(status)s). Wait until"
             " it finishes.",
-            status=status_of(row),
+            status=status_of(row, being_replaced=replaced),
         )
 
     connected = read(accounts.get)

@@ -30,6 +30,7 @@ from .conditions import NEVER_SENT
 from .conditions import SAME_COURSE
 from .conditions import same_course
 from .issuances import HAS_LATER
+from .issuances import IS_BEING_REPLACED
 from .issuances import is_connected
 from .issuances import is_ours
 from .paging import Session
@@ -84,13 +85,18 @@ def revoke(
     if problem := problem_with(reason):
         raise ValueError(f"The revocation reason is not valid: {problem}.")
 
+    # First, so that nobody has it corrected at this moment.
+    if not gates.lock(connection, tenant):
+        return None
+
     now = clock.now(connection)
     this = (Issuance.id == row_id, is_ours(tenant))
     done: t.Literal["revoke", "drop"] | None = None
 
-    if admin.revoke(
-        connection, *this, reason=clean(reason, 500), tell=tell, due_at=now
-    ):
+    if _last(connection, tenant, row_id, "revoke"):
+        admin.revoke(
+            connection, *this, reason=clean(reason, 500), tell=tell, due_at=now
+        )
         done = "revoke"
     elif transitions.end(connection, "cancelled", now, *this, CAN_DROP, reason=DROPPED):
         done = "drop"
@@ -299,6 +305,7 @@ _TO_JUDGE = (
     Issuance.erased_at,
     Issuance.cycle,
     HAS_LATER.label("has_later"),
+    IS_BEING_REPLACED.label("is_being_replaced"),
     sa.exists().where(IS_MAPPED).label("mapped"),
     CAN_DROP.label("can_drop"),
 )
@@ -313,7 +320,8 @@ def _possible(row: t.Any) -> cabc.Iterator[Possible]:
 
     has_badge = row.state == "issued" and row.badge_id is not None
 
-    if has_badge:
+    # What takes its place would stay in force.
+    if has_badge and not row.is_being_replaced:
         yield "revoke"
 
     # A test is sent anew by its own button, and is nobody's.

@@ -9,7 +9,6 @@ import secrets
 import typing as t
 
 import sqlalchemy as sa
-from sqlalchemy import orm
 
 from ..models import Account
 from ..models import Attempt
@@ -215,32 +214,19 @@ def cycles(
     )
 
 
+IS_BEING_REPLACED = sa.and_(
+    Issuance.state == "issued",
+    has_later(LATER.action == "replace", LATER.replaces == Issuance.badge_id),
+)
+"""Another badge is being issued in the place of this one."""
+
+
 def being_replaced(
     session: Session, tenant: str, ids: cabc.Collection[int]
 ) -> set[int]:
-    """Get those of some rows in whose badge's place another one is being issued."""
-    later = orm.aliased(Issuance)
-    found = session.scalars(
-        sa.select(Issuance.id)
-        .join(
-            later,
-            sa.and_(
-                later.tenant == Issuance.tenant,
-                later.member_id == Issuance.member_id,
-                later.kind == Issuance.kind,
-                later.course_id == Issuance.course_id,
-                later.organization_id == Issuance.organization_id,
-                later.replaces == Issuance.badge_id,
-            ),
-        )
-        .where(
-            Issuance.tenant == tenant,
-            Issuance.id.in_(ids),
-            Issuance.state == "issued",
-            later.action == "replace",
-        )
-    )
-    return set(found)
+    """Get those of some rows of which that is so."""
+    these = (Issuance.id.in_(ids), is_of(tenant), IS_BEING_REPLACED)
+    return set(session.scalars(sa.select(Issuance.id).where(*these)))
 
 
 def requests(session: Session, tenant: str, row_id: int, at_most: int) -> list[Attempt]:
