@@ -88,7 +88,7 @@ class Learned:
 
 _LEARNING = (
     *("id", "badge_id", "state", "action", "template_id", "test", "badge_told"),
-    "due_at",
+    *("due_at", "lease", "reason"),
     *("badge_state", "badge_state_at", "checked_at", "accept_url", "page_url"),
     *("expires_at", "public", "replaced_by", "missed_at", "missing_at"),
 )
