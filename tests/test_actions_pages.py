@@ -155,6 +155,22 @@ class TestRevoke:
         host.drain()
         assert connected.credly.badges == []
 
+    def test_one_that_awaits_a_decision_is_not_said_to_be_in_progress(
+        self, mapped: Mapped
+    ) -> None:
+        visitor, connected, _ = mapped
+        alone = issue(connected)
+        connected.host.db.session.execute(
+            sa.update(Issuance).values(action="revoke", reason="awaits approval")
+        )
+        connected.host.db.session.commit()
+
+        for path in ("revoke", "correct", "again"):
+            assert visitor.get(f"{alone}/{path}").location == alone
+            words = said(visitor, alone)
+            assert words.count("An admin must decide whether to revoke the badge.") == 2
+            assert "in progress" not in words
+
     def test_a_second_admin_sees_what_the_first_did(self, mapped: Mapped) -> None:
         visitor, connected, _ = mapped
         alone = issue(connected)

@@ -24,6 +24,7 @@ from ..issuing import notifier
 from ..issuing import profile
 from ..ledger import actions
 from ..ledger import issuances
+from ..ledger.reasons import REASONS
 from ..ledger.transaction import end_hosts_transaction
 from ..models import Issuance
 from .badge import GONE
@@ -76,6 +77,9 @@ def _open(
 
 def _why_not(row: Issuance) -> str:
     replaced = read(issuances.being_replaced, [row.id])
+
+    if row.reason == "awaits approval":
+        return gettext(REASONS[row.reason])
 
     if row.action is not None or replaced:
         return gettext(
