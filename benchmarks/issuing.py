@@ -165,7 +165,7 @@ def issue(options: Options) -> cabc.Iterator[Result]:
         "badges/s",
         found["ours"],
         found["loop"],
-        goal=">= 1.0x",
+        goal=">= 0.7x",
         note=note,
     )
     yield compare(
