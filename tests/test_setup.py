@@ -303,7 +303,10 @@ def test_two_apps_share_one_db_and_one_extension() -> None:
         ),
         (
             "WTF_CSRF_FIELD_NAME",
-            ["course", "key", "client_secret", "email", "undo", "template_text"],
+            [
+                *("course", "key", "client_secret", "email", "undo", "template_text"),
+                *("since", "run"),
+            ],
         ),
         ("CREDLY_LAYOUT", ["", "base.jinja", "base.txt", None]),
         ("CREDLY_HOST", ["", "https://admin.example.org", "<host>", "a b", 7]),

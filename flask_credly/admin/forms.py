@@ -19,6 +19,7 @@ from wtforms import PasswordField
 from wtforms import StringField
 from wtforms import ValidationError
 from wtforms.fields.core import UnboundField
+from wtforms.validators import StopValidation
 
 from ..catalog import clean
 from ..i18n import gettext
@@ -37,8 +38,10 @@ from ..secret import Secret
 from .query import read_number
 
 NO_DATE = gettext_noop("Enter a date, such as 2026-03-31.")
+NOT_LISTED = gettext_noop("Choose an option from the list.")
 
 LENGTH = 255
+YES, NO = "yes", "no"
 
 
 def _has_tokens() -> bool:
@@ -83,10 +86,19 @@ def check_token() -> None:
         raise CSRFError(e.args[0]) from None
 
 
+FIELD_NAMES: set[str] = set()
+"""Which a host's token cannot have for its own."""
+
+
 class Form(wtforms.Form):  # type: ignore[misc]
     """A form that reads its fields from a form, and from nothing else that a request
     may hold.
     """
+
+    def __init_subclass__(cls) -> None:
+        FIELD_NAMES.update(
+            n for n, f in vars(cls).items() if isinstance(f, UnboundField)
+        )
 
     @classmethod
     def sent(cls) -> t.Self:
@@ -111,9 +123,42 @@ def _label(field: t.Any) -> str:
     return gettext(field.label.text)
 
 
-def _required(form: Form, field: t.Any) -> None:
-    if not field.data:
-        raise ValidationError(gettext("Enter your %(label)s.", label=_label(field)))
+Check = cabc.Callable[[t.Any, t.Any], None]
+
+
+def _filled(message: str) -> Check:
+    """Check that a field is not empty.
+
+    :param message: What is said of one that is; the label may stand in it.
+    """
+
+    def check(form: Form, field: t.Any) -> None:
+        if not field.data:
+            raise StopValidation(gettext(message, label=_label(field)))
+
+    return check
+
+
+def _one_of(*values: str, message: str = NOT_LISTED) -> Check:
+    """Check that a field has one of these values."""
+
+    def check(form: Form, field: t.Any) -> None:
+        if field.data not in values:
+            raise StopValidation(gettext(message))
+
+    return check
+
+
+_REQUIRED = _filled(gettext_noop("Enter your %(label)s."))
+_FIRST_NAME = _filled(gettext_noop("Enter a first name."))
+_LAST_NAME = _filled(gettext_noop("Enter a last name."))
+_TEMPLATE = _filled(gettext_noop("Select a badge template."))
+_TELL = _one_of(
+    YES, NO, message=gettext_noop("Choose whether Credly notifies the member.")
+)
+_TELL_THEM = _one_of(
+    YES, NO, message=gettext_noop("Choose whether Credly notifies these members.")
+)
 
 
 def _plain(form: Form, field: t.Any) -> None:
@@ -137,16 +182,18 @@ def _plain(form: Form, field: t.Any) -> None:
 class ConnectForm(Form):
     """The account at Credly."""
 
-    organization_id = StringField(gettext_noop("Organization ID"), filters=[_strip])
-    client_id = StringField(gettext_noop("Client ID"), filters=[_strip])
+    organization_id = StringField(
+        gettext_noop("Organization ID"), [_REQUIRED], filters=[_strip]
+    )
+    client_id = StringField(
+        gettext_noop("Client ID"), [_REQUIRED, _plain], filters=[_strip]
+    )
     # Hidden from here on, also in the traceback of whatever goes wrong.
     client_secret = PasswordField(
-        gettext_noop("Client Secret"), filters=[_strip, Secret]
+        gettext_noop("Client Secret"), [_REQUIRED, _plain], filters=[_strip, Secret]
     )
 
     def validate_organization_id(self, field: t.Any) -> None:
-        _required(self, field)
-
         try:
             found = str(uuid.UUID(field.data))
         except ValueError:
@@ -160,28 +207,15 @@ class ConnectForm(Form):
                 )
             )
 
-    def validate_client_id(self, field: t.Any) -> None:
-        _required(self, field)
-        _plain(self, field)
-
-    def validate_client_secret(self, field: t.Any) -> None:
-        _required(self, field)
-        _plain(self, field)
-
 
 class PersonForm(Form):
     """Who gets a badge."""
 
     email = StringField(gettext_noop("E-mail address"), filters=[_strip])
-    first_name = StringField(gettext_noop("First name"), filters=[_text])
-    last_name = StringField(gettext_noop("Last name"), filters=[_text])
+    first_name = StringField(gettext_noop("First name"), [_FIRST_NAME], filters=[_text])
+    last_name = StringField(gettext_noop("Last name"), [_LAST_NAME], filters=[_text])
 
     def validate_email(self, field: t.Any) -> None:
-        if not field.data:
-            raise ValidationError(
-                gettext("Enter an e-mail address, such as name@example.org.")
-            )
-
         if (
             not re.fullmatch(r"[^@\s]+@[^@\s]+", field.data)
             or not field.data.isprintable()
@@ -191,24 +225,12 @@ class PersonForm(Form):
                 gettext("Enter an e-mail address, such as name@example.org.")
             )
 
-    def validate_first_name(self, field: t.Any) -> None:
-        if not field.data:
-            raise ValidationError(gettext("Enter a first name."))
-
-    def validate_last_name(self, field: t.Any) -> None:
-        if not field.data:
-            raise ValidationError(gettext("Enter a last name."))
-
-
-class TestForm(PersonForm):
-    """Who gets a test badge."""
-
 
 class RevokeForm(Form):
     """Why a badge is revoked, and whether its member is told."""
 
     reason = StringField(gettext_noop("Reason"), filters=[_passage])
-    tell = StringField(filters=[_strip])
+    tell = StringField(validators=[_TELL], filters=[_strip])
 
     def validate_reason(self, field: t.Any) -> None:
         problem = actions.problem_with(field.data)
@@ -237,10 +259,6 @@ class RevokeForm(Form):
                 )
             )
 
-    def validate_tell(self, field: t.Any) -> None:
-        if field.data not in ("yes", "no"):
-            raise ValidationError(gettext("Choose whether Credly notifies the member."))
-
 
 def _read_count(typed: str | None) -> int | None:
     """Read a number, however a reader groups its digits."""
@@ -251,8 +269,8 @@ class UndoForm(RevokeForm):
     """Why many badges are taken back, whose members are told, and how many they are."""
 
     tell = None
-    tell_pending = StringField(filters=[_strip])
-    tell_accepted = StringField(filters=[_strip])
+    tell_pending = StringField(validators=[_TELL_THEM], filters=[_strip])
+    tell_accepted = StringField(validators=[_TELL_THEM], filters=[_strip])
     number = StringField(gettext_noop("Number of badges"), filters=[_strip])
     shown = StringField()
     """How many the page has said there are."""
@@ -263,18 +281,6 @@ class UndoForm(RevokeForm):
     def count(self) -> int | None:
         """How many were typed."""
         return _read_count(self.number.data)
-
-    def validate_tell_pending(self, field: t.Any) -> None:
-        self.validate_tell(field)
-
-    def validate_tell_accepted(self, field: t.Any) -> None:
-        self.validate_tell(field)
-
-    def validate_tell(self, field: t.Any) -> None:
-        if field.data not in ("yes", "no"):
-            raise ValidationError(
-                gettext("Choose whether Credly notifies these members.")
-            )
 
     def validate_number(self, field: t.Any) -> None:
         if self.count is None or self.count != read_number(self.shown.data or ""):
@@ -304,7 +310,7 @@ class WithdrawnForm(Form):
     number = StringField(gettext_noop("Number of badges"), filters=[_strip])
     shown = StringField(filters=[_strip])
     """How many the page has said there are."""
-    decision = StringField()
+    decision = StringField(validators=[_one_of("revoke", "keep")])
     """``"revoke"`` or ``"keep"``."""
 
     def validate_number(self, field: t.Any) -> None:
@@ -314,9 +320,6 @@ class WithdrawnForm(Form):
             shown is None or _read_count(field.data) != shown
         ):
             raise ValidationError(gettext("Type the number of badges to revoke."))
-
-    def validate_decision(self, field: t.Any) -> None:
-        _one_of(field, ("revoke", "keep"))
 
 
 class CompareForm(Form):
@@ -359,23 +362,17 @@ class RepairForm(Form):
 class CorrectForm(Form):
     """What stands on a badge."""
 
-    first_name = StringField(gettext_noop("First name"), filters=[_text])
-    last_name = StringField(gettext_noop("Last name"), filters=[_text])
+    first_name = StringField(gettext_noop("First name"), [_FIRST_NAME], filters=[_text])
+    last_name = StringField(gettext_noop("Last name"), [_LAST_NAME], filters=[_text])
     completed = StringField(gettext_noop("Date of completion"), filters=[_strip])
-    template = StringField(gettext_noop("Credly badge template"), filters=[_text])
+    template = StringField(
+        gettext_noop("Credly badge template"), [_TEMPLATE], filters=[_text]
+    )
     template_text = StringField(filters=[_text])
     search = StringField()
     """Whether the templates are searched, by its button."""
     step = StringField()
     """``"confirm"``: what was shown is done. ``"edit"``: it is not meant."""
-
-    def validate_first_name(self, field: t.Any) -> None:
-        if not field.data:
-            raise ValidationError(gettext("Enter a first name."))
-
-    def validate_last_name(self, field: t.Any) -> None:
-        if not field.data:
-            raise ValidationError(gettext("Enter a last name."))
 
     def validate_completed(self, field: t.Any) -> None:
         try:
@@ -388,16 +385,18 @@ class CorrectForm(Form):
                 gettext("Enter a date from 1970 on that is not in the future.")
             )
 
-    def validate_template(self, field: t.Any) -> None:
-        if not field.data:
-            raise ValidationError(gettext("Select a badge template."))
-
 
 class MappingForm(Form):
     """A course or learning path, and a badge template."""
 
-    course = StringField(gettext_noop("Course or learning path"), filters=[_strip])
-    template = StringField(gettext_noop("Credly badge template"), filters=[_text])
+    course = StringField(
+        gettext_noop("Course or learning path"),
+        [_filled(gettext_noop("Select a course or learning path."))],
+        filters=[_strip],
+    )
+    template = StringField(
+        gettext_noop("Credly badge template"), [_TEMPLATE], filters=[_text]
+    )
     undo = StringField()
     key = StringField()
     """Keeps the ids of an open row the same when it is shown again."""
@@ -406,26 +405,18 @@ class MappingForm(Form):
     course_text = StringField(filters=[_text])
     template_text = StringField(filters=[_text])
 
-    def validate_course(self, field: t.Any) -> None:
-        if not field.data:
-            raise ValidationError(gettext("Select a course or learning path."))
-
-    def validate_template(self, field: t.Any) -> None:
-        if not field.data:
-            raise ValidationError(gettext("Select a badge template."))
-
 
 class OptionsForm(Form):
     """The options of a mapping."""
 
-    locale = StringField(filters=[_strip])
-    mail = StringField(filters=[_strip])
-    expires = StringField(filters=[_strip])
+    locale = StringField(validators=[_one_of("", MEMBER, *LOCALES)], filters=[_strip])
+    mail = StringField(validators=[_one_of("", "off")], filters=[_strip])
+    expires = StringField(validators=[_one_of("", NEVER, "months")], filters=[_strip])
     months = StringField(gettext_noop("Number of months"), filters=[_strip])
-    evidence = StringField(filters=[_strip])
+    evidence = StringField(validators=[_one_of("", "on")], filters=[_strip])
     group = StringField(gettext_noop("Group tag"), filters=[_strip])
-    again = StringField(filters=[_strip])
-    withdrawn = StringField(filters=[_strip])
+    again = StringField(validators=[_one_of("", RENEW, EACH)], filters=[_strip])
+    withdrawn = StringField(validators=[_one_of("", TELL, SILENT)], filters=[_strip])
     may_repeat = False
     """Whether a further completion may give a badge more."""
     preview = StringField()
@@ -461,15 +452,6 @@ class OptionsForm(Form):
             withdrawn=self.withdrawn.data,
         )
 
-    def validate_locale(self, field: t.Any) -> None:
-        _one_of(field, ("", MEMBER, *LOCALES))
-
-    def validate_mail(self, field: t.Any) -> None:
-        _one_of(field, ("", "off"))
-
-    def validate_expires(self, field: t.Any) -> None:
-        _one_of(field, ("", NEVER, "months"))
-
     def validate_months(self, field: t.Any) -> None:
         if self.expires.data != "months":
             return
@@ -485,8 +467,6 @@ class OptionsForm(Form):
             )
 
     def validate_again(self, field: t.Any) -> None:
-        _one_of(field, ("", RENEW, EACH))
-
         if field.data == EACH and not self.may_repeat:
             raise ValidationError(
                 gettext(
@@ -496,12 +476,6 @@ class OptionsForm(Form):
                 )
             )
 
-    def validate_withdrawn(self, field: t.Any) -> None:
-        _one_of(field, ("", TELL, SILENT))
-
-    def validate_evidence(self, field: t.Any) -> None:
-        _one_of(field, ("", "on"))
-
     def validate_group(self, field: t.Any) -> None:
         if len(field.data) > LENGTH:
             raise ValidationError(
@@ -510,26 +484,3 @@ class OptionsForm(Form):
                     number=LENGTH,
                 )
             )
-
-
-def _one_of(field: t.Any, values: cabc.Collection[str]) -> None:
-    if field.data not in values:
-        raise ValidationError(gettext("Choose an option from the list."))
-
-
-FIELD_NAMES = {
-    name
-    for form in (
-        ConnectForm,
-        UndoForm,
-        AgainForm,
-        CorrectForm,
-        MappingForm,
-        OptionsForm,
-        WithdrawnForm,
-    )
-    for each in form.__mro__
-    for name, field in vars(each).items()
-    if isinstance(field, UnboundField)
-}
-"""Which a host's token cannot have for its own."""

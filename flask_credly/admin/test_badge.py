@@ -13,7 +13,7 @@ from ..ledger import issuances
 from .community import here
 from .courses import list_courses
 from .courses import name_anew
-from .forms import TestForm
+from .forms import PersonForm
 from .guard import actor
 from .mappings import gone
 from .reading import read
@@ -26,17 +26,17 @@ from .respond import when_expired
 
 def edit_test(mapping_id: int) -> ResponseReturnValue:
     """Ask who shall get a test badge."""
-    return _test_page(mapping_id, TestForm())
+    return _test_page(mapping_id, PersonForm())
 
 
 def _test_expired(mapping_id: int) -> Response:
-    return _test_page(mapping_id, TestForm.sent(), 422, gettext(EXPIRED))
+    return _test_page(mapping_id, PersonForm.sent(), 422, gettext(EXPIRED))
 
 
 @when_expired(_test_expired)
 def send_test(mapping_id: int) -> ResponseReturnValue:
     """Issue a badge of a mapping that counts for no member."""
-    form = TestForm.sent()
+    form = PersonForm.sent()
 
     if not form.validate():
         return _test_page(mapping_id, form, 422)
@@ -67,7 +67,7 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
 
 
 def _test_page(
-    mapping_id: int, form: TestForm, status: int = 200, problem: str | None = None
+    mapping_id: int, form: PersonForm, status: int = 200, problem: str | None = None
 ) -> Response:
     mapping = read(accounts.get_mapping, mapping_id)
 
