@@ -247,14 +247,20 @@ def _language(value: t.Any) -> str | None:
     return known[wanted]
 
 
-def _url(config: cabc.Mapping[str, t.Any], key: str, default: str) -> str:
-    value = _text(config, key, default)
-
+def _split(url: str) -> urllib.parse.SplitResult:
+    """Take an address apart. One that is none has no parts."""
     try:
-        parts = urllib.parse.urlsplit(value)
+        parts = urllib.parse.urlsplit(url)
         _ = parts.port
     except ValueError:
-        parts = urllib.parse.urlsplit("")
+        return urllib.parse.urlsplit("")
+
+    return parts
+
+
+def _url(config: cabc.Mapping[str, t.Any], key: str, default: str) -> str:
+    value = _text(config, key, default)
+    parts = _split(value)
 
     # The secret travels over this connection: plain http only to this machine.
     secure = parts.scheme == "https" or (
@@ -274,12 +280,7 @@ def _url(config: cabc.Mapping[str, t.Any], key: str, default: str) -> str:
 def _redis_url(config: cabc.Mapping[str, t.Any]) -> str:
     key, default = "CREDLY_REDIS_URL", "redis://localhost:6379/0"
     value = _text(config, key, default)
-
-    try:
-        parts = urllib.parse.urlsplit(value)
-        _ = parts.port
-    except ValueError:
-        parts = urllib.parse.urlsplit("")
+    parts = _split(value)
 
     # Of a password that is not encoded, the rest is the path. redis-py would leave it
     # out in silence.
@@ -291,7 +292,7 @@ def _redis_url(config: cabc.Mapping[str, t.Any]) -> str:
             f"{key} must be an address such as {default!r} that begins with"
             " redis://, rediss:// or unix://, and its port and its database numbers."
             " In a password, write %2F for /, %3F for ?, %23 for # and %40 for @."
-        ) from None
+        )
 
     return value
 

@@ -17,6 +17,7 @@ from ..errors import SecretUnreadable
 from ..errors import Unauthorized
 from ..issuing import announce
 from ..issuing import notifier
+from ..issuing.token import open_client
 from ..issuing.token import with_token
 from ..ledger import audit
 from ..ledger import clock
@@ -166,7 +167,7 @@ def _connect(
     client_secret: str,
     entry_id: int | None,
 ) -> Connected:
-    with templates.open_client(state, organization_id) as client:
+    with open_client(state, organization_id) as client:
         token, first = _verify(state, client, client_id, client_secret)
         config = state.app.config
         values = {
@@ -229,7 +230,7 @@ def verify(state: Community, gate: gates.Gate) -> dt.datetime | None:
     :raises NotVerified: Credly refused them.
     :raises CouldNotVerify: Credly could not be asked.
     """
-    with templates.open_client(state, gate.organization_id) as client:
+    with open_client(state, gate.organization_id) as client:
         try:
             with_token(state, gate.generation, lambda token: client.templates(token, 1))
         except SecretUnreadable:

@@ -13,6 +13,7 @@ from ..errors import Unauthorized
 from ..errors import Unavailable
 from ..issuing import announce
 from ..issuing.token import CHANGED
+from ..issuing.token import open_client
 from ..issuing.token import with_token
 from ..ledger import audit
 from ..ledger import clock
@@ -25,7 +26,6 @@ from ..models import Account
 from ..models import Mapping
 from ..models import Template
 from ..options import EACH
-from ..state import AppState
 from ..state import Community
 
 if t.TYPE_CHECKING:
@@ -36,16 +36,6 @@ _TABLE = Template.__table__
 
 MAX_PAGES = 200
 """Pages of 50 after which a list is taken for endless."""
-
-
-def open_client(state: AppState, organization_id: str) -> Client:
-    """Open a client for the API. Close it after use."""
-    # Loaded here: a web request that does not ask Credly needs no HTTP library.
-    from ..credly import Client
-
-    return Client(
-        state.settings.api_url, organization_id, timeout=state.settings.timeout
-    )
 
 
 def _is_active(tenant: str) -> sa.ColumnElement[bool]:

@@ -46,6 +46,7 @@ from .sender import Request
 from .sender import Sender
 from .throttle import LOOKAHEAD
 from .throttle import Throttle
+from .token import open_client
 from .token import SharedToken
 from .token import TokenHolder
 from .verdict import Judge
@@ -111,9 +112,7 @@ def serve(state: Community, gate: gates.Gate, share: Share) -> Ended:
     """Issue what is due for an account, until nothing is, its gate closes, or its turn
     or the time is over.
     """
-    with Client(
-        state.settings.api_url, gate.organization_id, timeout=state.settings.timeout
-    ) as client:
+    with open_client(state, gate.organization_id) as client:
         return _Lane(state, client, gate, share).run()
 
 

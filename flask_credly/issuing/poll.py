@@ -34,6 +34,7 @@ from . import stopping
 from .closing import close
 from .sender import answer_to
 from .sender import CLOSING
+from .token import open_client
 from .token import with_token
 
 logger = logging.getLogger("flask_credly")
@@ -129,9 +130,7 @@ def poll_one(state: Community) -> bool:
     if gate is None or not gate.is_open:
         return False
 
-    with Client(
-        state.settings.api_url, gate.organization_id, timeout=state.settings.timeout
-    ) as client:
+    with open_client(state, gate.organization_id) as client:
         return _Reader(state, gate, client).run()
 
 

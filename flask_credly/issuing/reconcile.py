@@ -57,6 +57,7 @@ from .profile import missing
 from .sender import answer_to
 from .sender import CLOSING
 from .sender import earner_id
+from .token import open_client
 from .token import with_token
 
 logger = logging.getLogger("flask_credly")
@@ -317,9 +318,7 @@ def _never_there(state: Community, course: Mapped, given: list[t.Any]) -> list[t
 @contextlib.contextmanager
 def asking(state: Community, gate: gates.Gate) -> cabc.Iterator[Asker]:
     """Open a way to ask Credly."""
-    with Client(
-        state.settings.api_url, gate.organization_id, timeout=state.settings.timeout
-    ) as client:
+    with open_client(state, gate.organization_id) as client:
         yield Asker(state, gate, client)
 
 

@@ -22,9 +22,11 @@ from ..ledger.transaction import connect
 from ..ledger.transaction import in_transaction
 from ..models import Account
 from ..secret import Secret
+from ..state import AppState
 from ..state import Community
 
 if t.TYPE_CHECKING:
+    from ..credly import Client
     from ..ledger.decide import Answer
 
 T = t.TypeVar("T")
@@ -33,6 +35,16 @@ CHANGED = "The connection has changed."
 
 EARLY = 90
 """Seconds before its end at which a token is renewed."""
+
+
+def open_client(state: AppState, organization_id: str) -> Client:
+    """Open a client for the API. Close it after use."""
+    # Loaded here: a web request that does not ask Credly needs no HTTP library.
+    from ..credly import Client
+
+    return Client(
+        state.settings.api_url, organization_id, timeout=state.settings.timeout
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -256,7 +256,6 @@ def _take(
         sa.update(Account)
         .where(*this, due, *gates.may_issue(), gates.is_unpaused(now))
         .values({name: until})
-        .execution_options(synchronize_session=False)
     ).rowcount:
         return None
 

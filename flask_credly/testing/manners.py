@@ -29,16 +29,16 @@ class Manners:
     scripts.
     """
 
-    organization_mismatch_status: int
+    organization_mismatch_status: int = 404
     """Answer for another organization's id: 401, 403 or 404 (default)."""
 
-    organization_status: int
+    organization_status: int = 403
     """Answer to ``GET /organizations/<id>``: 200 or 403 (default)."""
 
-    unauthorized_body: t.Literal["empty", "json", "html"]
+    unauthorized_body: t.Literal["empty", "json", "html"] = "empty"
     """Body of an API 401."""
 
-    unknown_filter: t.Literal["ignore", "refuse"]
+    unknown_filter: t.Literal["ignore", "refuse"] = "ignore"
     """Whether a filter key that is not known is ignored, or answered 400."""
 
     ignored_filters: set[str]
@@ -46,29 +46,29 @@ class Manners:
     out, so that strangers' badges are in the list.
     """
 
-    latency: float
+    latency: float = 0.0
     """Seconds before every answer over HTTP."""
 
-    look_up_lag: float
+    look_up_lag: float = 0.0
     """Seconds for which a new badge does not show in lists."""
 
-    error_shape: t.Literal["message", "list", "string"]
+    error_shape: t.Literal["message", "list", "string"] = "message"
     """Whether a 422 has ``errors``, with ``messages`` as list or string."""
 
-    email_filter_finds_accepted: bool
+    email_filter_finds_accepted: bool = True
     """Whether the ``recipient_email`` filter finds accepted badges."""
 
-    granted_scopes: tuple[str, ...]
+    granted_scopes: tuple[str, ...] = ("badge_templates", "issued_badges")
     """Scopes that the OAuth application may ask for."""
 
-    posts_allowed: int
+    posts_allowed: int = 2
     """Issue requests for one template and earner, or revoke or replace requests for
     one badge, before it is a problem. A test in which an admin retries by hand needs
     more than the default of 2. Issue requests are counted anew when the earner's badge
     is not in force any more.
     """
 
-    badges_allowed: int
+    badges_allowed: int = 1
     """Badges in force that an earner may get by requests, of one template that allows
     duplicates, before it is a problem. A test in which a course is completed again
     needs more than the default of 1.
@@ -77,33 +77,33 @@ class Manners:
     ignored_sorts: set[str]
     """Sort keys that are known, but pretended not to be."""
 
-    pending_has_state_time: bool
+    pending_has_state_time: bool = False
     """Whether a pending badge has a ``state_updated_at``; not as it was seen."""
 
-    search_page_size: int
+    search_page_size: int = 100
     """Badges on a page of the search."""
 
-    search_next_address: str
+    search_next_address: str = ""
     """What ``next_page_url`` of the search has before its query, such as an address of
     another host. The search's own if empty, but with a prefix that nobody called.
     """
 
-    search_repeats_cursor: bool
+    search_repeats_cursor: bool = False
     """Whether a page that was asked for by cursor names that cursor again."""
 
-    cursor_seconds: float
+    cursor_seconds: float = 3600.0
     """How long a cursor of the search is good."""
 
-    lost_cursor_status: int
+    lost_cursor_status: int = 400
     """Answer to a cursor that is not good any more: 400 (default) or 404."""
 
-    accepted_is_public: bool
+    accepted_is_public: bool = True
     """Whether a badge is public as soon as it is accepted."""
 
     states_in_the_way: set[str]
     """States in which a badge keeps its earner from getting the template again."""
 
-    expired_is_in_the_way: bool
+    expired_is_in_the_way: bool = True
     """Whether it does so, too, after it has expired."""
 
     states_not_revoked: set[str]
@@ -112,70 +112,44 @@ class Manners:
     states_not_replaced: set[str]
     """States in which a request to replace is refused."""
 
-    expired_is_replaced: bool
+    expired_is_replaced: bool = True
     """Whether a badge that has expired can be replaced."""
 
-    replace_status: int
+    replace_status: int = 201
     """Answer to a request to replace: 200 or 201 (default)."""
 
-    replace_may_double: bool
+    replace_may_double: bool = False
     """Whether a badge is replaced by one of a template that its earner has a badge
     of, which forbids duplicates. It is a problem if so.
     """
 
-    batch_status: int
+    batch_status: int = 201
     """Answer to a request for several badges: 201 (default), or 404 or 405, as where
     there is no such request.
     """
 
     batch_answer: t.Literal[
         "as asked", "other order", "fewer", "more", "no names", "no list"
-    ]
+    ] = "as asked"
     """What the answer to it has: the badges as they were asked for, or in another
     order; all but the last; a stranger's besides; the badges without their
     ``issuer_earner_id``; or no list at all. All of them were issued.
     """
 
-    batch_names_error: bool
+    batch_names_error: bool = True
     """Whether its refusal has an ``error_index``."""
 
-    batch_keeps_first: bool
+    batch_keeps_first: bool = False
     """Whether those badges of a refused batch were issued that come before the one
     that it is refused for.
     """
 
     def __init__(self, lock: threading.RLock) -> None:
-        self.organization_mismatch_status = 404
-        self.organization_status = 403
-        self.unauthorized_body = "empty"
-        self.unknown_filter = "ignore"
         self.ignored_filters = set()
-        self.latency = 0.0
-        self.look_up_lag = 0.0
-        self.error_shape = "message"
-        self.email_filter_finds_accepted = True
-        self.granted_scopes = ("badge_templates", "issued_badges")
-        self.posts_allowed = 2
         self.ignored_sorts = set()
-        self.pending_has_state_time = False
-        self.search_page_size = 100
-        self.search_next_address = ""
-        self.search_repeats_cursor = False
-        self.cursor_seconds = 3600.0
-        self.lost_cursor_status = 400
-        self.accepted_is_public = True
         self.states_in_the_way = {"pending", "accepted", "rejected"}
-        self.expired_is_in_the_way = True
         self.states_not_revoked = {"revoked"}
-        self.badges_allowed = 1
         self.states_not_replaced = {"rejected", "revoked"}
-        self.expired_is_replaced = True
-        self.replace_status = 201
-        self.replace_may_double = False
-        self.batch_status = 201
-        self.batch_answer = "as asked"
-        self.batch_names_error = True
-        self.batch_keeps_first = False
         self.lock = lock
         self._faults: list[Fault] = []
         self._rate_limit: RateLimit | None = None

@@ -104,7 +104,6 @@ def end(
         sa.update(ROWS)
         .where(*these, IS_OPEN)
         .ordered_values(*((ROWS.c[name], value) for name, value in ordered))
-        .execution_options(synchronize_session=False)
     ).rowcount
 
 

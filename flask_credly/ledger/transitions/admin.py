@@ -109,7 +109,6 @@ def reopen(
         sa.update(Issuance)
         .where(*these, _IS_AT_REST, Issuance.erased_at.is_(None))
         .ordered_values(*values)
-        .execution_options(synchronize_session=False)
     ).rowcount
 
 
@@ -158,7 +157,6 @@ def follow_mapping(connection: sa.Connection, *these: Condition) -> None:
             options=mapped(Mapping.options.expression),
             duplicate=False,
         )
-        .execution_options(synchronize_session=False)
     )
 
 
@@ -188,7 +186,6 @@ def revoke(
             **UNTRIED,
             **more,
         )
-        .execution_options(synchronize_session=False)
     ).rowcount
 
 
@@ -203,7 +200,6 @@ def release_withdrawn(
         sa.update(Issuance)
         .where(*these, sa.or_(AWAITS_RELEASE, AWAITS_APPROVAL))
         .values(due_at=now, **UNTRIED)
-        .execution_options(synchronize_session=False)
     ).rowcount
 
 
@@ -216,7 +212,6 @@ def hold_withdrawn(connection: sa.Connection, *these: Condition) -> int:
         sa.update(Issuance)
         .where(*these, AWAITS_RELEASE)
         .values(reason="awaits approval")
-        .execution_options(synchronize_session=False)
     ).rowcount
 
 
@@ -229,7 +224,6 @@ def keep_withdrawn(connection: sa.Connection, *these: Condition) -> int:
         sa.update(Issuance)
         .where(*these, AWAITS_APPROVAL)
         .values(**at_rest(), revocation_reason=None, tell=None)
-        .execution_options(synchronize_session=False)
     ).rowcount
 
 
@@ -255,5 +249,4 @@ def release(connection: sa.Connection, tenant: str, now: dt.datetime) -> int:
         sa.update(Issuance)
         .where(*these, mapped.where(let_go))
         .values(due_at=now, reason=None, renewal=mapped.where(Mapping.again == "renew"))
-        .execution_options(synchronize_session=False)
     ).rowcount

@@ -254,7 +254,6 @@ def withdraw(
             ),
         )
         .ordered_values(*values)
-        .execution_options(synchronize_session=False)
     ).rowcount
 
 
