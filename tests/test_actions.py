@@ -374,24 +374,23 @@ class TestRevoking:
 
 class TestIssuingAgain:
     @every_database
-    def test_after_a_revocation(self, host: Host, credly: CredlySimulator) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            row = issued(host)
-            assert possible(host, row) == {"revoke", "correct", "issue again"}
-            revoke(host, row)
-            assert possible(host, row) == set()
-            host.drain()
-            assert possible(host, row) == {"issue again"}
-            new_id = issue_again(host, row, first_name="Grace")
-            assert new_id is not None
-            host.drain()
-            old, new = host.rows()
+    def test_after_a_revocation(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        row = issued(host)
+        assert possible(host, row) == {"revoke", "correct", "issue again"}
+        revoke(host, row)
+        assert possible(host, row) == set()
+        host.drain()
+        assert possible(host, row) == {"issue again"}
+        new_id = issue_again(host, row, first_name="Grace")
+        assert new_id is not None
+        host.drain()
+        old, new = host.rows()
 
-            assert (old.state, new.id, new.cycle) == ("revoked", new_id, 2)
-            assert (new.state, new.first_name) == ("issued", "Grace")
-            assert [badge["state"] for badge in credly.badges] == ["revoked", "pending"]
-            assert possible(host, old) == set()
+        assert (old.state, new.id, new.cycle) == ("revoked", new_id, 2)
+        assert (new.state, new.first_name) == ("issued", "Grace")
+        assert [badge["state"] for badge in credly.badges] == ["revoked", "pending"]
+        assert possible(host, old) == set()
 
     def test_to_another_address(self, connected: Connected) -> None:
         host, credly, _ = connected

@@ -73,20 +73,17 @@ def finish(host: Host, credly: CredlySimulator) -> None:
 
 
 @every_database
-def test_many_are_asked_for_with_few_requests(
-    host: Host, credly: CredlySimulator
-) -> None:
-    with host.app.app_context():
-        connect(host, credly)
-        complete(host, 70)
-        host.drain()
+def test_many_are_asked_for_with_few_requests(connected: Connected) -> None:
+    host, credly, _ = connected
+    complete(host, 70)
+    host.drain()
 
-        assert_each_has_its_own(host, credly)
-        assert sizes(credly) == [30, 30, 10]
-        assert credly.count("issue") == 0
-        assert {row.attempts for row in host.rows()} == {1}
-        answers = {(each.answer, each.status) for each in host.attempts()}
-        assert answers == {("issued", None)}
+    assert_each_has_its_own(host, credly)
+    assert sizes(credly) == [30, 30, 10]
+    assert credly.count("issue") == 0
+    assert {row.attempts for row in host.rows()} == {1}
+    answers = {(each.answer, each.status) for each in host.attempts()}
+    assert answers == {("issued", None)}
 
 
 def test_a_few_are_asked_for_alone(connected: Connected) -> None:

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from conftest import a_member
 from conftest import connect
+from conftest import Connected
 from conftest import COURSES
 from conftest import every_database
 from conftest import Host
@@ -223,37 +224,31 @@ def test_once_is_once(make_host: MakeHost, credly: CredlySimulator) -> None:
 
 
 def test_a_completion_in_the_hosts_transaction_goes_with_it(
-    make_host: MakeHost, credly: CredlySimulator
+    connected: Connected,
 ) -> None:
-    host = make_host()
+    host, _, _ = connected
+    set_again(host, "renew")
+    host.complete(completed_at=START)
+    renamed = sa.update(Mapping).values(course_title="Python")
 
-    with host.app.app_context():
-        connect(host, credly)
-        set_again(host, "renew")
-        host.complete(completed_at=START)
-        renamed = sa.update(Mapping).values(course_title="Python")
+    for at in (START + 40 * DAY, START + 80 * DAY):
+        host.db.session.execute(renamed)
+        course_completed.send(
+            host.app, member=a_member(), course_id="py-101", completed_at=at
+        )
 
-        for at in (START + 40 * DAY, START + 80 * DAY):
-            host.db.session.execute(renamed)
-            course_completed.send(
-                host.app, member=a_member(), course_id="py-101", completed_at=at
-            )
-
-        host.db.session.rollback()
-        assert len(host.rows()) == 1
+    host.db.session.rollback()
+    assert len(host.rows()) == 1
 
 
 @pytest.mark.parametrize("id_", ["", "x" * 192, 1.5, b"x", "\0", " "])
 def test_an_id_of_a_completion_that_cannot_be_used_is_left_out(
-    make_host: MakeHost, credly: CredlySimulator, id_: t.Any
+    connected: Connected, id_: t.Any
 ) -> None:
-    host = make_host()
+    host, _, _ = connected
+    host.complete(completion_id=id_)
 
-    with host.app.app_context():
-        connect(host, credly)
-        host.complete(completion_id=id_)
-
-        assert host.row().completion_id is None
+    assert host.row().completion_id is None
 
 
 class TestRenewing:
@@ -561,14 +556,9 @@ def test_what_was_missed_is_added_and_nothing_twice(
         assert runs == 1
 
 
-def test_erasing_forgets_the_hosts_id_of_a_completion(
-    make_host: MakeHost, credly: CredlySimulator
-) -> None:
-    host = make_host()
+def test_erasing_forgets_the_hosts_id_of_a_completion(connected: Connected) -> None:
+    host, _, _ = connected
+    host.complete(completion_id="enrolment-7")
+    host.credly.erase_member("42")
 
-    with host.app.app_context():
-        connect(host, credly)
-        host.complete(completion_id="enrolment-7")
-        host.credly.erase_member("42")
-
-        assert host.row().completion_id is None
+    assert host.row().completion_id is None

@@ -436,34 +436,30 @@ class TestMappings:
 
 class TestRemove:
     @every_database
-    def test_everything_that_was_configured_goes(
-        self, host: Host, credly: CredlySimulator
-    ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            host.complete("1")
-            host.drain()
-            credly.fail("issue", times=2, status=422)
-            host.complete("2")
-            host.drain()
-            assert host.log() != []
+    def test_everything_that_was_configured_goes(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        host.complete("1")
+        host.drain()
+        credly.fail("issue", times=2, status=422)
+        host.complete("2")
+        host.drain()
+        assert host.log() != []
 
-            assert accounts.remove(host.state)
+        assert accounts.remove(host.state)
 
-            host.db.session.rollback()
-            left = {
-                table.name: host.db.session.scalar(
-                    sa.select(sa.func.count()).select_from(table)
-                )
-                for table in Base.metadata.sorted_tables
-            }
-            kept = {
-                t.cast(sa.Table, model.__table__).name
-                for model in (Issuance, Installation)
-            } | {"credly_attempt"}
+        host.db.session.rollback()
+        left = {
+            table.name: host.db.session.scalar(
+                sa.select(sa.func.count()).select_from(table)
+            )
+            for table in Base.metadata.sorted_tables
+        }
+        kept = {
+            t.cast(sa.Table, model.__table__).name for model in (Issuance, Installation)
+        } | {"credly_attempt"}
 
-            assert {name for name, number in left.items() if number} == kept
-            assert {row.email + row.first_name for row in host.rows()} == {""}
+        assert {name for name, number in left.items() if number} == kept
+        assert {row.email + row.first_name for row in host.rows()} == {""}
 
     def test_a_second_time_does_no_harm(self, connected: Connected) -> None:
         assert accounts.remove(connected.host.state)

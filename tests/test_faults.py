@@ -472,26 +472,25 @@ class TestDrainUnderFaults:
 
     @every_database
     def test_a_lock_that_passes_is_waited_for(
-        self, host: Host, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """A deadlock's victim does its transaction again."""
-        with host.app.app_context():
-            connect(host, credly)
-            host.complete()
-            failing = [2]
+        host, _, _ = connected
+        host.complete()
+        failing = [2]
 
-            def in_the_way(connected: sa.Connection, *_: object) -> None:
-                if failing[0]:
-                    failing[0] -= 1
-                    raise sa.exc.OperationalError(
-                        "", {}, sqlite3.OperationalError("database is locked")
-                    )
+        def in_the_way(connected: sa.Connection, *_: object) -> None:
+            if failing[0]:
+                failing[0] -= 1
+                raise sa.exc.OperationalError(
+                    "", {}, sqlite3.OperationalError("database is locked")
+                )
 
-            event.listen(host.state.engine, "commit", in_the_way)
-            host.drain()
-            event.remove(host.state.engine, "commit", in_the_way)
+        event.listen(host.state.engine, "commit", in_the_way)
+        host.drain()
+        event.remove(host.state.engine, "commit", in_the_way)
 
-            assert (host.row().state, failing) == ("issued", [0])
+        assert (host.row().state, failing) == ("issued", [0])
 
     def test_answers_are_kept_when_the_drain_ends_early(
         self, connected: Connected, monkeypatch: pytest.MonkeyPatch
@@ -843,43 +842,36 @@ class TestListsThatLag:
 
     @every_database
     def test_what_failed_is_looked_for_once_more_and_told_once(
-        self, make_host: MakeHost, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
-        host = make_host()
+        host, credly, _ = connected
+        credly.fail("issue", how="reset", times=2)
+        told: list[str] = []
 
-        with host.app.app_context():
-            connect(host, credly)
-            credly.fail("issue", how="reset", times=2)
-            told: list[str] = []
+        def failed(_: t.Any, **given: t.Any) -> None:
+            told.append(given["error"])
 
-            def failed(_: t.Any, **given: t.Any) -> None:
-                told.append(given["error"])
+        with signals.badge_failed.connected_to(failed):
+            host.complete()
+            host.drain(2)
+            before = host.row()
+            let_the_lag_pass(host, credly)
+            asked = credly.count("look-up")
+            # It stays failed while Credly gives no answer.
+            credly.fail("look-up", status=500)
+            host.drain(2)
+            assert (host.row().state, host.row().error) == ("failed", before.error)
 
-            with signals.badge_failed.connected_to(failed):
-                host.complete()
-                host.drain(2)
-                before = host.row()
-                let_the_lag_pass(host, credly)
-                asked = credly.count("look-up")
-                # It stays failed while Credly gives no answer.
-                credly.fail("look-up", status=500)
-                host.drain(2)
-                assert (host.row().state, host.row().error) == ("failed", before.error)
+            let_the_lag_pass(host, credly)
+            host.drain(2)
 
-                let_the_lag_pass(host, credly)
-                host.drain(2)
-
-            row = host.row()
-            assert (row.state, row.due_at, row.outcome_unknown) == (
-                "failed",
-                None,
-                False,
-            )
-            assert row.error == told[0]
-            assert (len(told), len(host.log())) == (1, 1)
-            # By the member's name, and then what is at the address.
-            assert credly.count("look-up") == asked + 1 + 2
-            assert credly.count("issue") == 2
+        row = host.row()
+        assert (row.state, row.due_at, row.outcome_unknown) == ("failed", None, False)
+        assert row.error == told[0]
+        assert (len(told), len(host.log())) == (1, 1)
+        # By the member's name, and then what is at the address.
+        assert credly.count("look-up") == asked + 1 + 2
+        assert credly.count("issue") == 2
 
     def test_a_retry_does_not_wait_for_the_last_look(
         self, connected: Connected
@@ -1113,40 +1105,39 @@ class TestRemoveInFlight:
 
     @servers
     def test_a_failure_that_is_saved_meanwhile(
-        self, host: Host, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The two transactions want the same rows in different orders."""
-        with host.app.app_context():
-            connect(host, credly)
-            host.complete()
-            gate = gates.read(host.state.engine, "default")
-            assert gate is not None
-            (row,) = claim.claim(host.state.engine, gate, limit=8, lease_seconds=60)
-            host.db.session.remove()
-            in_the_midst = threading.Event()
-            real = settle._log_failure
+        host, _, _ = connected
+        host.complete()
+        gate = gates.read(host.state.engine, "default")
+        assert gate is not None
+        (row,) = claim.claim(host.state.engine, gate, limit=8, lease_seconds=60)
+        host.db.session.remove()
+        in_the_midst = threading.Event()
+        real = settle._log_failure
 
-            def slowly(*args: t.Any) -> None:
-                in_the_midst.set()
-                in_the_midst.wait(0.3)
-                real(*args)
+        def slowly(*args: t.Any) -> None:
+            in_the_midst.set()
+            in_the_midst.wait(0.3)
+            real(*args)
 
-            monkeypatch.setattr(settle, "_log_failure", slowly)
+        monkeypatch.setattr(settle, "_log_failure", slowly)
 
-            def fail() -> None:
-                with host.app.app_context():
-                    settle.fail(host.state.engine, row, "refused")
+        def fail() -> None:
+            with host.app.app_context():
+                settle.fail(host.state.engine, row, "refused")
 
-            def remove() -> None:
-                in_the_midst.wait(10)
+        def remove() -> None:
+            in_the_midst.wait(10)
 
-                with host.app.app_context():
-                    accounts.remove(host.state)
+            with host.app.app_context():
+                accounts.remove(host.state)
 
-            in_other_thread(fail, remove)
+        in_other_thread(fail, remove)
 
-            for model in (Account, LogEntry, Attempt):
-                assert host.db.session.scalars(sa.select(model)).all() == []
+        for model in (Account, LogEntry, Attempt):
+            assert host.db.session.scalars(sa.select(model)).all() == []
 
 
 @pytest.mark.parametrize(

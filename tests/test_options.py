@@ -492,47 +492,41 @@ def test_the_row_keeps_the_options_of_when_it_was_recorded(
 
 @every_database
 def test_a_row_that_comes_back_has_the_options_and_facts_of_now(
-    make_host: MakeHost, credly: CredlySimulator
+    connected: Connected,
 ) -> None:
-    host = make_host()
+    host, _, _ = connected
+    set_options(host, group="Before")
+    host.complete(member=ADA)
+    (mapping,) = accounts.list_mappings(host.db.session, host.state.tenant)
+    template_id = mapping.template_id
+    accounts.remove_mapping(host.state, mapping.id)
+    host.drain()
+    assert host.row().state == "cancelled"
 
-    with host.app.app_context():
-        connect(host, credly)
-        set_options(host, group="Before")
-        host.complete(member=ADA)
-        (mapping,) = accounts.list_mappings(host.db.session, host.state.tenant)
-        template_id = mapping.template_id
-        accounts.remove_mapping(host.state, mapping.id)
-        host.drain()
-        assert host.row().state == "cancelled"
+    accounts.add_mapping(host.state, COURSES[0], template_id)
+    set_options(host, group="Now", evidence=True)
+    host.complete(member=a_member("42"), evidence=[NUMBER])
 
-        accounts.add_mapping(host.state, COURSES[0], template_id)
-        set_options(host, group="Now", evidence=True)
-        host.complete(member=a_member("42"), evidence=[NUMBER])
-
-        row = host.row()
-        assert (row.state, row.options) == ("none", {"group": "Now", "evidence": True})
-        assert row.extras is not None and list(row.extras) == ["evidence"]
+    row = host.row()
+    assert (row.state, row.options) == ("none", {"group": "Now", "evidence": True})
+    assert row.extras is not None and list(row.extras) == ["evidence"]
 
 
 @every_database
 def test_a_row_that_follows_its_mapping_takes_over_the_options(
-    make_host: MakeHost, credly: CredlySimulator
+    connected: Connected,
 ) -> None:
-    host = make_host()
+    host, credly, _ = connected
+    host.complete()
+    other = credly.add_template("Other")
+    accounts.sync_templates(host.state)
+    (mapping,) = accounts.list_mappings(host.db.session, host.state.tenant)
+    accounts.change_mapping(host.state, mapping.id, COURSES[0], other)
+    set_options(host, group="Now")
+    host.drain()
 
-    with host.app.app_context():
-        connect(host, credly)
-        host.complete()
-        other = credly.add_template("Other")
-        accounts.sync_templates(host.state)
-        (mapping,) = accounts.list_mappings(host.db.session, host.state.tenant)
-        accounts.change_mapping(host.state, mapping.id, COURSES[0], other)
-        set_options(host, group="Now")
-        host.drain()
-
-        assert (host.row().template_id, host.row().options) == (other, {"group": "Now"})
-        assert sent(credly)["issuer_earner_group"] == {"name": "Now"}
+    assert (host.row().template_id, host.row().options) == (other, {"group": "Now"})
+    assert sent(credly)["issuer_earner_group"] == {"name": "Now"}
 
 
 def test_the_automatic_retry_keeps_the_options_and_an_admins_takes_those_of_now(

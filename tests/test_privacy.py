@@ -131,43 +131,39 @@ def cover(host: Host, *, days: int) -> None:
 class TestErase:
     @every_database
     def test_nothing_in_the_database_names_the_member(
-        self, host: Host, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            live_a_life(host, credly)
+        host, credly, _ = connected
+        live_a_life(host, credly)
 
-            erased = host.credly.erase_member(ADA.id)
+        erased = host.credly.erase_member(ADA.id)
 
-            assert named_in(everything(host)) == []
-            assert list(erased.at_credly) == [
-                badge["id"] for badge in credly.badges_for(ADA.email)
-            ]
-            assert (erased.badges, erased.cancelled) == (4, 1)
-            assert (erased.perhaps_issued, erased.log_entries) == (0, 1)
-            assert erased.sent_to_credly == 3
-            assert named_in(everything(host), erased.at_credly) == []
+        assert named_in(everything(host)) == []
+        assert list(erased.at_credly) == [
+            badge["id"] for badge in credly.badges_for(ADA.email)
+        ]
+        assert (erased.badges, erased.cancelled) == (4, 1)
+        assert (erased.perhaps_issued, erased.log_entries) == (0, 1)
+        assert erased.sent_to_credly == 3
+        assert named_in(everything(host), erased.at_credly) == []
 
     @every_database
-    def test_others_are_left_alone(self, host: Host, credly: CredlySimulator) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            live_a_life(host, credly)
-            of_grace = [
-                {**vars(row)} for row in host.rows() if row.member_id == GRACE.id
-            ]
-            log = [entry for entry in host.log() if GRACE.email in entry[1]]
+    def test_others_are_left_alone(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        live_a_life(host, credly)
+        of_grace = [{**vars(row)} for row in host.rows() if row.member_id == GRACE.id]
+        log = [entry for entry in host.log() if GRACE.email in entry[1]]
 
-            host.credly.erase_member(ADA.id)
+        host.credly.erase_member(ADA.id)
 
-            after = [{**vars(row)} for row in host.rows() if row.member_id == GRACE.id]
+        after = [{**vars(row)} for row in host.rows() if row.member_id == GRACE.id]
 
-            for row in of_grace + after:
-                del row["_sa_instance_state"]
+        for row in of_grace + after:
+            del row["_sa_instance_state"]
 
-            assert after == of_grace != []
-            assert [entry for entry in host.log() if GRACE.email in entry[1]] == log
-            assert len(log) == 1
+        assert after == of_grace != []
+        assert [entry for entry in host.log() if GRACE.email in entry[1]] == log
+        assert len(log) == 1
 
     def test_neither_does_the_file(
         self, connected: Connected, tmp_path: pathlib.Path
@@ -296,24 +292,21 @@ class TestErase:
         assert host.credly.erase_member(42).badges == 1  # type: ignore[arg-type]
 
     @every_database
-    def test_it_is_a_part_of_the_hosts_transaction(
-        self, host: Host, credly: CredlySimulator
-    ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            host.complete(member=ADA)
-            session = host.db.session
-            write = sa.update(Issuance).values(crashes=Issuance.crashes)
+    def test_it_is_a_part_of_the_hosts_transaction(self, connected: Connected) -> None:
+        host, _, _ = connected
+        host.complete(member=ADA)
+        session = host.db.session
+        write = sa.update(Issuance).values(crashes=Issuance.crashes)
 
-            session.execute(write)
-            host.credly.erase_member(ADA.id)
-            session.rollback()
-            assert named_in(everything(host)) == list(NAMES)
+        session.execute(write)
+        host.credly.erase_member(ADA.id)
+        session.rollback()
+        assert named_in(everything(host)) == list(NAMES)
 
-            session.execute(write)
-            host.credly.erase_member(ADA.id)
-            session.commit()
-            assert named_in(everything(host)) == []
+        session.execute(write)
+        host.credly.erase_member(ADA.id)
+        session.commit()
+        assert named_in(everything(host)) == []
 
     def test_a_read_of_the_hosts_does_not_put_it_off(
         self, connected: Connected
@@ -466,31 +459,30 @@ class TestEraseInFlight:
     @servers
     @pytest.mark.parametrize("then", ["commit", "rollback"])
     def test_a_worker_that_writes_at_this_moment_is_waited_for(
-        self, host: Host, credly: CredlySimulator, then: str
+        self, connected: Connected, then: str
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            host.complete(member=ADA)
-            engine = host.state.engine
-            gate = gates.read(engine, "default")
-            assert gate is not None
-            (row,) = claim.claim(engine, gate, limit=1, lease_seconds=60)
-            said: list[privacy.Erased] = []
+        host, _, _ = connected
+        host.complete(member=ADA)
+        engine = host.state.engine
+        gate = gates.read(engine, "default")
+        assert gate is not None
+        (row,) = claim.claim(engine, gate, limit=1, lease_seconds=60)
+        said: list[privacy.Erased] = []
 
-            with engine.connect() as worker:
-                settle.fail.__wrapped__(worker, row, f"{ADA.email} is refused")  # type: ignore[attr-defined]
-                eraser = threading.Thread(
-                    target=lambda: said.append(privacy.erase(engine, "default", ADA.id))
-                )
-                eraser.start()
-                eraser.join(0.5)
-                assert said == []
-                getattr(worker, then)()
-                eraser.join()
+        with engine.connect() as worker:
+            settle.fail.__wrapped__(worker, row, f"{ADA.email} is refused")  # type: ignore[attr-defined]
+            eraser = threading.Thread(
+                target=lambda: said.append(privacy.erase(engine, "default", ADA.id))
+            )
+            eraser.start()
+            eraser.join(0.5)
+            assert said == []
+            getattr(worker, then)()
+            eraser.join()
 
-            assert named_in(everything(host)) == []
-            assert [erased.log_entries for erased in said] == [then == "commit"]
-            assert [row.state for row in host.rows()] == ["cancelled"]
+        assert named_in(everything(host)) == []
+        assert [erased.log_entries for erased in said] == [then == "commit"]
+        assert [row.state for row in host.rows()] == ["cancelled"]
 
     def test_a_profile_loaded_meanwhile_is_not_saved(
         self, make_host: MakeHost, credly: CredlySimulator
@@ -676,36 +668,30 @@ class TestEraseCommand:
 class TestExport:
     @every_database
     def test_it_holds_all_of_the_member_and_nothing_of_others(
-        self, host: Host, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            live_a_life(host, credly)
-            text = run(host, "export-member", ADA.id)
-            found = json.loads(text)
+        host, credly, _ = connected
+        live_a_life(host, credly)
+        text = run(host, "export-member", ADA.id)
+        found = json.loads(text)
 
-            assert found == host.credly.export_member(ADA.id)
-            assert found["member_id"] == ADA.id
-            assert [badge["state"] for badge in found["badges"]] == [
-                "issued",
-                "failed",
-                "held",
-                "none",
-            ]
-            issued, failed, test, _ = found["badges"]
-            assert [issued["email"], issued["first_name"]] == [
-                ADA.email,
-                ADA.first_name,
-            ]
-            assert dt.datetime.fromisoformat(issued["completed_at"]).tzinfo
-            assert issued["badge_id"] == credly.badges_for(ADA.email)[0]["id"]
-            assert test["test"] is True
-            assert len(failed["attempts_made"]) == 2
-            assert failed["attempts_made"][0]["status"] == 422
-            assert [ADA.email in each["details"] for each in failed["error_log"]] == [
-                True
-            ]
-            assert named_in(text, NAMES_OF_GRACE) == []
+        assert found == host.credly.export_member(ADA.id)
+        assert found["member_id"] == ADA.id
+        assert [badge["state"] for badge in found["badges"]] == [
+            "issued",
+            "failed",
+            "held",
+            "none",
+        ]
+        issued, failed, test, _ = found["badges"]
+        assert [issued["email"], issued["first_name"]] == [ADA.email, ADA.first_name]
+        assert dt.datetime.fromisoformat(issued["completed_at"]).tzinfo
+        assert issued["badge_id"] == credly.badges_for(ADA.email)[0]["id"]
+        assert test["test"] is True
+        assert len(failed["attempts_made"]) == 2
+        assert failed["attempts_made"][0]["status"] == 422
+        assert [ADA.email in each["details"] for each in failed["error_log"]] == [True]
+        assert named_in(text, NAMES_OF_GRACE) == []
 
     def test_it_leaves_out_nothing_but_the_lease(self, connected: Connected) -> None:
         host, credly, _ = connected
@@ -744,27 +730,24 @@ class TestExport:
 class TestPrune:
     @every_database
     def test_by_default_it_forgets_the_log_after_ninety_days(
-        self, host: Host, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            live_a_life(host, credly)
-            cover(host, days=89)
-            before = everything(host)
-            run(host, "prune")
-            assert everything(host) == before
+        host, credly, _ = connected
+        live_a_life(host, credly)
+        cover(host, days=89)
+        before = everything(host)
+        run(host, "prune")
+        assert everything(host) == before
 
-            cover(host, days=91)
-            rows = [(row.state, row.email, row.settled_at) for row in host.rows()]
-            said = run(host, "prune")
+        cover(host, days=91)
+        rows = [(row.state, row.email, row.settled_at) for row in host.rows()]
+        said = run(host, "prune")
 
-            assert (host.log(), host.attempts()) == ([], [])
-            assert [
-                (row.state, row.email, row.settled_at) for row in host.rows()
-            ] == rows
-            assert re.search(r"Error log entries deleted +2\n", said)
-            assert re.search(r"Request records deleted +7\n", said)
-            assert re.search(r"Badges with personal data removed +kept\n", said)
+        assert (host.log(), host.attempts()) == ([], [])
+        assert [(row.state, row.email, row.settled_at) for row in host.rows()] == rows
+        assert re.search(r"Error log entries deleted +2\n", said)
+        assert re.search(r"Request records deleted +7\n", said)
+        assert re.search(r"Badges with personal data removed +kept\n", said)
 
     @every_database
     def test_names_are_emptied_where_wanted(

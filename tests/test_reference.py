@@ -12,7 +12,6 @@ import typing as t
 
 import pytest
 import sqlalchemy as sa
-from conftest import connect
 from conftest import Connected
 from conftest import COURSES
 from conftest import Host
@@ -359,16 +358,13 @@ def test_a23_removing_deletes_credentials_mappings_and_log(
 
 
 def test_a24_missing_profile_data_is_said_before_credly_is_asked(
-    make_host: MakeHost, credly: CredlySimulator
+    connected: Connected,
 ) -> None:
-    host = make_host()
+    host, credly, _ = connected
+    host.complete(member=Member("42", "ada@example.org", "Ada", " "))
+    host.drain()
+    row = host.db.session.scalars(sa.select(Issuance)).one()
 
-    with host.app.app_context():
-        connect(host, credly)
-        host.complete(member=Member("42", "ada@example.org", "Ada", " "))
-        host.drain()
-        row = host.db.session.scalars(sa.select(Issuance)).one()
-
-        assert row.state == "failed"
-        assert credly.count("issue") == 0
-        assert host.log()[0][1].endswith("The member's profile has no last name.")
+    assert row.state == "failed"
+    assert credly.count("issue") == 0
+    assert host.log()[0][1].endswith("The member's profile has no last name.")

@@ -101,47 +101,42 @@ each_choice = pytest.mark.parametrize("choice", ["", "tell", "silent"])
 class TestNotSentYet:
     @every_database
     def test_it_is_cancelled_whatever_the_mapping_says(
-        self, host: Host, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
+        host, credly, _ = connected
+        for number, choice in enumerate(("", "tell", "silent"), 1):
+            choose(host, choice)
+            complete(host, member_id=str(number))
+            withdraw(host, str(number), withdrawn_at=START + DAY)
+            row = host.rows()[-1]
 
-            for number, choice in enumerate(("", "tell", "silent"), 1):
-                choose(host, choice)
-                complete(host, member_id=str(number))
-                withdraw(host, str(number), withdrawn_at=START + DAY)
-                row = host.rows()[-1]
+            assert states(host) == [CANCELLED] * number
+            assert row.withdrawn_at == START + DAY
+            assert (row.due_at, row.settled_at is None) == (None, False)
+            assert (row.revocation_reason, row.tell) == (None, None)
 
-                assert states(host) == [CANCELLED] * number
-                assert row.withdrawn_at == START + DAY
-                assert (row.due_at, row.settled_at is None) == (None, False)
-                assert (row.revocation_reason, row.tell) == (None, None)
-
-            host.drain()
-            assert credly.badges == []
+        host.drain()
+        assert credly.badges == []
 
     @every_database
-    def test_only_a_later_completion_brings_it_back(
-        self, host: Host, credly: CredlySimulator
-    ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            complete(host)
-            withdraw(host, withdrawn_at=START + DAY)
+    def test_only_a_later_completion_brings_it_back(self, connected: Connected) -> None:
+        host, _, _ = connected
+        complete(host)
+        withdraw(host, withdrawn_at=START + DAY)
 
-            for at in (START, START + HOUR, START + DAY):
-                complete(host, at)
-                assert states(host) == [CANCELLED], at
+        for at in (START, START + HOUR, START + DAY):
+            complete(host, at)
+            assert states(host) == [CANCELLED], at
 
-            complete(host, START + 2 * DAY)
-            row = host.row()
-            assert (row.state, row.action, row.reason) == ("none", "issue", None)
-            assert (row.completed_at, row.withdrawn_at) == (START + 2 * DAY, None)
+        complete(host, START + 2 * DAY)
+        row = host.row()
+        assert (row.state, row.action, row.reason) == ("none", "issue", None)
+        assert (row.completed_at, row.withdrawn_at) == (START + 2 * DAY, None)
 
-            # As before: a late message.
-            withdraw(host, withdrawn_at=START + DAY)
-            host.drain()
-            assert states(host) == [("issued", None, None)]
+        # As before: a late message.
+        withdraw(host, withdrawn_at=START + DAY)
+        host.drain()
+        assert states(host) == [("issued", None, None)]
 
     @every_database
     @pytest.mark.parametrize("again", ["renew", "each"])
@@ -176,19 +171,18 @@ class TestNotSentYet:
 
     @every_database
     def test_it_is_cancelled_though_its_course_is_not_mapped_now(
-        self, host: Host, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
-        with host.app.app_context():
-            _, _, template_id = connect(host, credly)
-            complete(host)
-            (mapping,) = accounts.list_mappings(host.db.session, "default")
-            host.db.session.rollback()
-            accounts.remove_mapping(host.state, mapping.id)
-            withdraw(host, withdrawn_at=START + DAY)
-            assert states(host) == [CANCELLED]
-            accounts.add_mapping(host.state, COURSES[0], template_id)
-            host.drain()
-            assert credly.badges == []
+        host, credly, template_id = connected
+        complete(host)
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        host.db.session.rollback()
+        accounts.remove_mapping(host.state, mapping.id)
+        withdraw(host, withdrawn_at=START + DAY)
+        assert states(host) == [CANCELLED]
+        accounts.add_mapping(host.state, COURSES[0], template_id)
+        host.drain()
+        assert credly.badges == []
 
     def test_what_an_admin_took_back_stays_so(self, connected: Connected) -> None:
         host, _, _ = connected
@@ -246,20 +240,19 @@ class TestOnItsWay:
                 assert states(host) == [("issued", None, None)]
 
     @every_database
-    def test_a_leased_one_is_marked(self, host: Host, credly: CredlySimulator) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            complete(host)
-            row = take(host)
-            withdraw(host)
-            assert host.row().lease == row.lease
-            assert states(host) == [("none", "issue", None)]
+    def test_a_leased_one_is_marked(self, connected: Connected) -> None:
+        host, credly, _ = connected
+        complete(host)
+        row = take(host)
+        withdraw(host)
+        assert host.row().lease == row.lease
+        assert states(host) == [("none", "issue", None)]
 
-            # Its worker died, and had sent nothing.
-            change(host, due_at=START)
-            host.drain()
-            assert states(host) == [CANCELLED]
-            assert credly.badges == []
+        # Its worker died, and had sent nothing.
+        change(host, due_at=START)
+        host.drain()
+        assert states(host) == [CANCELLED]
+        assert credly.badges == []
 
     @every_database
     @pytest.mark.parametrize("number", [1, 12])
@@ -369,79 +362,76 @@ class TestIssued:
     @every_database
     @each_choice
     def test_the_mapping_says_what_becomes_of_it(
-        self, host: Host, credly: CredlySimulator, choice: str
+        self, connected: Connected, choice: str
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            complete(host)
-            host.drain()
-            choose(host, choice)
-            withdraw(host)
+        host, credly, _ = connected
+        complete(host)
+        host.drain()
+        choose(host, choice)
+        withdraw(host)
 
-            if not choice:
-                assert states(host) == [("issued", None, None)]
-                assert host.row().withdrawn_at is None
-                return
+        if not choice:
+            assert states(host) == [("issued", None, None)]
+            assert host.row().withdrawn_at is None
+            return
 
-            assert states(host) == [("issued", "revoke", "withdrawn")]
-            assert host.row().due_at is None
-            host.drain()
-            row = host.row()
-            assert (row.state, row.action, row.reason) == ("revoked", None, None)
-            last = credly.history(t.cast(str, row.badge_id))[-1]
-            assert (last.reason, last.told) == (
-                *("The completion was withdrawn.", choice == "tell"),
-            )
-            entry = host.db.session.scalars(
-                sa.select(AuditEntry).where(AuditEntry.action == "revoke")
-            ).one()
-            assert (entry.actor, entry.target) == ("worker", str(row.id))
+        assert states(host) == [("issued", "revoke", "withdrawn")]
+        assert host.row().due_at is None
+        host.drain()
+        row = host.row()
+        assert (row.state, row.action, row.reason) == ("revoked", None, None)
+        last = credly.history(t.cast(str, row.badge_id))[-1]
+        assert (last.reason, last.told) == (
+            *("The completion was withdrawn.", choice == "tell"),
+        )
+        entry = host.db.session.scalars(
+            sa.select(AuditEntry).where(AuditEntry.action == "revoke")
+        ).one()
+        assert (entry.actor, entry.target) == ("worker", str(row.id))
 
     @every_database
     def test_one_that_is_older_or_known_changes_nothing(
-        self, host: Host, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            choose(host, "silent")
-            complete(host)
-            host.drain()
-            withdraw(host, withdrawn_at=START - HOUR)
-            assert states(host) == [("issued", None, None)]
-            withdraw(host, withdrawn_at=START)
-            withdraw(host, withdrawn_at=START)
-            host.drain()
-            withdraw(host, withdrawn_at=START)
-            host.drain()
-            assert states(host) == [("revoked", None, None)]
-            assert credly.count("revoke") == 1
+        host, credly, _ = connected
+        choose(host, "silent")
+        complete(host)
+        host.drain()
+        withdraw(host, withdrawn_at=START - HOUR)
+        assert states(host) == [("issued", None, None)]
+        withdraw(host, withdrawn_at=START)
+        withdraw(host, withdrawn_at=START)
+        host.drain()
+        withdraw(host, withdrawn_at=START)
+        host.drain()
+        assert states(host) == [("revoked", None, None)]
+        assert credly.count("revoke") == 1
 
     @every_database
     def test_of_one_that_an_admin_has_revoked_it_is_noted(
-        self, host: Host, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            choose(host, "silent")
-            complete(host)
-            host.drain()
-            row_id = host.row().id
-            actions.revoke(
-                host.state.engine, "default", row_id, reason="By hand.", tell=True
-            )
-            before = host.row().due_at
-            withdraw(host)
-            row = host.row()
-            assert (row.state, row.action, row.reason) == ("issued", "revoke", None)
-            assert (row.revocation_reason, row.tell) == ("By hand.", True)
-            assert row.due_at == before is not None
-            assert row.withdrawn_at is not None
+        host, credly, _ = connected
+        choose(host, "silent")
+        complete(host)
+        host.drain()
+        row_id = host.row().id
+        actions.revoke(
+            host.state.engine, "default", row_id, reason="By hand.", tell=True
+        )
+        before = host.row().due_at
+        withdraw(host)
+        row = host.row()
+        assert (row.state, row.action, row.reason) == ("issued", "revoke", None)
+        assert (row.revocation_reason, row.tell) == ("By hand.", True)
+        assert row.due_at == before is not None
+        assert row.withdrawn_at is not None
 
-            host.drain()
-            row = host.row()
-            assert (row.state, row.action) == ("revoked", None)
-            assert credly.history(t.cast(str, row.badge_id))[-1].reason == "By hand."
-            assert credly.count("revoke") == 1
+        host.drain()
+        row = host.row()
+        assert (row.state, row.action) == ("revoked", None)
+        assert credly.history(t.cast(str, row.badge_id))[-1].reason == "By hand."
+        assert credly.count("revoke") == 1
 
     def test_nothing_is_done_where_nothing_is_meant(self, connected: Connected) -> None:
         host, _, _ = connected
@@ -465,34 +455,33 @@ class TestIssued:
 
     @every_database
     def test_one_that_is_known_spares_what_was_issued_again_since(
-        self, host: Host, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            choose(host, "silent")
-            complete(host)
-            host.drain()
-            withdraw(host, withdrawn_at=START + DAY)
-            host.drain()
-            row = host.row()
-            assert row.state == "revoked"
-            actions.issue_again(
-                host.state.engine,
-                "default",
-                row.id,
-                email=row.email,
-                first_name=row.first_name,
-                last_name=row.last_name,
-            )
+        host, _, _ = connected
+        choose(host, "silent")
+        complete(host)
+        host.drain()
+        withdraw(host, withdrawn_at=START + DAY)
+        host.drain()
+        row = host.row()
+        assert row.state == "revoked"
+        actions.issue_again(
+            host.state.engine,
+            "default",
+            row.id,
+            email=row.email,
+            first_name=row.first_name,
+            last_name=row.last_name,
+        )
 
-            for at in (START + HOUR, START + DAY):
-                withdraw(host, withdrawn_at=at)
-                host.drain()
-                assert [row.state for row in host.rows()] == ["revoked", "issued"]
-
-            withdraw(host, withdrawn_at=START + 2 * DAY)
+        for at in (START + HOUR, START + DAY):
+            withdraw(host, withdrawn_at=at)
             host.drain()
-            assert [row.state for row in host.rows()] == ["revoked", "revoked"]
+            assert [row.state for row in host.rows()] == ["revoked", "issued"]
+
+        withdraw(host, withdrawn_at=START + 2 * DAY)
+        host.drain()
+        assert [row.state for row in host.rows()] == ["revoked", "revoked"]
 
     @every_database
     def test_the_last_of_several_is_meant(
@@ -517,25 +506,22 @@ class TestIssued:
             assert [row.state for row in host.rows()] == ["issued", "revoked"]
 
     @every_database
-    def test_a_correction_is_of_the_same_completion(
-        self, host: Host, credly: CredlySimulator
-    ) -> None:
-        with host.app.app_context():
-            _, _, template_id = connect(host, credly)
-            choose(host, "silent")
-            complete(host)
-            host.drain()
-            actions.correct(
-                *(host.state.engine, "default", host.row().id),
-                first_name="Grace",
-                last_name="Example",
-                completed_at=START,
-                template_id=template_id,
-            )
-            withdraw(host)
-            host.drain()
-            assert [row.state for row in host.rows()] == ["revoked", "cancelled"]
-            assert [badge["state"] for badge in credly.badges] == ["revoked"]
+    def test_a_correction_is_of_the_same_completion(self, connected: Connected) -> None:
+        host, credly, template_id = connected
+        choose(host, "silent")
+        complete(host)
+        host.drain()
+        actions.correct(
+            *(host.state.engine, "default", host.row().id),
+            first_name="Grace",
+            last_name="Example",
+            completed_at=START,
+            template_id=template_id,
+        )
+        withdraw(host)
+        host.drain()
+        assert [row.state for row in host.rows()] == ["revoked", "cancelled"]
+        assert [badge["state"] for badge in credly.badges] == ["revoked"]
 
     def test_a_withdrawn_badge_stays_revoked(self, connected: Connected) -> None:
         host, credly, _ = connected
@@ -579,71 +565,62 @@ class TestBeforeTheCompletion:
     """The withdrawal arrives first."""
 
     def test_the_completion_is_not_issued_and_a_later_one_is(
-        self, host: Host, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            withdraw(host, withdrawn_at=START)
-            assert states(host) == [NOTED]
-            complete(host, START - HOUR)
-            complete(host, START)
-            host.drain()
-            assert (states(host), credly.badges) == ([NOTED], [])
-            assert explain(host.row()) == (
-                "The completion was withdrawn before it came in."
-            )
+        host, credly, _ = connected
+        withdraw(host, withdrawn_at=START)
+        assert states(host) == [NOTED]
+        complete(host, START - HOUR)
+        complete(host, START)
+        host.drain()
+        assert (states(host), credly.badges) == ([NOTED], [])
+        assert explain(host.row()) == (
+            "The completion was withdrawn before it came in."
+        )
 
-            complete(host, START + HOUR)
-            host.drain()
-            row = host.row()
-            assert (row.state, row.withdrawn_at) == ("issued", None)
-            assert (row.email, row.completed_at) == (
-                a_member("42").email,
-                START + HOUR,
-            )
-            assert len(credly.badges) == 1
+        complete(host, START + HOUR)
+        host.drain()
+        row = host.row()
+        assert (row.state, row.withdrawn_at) == ("issued", None)
+        assert (row.email, row.completed_at) == (a_member("42").email, START + HOUR)
+        assert len(credly.badges) == 1
 
     def test_where_a_further_completion_renews_the_badge(
-        self, host: Host, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            choose(host, "", again=RENEW)
-            withdraw(host, withdrawn_at=START)
-            host.complete(completed_at=START - HOUR, completion_id="a")
-            complete(host, START)
-            host.drain()
-            assert (states(host), credly.badges) == ([NOTED], [])
+        host, credly, _ = connected
+        choose(host, "", again=RENEW)
+        withdraw(host, withdrawn_at=START)
+        host.complete(completed_at=START - HOUR, completion_id="a")
+        complete(host, START)
+        host.drain()
+        assert (states(host), credly.badges) == ([NOTED], [])
 
-            host.complete(completed_at=START + 60 * DAY, completion_id="b")
-            host.drain()
-            assert [row.state for row in host.rows()][-1] == "issued"
-            assert len(credly.badges) == 1
+        host.complete(completed_at=START + 60 * DAY, completion_id="b")
+        host.drain()
+        assert [row.state for row in host.rows()][-1] == "issued"
+        assert len(credly.badges) == 1
 
-    def test_the_latest_withdrawal_counts(
-        self, host: Host, credly: CredlySimulator
-    ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            withdraw(host, withdrawn_at=START)
-            withdraw(host, withdrawn_at=START + DAY)
-            withdraw(host, withdrawn_at=START - DAY)
-            complete(host, START + HOUR)
-            assert states(host) == [NOTED]
-            assert host.row().withdrawn_at == START + DAY
+    def test_the_latest_withdrawal_counts(self, connected: Connected) -> None:
+        host, _, _ = connected
+        withdraw(host, withdrawn_at=START)
+        withdraw(host, withdrawn_at=START + DAY)
+        withdraw(host, withdrawn_at=START - DAY)
+        complete(host, START + HOUR)
+        assert states(host) == [NOTED]
+        assert host.row().withdrawn_at == START + DAY
 
     @pytest.mark.parametrize("commits", [True, False])
     def test_it_is_kept_or_taken_back_with_the_hosts_transaction(
-        self, host: Host, credly: CredlySimulator, commits: bool
+        self, connected: Connected, commits: bool
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            session = host.db.session
-            session.rollback()
-            session.execute(sa.update(Mapping).values(course_title="Python"))
-            withdraw(host)
-            session.commit() if commits else session.rollback()
-            assert states(host) == [NOTED] * commits
+        host, _, _ = connected
+        session = host.db.session
+        session.rollback()
+        session.execute(sa.update(Mapping).values(course_title="Python"))
+        withdraw(host)
+        session.commit() if commits else session.rollback()
+        assert states(host) == [NOTED] * commits
 
     def test_a_completion_that_is_being_recorded_at_that_moment_is_withdrawn(
         self, host: Host, credly: CredlySimulator, database: str
@@ -666,113 +643,97 @@ class TestBeforeTheCompletion:
             assert states(host) == [CANCELLED]
 
     def test_it_is_of_its_course_member_and_community_alone(
-        self, host: Host, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            withdraw(host, course_id="js-101")
-            assert host.rows() == []
-            withdraw(host)
-            complete(host, member_id="43")
-            assert states(host) == [NOTED, ("none", "issue", None)]
+        host, _, _ = connected
+        withdraw(host, course_id="js-101")
+        assert host.rows() == []
+        withdraw(host)
+        complete(host, member_id="43")
+        assert states(host) == [NOTED, ("none", "issue", None)]
 
-    def test_nobody_tries_it_by_hand(self, host: Host, credly: CredlySimulator) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            withdraw(host)
-            assert issuances.retry(host.state.engine, "default", host.row().id) == 0
-            assert retrying.retry_all(host.state.engine, "default").number == 0
-            assert states(host) == [NOTED]
+    def test_nobody_tries_it_by_hand(self, connected: Connected) -> None:
+        host, _, _ = connected
+        withdraw(host)
+        assert issuances.retry(host.state.engine, "default", host.row().id) == 0
+        assert retrying.retry_all(host.state.engine, "default").number == 0
+        assert states(host) == [NOTED]
 
     def test_it_is_forgotten_after_30_days_and_erased_with_its_member(
-        self, host: Host, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
+        host, _, _ = connected
         now = dt.datetime.now(dt.UTC)
+        withdraw(host, "1", withdrawn_at=now - 31 * DAY)
+        withdraw(host, "2", withdrawn_at=now - 29 * DAY)
+        said = host.app.test_cli_runner().invoke(args=["credly", "prune"])
+        assert "Withdrawals without a completion deleted" in said.output
+        assert [row.member_id for row in host.rows()] == ["2"]
 
-        with host.app.app_context():
-            connect(host, credly)
-            withdraw(host, "1", withdrawn_at=now - 31 * DAY)
-            withdraw(host, "2", withdrawn_at=now - 29 * DAY)
-            said = host.app.test_cli_runner().invoke(args=["credly", "prune"])
-            assert "Withdrawals without a completion deleted" in said.output
-            assert [row.member_id for row in host.rows()] == ["2"]
-
-            found = privacy.export(host.state.engine, "default", "2")
-            assert "2" in str(found)
-            privacy.erase(host.state.engine, "default", "2")
-            assert "2" not in [row.member_id for row in host.rows()]
+        found = privacy.export(host.state.engine, "default", "2")
+        assert "2" in str(found)
+        privacy.erase(host.state.engine, "default", "2")
+        assert "2" not in [row.member_id for row in host.rows()]
 
 
 class TestTheHostsTransaction:
     @every_database
     @pytest.mark.parametrize("commits", [True, False])
     def test_it_is_kept_or_taken_back_with_it(
-        self,
-        host: Host,
-        credly: CredlySimulator,
-        commits: bool,
-        caplog: pytest.LogCaptureFixture,
+        self, connected: Connected, commits: bool, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            complete(host)
-            session = host.db.session
-            session.rollback()
-            # Something of the host's.
-            session.execute(sa.update(Mapping).values(course_title="Python"))
-            withdraw(host)
-            session.commit() if commits else session.rollback()
-            row = host.row()
+        host, _, _ = connected
+        complete(host)
+        session = host.db.session
+        session.rollback()
+        # Something of the host's.
+        session.execute(sa.update(Mapping).values(course_title="Python"))
+        withdraw(host)
+        session.commit() if commits else session.rollback()
+        row = host.row()
 
-            if commits:
-                assert states(host) == [CANCELLED]
-            else:
-                assert (row.state, row.withdrawn_at) == ("none", None)
-                events = [getattr(each, "credly_event", "") for each in caplog.records]
-                assert "withdrawal_taken_back" in events
+        if commits:
+            assert states(host) == [CANCELLED]
+        else:
+            assert (row.state, row.withdrawn_at) == ("none", None)
+            events = [getattr(each, "credly_event", "") for each in caplog.records]
+            assert "withdrawal_taken_back" in events
 
     @every_database
-    def test_a_savepoint_takes_it_back(
-        self, host: Host, credly: CredlySimulator
-    ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            complete(host)
-            session = host.db.session
-            session.rollback()
-            session.execute(sa.update(Mapping).values(course_title="Python"))
-            savepoint = session.begin_nested()
-            withdraw(host)
-            savepoint.rollback()
-            session.commit()
-            assert [row.state for row in host.rows()] == ["none"]
+    def test_a_savepoint_takes_it_back(self, connected: Connected) -> None:
+        host, _, _ = connected
+        complete(host)
+        session = host.db.session
+        session.rollback()
+        session.execute(sa.update(Mapping).values(course_title="Python"))
+        savepoint = session.begin_nested()
+        withdraw(host)
+        savepoint.rollback()
+        session.commit()
+        assert [row.state for row in host.rows()] == ["none"]
 
     @every_database
-    def test_without_one_it_is_durable_at_return(
-        self, host: Host, credly: CredlySimulator
-    ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            complete(host)
-            host.db.session.rollback()
-            withdraw(host)
+    def test_without_one_it_is_durable_at_return(self, connected: Connected) -> None:
+        host, _, _ = connected
+        complete(host)
+        host.db.session.rollback()
+        withdraw(host)
 
-            with host.state.engine.connect() as other:
-                assert other.scalar(sa.select(Issuance.state)) == "cancelled"
+        with host.state.engine.connect() as other:
+            assert other.scalar(sa.select(Issuance.state)) == "cancelled"
 
     @every_database
     def test_a_completion_and_its_withdrawal_may_be_sent_in_one(
-        self, host: Host, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            session = host.db.session
-            session.rollback()
-            session.execute(sa.update(Mapping).values(course_title="Python"))
-            complete(host)
-            withdraw(host)
-            session.commit()
-            assert states(host) == [CANCELLED]
+        host, _, _ = connected
+        session = host.db.session
+        session.rollback()
+        session.execute(sa.update(Mapping).values(course_title="Python"))
+        complete(host)
+        withdraw(host)
+        session.commit()
+        assert states(host) == [CANCELLED]
 
     @pytest.mark.parametrize(
         "wrong",
@@ -868,54 +829,52 @@ WAITS = ("issued", "revoke", "awaits approval")
 class TestManyAtOnce:
     @every_database
     def test_more_than_25_wait_for_a_person(
-        self, host: Host, credly: CredlySimulator, caplog: pytest.LogCaptureFixture
+        self, connected: Connected, caplog: pytest.LogCaptureFixture
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            choose(host, "silent")
-            several(host, 31)
-            host.drain(2)
-            assert counted(host) == {WAITS: 31}
-            assert withdrawals.count(host.db.session, "default") == 31
-            (record,) = [
-                each
-                for each in caplog.records
-                if getattr(each, "credly_event", "") == "withdrawals_wait"
-            ]
-            assert record.__dict__["credly_count"] == 31
-            host.db.session.rollback()
-            engine = host.state.engine
+        host, _, _ = connected
+        choose(host, "silent")
+        several(host, 31)
+        host.drain(2)
+        assert counted(host) == {WAITS: 31}
+        assert withdrawals.count(host.db.session, "default") == 31
+        (record,) = [
+            each
+            for each in caplog.records
+            if getattr(each, "credly_event", "") == "withdrawals_wait"
+        ]
+        assert record.__dict__["credly_count"] == 31
+        host.db.session.rollback()
+        engine = host.state.engine
 
-            assert withdrawals.decide(engine, "default", 30, revoke=True) is None
-            assert withdrawals.decide(engine, "default", 31, revoke=True, by="Ada")
-            host.drain()
-            assert counted(host) == {REVOKED: 31}
-            entry = host.db.session.scalars(
-                sa.select(AuditEntry).where(AuditEntry.action == "revoke withdrawn")
-            ).one()
-            assert (entry.actor, entry.target) == ("Ada", "31")
+        assert withdrawals.decide(engine, "default", 30, revoke=True) is None
+        assert withdrawals.decide(engine, "default", 31, revoke=True, by="Ada")
+        host.drain()
+        assert counted(host) == {REVOKED: 31}
+        entry = host.db.session.scalars(
+            sa.select(AuditEntry).where(AuditEntry.action == "revoke withdrawn")
+        ).one()
+        assert (entry.actor, entry.target) == ("Ada", "31")
 
     @every_database
-    def test_they_may_be_kept(self, host: Host, credly: CredlySimulator) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            choose(host, "tell")
-            several(host, 26)
-            host.drain()
-            host.db.session.rollback()
-            assert withdrawals.decide(host.state.engine, "default", 26, revoke=False)
-            assert counted(host) == {("issued", None, None): 26}
-            assert {(row.tell, row.revocation_reason) for row in host.rows()} == {
-                (None, None)
-            }
-            # The same message once more.
-            (at,) = {row.withdrawn_at for row in host.rows() if row.member_id == "1"}
-            withdraw(host, "1", withdrawn_at=at)
-            host.drain()
-            assert counted(host) == {("issued", None, None): 26}
-            withdraw(host, "1")
-            host.drain()
-            assert counted(host) == {REVOKED: 1, ("issued", None, None): 25}
+    def test_they_may_be_kept(self, connected: Connected) -> None:
+        host, _, _ = connected
+        choose(host, "tell")
+        several(host, 26)
+        host.drain()
+        host.db.session.rollback()
+        assert withdrawals.decide(host.state.engine, "default", 26, revoke=False)
+        assert counted(host) == {("issued", None, None): 26}
+        assert {(row.tell, row.revocation_reason) for row in host.rows()} == {
+            (None, None)
+        }
+        # The same message once more.
+        (at,) = {row.withdrawn_at for row in host.rows() if row.member_id == "1"}
+        withdraw(host, "1", withdrawn_at=at)
+        host.drain()
+        assert counted(host) == {("issued", None, None): 26}
+        withdraw(host, "1")
+        host.drain()
+        assert counted(host) == {REVOKED: 1, ("issued", None, None): 25}
 
     @every_database
     def test_one_that_was_revoked_at_credly_waits_for_nobody(
@@ -962,34 +921,31 @@ class TestManyAtOnce:
         assert counted(host) == {REVOKED: 50, ("issued", None, None): 2}
 
     @every_database
-    def test_two_workers_release_them_once(
-        self, host: Host, credly: CredlySimulator
-    ) -> None:
-        with host.app.app_context():
-            connect(host, credly)
-            choose(host, "silent")
-            several(host, 20)
-            host.drain()
-            several(host, 5, first=21)
-            barrier = threading.Barrier(2)
-            engine = host.state.engine
+    def test_two_workers_release_them_once(self, connected: Connected) -> None:
+        host, _, _ = connected
+        choose(host, "silent")
+        several(host, 20)
+        host.drain()
+        several(host, 5, first=21)
+        barrier = threading.Barrier(2)
+        engine = host.state.engine
 
-            def release() -> None:
-                barrier.wait()
-                withdrawals.release(engine, "default")
+        def release() -> None:
+            barrier.wait()
+            withdrawals.release(engine, "default")
 
-            threads = [threading.Thread(target=release) for _ in range(2)]
+        threads = [threading.Thread(target=release) for _ in range(2)]
 
-            for each in threads:
-                each.start()
+        for each in threads:
+            each.start()
 
-            for each in threads:
-                each.join()
+        for each in threads:
+            each.join()
 
-            host.db.session.rollback()
-            assert host.db.session.scalar(sa.select(Account.withdrawals)) == 25
-            host.drain()
-            assert counted(host) == {REVOKED: 25}
+        host.db.session.rollback()
+        assert host.db.session.scalar(sa.select(Account.withdrawals)) == 25
+        host.drain()
+        assert counted(host) == {REVOKED: 25}
 
     def test_the_sweep_finds_what_nobody_rang_for(self, connected: Connected) -> None:
         host, _, _ = connected
@@ -1049,46 +1005,44 @@ def test_each_community_has_its_own(
 @every_database
 @pytest.mark.parametrize("seed", range(4))
 def test_any_order_ends_in_what_the_last_message_says(
-    host: Host, credly: CredlySimulator, seed: int
+    connected: Connected, seed: int
 ) -> None:
+    host, credly, _ = connected
     made = random.Random(seed)
+    choose(host, "silent")
 
-    with host.app.app_context():
-        connect(host, credly)
-        choose(host, "silent")
+    for member in map(str, range(8)):
+        complete(host, START, member)
+        late = [
+            (made.choice((complete, withdraw)), START + each * HOUR)
+            for each in made.sample(range(-3, 8), 4)
+        ]
+        late += made.choices(late, k=2)
+        made.shuffle(late)
+        at: dt.datetime | None = START
+        withdrawn = START - 100 * DAY
 
-        for member in map(str, range(8)):
-            complete(host, START, member)
-            late = [
-                (made.choice((complete, withdraw)), START + each * HOUR)
-                for each in made.sample(range(-3, 8), 4)
-            ]
-            late += made.choices(late, k=2)
-            made.shuffle(late)
-            at: dt.datetime | None = START
-            withdrawn = START - 100 * DAY
+        for send, when in late:
+            if send is complete:
+                complete(host, when, member)
 
-            for send, when in late:
-                if send is complete:
-                    complete(host, when, member)
+                if at is None and when > withdrawn:
+                    at = when
+            else:
+                withdraw(host, member, withdrawn_at=when)
+                withdrawn = max(withdrawn, when) if at is None else withdrawn
 
-                    if at is None and when > withdrawn:
-                        at = when
-                else:
-                    withdraw(host, member, withdrawn_at=when)
-                    withdrawn = max(withdrawn, when) if at is None else withdrawn
+                if at is not None and when >= at:
+                    at, withdrawn = None, when
 
-                    if at is not None and when >= at:
-                        at, withdrawn = None, when
+        row = host.rows()[-1]
+        assert (row.state == "none", row.member_id) == (at is not None, member)
 
-            row = host.rows()[-1]
-            assert (row.state == "none", row.member_id) == (at is not None, member)
+        if at is not None:
+            assert row.completed_at == at
 
-            if at is not None:
-                assert row.completed_at == at
-
-        host.drain()
-        assert len(credly.badges) == sum(row.state == "issued" for row in host.rows())
+    host.drain()
+    assert len(credly.badges) == sum(row.state == "issued" for row in host.rows())
 
 
 class TestRetry:
