@@ -5,14 +5,11 @@ from __future__ import annotations
 import base64
 import collections.abc as cabc
 import datetime as dt
-import gzip
 import html
 import http.server
 import json
-import pathlib
 import re
 import socket
-import ssl
 import threading
 import time
 import traceback
@@ -22,11 +19,6 @@ import urllib.parse
 import pytest
 import requests
 import responses
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from responses import matchers
 
 from flask_credly.credly import BadgeRequest
@@ -820,31 +812,6 @@ def serve() -> cabc.Iterator[cabc.Callable[[cabc.Callable[[t.Any], None]], Serve
         server.server_close()
 
 
-def secure(server: Server, folder: pathlib.Path) -> None:
-    """Give a server a certificate that nobody has signed but itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
-    now = dt.datetime.now(dt.UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1)
-        .not_valid_before(now - dt.timedelta(days=1))
-        .not_valid_after(now + dt.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / "server.pem"
-    path.write_bytes(
-        certificate.public_bytes(serialization.Encoding.PEM)
-        + key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-
-
 def issue_at(server: Server, timeout: float = 0.5) -> None:
     url = f"http://127.0.0.1:{server.server_port}/v1"
 
@@ -936,35 +903,6 @@ class TestOnTheWire:
 
         assert len(server.asked) == 2
 
-    def test_a_huge_body_is_not_read(self, serve: t.Any) -> None:
-        sent = [0]
-
-        def flood(handler: t.Any) -> None:
-            handler.send_response(201)
-            handler.end_headers()
-
-            for _ in range(1000):
-                handler.wfile.write(b" " * 100_000)
-                sent[0] += 100_000
-
-        with pytest.raises(OutcomeUnknown, match="could not be read"):
-            issue_at(serve(flood), timeout=5)
-
-        assert sent[0] < 50_000_000
-
-    def test_a_gzip_bomb_is_not_unpacked(self, serve: t.Any) -> None:
-        bomb = gzip.compress(b" " * 50_000_000)
-
-        def answer(handler: t.Any) -> None:
-            handler.send_response(201)
-            handler.send_header("Content-Encoding", "gzip")
-            handler.send_header("Content-Length", str(len(bomb)))
-            handler.end_headers()
-            handler.wfile.write(bomb)
-
-        with pytest.raises(OutcomeUnknown, match="could not be read"):
-            issue_at(serve(answer), timeout=5)
-
     def test_nobody_listening_means_nothing_was_sent(self, serve: t.Any) -> None:
         server = serve(lambda handler: None)
         server.shutdown()
@@ -973,30 +911,23 @@ class TestOnTheWire:
         with pytest.raises(Unavailable):
             issue_at(server)
 
-    @pytest.mark.parametrize("trouble", ["not trusted", "not spoken", "silent"])
+    @pytest.mark.parametrize("trouble", ["not spoken", "silent"])
     def test_tls_trouble_means_nothing_was_sent(
-        self, serve: t.Any, tmp_path: pathlib.Path, trouble: str
+        self, serve: t.Any, trouble: str
     ) -> None:
         server = serve(lambda handler: handler.send_error(500))
-
-        if trouble == "not trusted":
-            secure(server, tmp_path)
-        elif trouble == "silent":
-            server = socket.create_server(("127.0.0.1", 0))
-
-        port = server.server_port if trouble != "silent" else server.getsockname()[1]
-        url = f"https://127.0.0.1:{port}/v1"
+        silent = socket.create_server(("127.0.0.1", 0))
+        spoken_to = silent if trouble == "silent" else server.socket
+        url = f"https://127.0.0.1:{spoken_to.getsockname()[1]}/v1"
 
         with (
+            silent,
             Client(url, ORGANIZATION, timeout=0.5) as client,
             pytest.raises(Unavailable),
         ):
             client.issue("t", REQUEST)
 
-        if trouble == "silent":
-            server.close()
-        else:
-            assert server.asked == []
+        assert server.asked == []
 
     def test_an_unknown_host_means_nothing_was_sent(self) -> None:
         with (

@@ -1658,6 +1658,13 @@ def ask(kind: str, url: str, timeout: float = 0.5) -> object:
 
 
 QUESTIONS = ("token", "issue", "look-up", "templates")
+
+
+def no_answer(question: str) -> type[CredlyError]:
+    """Get what it is where no answer can be used. A token is asked for once more."""
+    return Unavailable if question == "token" else OutcomeUnknown
+
+
 OK = b"HTTP/1.1 200 OK\r\n"
 
 
@@ -1692,7 +1699,7 @@ def test_an_answer_that_drips_ends_at_its_deadline(
 
         finished.append(True)
 
-    with pytest.raises((OutcomeUnknown, Unavailable)):
+    with pytest.raises(no_answer(question)):
         ask(question, wire(answer).url)
 
     # The server would have gone on for ten seconds.
@@ -1780,7 +1787,7 @@ def test_an_answer_of_any_size_takes_little_memory(
     tracemalloc.start()
 
     try:
-        with pytest.raises((OutcomeUnknown, Unavailable)):
+        with pytest.raises(no_answer(question)):
             ask(question, server.url, timeout=2)
 
         _, peak = tracemalloc.get_traced_memory()
@@ -1809,7 +1816,7 @@ def test_no_redirect_is_followed(wire: MakeWire, status: int, question: str) -> 
 
     server = wire(answer)
 
-    with pytest.raises((OutcomeUnknown, Unavailable)):
+    with pytest.raises(no_answer(question)):
         ask(question, server.url, timeout=5)
 
     assert thief.asked == []
