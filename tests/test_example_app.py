@@ -135,6 +135,14 @@ class Visitor:
         return page
 
 
+@pytest.fixture
+def visitor() -> cabc.Iterator[Visitor]:
+    """Somebody who visits the demo."""
+    with demo(port := free_port()) as process:
+        wait_until_ready(process)
+        yield Visitor(port)
+
+
 def test_two_communities_have_nothing_in_common() -> None:
     communities = {
         "Gradual North": ("Alex Admin", "Python 101", "Python for data"),
@@ -177,80 +185,72 @@ def test_two_communities_have_nothing_in_common() -> None:
     assert not set(accounts[0]) & set(accounts[1])
 
 
-def test_a_person_accepts_and_revokes_at_the_simulator() -> None:
-    with demo(port := free_port()) as process:
-        wait_until_ready(process)
-        visitor = Visitor(port)
-        visitor.post("/be/1", "/")  # the admin
-        visitor.connect_and_map("py-101")
-        visitor.get("/me")
-        visitor.post("/be/2", "/")  # Ada
-        assert "Can be earned" in visitor.get("/me")
-        visitor.post("/complete/py-101", "/")
-        page = visitor.wait_for_badge()
-        mine = visitor.get("/me")
-        assert "Waiting for you" in mine
-        assert re.search(r'href="https://www\.credly\.com/badges/[^"]+/accept"', mine)
-        visitor.post("/be/3", "/")  # Ben
-        assert "Can be earned" in visitor.get("/me")
-        (accept,) = re.findall(r'action="(.+?/accept)"', page)
-        revoke = accept.replace("/accept", "/revoke-badge")
-        assert "<td>pending</td>" in page
-        assert "<td>accepted</td>" in visitor.post(accept, "/simulator")
-        assert "<td>revoked</td>" in visitor.post(revoke, "/simulator")
-        assert "does not become" in visitor.post(accept, "/simulator")
-        page = visitor.get("/simulator")
-        assert accept not in page
-        assert revoke not in page
+def test_a_person_accepts_and_revokes_at_the_simulator(visitor: Visitor) -> None:
+    visitor.post("/be/1", "/")  # the admin
+    visitor.connect_and_map("py-101")
+    visitor.get("/me")
+    visitor.post("/be/2", "/")  # Ada
+    assert "Can be earned" in visitor.get("/me")
+    visitor.post("/complete/py-101", "/")
+    page = visitor.wait_for_badge()
+    mine = visitor.get("/me")
+    assert "Waiting for you" in mine
+    assert re.search(r'href="https://www\.credly\.com/badges/[^"]+/accept"', mine)
+    visitor.post("/be/3", "/")  # Ben
+    assert "Can be earned" in visitor.get("/me")
+    (accept,) = re.findall(r'action="(.+?/accept)"', page)
+    revoke = accept.replace("/accept", "/revoke-badge")
+    assert "<td>pending</td>" in page
+    assert "<td>accepted</td>" in visitor.post(accept, "/simulator")
+    assert "<td>revoked</td>" in visitor.post(revoke, "/simulator")
+    assert "does not become" in visitor.post(accept, "/simulator")
+    page = visitor.get("/simulator")
+    assert accept not in page
+    assert revoke not in page
 
 
-def test_a_completion_that_is_withdrawn_may_take_its_badge_with_it() -> None:
-    with demo(port := free_port()) as process:
-        wait_until_ready(process)
-        visitor = Visitor(port)
-        visitor.become("Alex")
-        visitor.connect_and_map("py-101")
-        window = "/integrations/credly"
-        (options,) = re.findall(r'"(/[^"]+/options)"', visitor.get(window))
-        visitor.post(options, options, withdrawn="silent")
-        visitor.become("Ada")
-        assert "/withdraw/" not in visitor.get("/")
-        visitor.post("/complete/py-101", "/")
-        visitor.wait_for_badge()
-        assert "was withdrawn" in visitor.post("/withdraw/py-101", "/")
-        assert "/withdraw/" not in visitor.get("/")
-        page = visitor.wait_for("/simulator", "<td>revoked</td>")
+def test_a_completion_that_is_withdrawn_may_take_its_badge_with_it(
+    visitor: Visitor,
+) -> None:
+    visitor.become("Alex")
+    visitor.connect_and_map("py-101")
+    window = "/integrations/credly"
+    (options,) = re.findall(r'"(/[^"]+/options)"', visitor.get(window))
+    visitor.post(options, options, withdrawn="silent")
+    visitor.become("Ada")
+    assert "/withdraw/" not in visitor.get("/")
+    visitor.post("/complete/py-101", "/")
+    visitor.wait_for_badge()
+    assert "was withdrawn" in visitor.post("/withdraw/py-101", "/")
+    assert "/withdraw/" not in visitor.get("/")
+    page = visitor.wait_for("/simulator", "<td>revoked</td>")
 
     assert page.count("ada@example.org") == 1
 
 
-def test_there_are_badges_for_500_members_who_completed_a_course_before() -> None:
-    with demo(port := free_port()) as process:
-        wait_until_ready(process)
-        visitor = Visitor(port)
-        visitor.become("Alex")
-        visitor.connect_and_map("flask")
-        window = "/integrations/credly"
-        (backfill,) = re.findall(r'"(/[^"]+/backfill)"', visitor.get(window))
-        found = visitor.get(backfill)
-        people = visitor.get("/")
+def test_there_are_badges_for_500_members_who_completed_a_course_before(
+    visitor: Visitor,
+) -> None:
+    visitor.become("Alex")
+    visitor.connect_and_map("flask")
+    window = "/integrations/credly"
+    (backfill,) = re.findall(r'"(/[^"]+/backfill)"', visitor.get(window))
+    found = visitor.get(backfill)
+    people = visitor.get("/")
 
     assert "500" in found
     assert not re.search(r"Member \d", people)
 
 
-def test_pictures_are_shown_by_the_demo_itself() -> None:
-    with demo(port := free_port()) as process:
-        wait_until_ready(process)
-        visitor = Visitor(port)
-        visitor.become("Alex")
-        visitor.connect_and_map("py-101")
-        visitor.become("Ada")
-        page = visitor.get("/me")
-        (address,) = re.findall(r'<img src="([^"]+)"', page)
-        picture = visitor.get(address)
-        visitor.become("Alex")
-        pages = page + visitor.get("/integrations/credly")
+def test_pictures_are_shown_by_the_demo_itself(visitor: Visitor) -> None:
+    visitor.become("Alex")
+    visitor.connect_and_map("py-101")
+    visitor.become("Ada")
+    page = visitor.get("/me")
+    (address,) = re.findall(r'<img src="([^"]+)"', page)
+    picture = visitor.get(address)
+    visitor.become("Alex")
+    pages = page + visitor.get("/integrations/credly")
 
     assert picture.startswith("<svg")
     assert "Example" in picture
@@ -262,88 +262,75 @@ def test_pictures_are_shown_by_the_demo_itself() -> None:
     [("Alex", True, True), ("Carol", True, False), ("Vera", False, False)],
 )
 def test_roles_differ_in_what_they_may_do(
-    name: str, may_issue: bool, may_revoke: bool
+    name: str, may_issue: bool, may_revoke: bool, visitor: Visitor
 ) -> None:
-    with demo(port := free_port()) as process:
-        wait_until_ready(process)
-        visitor = Visitor(port)
-        visitor.become("Alex")
-        visitor.connect_and_map("py-101")
-        visitor.become("Ada")
-        visitor.post("/complete/py-101", "/")
-        visitor.wait_for_badge()
-        visitor.become(name)
-        window = visitor.get("/integrations/credly")
-        badge = visitor.get("/integrations/credly/badges/1")
+    visitor.become("Alex")
+    visitor.connect_and_map("py-101")
+    visitor.become("Ada")
+    visitor.post("/complete/py-101", "/")
+    visitor.wait_for_badge()
+    visitor.become(name)
+    window = visitor.get("/integrations/credly")
+    badge = visitor.get("/integrations/credly/badges/1")
 
     assert ("?mapping=new" in window) is may_issue
     assert ("/revoke" in badge) is may_revoke
     assert ("ada@example.org" in badge) is may_issue
 
 
-def test_a_badge_template_is_archived_at_the_simulator() -> None:
-    with demo(port := free_port()) as process:
-        wait_until_ready(process)
-        visitor = Visitor(port)
-        visitor.become("Alex")
-        (archive,) = re.findall(
-            r'"(/simulator/templates/[^"]+006/archived)"', visitor.get("/simulator")
-        )
-        page = visitor.post(archive, "/simulator")
-        assert "Python 101<small>archived</small>" in page
-        visitor.post(archive.replace("archived", "active"), "/simulator")
-        assert "<small>archived" not in visitor.get("/simulator")
+def test_a_badge_template_is_archived_at_the_simulator(visitor: Visitor) -> None:
+    visitor.become("Alex")
+    (archive,) = re.findall(
+        r'"(/simulator/templates/[^"]+006/archived)"', visitor.get("/simulator")
+    )
+    page = visitor.post(archive, "/simulator")
+    assert "Python 101<small>archived</small>" in page
+    visitor.post(archive.replace("archived", "active"), "/simulator")
+    assert "<small>archived" not in visitor.get("/simulator")
 
 
-def test_an_outage_lasts_until_it_is_ended() -> None:
-    with demo(port := free_port()) as process:
-        wait_until_ready(process)
-        visitor = Visitor(port)
-        visitor.become("Alex")
-        visitor.connect_and_map("py-101")
-        visitor.post("/simulator/outage", "/simulator")
-        visitor.become("Ada")
-        visitor.post("/complete/py-101", "/")
-        visitor.wait_for(
-            "/simulator",
-            "badges</code> → 503",
-        )
-        visitor.post("/simulator/clear", "/simulator")
-        visitor.wait_for_badge()
+def test_an_outage_lasts_until_it_is_ended(visitor: Visitor) -> None:
+    visitor.become("Alex")
+    visitor.connect_and_map("py-101")
+    visitor.post("/simulator/outage", "/simulator")
+    visitor.become("Ada")
+    visitor.post("/complete/py-101", "/")
+    visitor.wait_for(
+        "/simulator",
+        "badges</code> → 503",
+    )
+    visitor.post("/simulator/clear", "/simulator")
+    visitor.wait_for_badge()
 
 
-def test_a_name_that_was_missing_is_added_and_a_retry_issues_the_badge() -> None:
-    with demo(port := free_port()) as process:
-        wait_until_ready(process)
-        visitor = Visitor(port)
-        visitor.become("Alex")
-        visitor.connect_and_map("py-101")
-        visitor.become("Dan")
-        assert "ada@example.org" not in visitor.get("/members")
-        visitor.post("/complete/py-101", "/")
-        visitor.become("Alex")
-        badge = "/integrations/credly/badges/1"
-        page = visitor.wait_for(badge, "no last name")
-        assert "profile on this site, not in Credly. Then retry." in page
-        (form,) = re.findall(
-            r'dan@example.org</span>.+?"(/members/\d+)"', visitor.get("/members"), re.S
-        )
-        visitor.post(form, "/members", first_name="Dan", last_name="Example")
-        visitor.post(f"{badge}/retry", badge)
-        visitor.wait_for("/simulator", "Dan Example")
+def test_a_name_that_was_missing_is_added_and_a_retry_issues_the_badge(
+    visitor: Visitor,
+) -> None:
+    visitor.become("Alex")
+    visitor.connect_and_map("py-101")
+    visitor.become("Dan")
+    assert "ada@example.org" not in visitor.get("/members")
+    visitor.post("/complete/py-101", "/")
+    visitor.become("Alex")
+    badge = "/integrations/credly/badges/1"
+    page = visitor.wait_for(badge, "no last name")
+    assert "profile on this site, not in Credly. Then retry." in page
+    (form,) = re.findall(
+        r'dan@example.org</span>.+?"(/members/\d+)"', visitor.get("/members"), re.S
+    )
+    visitor.post(form, "/members", first_name="Dan", last_name="Example")
+    visitor.post(f"{badge}/retry", badge)
+    visitor.wait_for("/simulator", "Dan Example")
 
 
-def test_the_simulators_page_says_what_it_does_wrong() -> None:
-    with demo(port := free_port()) as process:
-        wait_until_ready(process)
-        visitor = Visitor(port)
-        assert "Now it answers as Credly does" in visitor.get("/simulator")
-        visitor.post("/simulator/outage", "/simulator")
-        page = visitor.post("/simulator/revoke", "/simulator")
-        assert "<strong>Revoke the credentials, Outage</strong>" in page
-        visitor.post("/simulator/restore", "/simulator")
-        visitor.post("/simulator/clear", "/simulator")
-        assert "Now it answers as Credly does" in visitor.get("/simulator")
+def test_the_simulators_page_says_what_it_does_wrong(visitor: Visitor) -> None:
+    assert "Now it answers as Credly does" in visitor.get("/simulator")
+    visitor.post("/simulator/outage", "/simulator")
+    page = visitor.post("/simulator/revoke", "/simulator")
+    assert "<strong>Revoke the credentials, Outage</strong>" in page
+    visitor.post("/simulator/restore", "/simulator")
+    visitor.post("/simulator/clear", "/simulator")
+    assert "Now it answers as Credly does" in visitor.get("/simulator")
 
 
 def test_a_fault_is_one_communitys() -> None:

@@ -68,99 +68,78 @@ def issue(host: Host, credly: CredlySimulator, member_id: str) -> None:
 
 
 class TestRotating:
+    @pytest.fixture
+    def host(self, make_host: MakeHost) -> Host:
+        return make_host(CREDLY_ENCRYPTION_KEYS=[OLD])
+
     @every_database
     def test_everything_stored_is_encrypted_with_the_newest_key(
-        self, make_host: MakeHost, credly: CredlySimulator
+        self, connected: Connected
     ) -> None:
-        host = make_host(CREDLY_ENCRYPTION_KEYS=[OLD])
+        host, credly, _ = connected
+        set_keys(host, NEW, OLD)
+        done = run(host, "rotate-keys")
 
-        with host.app.app_context():
-            connect(host, credly)
-            set_keys(host, NEW, OLD)
-            done = run(host, "rotate-keys")
+        assert done.exit_code == 0
+        assert done.output == (
+            "2 encrypted with the newest key, 0 already current, 0 unreadable.\n"
+        )
+        assert opened_by(host, NEW) == {"client_secret", "token"}
+        assert opened_by(host, OLD) == set()
 
-            assert done.exit_code == 0
-            assert done.output == (
-                "2 encrypted with the newest key, 0 already current, 0 unreadable.\n"
-            )
-            assert opened_by(host, NEW) == {"client_secret", "token"}
-            assert opened_by(host, OLD) == set()
+        set_keys(host, NEW)
+        issue(host, credly, "1")
 
-            set_keys(host, NEW)
-            issue(host, credly, "1")
+    def test_a_second_time_changes_nothing(self, connected: Connected) -> None:
+        host, _, _ = connected
+        before = stored(host)
+        done = run(host, "rotate-keys")
 
-    def test_a_second_time_changes_nothing(
-        self, make_host: MakeHost, credly: CredlySimulator
-    ) -> None:
-        host = make_host(CREDLY_ENCRYPTION_KEYS=[OLD])
+        assert done.exit_code == 0
+        assert done.output.startswith(
+            "0 encrypted with the newest key, 2 already current"
+        )
+        assert stored(host) == before
 
-        with host.app.app_context():
-            connect(host, credly)
-            before = stored(host)
-            done = run(host, "rotate-keys")
+    def test_a_dry_run_changes_nothing(self, connected: Connected) -> None:
+        host, _, _ = connected
+        before = stored(host)
+        set_keys(host, NEW, OLD)
+        done = run(host, "rotate-keys", "--dry-run")
 
-            assert done.exit_code == 0
-            assert done.output.startswith(
-                "0 encrypted with the newest key, 2 already current"
-            )
-            assert stored(host) == before
-
-    def test_a_dry_run_changes_nothing(
-        self, make_host: MakeHost, credly: CredlySimulator
-    ) -> None:
-        host = make_host(CREDLY_ENCRYPTION_KEYS=[OLD])
-
-        with host.app.app_context():
-            connect(host, credly)
-            before = stored(host)
-            set_keys(host, NEW, OLD)
-            done = run(host, "rotate-keys", "--dry-run")
-
-            assert done.exit_code == 0
-            assert done.output.startswith("2 to be encrypted with the newest key, 0")
-            assert stored(host) == before
+        assert done.exit_code == 0
+        assert done.output.startswith("2 to be encrypted with the newest key, 0")
+        assert stored(host) == before
 
     @pytest.mark.parametrize("field", ["client_secret", "token"])
     def test_nothing_is_changed_where_one_value_is_unreadable(
-        self, make_host: MakeHost, credly: CredlySimulator, field: str
+        self, connected: Connected, field: str
     ) -> None:
-        host = make_host(CREDLY_ENCRYPTION_KEYS=[OLD])
+        host, _, _ = connected
+        host.db.session.execute(
+            sa.update(Account).values({field: Fernet(MORE[0]).encrypt(b"{}")})
+        )
+        host.db.session.commit()
+        before = stored(host)
+        set_keys(host, NEW, OLD)
+        done = run(host, "rotate-keys")
 
-        with host.app.app_context():
-            connect(host, credly)
-            host.db.session.execute(
-                sa.update(Account).values({field: Fernet(MORE[0]).encrypt(b"{}")})
-            )
-            host.db.session.commit()
-            before = stored(host)
-            set_keys(host, NEW, OLD)
-            done = run(host, "rotate-keys")
+        assert done.exit_code == 1
+        assert "1 to be encrypted" in done.output
+        assert "1 unreadable" in done.output
+        assert "to the end of CREDLY_ENCRYPTION_KEYS" in done.output
+        assert "enter the Client Secret again" in done.output
+        assert stored(host) == before
 
-            assert done.exit_code == 1
-            assert "1 to be encrypted" in done.output
-            assert "1 unreadable" in done.output
-            assert "to the end of CREDLY_ENCRYPTION_KEYS" in done.output
-            assert "enter the Client Secret again" in done.output
-            assert stored(host) == before
+    def test_a_value_that_was_moved_is_unreadable(self, connected: Connected) -> None:
+        host, _, _ = connected
+        host.db.session.execute(sa.update(Account).values(client_secret=Account.token))
+        host.db.session.commit()
 
-    def test_a_value_that_was_moved_is_unreadable(
-        self, make_host: MakeHost, credly: CredlySimulator
-    ) -> None:
-        host = make_host(CREDLY_ENCRYPTION_KEYS=[OLD])
+        assert run(host, "rotate-keys").exit_code == 1
 
-        with host.app.app_context():
-            connect(host, credly)
-            host.db.session.execute(
-                sa.update(Account).values(client_secret=Account.token)
-            )
-            host.db.session.commit()
-
-            assert run(host, "rotate-keys").exit_code == 1
-
-    def test_where_nothing_is_stored_there_is_nothing_to_do(
-        self, make_host: MakeHost
-    ) -> None:
-        done = run(make_host(CREDLY_ENCRYPTION_KEYS=[OLD]), "rotate-keys")
+    def test_where_nothing_is_stored_there_is_nothing_to_do(self, host: Host) -> None:
+        done = run(host, "rotate-keys")
 
         assert (done.exit_code, done.output[:2]) == (0, "0 ")
 
@@ -171,10 +150,8 @@ class TestRotating:
         assert "CREDLY_ENCRYPTION_KEYS" in done.output
 
     def test_no_key_and_no_secret_is_printed(
-        self, make_host: MakeHost, credly: CredlySimulator
+        self, host: Host, credly: CredlySimulator
     ) -> None:
-        host = make_host(CREDLY_ENCRYPTION_KEYS=[OLD])
-
         with host.app.app_context():
             connect(host, credly)
             set_keys(host, NEW)
@@ -261,20 +238,15 @@ def test_from_the_derived_key_to_a_key_of_its_own(
     issue(new, credly, "4")
 
 
-def test_a_changed_secret_key_is_rotated_too(
-    make_host: MakeHost, credly: CredlySimulator
-) -> None:
-    host = make_host()
+def test_a_changed_secret_key_is_rotated_too(connected: Connected) -> None:
+    host, credly, _ = connected
+    host.app.config.update(
+        SECRET_KEY="another", SECRET_KEY_FALLBACKS=["a key for tests"]
+    )
+    assert run(host, "rotate-keys").output.startswith("2 encrypted")
 
-    with host.app.app_context():
-        connect(host, credly)
-        host.app.config.update(
-            SECRET_KEY="another", SECRET_KEY_FALLBACKS=["a key for tests"]
-        )
-        assert run(host, "rotate-keys").output.startswith("2 encrypted")
-
-        host.app.config["SECRET_KEY_FALLBACKS"] = None
-        issue(host, credly, "1")
+    host.app.config["SECRET_KEY_FALLBACKS"] = None
+    issue(host, credly, "1")
 
 
 SEQUENCES = [
