@@ -1081,13 +1081,19 @@ class TestRemoveInFlight:
         assert (host.row().email, host.row().due_at) == ("", None)
         assert [each.answer for each in host.attempts()] == ["unknown"]
 
-    def test_what_a_worker_died_over_has_an_end(self, connected: Connected) -> None:
+    @every_database
+    @pytest.mark.parametrize("given_back", [False, True])
+    def test_what_a_worker_died_over_has_an_end(
+        self, connected: Connected, given_back: bool
+    ) -> None:
+        """Or gave back, as it was ended before it knew that the attempt had begun."""
         host, _, _ = connected
         host.complete()
         gate = gates.read(host.state.engine, "default")
         assert gate is not None
         rows = claim.claim(host.state.engine, gate, limit=8, lease_seconds=60)
         claim.begin(host.state.engine, rows, gate, lease_seconds=60)
+        claim.release(host.state.engine, rows if given_back else [])
         accounts.remove(host.state)
         (attempt,) = host.attempts()
 

@@ -186,9 +186,9 @@ def _count_left(connection: sa.Connection, tenant: str, reached: int) -> int:
     return sum(connection.scalar(count) or 0 for count in counts)
 
 
-_ROW = (Issuance.id, NEVER_SENT.label("never_sent"), Issuance.lease.label("lease"))
+_ROW = (Issuance.id, NEVER_SENT.label("never_sent"))
 
-Rows = cabc.Sequence[sa.Row[int, bool, str | None]]
+Rows = cabc.Sequence[sa.Row[int, bool]]
 
 
 def _following(
@@ -239,8 +239,7 @@ def _end_issuances(
 
     # Also where one of them was sent in this moment.
     ids = [row.id for row in rows]
-    held = [row.id for row in rows if row.lease is not None]
-    removal.abandon(connection, tenant, ids, now, held=held)
+    removal.abandon(connection, tenant, ids, now)
 
 
 def _delete_some(

@@ -39,15 +39,12 @@ def abandon(
     tenant: str,
     ids: cabc.Collection[int],
     now: dt.datetime,
-    *,
-    held: cabc.Collection[int],
 ) -> None:
     """End what waits, as the integration is removed, and let no row name anybody, nor
     the run that recorded it: SQLite gives that number to another. Those on their way
     keep their lease, so that the worker can write down what came of it.
 
     :param ids: Which rows.
-    :param held: Those of them that a worker may have.
     """
     these = (Issuance.id.in_(ids), is_of(tenant))
     end(connection, "failed", now, *these, reason="removed", keep_lease=True)
@@ -58,8 +55,7 @@ def abandon(
     )
 
     # Also to revoke what stays issued.
-    if held:
-        end_attempts(connection, tenant, held, now, "unknown")
+    end_attempts(connection, tenant, ids, now, "unknown")
 
 
 IS_NAMED = sa.or_(
