@@ -364,7 +364,10 @@ def _save(
     ).rowcount
 
     if not replaced:
-        _refuse_second(connection, values)
+        try:
+            connection.execute(sa.insert(Account).values(**values))
+        except sa.exc.IntegrityError:
+            raise OtherOrganization from None
 
         # Asked once more: a removal may have begun while Credly answered.
         going_on = removing.going_on(connection, values["tenant"], lock=True)
@@ -378,13 +381,6 @@ def _save(
         )
 
     audit.settle(connection, values["tenant"], entry_id, "ok")
-
-
-def _refuse_second(connection: sa.Connection, values: dict[str, t.Any]) -> None:
-    try:
-        connection.execute(sa.insert(Account).values(**values))
-    except sa.exc.IntegrityError:
-        raise OtherOrganization from None
 
 
 def _load_templates(

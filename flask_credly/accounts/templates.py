@@ -172,7 +172,7 @@ def _sync(state: Community, gate: gates.Gate) -> bool:
 def make_due(connection: sa.Connection, /, tenant: str, generation: str) -> None:
     """Let the list be loaded by the next job."""
     connection.execute(
-        _update(tenant, generation).values(
+        gates.update(tenant, generation).values(
             templates_synced_at=None, templates_failed_at=None
         )
     )
@@ -182,14 +182,7 @@ def make_due(connection: sa.Connection, /, tenant: str, generation: str) -> None
 def _note_failure(connection: sa.Connection, /, tenant: str, generation: str) -> None:
     """Note that the list could not be loaded."""
     now = clock.now(connection)
-    connection.execute(_update(tenant, generation).values(templates_failed_at=now))
-
-
-def _update(tenant: str, generation: str) -> sa.Update:
-    """Update the account, if it is still the one that Credly was asked for: another may
-    be to another organization, whose badge templates these are not.
-    """
-    return sa.update(Account).where(*gates.this(tenant, generation))
+    connection.execute(gates.update(tenant, generation).values(templates_failed_at=now))
 
 
 def count(state: Community) -> int:
@@ -284,7 +277,7 @@ def _mark_missing(
 ) -> None:
     # First, for the lock.
     now = clock.now(connection)
-    synced = _update(tenant, generation).values(
+    synced = gates.update(tenant, generation).values(
         checked_at=now, templates_synced_at=now, templates_failed_at=None
     )
 

@@ -24,12 +24,16 @@ from .respond import page
 
 def activity() -> ResponseReturnValue:
     """Show one page. It is there after Remove as well."""
+    found = read(audit.page, before=number("before"), after=number("after"))
+    connection = read(accounts.get)
+    linked = connection is not None
     return page(
         "credly/activity.html",
-        activity=read(audit.page, before=number("before"), after=number("after")),
-        connection=read(accounts.get),
-        who=who,
-        what=what_in_html,
+        activity=found,
+        done=[
+            (each, who(each), what_in_html(each, linked=linked)) for each in found.rows
+        ],
+        connection=connection,
         outcomes=audit.OUTCOMES,
     )
 

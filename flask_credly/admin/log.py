@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime as dt
 
 from flask import request
 from flask.typing import ResponseReturnValue
 
 from .. import accounts
 from ..i18n import gettext
-from ..ledger import clock
 from ..ledger import issuances
 from ..ledger import log
+from ..ledger import polls
 from ..ledger.paging import Page
-from ..ledger.paging import Session
-from ..ledger.transaction import in_session
 from ..models import Account
 from ..models import LogEntry
 from .community import here
@@ -54,7 +51,7 @@ def fold(found: Page[LogEntry], connected: Account) -> list[Fold]:
     for each in folds:
         if each.entry.error == log.WRONG_KEY:
             until = connected.keyless_until
-            each.solved = until is None or until <= in_session(here().engine, _now)
+            each.solved = until is None or until <= polls.time_of(here().engine)
         elif each.entry.error == log.CONNECTION_EXPIRED:
             each.solved = not connected.expired
         elif each.entry.error in (log.RATE_LIMIT, log.UNREACHABLE):
@@ -63,10 +60,6 @@ def fold(found: Page[LogEntry], connected: Account) -> list[Fold]:
             each.solved = each.entry.issuance_id in solved
 
     return folds
-
-
-def _now(session: Session) -> dt.datetime:
-    return clock.now(session.connection())
 
 
 def _fold(found: Page[LogEntry]) -> list[Fold]:

@@ -54,7 +54,7 @@ def _heal(state: Community) -> None:
         mappings = backfills.mapped(connection, state.tenant)
 
     since = min(now, count.since or now) - backfills.LOOK_BACK
-    runs: list[int] = []
+    run_ids: list[int] = []
     whole = True
 
     for mapping in mappings:
@@ -77,12 +77,12 @@ def _heal(state: Community) -> None:
                 },
             )
         else:
-            runs += [] if run_id is None else [run_id]
+            run_ids += [] if run_id is None else [run_id]
 
-    if whole and backfills.are_recorded(state.engine, state.tenant, runs):
+    if whole and backfills.are_recorded(state.engine, state.tenant, run_ids):
         counted.settle(state.engine, state.tenant, count.number)
 
-    if runs:
+    if run_ids:
         notifier.notify(state)
 
 

@@ -90,7 +90,7 @@ def start(
     """Begin a run for a mapping's course. A worker does the rest.
 
     :param since: Only completions from then on.
-    :param healing: Whether nobody has asked for it: see :attr:`.Backfill.healing`.
+    :param healing: Whether nobody has asked for it: see :attr:`.Batch.healing`.
     :param by: Who does it, for :func:`.audit.note`.
     :return: The run's number, or ``None`` if the mapping is gone.
     """

@@ -137,7 +137,7 @@ def takes_batches(refused_at: dt.datetime | None, now: dt.datetime) -> bool:
 def refuse_batches(connection: sa.Connection, tenant: str, generation: str) -> None:
     """Note that Credly does not take a request for several badges as it should."""
     now = clock.now(connection)
-    connection.execute(_update(tenant, generation).values(batch_refused_at=now))
+    connection.execute(update(tenant, generation).values(batch_refused_at=now))
 
 
 def is_unpaused(now: dt.datetime) -> sa.ColumnElement[bool]:
@@ -184,7 +184,10 @@ def this(tenant: str, generation: str) -> tuple[sa.ColumnElement[bool], ...]:
     return (Account.tenant == tenant, Account.generation == generation)
 
 
-def _update(tenant: str, generation: str) -> sa.Update:
+def update(tenant: str, generation: str) -> sa.Update:
+    """Update an account, if it is still the one that Credly was asked for: another may
+    be to another organization.
+    """
     return sa.update(Account).where(*this(tenant, generation))
 
 
@@ -250,7 +253,7 @@ def pause(
     :return: Until when, or ``None`` if another worker had closed it already.
     """
     now = clock.now(connection)
-    account = _update(tenant, generation)
+    account = update(tenant, generation)
     is_open = account.where(is_unpaused(now))
     values: dict[str, t.Any] = {"pause_reason": reason}
     asked_for = until = now + dt.timedelta(seconds=seconds)
@@ -356,7 +359,7 @@ def hold_pace(
     until = now + PACE_HELD
     held = Account.pace_held_until
     is_free = sa.or_(held.is_(None), held <= now, held == held_until)
-    mine = _update(gate.tenant, gate.generation).where(is_free)
+    mine = update(gate.tenant, gate.generation).where(is_free)
     return (
         until
         if connection.execute(mine.values(pace_held_until=until)).rowcount
@@ -367,7 +370,7 @@ def hold_pace(
 @in_transaction
 def leave_pace(connection: sa.Connection, gate: Gate, held_until: dt.datetime) -> None:
     """Let another worker send."""
-    mine = _update(gate.tenant, gate.generation)
+    mine = update(gate.tenant, gate.generation)
     mine = mine.where(Account.pace_held_until == held_until)
     connection.execute(mine.values(pace_held_until=None))
 
@@ -380,7 +383,7 @@ def expire(connection: sa.Connection, tenant: str, generation: str) -> bool:
     """
     now = clock.now(connection)
     closed = connection.execute(
-        _update(tenant, generation)
+        update(tenant, generation)
         .where(Account.expired.is_(False))
         .values(checked_at=now, expired=True, token=None, token_fetch_until=None)
     ).rowcount
@@ -407,7 +410,7 @@ def note_keyless(
     """
     now = clock.now(connection)
     until = now + dt.timedelta(seconds=seconds)
-    account = _update(tenant, generation)
+    account = update(tenant, generation)
     known = Account.keyless_until > now
 
     if connection.execute(
@@ -451,7 +454,7 @@ def take_turn(connection: sa.Connection, gate: Gate, seen: dt.datetime | None) -
     unchanged = last.is_(None) if seen is None else last == seen
     return bool(
         connection.execute(
-            _update(gate.tenant, gate.generation)
+            update(gate.tenant, gate.generation)
             .where(unchanged)
             .values(served_at=clock.now(connection))
         ).rowcount

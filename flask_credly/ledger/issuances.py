@@ -397,11 +397,7 @@ def retriable(session: Session, tenant: str, at_most: int | None = None) -> int:
 
     :param at_most: Where to stop counting. ``None``: at the end.
     """
-    rows = (
-        sa.select(Issuance.id)
-        .where(_WAITS_FOR_RETRY, _can_be_retried(tenant))
-        .limit(at_most)
-    )
+    rows = sa.select(Issuance.id).where(*to_retry(tenant)).limit(at_most)
     query = sa.select(sa.func.count()).select_from(rows.subquery())
     return session.scalar(query) or 0
 

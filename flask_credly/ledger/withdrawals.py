@@ -226,7 +226,7 @@ def _any_waits(connection: sa.Connection, tenant: str) -> bool:
     return connection.execute(query.limit(1)).first() is not None
 
 
-def count(session: Session, tenant: str) -> int:
+def count(session: Session | sa.Connection, tenant: str) -> int:
     """Count the badges of withdrawn completions about which a person decides."""
     query = sa.select(sa.func.count()).select_from(Issuance)
     return session.scalar(query.where(is_ours(tenant), AWAITS_APPROVAL)) or 0
@@ -250,11 +250,7 @@ def decide(
     if not gates.lock(connection, tenant):
         return None
 
-    waiting = connection.scalar(
-        sa.select(sa.func.count())
-        .select_from(Issuance)
-        .where(is_ours(tenant), AWAITS_APPROVAL)
-    )
+    waiting = count(connection, tenant)
 
     if waiting != number:
         return None
