@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import collections.abc as cabc
+import contextlib
 import datetime as dt
 import functools
 import gc
@@ -19,6 +20,7 @@ import pathlib
 import shutil
 import signal
 import sqlite3
+import threading
 import time
 import typing as t
 import uuid
@@ -371,6 +373,33 @@ def a_member(member_id: str = "42") -> Member:
     )
 
 
+def in_threads(*work: cabc.Callable[[], object]) -> None:
+    """Run each in a thread of its own, all from the same moment on, and raise what they
+    raise.
+    """
+    together = threading.Barrier(len(work))
+    errors: list[BaseException] = []
+
+    def run(each: cabc.Callable[[], object]) -> None:
+        together.wait()
+
+        try:
+            each()
+        except BaseException as e:
+            errors.append(e)
+
+    threads = [threading.Thread(target=run, args=[each]) for each in work]
+
+    for thread in threads:
+        thread.start()
+
+    for thread in threads:
+        thread.join()
+
+    if errors:
+        raise errors[0]
+
+
 MakeHost = cabc.Callable[..., Host]
 
 
@@ -505,26 +534,19 @@ def make_host(
         credly.courses(courses)
         credly.is_admin(is_admin)
 
-        if member is not None:
-            credly.member(member)
+        hooks = {
+            "member": member,
+            "past_completions": past_completions,
+            "actor": actor,
+            "tenant": tenant,
+            "is_operator": is_operator,
+            "is_viewer": is_viewer,
+            "may_revoke": may_revoke,
+        }
 
-        if past_completions is not None:
-            credly.past_completions(past_completions)
-
-        if actor is not None:
-            credly.actor(actor)
-
-        if tenant is not None:
-            credly.tenant(tenant)
-
-        if is_operator is not None:
-            credly.is_operator(is_operator)
-
-        if is_viewer is not None:
-            credly.is_viewer(is_viewer)
-
-        if may_revoke is not None:
-            credly.may_revoke(may_revoke)
+        for name, hook in hooks.items():
+            if hook is not None:
+                getattr(credly, name)(hook)
 
         if setup is not None:
             setup(app, db)
@@ -604,6 +626,24 @@ def connected(
     host: Host, credly: CredlySimulator, in_context: None
 ) -> cabc.Iterator[Connected]:
     yield connect(host, credly)
+
+
+MakeConnected = cabc.Callable[..., Connected]
+
+
+@pytest.fixture
+def make_connected(
+    make_host: MakeHost, credly: CredlySimulator
+) -> cabc.Iterator[MakeConnected]:
+    """Make hosts that are connected, each in its context from then on."""
+    with contextlib.ExitStack() as contexts:
+
+        def make(*, allow_duplicate_badges: bool = False, **given: t.Any) -> Connected:
+            host = make_host(**given)
+            contexts.enter_context(host.app.app_context())
+            return connect(host, credly, allow_duplicate_badges=allow_duplicate_badges)
+
+        yield make
 
 
 def connect_and_map(host: Host, credly: CredlySimulator, template_id: str) -> None:

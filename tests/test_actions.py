@@ -15,7 +15,7 @@ from conftest import connect_and_map
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
-from conftest import MakeHost
+from conftest import MakeConnected
 
 from flask_credly import accounts
 from flask_credly import badge_failed
@@ -843,22 +843,19 @@ class TestCommands:
         assert (code, states(host)) == (1, [("issued", None)])
         assert "There is no badge 99." in output
 
-    def test_reissue(self, make_host: MakeHost, credly: CredlySimulator) -> None:
+    def test_reissue(self, make_connected: MakeConnected) -> None:
         def member(member_id: str) -> Member:
             return Member(member_id, "ada@example.com", "Ada", "Example")
 
-        host = make_host(member=member)
+        host, credly, _ = make_connected(member=member)
+        row = issued(host)
+        code, output = self.run(host, "reissue", str(row.id))
+        assert (code, "is valid and is revoked first" in output) == (2, True)
+        code, output = self.run(host, "reissue", str(row.id), *self.WHY)
+        assert (code, f"as badge {row.id + 1}." in output) == (0, True)
+        host.drain(2)
 
-        with host.app.app_context():
-            connect(host, credly)
-            row = issued(host)
-            code, output = self.run(host, "reissue", str(row.id))
-            assert (code, "is valid and is revoked first" in output) == (2, True)
-            code, output = self.run(host, "reissue", str(row.id), *self.WHY)
-            assert (code, f"as badge {row.id + 1}." in output) == (0, True)
-            host.drain(2)
-
-            assert states(host) == [("revoked", None), ("issued", None)]
-            assert credly.badges[1]["recipient_email"] == "ada@example.com"
-            code, output = self.run(host, "reissue", str(row.id))
-            assert (code, "there is a later one" in output) == (1, True)
+        assert states(host) == [("revoked", None), ("issued", None)]
+        assert credly.badges[1]["recipient_email"] == "ada@example.com"
+        code, output = self.run(host, "reissue", str(row.id))
+        assert (code, "there is a later one" in output) == (1, True)

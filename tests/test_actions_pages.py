@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import re
-import threading
 import typing as t
 
 import pytest
@@ -14,6 +13,7 @@ from conftest import connect
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
+from conftest import in_threads
 from conftest import MakeHost
 from flask import Response
 
@@ -460,12 +460,10 @@ def test_of_two_at_once_one_wins(host: Host, credly: CredlySimulator) -> None:
 
     visitors = [Browser(host.app) for _ in range(4)]
     tokens = [visitor.token("/integrations/credly") for visitor in visitors]
-    begin = threading.Barrier(4)
     answers: list[t.Any] = []
     person = {"email": "dan@example.org", "first_name": "Dan", "last_name": "E"}
 
     def act(number: int) -> None:
-        begin.wait()
         path = ("again", "revoke")[number % 2]
         answers.append(
             visitors[number].client.post(
@@ -474,13 +472,7 @@ def test_of_two_at_once_one_wins(host: Host, credly: CredlySimulator) -> None:
             )
         )
 
-    threads = [threading.Thread(target=act, args=[number]) for number in range(4)]
-
-    for thread in threads:
-        thread.start()
-
-    for thread in threads:
-        thread.join()
+    in_threads(*(functools.partial(act, number) for number in range(4)))
 
     assert [answer.status_code for answer in answers] == [303] * 4
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-import threading
 import typing as t
 
 import pytest
@@ -12,6 +11,7 @@ import sqlalchemy as sa
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
+from conftest import in_threads
 
 from flask_credly import accounts
 from flask_credly import links
@@ -344,28 +344,15 @@ class TestLearning:
         host = connected.host
         badge = self.issue(connected)
 
+        def hear(state: str, at: dt.datetime) -> None:
+            with host.app.app_context():
+                learn(host.state.engine, host, said(badge, state, at))
+
         for _ in range(5):
             forget(host)
-            both = threading.Barrier(2)
-
-            def run(
-                state: str, at: dt.datetime, both: threading.Barrier = both
-            ) -> None:
-                with host.app.app_context():
-                    both.wait()
-                    learn(host.state.engine, host, said(badge, state, at))
-
-            threads = [
-                threading.Thread(target=run, args=each)
-                for each in (("accepted", NOON), ("rejected", NOON + HOUR))
-            ]
-
-            for each in threads:
-                each.start()
-
-            for each in threads:
-                each.join()
-
+            in_threads(
+                lambda: hear("accepted", NOON), lambda: hear("rejected", NOON + HOUR)
+            )
             assert known(host) == ("issued", "rejected", NOON + HOUR)
 
     def test_remove_and_another_organization_between(

@@ -18,6 +18,7 @@ from conftest import connect
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
+from conftest import MakeConnected
 from conftest import MakeHost
 
 from flask_credly import accounts
@@ -529,26 +530,22 @@ def test_a_worker_told_to_stop_leaves_a_run_to_the_next(school: School) -> None:
     ],
 )
 def test_a_hook_that_fails_is_said(
-    make_host: MakeHost,
-    credly: CredlySimulator,
-    caplog: pytest.LogCaptureFixture,
-    wrong: list[t.Any],
+    make_connected: MakeConnected, caplog: pytest.LogCaptureFixture, wrong: list[t.Any]
 ) -> None:
-    host = make_host(past_completions=lambda *_: [(a_member("1"), DAY), *wrong])
-
-    with host.app.app_context():
-        connect(host, credly)
-        mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
-        run_id = backfills.start(host.state.engine, "default", mapping_id)
-        jobs.backfill()
-        browser = Browser(host.app)
-        assert "The backfill of course 'py-101' failed." in caplog.text
-        assert "could not be fully read" in text_of(
-            browser.get(f"{WINDOW}/backfills/{run_id}")
-        )
-        assert "could not be read." in text_of(
-            browser.get(f"{WINDOW}/mappings/{mapping_id}/backfill")
-        )
+    host, _, _ = make_connected(
+        past_completions=lambda *_: [(a_member("1"), DAY), *wrong]
+    )
+    mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
+    run_id = backfills.start(host.state.engine, "default", mapping_id)
+    jobs.backfill()
+    browser = Browser(host.app)
+    assert "The backfill of course 'py-101' failed." in caplog.text
+    assert "could not be fully read" in text_of(
+        browser.get(f"{WINDOW}/backfills/{run_id}")
+    )
+    assert "could not be read." in text_of(
+        browser.get(f"{WINDOW}/mappings/{mapping_id}/backfill")
+    )
 
 
 def test_two_clicks_begin_one_run(school: School) -> None:

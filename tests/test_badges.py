@@ -13,6 +13,7 @@ from conftest import Connected
 from conftest import COURSES
 from conftest import every_database
 from conftest import Host
+from conftest import MakeConnected
 from sqlalchemy import event
 from werkzeug.test import Client
 
@@ -477,20 +478,17 @@ ADMIN = {"email": "admin@example.org", "first_name": "Grace", "last_name": "Exam
 
 class TestATestBadge:
     @every_database
-    def test_it_is_issued_for_real(self, host: Host, credly: CredlySimulator) -> None:
-        with host.app.app_context():
-            template_id = connect(host, credly).template_id
-            (mapping,) = accounts.list_mappings(host.db.session, "default")
-            id_ = issuances.add_test(host.state.engine, "default", mapping.id, **ADMIN)
-            host.drain()
-            (badge,) = credly.badges
+    def test_it_is_issued_for_real(self, make_connected: MakeConnected) -> None:
+        host, credly, template_id = make_connected()
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
+        id_ = issuances.add_test(host.state.engine, "default", mapping.id, **ADMIN)
+        host.drain()
+        (badge,) = credly.badges
 
-            assert (host.row().id, host.row().state) == (id_, "issued")
-            assert badge["recipient_email"] == "admin@example.org"
-            assert badge["badge_template"]["id"] == template_id
-            assert (
-                issuances.add_test(host.state.engine, "default", 999, **ADMIN) is None
-            )
+        assert (host.row().id, host.row().state) == (id_, "issued")
+        assert badge["recipient_email"] == "admin@example.org"
+        assert badge["badge_template"]["id"] == template_id
+        assert issuances.add_test(host.state.engine, "default", 999, **ADMIN) is None
 
     def test_it_counts_for_no_member(self, mapped: Mapped) -> None:
         browser, connected, mapping_id = mapped

@@ -19,7 +19,7 @@ from conftest import Connected
 from conftest import COURSES
 from conftest import every_database
 from conftest import Host
-from conftest import MakeHost
+from conftest import MakeConnected
 from test_faults import open_again
 
 from flask_credly import accounts
@@ -96,17 +96,14 @@ def test_a_few_are_asked_for_alone(connected: Connected) -> None:
 
 @pytest.mark.parametrize(("size", "batches"), [(1, []), (2, [2, 2]), (50, [7])])
 def test_the_setting(
-    make_host: MakeHost, credly: CredlySimulator, size: int, batches: list[int]
+    make_connected: MakeConnected, size: int, batches: list[int]
 ) -> None:
-    host = make_host(CREDLY_BATCH_SIZE=size)
+    host, credly, _ = make_connected(CREDLY_BATCH_SIZE=size)
+    complete(host, 7)
+    host.drain()
 
-    with host.app.app_context():
-        connect(host, credly)
-        complete(host, 7)
-        host.drain()
-
-        assert_each_has_its_own(host, credly)
-        assert sizes(credly)[:2] == batches[:2]
+    assert_each_has_its_own(host, credly)
+    assert sizes(credly)[:2] == batches[:2]
 
 
 def test_one_that_is_refused_gets_its_own_answer(connected: Connected) -> None:
@@ -181,18 +178,16 @@ def test_a_refusal_doubles_none(
 
 @ALLOWED
 def test_a_refusal_of_what_was_issued_doubles_none(
-    host: Host, credly: CredlySimulator, allowed: bool
+    make_connected: MakeConnected, allowed: bool
 ) -> None:
     """Also the badge that it names."""
     data = {"message": "Example refusal", "error_index": 3}
-
-    with host.app.app_context():
-        connect(host, credly, allow_duplicate_badges=allowed)
-        complete(host, 12)
-        credly.fail("batch", status=422, body={"data": data}, after=True)
-        host.drain()
-        finish(host, credly)
-        assert_each_has_its_own(host, credly)
+    host, credly, _ = make_connected(allow_duplicate_badges=allowed)
+    complete(host, 12)
+    credly.fail("batch", status=422, body={"data": data}, after=True)
+    host.drain()
+    finish(host, credly)
+    assert_each_has_its_own(host, credly)
 
 
 @pytest.mark.slow
@@ -201,19 +196,17 @@ def test_a_refusal_of_what_was_issued_doubles_none(
     "answer", ["as asked", "other order", "fewer", "more", "no names", "no list"]
 )
 def test_the_shape_of_the_answer(
-    host: Host, credly: CredlySimulator, answer: t.Any, allowed: bool
+    make_connected: MakeConnected, credly: CredlySimulator, answer: t.Any, allowed: bool
 ) -> None:
     credly.batch_answer = answer
+    host, _, _ = make_connected(allow_duplicate_badges=allowed)
+    complete(host, 12)
+    host.drain()
+    finish(host, credly)
 
-    with host.app.app_context():
-        connect(host, credly, allow_duplicate_badges=allowed)
-        complete(host, 12)
-        host.drain()
-        finish(host, credly)
-
-        assert_each_has_its_own(host, credly)
-        assert credly.count("issue") == 0
-        assert takes_batches(host) is (answer in ("as asked", "other order"))
+    assert_each_has_its_own(host, credly)
+    assert credly.count("issue") == 0
+    assert takes_batches(host) is (answer in ("as asked", "other order"))
 
 
 @pytest.mark.parametrize("status", [404, 405])
@@ -296,40 +289,36 @@ UNCLEAR: dict[str, dict[str, t.Any]] = {
 @ALLOWED
 @pytest.mark.parametrize("how", UNCLEAR)
 def test_an_unclear_answer_is_looked_up_and_not_sent_again(
-    host: Host, credly: CredlySimulator, how: str, allowed: bool
+    make_connected: MakeConnected, how: str, allowed: bool
 ) -> None:
-    with host.app.app_context():
-        connect(host, credly, allow_duplicate_badges=allowed)
-        complete(host, 12)
-        credly.fail("batch", **UNCLEAR[how])
-        host.drain()
-        credly.advance(10)
-        finish(host, credly)
+    host, credly, _ = make_connected(allow_duplicate_badges=allowed)
+    complete(host, 12)
+    credly.fail("batch", **UNCLEAR[how])
+    host.drain()
+    credly.advance(10)
+    finish(host, credly)
 
-        assert_each_has_its_own(host, credly)
-        assert credly.count("batch") == 1
-        assert host.log() == [] or how == "is in trouble"
-        assert credly.count("look-up") >= 12
+    assert_each_has_its_own(host, credly)
+    assert credly.count("batch") == 1
+    assert host.log() == [] or how == "is in trouble"
+    assert credly.count("look-up") >= 12
 
 
 def test_after_unclear_answers_fewer_are_asked_for_together(
-    make_host: MakeHost, credly: CredlySimulator
+    make_connected: MakeConnected,
 ) -> None:
     """It may be too much for the time that there is."""
-    host = make_host(CREDLY_CONCURRENCY=1)
+    host, credly, _ = make_connected(CREDLY_CONCURRENCY=1)
+    credly.fail("batch", times=None, status=500, after=True)
+    complete(host, 60)
+    host.drain()
 
-    with host.app.app_context():
-        connect(host, credly)
-        credly.fail("batch", times=None, status=500, after=True)
-        complete(host, 60)
-        host.drain()
+    # The next lane would begin with 30 again.
+    assert sizes(credly)[:2] == [30, 15]
+    assert sum(sizes(credly)) <= 60
 
-        # The next lane would begin with 30 again.
-        assert sizes(credly)[:2] == [30, 15]
-        assert sum(sizes(credly)) <= 60
-
-        finish(host, credly)
-        assert_each_has_its_own(host, credly)
+    finish(host, credly)
+    assert_each_has_its_own(host, credly)
 
 
 @pytest.mark.parametrize("status", [401, 429])
@@ -365,24 +354,22 @@ def test_a_scope_that_is_lacking_is_told_by_single_requests(
 
 
 def test_no_two_of_one_member_and_template_are_in_one_request(
-    host: Host, credly: CredlySimulator
+    make_connected: MakeConnected, credly: CredlySimulator
 ) -> None:
     credly.badges_allowed, credly.posts_allowed = 2, 4
+    host, _, template_id = make_connected(allow_duplicate_badges=True)
+    accounts.add_mapping(host.state, COURSES[1], template_id)
 
-    with host.app.app_context():
-        template_id = connect(host, credly, allow_duplicate_badges=True).template_id
-        accounts.add_mapping(host.state, COURSES[1], template_id)
+    for number in range(8):
+        host.complete(str(number))
+        host.complete(str(number), COURSES[1].id)
 
-        for number in range(8):
-            host.complete(str(number))
-            host.complete(str(number), COURSES[1].id)
+    host.drain()
+    rows = host.rows()
 
-        host.drain()
-        rows = host.rows()
-
-        assert {row.state for row in rows} == {"issued"}
-        assert len({row.badge_id for row in rows}) == len(credly.badges) == 16
-        assert sizes(credly) == [8, 8]
+    assert {row.state for row in rows} == {"issued"}
+    assert len({row.badge_id for row in rows}) == len(credly.badges) == 16
+    assert sizes(credly) == [8, 8]
 
 
 def test_two_members_at_one_address(connected: Connected) -> None:
@@ -444,22 +431,17 @@ def test_one_badge_probes_after_an_outage(connected: Connected) -> None:
     assert_each_has_its_own(host, credly)
 
 
-def test_a_batch_is_one_request_to_the_pace(
-    make_host: MakeHost, credly: CredlySimulator
-) -> None:
-    host = make_host(CREDLY_MAX_PER_SECOND=10, CREDLY_CONCURRENCY=8)
+def test_a_batch_is_one_request_to_the_pace(make_connected: MakeConnected) -> None:
+    host, credly, _ = make_connected(CREDLY_MAX_PER_SECOND=10, CREDLY_CONCURRENCY=8)
+    complete(host, 150)
+    begun = time.time()
+    host.drain()
 
-    with host.app.app_context():
-        connect(host, credly)
-        complete(host, 150)
-        begun = time.time()
-        host.drain()
-
-        assert_each_has_its_own(host, credly)
-        asked = [each for each in credly.received if each.kind == "batch"]
-        assert len(asked) == 5
-        # Not from the first one's arrival, which may be late.
-        assert asked[-1].at - begun > 0.39
+    assert_each_has_its_own(host, credly)
+    asked = [each for each in credly.received if each.kind == "batch"]
+    assert len(asked) == 5
+    # Not from the first one's arrival, which may be late.
+    assert asked[-1].at - begun > 0.39
 
 
 def test_an_answer_that_another_row_has_taken_is_looked_up(

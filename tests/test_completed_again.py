@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import itertools
 import random
-import threading
 import typing as t
 
 import pytest
@@ -16,6 +15,8 @@ from conftest import Connected
 from conftest import COURSES
 from conftest import every_database
 from conftest import Host
+from conftest import in_threads
+from conftest import MakeConnected
 from conftest import MakeHost
 
 from flask_credly import accounts
@@ -97,32 +98,29 @@ def make_up(seed: int, number: int = 8) -> list[Completion]:
 @every_database
 @both_ways
 def test_whatever_comes_in_whichever_order(
-    make_host: MakeHost, credly: CredlySimulator, again: str
+    make_connected: MakeConnected, again: str
 ) -> None:
-    host = make_host()
+    host, _, _ = make_connected(allow_duplicate_badges=True)
+    set_again(host, again)
+    everything = {str(seed): make_up(seed) for seed in range(12)}
 
-    with host.app.app_context():
-        connect(host, credly, allow_duplicate_badges=True)
-        set_again(host, again)
-        everything = {str(seed): make_up(seed) for seed in range(12)}
+    for member_id, sent in everything.items():
+        for at, id_ in sent:
+            host.complete(member_id, completed_at=at, completion_id=id_)
 
-        for member_id, sent in everything.items():
-            for at, id_ in sent:
-                host.complete(member_id, completed_at=at, completion_id=id_)
-
-        for member_id, sent in everything.items():
-            found = recorded(host, member_id)
-            assert found == model(again, sent), sent
-            times = [at for at, _ in found]
-            assert times == sorted(times)
-            # The newest is there, or one that is hardly older.
-            assert max(at for at, _ in sent) - times[-1] < GAPS[again]
+    for member_id, sent in everything.items():
+        found = recorded(host, member_id)
+        assert found == model(again, sent), sent
+        times = [at for at, _ in found]
+        assert times == sorted(times)
+        # The newest is there, or one that is hardly older.
+        assert max(at for at, _ in sent) - times[-1] < GAPS[again]
 
 
 @every_database
 @both_ways
 def test_a_backfill_comes_to_the_same_in_whichever_order(
-    make_host: MakeHost, credly: CredlySimulator, again: str
+    make_connected: MakeConnected, again: str
 ) -> None:
     everything = {str(seed): make_up(seed) for seed in range(12)}
     given = [
@@ -130,30 +128,29 @@ def test_a_backfill_comes_to_the_same_in_whichever_order(
         for member_id, sent in everything.items()
         for at, id_ in sent
     ]
-    host = make_host(past_completions=lambda course, since: iter(given))
+    host, _, _ = make_connected(
+        past_completions=lambda course, since: iter(given), allow_duplicate_badges=True
+    )
+    set_again(host, again)
+    (mapping,) = accounts.list_mappings(host.db.session, "default")
+    mapping_id, course = mapping.id, accounts.course_of(mapping)
+    host.db.session.rollback()
+    numbers = []
 
-    with host.app.app_context():
-        connect(host, credly, allow_duplicate_badges=True)
-        set_again(host, again)
-        (mapping,) = accounts.list_mappings(host.db.session, "default")
-        mapping_id, course = mapping.id, accounts.course_of(mapping)
-        host.db.session.rollback()
-        numbers = []
+    for seed in range(3):
+        random.Random(seed).shuffle(given)
+        numbers.append(backfill.preview(host.state, course).to_issue)
+        backfills.start(host.state.engine, "default", mapping_id)
+        backfill.run(host.state)
+        numbers.append(len(host.rows()))
 
-        for seed in range(3):
-            random.Random(seed).shuffle(given)
-            numbers.append(backfill.preview(host.state, course).to_issue)
-            backfills.start(host.state.engine, "default", mapping_id)
-            backfill.run(host.state)
-            numbers.append(len(host.rows()))
+    # What is there is there, and what is previewed is recorded.
+    assert numbers == [numbers[1], numbers[1], *(0, numbers[1]) * 2]
 
-        # What is there is there, and what is previewed is recorded.
-        assert numbers == [numbers[1], numbers[1], *(0, numbers[1]) * 2]
-
-        for member_id, sent in everything.items():
-            ordered = sorted(sent, key=_by_time)
-            ordered = ordered[-1:] if again == "renew" else ordered
-            assert recorded(host, member_id) == model(again, ordered), sent
+    for member_id, sent in everything.items():
+        ordered = sorted(sent, key=_by_time)
+        ordered = ordered[-1:] if again == "renew" else ordered
+        assert recorded(host, member_id) == model(again, ordered), sent
 
 
 def _by_time(each: Completion) -> tuple[dt.datetime, str]:
@@ -173,16 +170,10 @@ def test_a_signal_that_comes_twice_at_once_opens_one_cycle(
         host.complete(completed_at=START, completion_id="first")
 
     for number, id_ in enumerate((None, "second", "third"), 1):
-        barrier = threading.Barrier(4)
         at = START + number * 40 * DAY
 
-        def send(
-            at: dt.datetime = at,
-            id_: str | None = id_,
-            barrier: threading.Barrier = barrier,
-        ) -> None:
+        def send(at: dt.datetime = at, id_: str | None = id_) -> None:
             with host.app.app_context():
-                barrier.wait()
                 course_completed.send(
                     host.app,
                     member=a_member(),
@@ -191,13 +182,7 @@ def test_a_signal_that_comes_twice_at_once_opens_one_cycle(
                     completion_id=id_,
                 )
 
-        threads = [threading.Thread(target=send) for _ in range(4)]
-
-        for thread in threads:
-            thread.start()
-
-        for thread in threads:
-            thread.join()
+        in_threads(*[send] * 4)
 
     with host.app.app_context():
         assert recorded(host) == [
@@ -209,18 +194,14 @@ def test_a_signal_that_comes_twice_at_once_opens_one_cycle(
 
 
 @every_database
-def test_once_is_once(make_host: MakeHost, credly: CredlySimulator) -> None:
-    host = make_host()
+def test_once_is_once(make_connected: MakeConnected) -> None:
+    host, _, _ = make_connected(allow_duplicate_badges=True)
+    for number in range(3):
+        host.complete(
+            completed_at=START + number * 400 * DAY, completion_id=str(number)
+        )
 
-    with host.app.app_context():
-        connect(host, credly, allow_duplicate_badges=True)
-
-        for number in range(3):
-            host.complete(
-                completed_at=START + number * 400 * DAY, completion_id=str(number)
-            )
-
-        assert recorded(host) == [(START, "0")]
+    assert recorded(host) == [(START, "0")]
 
 
 def test_a_completion_in_the_hosts_transaction_goes_with_it(
@@ -531,29 +512,28 @@ class TestEachTime:
 @every_database
 @both_ways
 def test_what_was_missed_is_added_and_nothing_twice(
-    make_host: MakeHost, credly: CredlySimulator, again: str
+    make_connected: MakeConnected, again: str
 ) -> None:
     now = dt.datetime.now(dt.UTC)
     days = itertools.count()
     given = [(a_member(), now - 3 * DAY), (a_member(), now)]
-    host = make_host(past_completions=lambda course, since: given)
+    host, _, _ = make_connected(
+        past_completions=lambda course, since: given, allow_duplicate_badges=True
+    )
+    set_again(host, again)
+    # Mapped long ago.
+    host.db.session.execute(sa.update(Mapping).values(created_at=START))
+    host.db.session.commit()
+    host.complete(completed_at=now - 33 * DAY)
+    next(days)
 
-    with host.app.app_context():
-        connect(host, credly, allow_duplicate_badges=True)
-        set_again(host, again)
-        # Mapped long ago.
-        host.db.session.execute(sa.update(Mapping).values(created_at=START))
-        host.db.session.commit()
-        host.complete(completed_at=now - 33 * DAY)
-        next(days)
+    for _ in range(2):
+        heal.heal(host.state)
 
-        for _ in range(2):
-            heal.heal(host.state)
-
-        expected = [now] if again == "renew" else [now - 3 * DAY, now]
-        assert [at for at, _ in recorded(host)] == [now - 33 * DAY, *expected]
-        runs = host.db.session.scalar(sa.text("SELECT count(*) FROM credly_batch"))
-        assert runs == 1
+    expected = [now] if again == "renew" else [now - 3 * DAY, now]
+    assert [at for at, _ in recorded(host)] == [now - 33 * DAY, *expected]
+    runs = host.db.session.scalar(sa.text("SELECT count(*) FROM credly_batch"))
+    assert runs == 1
 
 
 def test_erasing_forgets_the_hosts_id_of_a_completion(connected: Connected) -> None:

@@ -21,6 +21,7 @@ from conftest import connect
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
+from conftest import MakeConnected
 from conftest import MakeHost
 from flask import current_app
 from flask import Flask
@@ -293,41 +294,36 @@ class TestTransactions:
 
 
 def test_a_locked_database_is_joined_through_the_host(
-    make_host: MakeHost, credly: CredlySimulator
+    make_connected: MakeConnected,
 ) -> None:
     """Own mode meets the host's own lock, taken in a way that was not seen."""
-    host = make_host(
-        setup=enrolments,
-        SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"timeout": 0.1}},
+    host, _, _ = make_connected(
+        setup=enrolments, SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"timeout": 0.1}}
     )
+    raw = host.db.session.connection().connection
+    raw.cursor().execute("INSERT INTO enrolment (id, done) VALUES (1, 1)")
+    host.complete()
+    host.db.session.commit()
 
-    with host.app.app_context():
-        connect(host, credly)
-        raw = host.db.session.connection().connection
-        raw.cursor().execute("INSERT INTO enrolment (id, done) VALUES (1, 1)")
-        host.complete()
-        host.db.session.commit()
-
-        assert is_done(host)
-        assert len(host.rows()) == 1
+    assert is_done(host)
+    assert len(host.rows()) == 1
 
 
 def test_a_database_locked_by_another_is_reported_and_harmless(
-    make_host: MakeHost, credly: CredlySimulator, caplog: pytest.LogCaptureFixture
+    make_connected: MakeConnected, caplog: pytest.LogCaptureFixture
 ) -> None:
-    host = make_host(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"timeout": 0.1}})
+    host, _, _ = make_connected(
+        SQLALCHEMY_ENGINE_OPTIONS={"connect_args": {"timeout": 0.1}}
+    )
+    host.db.session.remove()
 
-    with host.app.app_context():
-        connect(host, credly)
-        host.db.session.remove()
+    with host.state.engine.connect() as other:
+        other.exec_driver_sql("BEGIN EXCLUSIVE")
+        host.complete("7")
+        other.rollback()
 
-        with host.state.engine.connect() as other:
-            other.exec_driver_sql("BEGIN EXCLUSIVE")
-            host.complete("7")
-            other.rollback()
-
-        assert "member '7', course 'py-101'" in caplog.text
-        assert host.rows() == []
+    assert "member '7', course 'py-101'" in caplog.text
+    assert host.rows() == []
 
 
 def test_a_thousand_completions(connected: Connected) -> None:

@@ -23,6 +23,8 @@ from conftest import Connected
 from conftest import COURSES
 from conftest import every_database
 from conftest import Host
+from conftest import in_threads
+from conftest import MakeConnected
 from conftest import MakeHost
 from conftest import missing
 from sqlalchemy import event
@@ -159,7 +161,7 @@ class TestTheHostIsNotHarmed:
             with host.app.app_context():
                 host.drain()
 
-        in_other_thread(drain)
+        in_threads(drain)
 
         assert len(credly.badges) == 1
 
@@ -186,28 +188,6 @@ class TestTheHostIsNotHarmed:
         assert "SQL parameters hidden" in caplog.text
         assert "member-42@" not in caplog.text
         assert "Ada" not in caplog.text
-
-
-def in_other_thread(*work: cabc.Callable[[], object]) -> None:
-    """Run them at once, and raise what they raise."""
-    errors: list[BaseException] = []
-
-    def run(each: cabc.Callable[[], object]) -> None:
-        try:
-            each()
-        except BaseException as e:
-            errors.append(e)
-
-    threads = [threading.Thread(target=run, args=(each,)) for each in work]
-
-    for thread in threads:
-        thread.start()
-
-    for thread in threads:
-        thread.join()
-
-    if errors:
-        raise errors[0]
 
 
 class TestALockOfAnother:
@@ -362,9 +342,7 @@ class TestNoConnectionToSpare:
                 start.wait(30)
                 host.complete(str(number))
 
-        in_other_thread(
-            *((lambda number=number: request(number)) for number in range(5))
-        )
+        in_threads(*((lambda number=number: request(number)) for number in range(5)))
 
         assert len(host.rows()) == 5
 
@@ -404,7 +382,7 @@ def test_the_same_completion_from_many_requests_at_once_is_one_row(
             host.complete()
             host.db.session.commit()
 
-    in_other_thread(
+    in_threads(
         *((lambda number=number: request(number % 2 == 0)) for number in range(4))
     )
 
@@ -605,7 +583,7 @@ class TestDrainUnderFaults:
         assert (host.row().state, host.row().attempts) == ("issued", 1)
 
     def test_a_row_that_kills_its_worker_takes_no_other_along(
-        self, make_host: MakeHost, credly: CredlySimulator
+        self, make_connected: MakeConnected
     ) -> None:
         class Killed(BaseException):
             pass
@@ -616,41 +594,36 @@ class TestDrainUnderFaults:
 
             return a_member(member_id)
 
-        host = make_host(member=load)
+        host, _, _ = make_connected(member=load)
+        for number in range(10):
+            host.complete(member=Member(str(number), "", "", ""))
 
-        with host.app.app_context():
-            connect(host, credly)
+        for _ in range(12):
+            with contextlib.suppress(Killed):
+                host.drain()
 
-            for number in range(10):
-                host.complete(member=Member(str(number), "", "", ""))
+            host.make_due()
 
-            for _ in range(12):
-                with contextlib.suppress(Killed):
-                    host.drain()
-
-                host.make_due()
-
-            states = {row.member_id: row.state for row in host.rows()}
-            assert states.pop("3") == "failed"
-            assert set(states.values()) == {"issued"}
-            assert "The worker crashed each time" in host.log()[0][1]
+        states = {row.member_id: row.state for row in host.rows()}
+        assert states.pop("3") == "failed"
+        assert set(states.values()) == {"issued"}
+        assert "The worker crashed each time" in host.log()[0][1]
 
     def test_a_look_up_that_is_refused_for_ever_ends_with_a_word(
-        self, host: Host, credly: CredlySimulator
+        self, make_connected: MakeConnected
     ) -> None:
-        with host.app.app_context():
-            connect(host, credly, allow_duplicate_badges=True)
-            credly.fail("issue", how="reset", after=True)
-            credly.fail("look-up", status=403, times=99)
-            host.complete()
+        host, credly, _ = make_connected(allow_duplicate_badges=True)
+        credly.fail("issue", how="reset", after=True)
+        credly.fail("look-up", status=403, times=99)
+        host.complete()
 
-            for _ in range(20):
-                host.drain()
-                host.make_due()
+        for _ in range(20):
+            host.drain()
+            host.make_due()
 
-            assert host.row().state == "failed"
-            assert (credly.count("issue"), len(credly.badges)) == (1, 1)
-            assert "Check in Credly before you issue it yourself." in host.log()[0][1]
+        assert host.row().state == "failed"
+        assert (credly.count("issue"), len(credly.badges)) == (1, 1)
+        assert "Check in Credly before you issue it yourself." in host.log()[0][1]
 
     def test_second_course_same_template(
         self, host: Host, credly: CredlySimulator
@@ -906,39 +879,36 @@ class TestListsThatLag:
 
     @pytest.mark.parametrize("change", ["another badge", "none", "a member no name"])
     def test_it_outlives_the_lag_where_credly_would_not_refuse(
-        self, make_host: MakeHost, credly: CredlySimulator, change: str
+        self, make_connected: MakeConnected, change: str
     ) -> None:
         """The course gets another badge, or none, before the first one is listed."""
         member = a_member()
-        host = make_host(CREDLY_RETRY_DELAY=5, member=lambda _: member)
+        host, credly, _ = make_connected(CREDLY_RETRY_DELAY=5, member=lambda _: member)
+        credly.look_up_lag = DUPLICATES_WAIT - 1
+        credly.fail("issue", how="reset", after=True)
+        other = credly.add_template("Other badge")
+        accounts.sync_templates(host.state)
+        host.complete()
+        host.drain()
+        (mapping,) = accounts.list_mappings(host.db.session, "default")
 
-        with host.app.app_context():
-            connect(host, credly)
-            credly.look_up_lag = DUPLICATES_WAIT - 1
-            credly.fail("issue", how="reset", after=True)
-            other = credly.add_template("Other badge")
-            accounts.sync_templates(host.state)
-            host.complete()
-            host.drain()
-            (mapping,) = accounts.list_mappings(host.db.session, "default")
+        if change == "another badge":
+            accounts.change_mapping(host.state, mapping.id, COURSES[0], other)
+        elif change == "none":
+            accounts.remove_mapping(host.state, mapping.id)
+        else:
+            member = dataclasses.replace(member, first_name="")
 
-            if change == "another badge":
-                accounts.change_mapping(host.state, mapping.id, COURSES[0], other)
-            elif change == "none":
-                accounts.remove_mapping(host.state, mapping.id)
-            else:
-                member = dataclasses.replace(member, first_name="")
+        host.make_due()
+        host.drain()
+        assert host.row().state == "none"
 
-            host.make_due()
-            host.drain()
-            assert host.row().state == "none"
+        let_the_lag_pass(host, credly)
+        host.drain(2)
 
-            let_the_lag_pass(host, credly)
-            host.drain(2)
-
-            assert host.row().state == "issued"
-            assert host.row().badge_id == credly.badges[0]["id"]
-            assert (len(credly.badges), credly.count("issue")) == (1, 1)
+        assert host.row().state == "issued"
+        assert host.row().badge_id == credly.badges[0]["id"]
+        assert (len(credly.badges), credly.count("issue")) == (1, 1)
 
     def test_a_lag_beyond_the_longer_wait_is_the_stated_limit(
         self, host: Host, credly: CredlySimulator, in_context: None
@@ -978,12 +948,10 @@ def private_server() -> cabc.Iterator[PrivatePostgreSQL]:
 @pytest.mark.database
 def test_the_database_stops_while_the_answer_is_saved(
     private_server: PrivatePostgreSQL,
-    make_host: MakeHost,
-    credly: CredlySimulator,
+    make_connected: MakeConnected,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As by a power cut. The badge was made, and is found again."""
-    host = make_host(SQLALCHEMY_DATABASE_URI=private_server.url)
     issue = Client.issue
 
     def issue_and_cut(*args: t.Any) -> t.Any:
@@ -991,25 +959,24 @@ def test_the_database_stops_while_the_answer_is_saved(
         private_server.cut()
         return badge
 
-    with host.app.app_context():
-        connect(host, credly)
-        host.complete()
+    host, credly, _ = make_connected(SQLALCHEMY_DATABASE_URI=private_server.url)
+    host.complete()
 
-        with monkeypatch.context() as during:
-            during.setattr(Client, "issue", issue_and_cut)
+    with monkeypatch.context() as during:
+        during.setattr(Client, "issue", issue_and_cut)
 
-            with pytest.raises(sa.exc.OperationalError):
-                host.drain()
+        with pytest.raises(sa.exc.OperationalError):
+            host.drain()
 
-        private_server.start()
-        open_again(host)
-        assert host.row().state == "none"
+    private_server.start()
+    open_again(host)
+    assert host.row().state == "none"
 
-        host.make_due()
-        host.drain()
+    host.make_due()
+    host.drain()
 
-        assert host.row().state == "issued"
-        assert (len(credly.badges), credly.count("issue")) == (1, 1)
+    assert host.row().state == "issued"
+    assert (len(credly.badges), credly.count("issue")) == (1, 1)
 
 
 def test_a_row_that_workers_have_died_over_is_not_taken_with_others(
@@ -1140,7 +1107,7 @@ class TestRemoveInFlight:
             with host.app.app_context():
                 accounts.remove(host.state)
 
-        in_other_thread(fail, remove)
+        in_threads(fail, remove)
 
         for model in (Account, LogEntry, Attempt):
             assert host.db.session.scalars(sa.select(model)).all() == []

@@ -20,6 +20,8 @@ from conftest import a_member
 from conftest import connect
 from conftest import every_database
 from conftest import Host
+from conftest import in_threads
+from conftest import MakeConnected
 from conftest import MakeHost
 from conftest import need_driver
 from flask import Flask
@@ -250,16 +252,6 @@ def send(host: Host, member_id: str, course_id: str, **given: t.Any) -> None:
     course_completed.send(
         host.app, member=a_member(member_id), course_id=course_id, **given
     )
-
-
-def in_threads(*work: cabc.Callable[[], object]) -> None:
-    threads = [threading.Thread(target=each) for each in work]
-
-    for thread in threads:
-        thread.start()
-
-    for thread in threads:
-        thread.join()
 
 
 def break_inserts(host: Host, error: cabc.Callable[[sa.Connection], object]) -> None:
@@ -1133,24 +1125,19 @@ def test_a_forgotten_session_gives_its_connection_back(host: Host) -> None:
 
 
 @pytest.mark.parametrize("commits", [False, True])
-def test_a_database_in_memory(
-    make_host: MakeHost, credly: CredlySimulator, commits: bool
-) -> None:
+def test_a_database_in_memory(make_connected: MakeConnected, commits: bool) -> None:
     """All share one connection."""
-    host = make_host(
+    host, _, _ = make_connected(
         setup=tables,
         SQLALCHEMY_DATABASE_URI="sqlite://",
         SQLALCHEMY_BINDS={"elsewhere": "sqlite://"},
     )
-
-    with host.app.app_context():
-        connect(host, credly)
-        send(host, "41", "py-101")
-        host.db.session.add(order(host, "1"))
-        host.db.session.flush()
-        send(host, "42", "py-101")
-        host.db.session.commit() if commits else host.db.session.rollback()
-        assert [row.member_id for row in host.rows()] == ["41", "42"][: 1 + commits]
+    send(host, "41", "py-101")
+    host.db.session.add(order(host, "1"))
+    host.db.session.flush()
+    send(host, "42", "py-101")
+    host.db.session.commit() if commits else host.db.session.rollback()
+    assert [row.member_id for row in host.rows()] == ["41", "42"][: 1 + commits]
 
 
 @pytest.mark.parametrize("commits", [False, True])

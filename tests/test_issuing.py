@@ -18,6 +18,7 @@ from conftest import Connected
 from conftest import COURSES
 from conftest import every_database
 from conftest import Host
+from conftest import MakeConnected
 from conftest import MakeHost
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
@@ -187,26 +188,21 @@ class TestTheOneRetry:
         ]
         assert [attempt.status for attempt in host.attempts()] == [status, status]
 
-    def test_it_waits_for_its_time(
-        self, make_host: MakeHost, credly: CredlySimulator
-    ) -> None:
-        host = make_host(CREDLY_RETRY_DELAY=60)
+    def test_it_waits_for_its_time(self, make_connected: MakeConnected) -> None:
+        host, credly, _ = make_connected(CREDLY_RETRY_DELAY=60)
+        credly.fail("issue", status=500)
+        host.complete()
+        host.drain(times=3)
+        row = host.row()
 
-        with host.app.app_context():
-            connect(host, credly)
-            credly.fail("issue", status=500)
-            host.complete()
-            host.drain(times=3)
-            row = host.row()
+        assert (row.state, row.attempts) == ("none", 1)
+        assert row.due_at is not None
+        assert row.due_at > dt.datetime.now(dt.UTC) + dt.timedelta(seconds=50)
 
-            assert (row.state, row.attempts) == ("none", 1)
-            assert row.due_at is not None
-            assert row.due_at > dt.datetime.now(dt.UTC) + dt.timedelta(seconds=50)
+        host.make_due()
+        host.drain()
 
-            host.make_due()
-            host.drain()
-
-            assert host.row().state == "issued"
+        assert host.row().state == "issued"
 
     def test_a_lost_answer_is_looked_up_and_not_sent_again(
         self, connected: Connected
@@ -458,103 +454,90 @@ class TestPauses:
         assert [error for error, _ in host.log()] == ["API Rate Limit"]
 
     def test_few_requests_are_in_flight_afterwards(
-        self, make_host: MakeHost, credly: CredlySimulator
+        self, make_connected: MakeConnected
     ) -> None:
-        host = make_host(CREDLY_CONCURRENCY=8, CREDLY_BATCH_SIZE=1)
+        host, credly, _ = make_connected(CREDLY_CONCURRENCY=8, CREDLY_BATCH_SIZE=1)
+        for number in range(30):
+            host.complete(str(number))
 
-        with host.app.app_context():
-            connect(host, credly)
+        credly.fail("issue", status=429, headers={"Retry-After": "600"})
+        host.drain()
+        resume(host)
+        credly.advance(700)
+        credly.clear_faults()
+        in_flight: list[int] = []
+        now: list[None] = []
+        real = Client.issue
 
-            for number in range(30):
-                host.complete(str(number))
+        def issue(*given: t.Any) -> t.Any:
+            now.append(None)
+            in_flight.append(len(now))
+            time.sleep(0.005)
 
-            credly.fail("issue", status=429, headers={"Retry-After": "600"})
+            try:
+                return real(*given)
+            finally:
+                now.pop()
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Client, "issue", issue)
             host.drain()
-            resume(host)
-            credly.advance(700)
-            credly.clear_faults()
-            in_flight: list[int] = []
-            now: list[None] = []
-            real = Client.issue
 
-            def issue(*given: t.Any) -> t.Any:
-                now.append(None)
-                in_flight.append(len(now))
-                time.sleep(0.005)
-
-                try:
-                    return real(*given)
-                finally:
-                    now.pop()
-
-            with pytest.MonkeyPatch.context() as patched:
-                patched.setattr(Client, "issue", issue)
-                host.drain()
-
-            assert {row.state for row in host.rows()} == {"issued"}
-            assert max(in_flight) <= 2
+        assert {row.state for row in host.rows()} == {"issued"}
+        assert max(in_flight) <= 2
 
     @pytest.mark.slow
     @pytest.mark.parametrize("status", [401, 403, 404])
     @pytest.mark.usefixtures("no_short_pauses")
     def test_an_hour_behind_a_firewall_fails_no_badge(
-        self, make_host: MakeHost, credly: CredlySimulator, status: int
+        self, connected: Connected, status: int
     ) -> None:
-        host = make_host()
+        host, credly, _ = connected
+        for number in range(5):
+            host.complete(str(number))
 
-        with host.app.app_context():
-            connect(host, credly)
+        page = "<html><h1>Blocked</h1></html>"
+        credly.fail("*", times=None, status=status, body=page)
 
-            for number in range(5):
-                host.complete(str(number))
-
-            page = "<html><h1>Blocked</h1></html>"
-            credly.fail("*", times=None, status=status, body=page)
-
-            for _ in range(6):
-                host.make_due()
-                resume(host)
-                host.drain()
-
-            assert {row.state for row in host.rows()} == {"none"}
-            assert {error for error, _ in host.log()} == {"Credly unreachable"}
-            assert "Check for a proxy or firewall." in host.log()[0][1]
-
-            credly.clear_faults()
-
-            for _ in range(3):
-                host.make_due()
-                resume(host)
-                host.drain()
-
-            assert {row.state for row in host.rows()} == {"issued"}
-            assert len(credly.badges) == 5
-
-    @pytest.mark.usefixtures("no_short_pauses")
-    def test_a_request_that_a_firewall_never_lets_through_stops_no_other(
-        self, make_host: MakeHost, credly: CredlySimulator
-    ) -> None:
-        host = make_host(CREDLY_CONCURRENCY=1)
-
-        with host.app.app_context():
-            connect(host, credly)
-            host.complete("1")
-            # Both requests of the first.
-            credly.fail("issue", times=2, status=403, body="<html>Blocked</html>")
-
-            for _ in range(4):
-                host.make_due()
-                resume(host)
-                host.drain()
-
-            host.complete("2")
+        for _ in range(6):
+            host.make_due()
             resume(host)
             host.drain()
 
-            assert [row.state for row in host.rows()] == ["failed", "issued"]
-            assert (
-                "HTTP 403. The response did not come from Credly" in host.log()[-1][1]
-            )
+        assert {row.state for row in host.rows()} == {"none"}
+        assert {error for error, _ in host.log()} == {"Credly unreachable"}
+        assert "Check for a proxy or firewall." in host.log()[0][1]
+
+        credly.clear_faults()
+
+        for _ in range(3):
+            host.make_due()
+            resume(host)
+            host.drain()
+
+        assert {row.state for row in host.rows()} == {"issued"}
+        assert len(credly.badges) == 5
+
+    @pytest.mark.usefixtures("no_short_pauses")
+    def test_a_request_that_a_firewall_never_lets_through_stops_no_other(
+        self, make_connected: MakeConnected
+    ) -> None:
+        host, credly, _ = make_connected(CREDLY_CONCURRENCY=1)
+        host.complete("1")
+        # Both requests of the first.
+        credly.fail("issue", times=2, status=403, body="<html>Blocked</html>")
+
+        for _ in range(4):
+            host.make_due()
+            resume(host)
+            host.drain()
+
+        host.complete("2")
+        resume(host)
+        host.drain()
+
+        assert [row.state for row in host.rows()] == ["failed", "issued"]
+        assert "HTTP 403. The response did not come from Credly" in host.log()[-1][1]
 
     @pytest.mark.usefixtures("no_short_pauses")
     def test_an_unreachable_credly_uses_no_attempt(
@@ -1026,16 +1009,13 @@ class TestProfiles:
         assert details.endswith(f"The member's profile has {said}")
 
     def test_the_hook_may_know_what_is_missing(
-        self, make_host: MakeHost, credly: CredlySimulator
+        self, make_connected: MakeConnected
     ) -> None:
-        host = make_host(member=a_member)
+        host, _, _ = make_connected(member=a_member)
+        host.complete(member=Member("42", "", "", ""))
+        host.drain()
 
-        with host.app.app_context():
-            connect(host, credly)
-            host.complete(member=Member("42", "", "", ""))
-            host.drain()
-
-            assert host.row().state == "issued"
+        assert host.row().state == "issued"
 
     def test_markup_and_control_characters_are_only_text(
         self, connected: Connected
@@ -1346,29 +1326,25 @@ def test_a_pace_is_not_exceeded(make_host: MakeHost, credly: CredlySimulator) ->
 
 
 def test_a_worker_told_to_stop_does_not_wait_for_its_turn(
-    make_host: MakeHost, credly: CredlySimulator
+    make_connected: MakeConnected,
 ) -> None:
-    host = make_host(CREDLY_MAX_PER_SECOND=2, CREDLY_BATCH_SIZE=1)
+    host, credly, _ = make_connected(CREDLY_MAX_PER_SECOND=2, CREDLY_BATCH_SIZE=1)
+    for number in range(30):
+        host.complete(str(number))
 
-    with host.app.app_context():
-        connect(host, credly)
+    timer = threading.Timer(0.5, stopping.set)
+    timer.start()
 
-        for number in range(30):
-            host.complete(str(number))
+    try:
+        host.drain()
+    finally:
+        timer.join()
+        stopping.clear()
 
-        timer = threading.Timer(0.5, stopping.set)
-        timer.start()
-
-        try:
-            host.drain()
-        finally:
-            timer.join()
-            stopping.clear()
-
-        states = collections.Counter(row.state for row in host.rows())
-        assert states["issued"] == len(credly.badges) < 10
-        assert states["issued"] + states["none"] == 30
-        assert {row.attempts for row in host.rows() if row.state == "none"} == {0}
+    states = collections.Counter(row.state for row in host.rows())
+    assert states["issued"] == len(credly.badges) < 10
+    assert states["issued"] + states["none"] == 30
+    assert {row.attempts for row in host.rows() if row.state == "none"} == {0}
 
 
 def test_a_drain_is_bounded_also_where_pauses_are_short(
@@ -1387,20 +1363,17 @@ def test_a_drain_is_bounded_also_where_pauses_are_short(
 
 @pytest.mark.slow
 def test_a_worker_whose_turn_is_far_off_gives_its_rows_back(
-    make_host: MakeHost, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
+    make_connected: MakeConnected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flask_credly.issuing.dispatcher.BUDGET", 2.0)
-    host = make_host(CREDLY_MAX_PER_SECOND=0.01)
+    host, credly, _ = make_connected(CREDLY_MAX_PER_SECOND=0.01)
+    gates.reserve(host.state.engine, "default", 1, 0.01, at_most=0)
+    host.complete()
+    host.drain()
 
-    with host.app.app_context():
-        connect(host, credly)
-        gates.reserve(host.state.engine, "default", 1, 0.01, at_most=0)
-        host.complete()
-        host.drain()
-
-        assert host.row().state == "none"
-        assert host.row().attempts == 0
-        assert credly.badges == []
+    assert host.row().state == "none"
+    assert host.row().attempts == 0
+    assert credly.badges == []
 
 
 @pytest.mark.parametrize(("waiting", "calls"), [(3, 0), (300, 1)])

@@ -14,6 +14,7 @@ from conftest import connect
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
+from conftest import MakeConnected
 from conftest import MakeHost
 from cryptography.fernet import Fernet
 
@@ -259,19 +260,16 @@ SEQUENCES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [[OLD], []], ids=["own key", "derived key"])
 def test_no_sequence_of_keys_loses_a_readable_secret(
-    make_host: MakeHost, credly: CredlySimulator, first: list[str]
+    make_connected: MakeConnected, first: list[str]
 ) -> None:
     """Every sequence of up to four steps. A key that is dropped too early makes the
     secret unreadable, changes nothing of it, and opens it again when it is back.
     """
-    host = make_host(CREDLY_ENCRYPTION_KEYS=first or None)
+    host, _, _ = make_connected(CREDLY_ENCRYPTION_KEYS=first or None)
+    begin = stored(host)
 
-    with host.app.app_context():
-        connect(host, credly)
-        begin = stored(host)
-
-        for steps in SEQUENCES:
-            follow(host, begin, first, steps)
+    for steps in SEQUENCES:
+        follow(host, begin, first, steps)
 
 
 def follow(
@@ -435,23 +433,20 @@ class TestALostKey:
         assert "Encryption key missing" in card.text
 
     def test_a_token_that_still_opens_does_not_hide_it(
-        self, make_host: MakeHost, credly: CredlySimulator
+        self, make_connected: MakeConnected
     ) -> None:
-        host = make_host(CREDLY_ENCRYPTION_KEYS=[OLD])
+        host, credly, _ = make_connected(CREDLY_ENCRYPTION_KEYS=[OLD])
+        set_keys(host, NEW, OLD)
+        issue(host, credly, "1")
+        assert opened_by(host, NEW) == {"token"}
 
-        with host.app.app_context():
-            connect(host, credly)
-            set_keys(host, NEW, OLD)
-            issue(host, credly, "1")
-            assert opened_by(host, NEW) == {"token"}
+        set_keys(host, NEW)
+        asked = len(credly.received)
+        host.complete("2")
+        host.drain()
 
-            set_keys(host, NEW)
-            asked = len(credly.received)
-            host.complete("2")
-            host.drain()
-
-            assert len(credly.received) == asked
-            assert host.rows()[-1].state == "none"
+        assert len(credly.received) == asked
+        assert host.rows()[-1].state == "none"
 
     def test_a_key_that_comes_back_needs_no_secret(self, lost: Connected) -> None:
         host, credly, _ = lost

@@ -11,7 +11,6 @@ import collections
 import os
 import typing as t
 
-import hypothesis
 import pytest
 from conftest import COURSES
 from conftest import every_database
@@ -31,6 +30,7 @@ from flask_credly.models import Issuance
 from flask_credly.testing.rules import Refusal
 from tests.support import invariants
 from tests.support.world import Died
+from tests.support.world import run_machine
 from tests.support.world import World
 from tests.support.world import world as world
 
@@ -330,17 +330,4 @@ class Lives(stateful.RuleBasedStateMachine):
 
 @every_database
 def test_any_life(world: World) -> None:
-    class Machine(Lives):
-        pass
-
-    Machine.world = world
-    stateful.run_state_machine_as_test(
-        Machine,
-        settings=hypothesis.settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=30,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(hypothesis.HealthCheck),
-        ),
-    )
+    run_machine(Lives, world, EXAMPLES)

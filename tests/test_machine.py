@@ -7,7 +7,6 @@ from __future__ import annotations
 import collections
 import typing as t
 
-import hypothesis
 import pytest
 import sqlalchemy as sa
 from conftest import COURSES
@@ -27,9 +26,8 @@ from flask_credly.ledger import settle
 from flask_credly.models import Batch
 from tests.support import invariants
 from tests.support.world import Died
-from tests.support.world import EXAMPLES
 from tests.support.world import KEYS
-from tests.support.world import STEPS
+from tests.support.world import run_machine
 from tests.support.world import World
 from tests.support.world import world as world
 
@@ -395,17 +393,4 @@ class Ledger(stateful.RuleBasedStateMachine):
 
 @every_database
 def test_any_sequence_of_events(world: World) -> None:
-    class Machine(Ledger):
-        pass
-
-    Machine.world = world
-    stateful.run_state_machine_as_test(
-        Machine,
-        settings=hypothesis.settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(hypothesis.HealthCheck),
-        ),
-    )
+    run_machine(Ledger, world)

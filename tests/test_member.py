@@ -19,6 +19,7 @@ from conftest import Connected
 from conftest import COURSES
 from conftest import every_database
 from conftest import Host
+from conftest import MakeConnected
 from conftest import MakeHost
 from flask import Flask
 from flask import render_template
@@ -576,18 +577,17 @@ def test_any_number_is_read_by_one_statement_that_finds_them_by_an_index(
 
 @every_database
 def test_a_members_badges_neither_commit_nor_wait_for_the_hosts_work(
-    make_host: MakeHost, credly: CredlySimulator
+    make_connected: MakeConnected,
 ) -> None:
-    host = make_host(SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0})
-
-    with host.app.app_context():
-        connect(host, credly)
-        host.complete()
-        host.db.session.execute(sa.update(Issuance).values(badge_name="Not saved"))
-        assert host.credly.badges_of("42")[0].name == "Not saved"
-        assert "Not saved" in shown(host)
-        host.db.session.rollback()
-        assert host.credly.badges_of("42")[0].name == "Python Badge"
+    host, _, _ = make_connected(
+        SQLALCHEMY_ENGINE_OPTIONS={"pool_size": 1, "max_overflow": 0}
+    )
+    host.complete()
+    host.db.session.execute(sa.update(Issuance).values(badge_name="Not saved"))
+    assert host.credly.badges_of("42")[0].name == "Not saved"
+    assert "Not saved" in shown(host)
+    host.db.session.rollback()
+    assert host.credly.badges_of("42")[0].name == "Python Badge"
 
 
 @every_database
@@ -765,7 +765,7 @@ def test_foreign_text_adds_no_tag(connected: Connected) -> None:
 
 
 def test_a_host_puts_a_template_of_its_own_in_the_place_of_ours(
-    make_host: MakeHost, credly: CredlySimulator
+    make_connected: MakeConnected,
 ) -> None:
     each = "{{ badge.name | upper }}: {{ badge.status }}"
     own = f"{{% for badge in badges %}}{each}{{% endfor %}}"
@@ -773,11 +773,8 @@ def test_a_host_puts_a_template_of_its_own_in_the_place_of_ours(
     def setup(app: Flask, db: SQLAlchemy) -> None:
         app.jinja_loader = jinja2.DictLoader({"credly/member/badges.html": own})
 
-    host = make_host(setup=setup)
-
-    with host.app.app_context():
-        connect(host, credly)
-        assert shown(host) == "PYTHON BADGE: can_be_earned"
+    host, _, _ = make_connected(setup=setup)
+    assert shown(host) == "PYTHON BADGE: can_be_earned"
 
 
 def strict(app: Flask, db: SQLAlchemy) -> None:
@@ -786,16 +783,13 @@ def strict(app: Flask, db: SQLAlchemy) -> None:
 
 
 def test_none_of_the_hosts_options_of_jinja_matters(
-    make_host: MakeHost, credly: CredlySimulator
+    make_connected: MakeConnected,
 ) -> None:
-    host = make_host(setup=strict)
-
-    with host.app.app_context():
-        connect(host, credly)
-        host.complete()
-        host.drain()
-        change(host, badge_name="<b>", badge_state="accepted", page_url=PAGE)
-        assert "<bdi>&lt;b&gt;</bdi>" in shown(host)
+    host, _, _ = make_connected(setup=strict)
+    host.complete()
+    host.drain()
+    change(host, badge_name="<b>", badge_state="accepted", page_url=PAGE)
+    assert "<bdi>&lt;b&gt;</bdi>" in shown(host)
 
 
 # Communities

@@ -9,11 +9,11 @@ import typing as t
 import pytest
 import sqlalchemy as sa
 from conftest import a_member
-from conftest import connect
 from conftest import Connected
 from conftest import COURSES
 from conftest import every_database
 from conftest import Host
+from conftest import MakeConnected
 from conftest import MakeHost
 
 from flask_credly import accounts
@@ -98,31 +98,27 @@ def test_what_a_member_has_is_sent(connected: Connected) -> None:
 
 @every_database
 def test_what_a_host_makes_of_json_is_its_own_affair(
-    make_host: MakeHost, credly: CredlySimulator
+    make_connected: MakeConnected,
 ) -> None:
     def never(value: object) -> t.NoReturn:
         raise AssertionError("asked for")
 
     functions = {"json_serializer": never, "json_deserializer": never}
-    host = make_host(SQLALCHEMY_ENGINE_OPTIONS=functions)
+    connected = make_connected(SQLALCHEMY_ENGINE_OPTIONS=functions)
+    host, _, _ = connected
+    set_options(host, withdrawn="silent", evidence=True, group="Spring")
 
-    with host.app.app_context():
-        connected = connect(host, credly)
-        set_options(host, withdrawn="silent", evidence=True, group="Spring")
+    assert issued_with(connected, evidence=[NUMBER]) == {
+        "issued_to_middle_name": "Byron",
+        "country_name": "Belgium",
+        "state_or_province": "Liège",
+        "issuer_earner_group": {"name": "Spring"},
+        "evidence": [{"type": "IdEvidence", "title": "Certificate", "id": "C-2026-7"}],
+    }
 
-        assert issued_with(connected, evidence=[NUMBER]) == {
-            "issued_to_middle_name": "Byron",
-            "country_name": "Belgium",
-            "state_or_province": "Liège",
-            "issuer_earner_group": {"name": "Spring"},
-            "evidence": [
-                {"type": "IdEvidence", "title": "Certificate", "id": "C-2026-7"}
-            ],
-        }
-
-        completion_withdrawn.send(host.app, member_id="42", course_id="py-101")
-        host.drain()
-        assert host.row().state == "revoked"
+    completion_withdrawn.send(host.app, member_id="42", course_id="py-101")
+    host.drain()
+    assert host.row().state == "revoked"
 
 
 def test_a_dict_may_say_it_and_another_object_may_mean_something_else(
@@ -438,56 +434,54 @@ class TestEvidence:
 
 @every_database
 def test_the_row_keeps_the_options_of_when_it_was_recorded(
-    make_host: MakeHost, credly: CredlySimulator
+    make_connected: MakeConnected,
 ) -> None:
-    host = make_host()
+    connected = make_connected()
+    host, _, _ = connected
+    first = {"expires": 12, "group": "Ünïcode “1”", "mail": False}
+    set_options(host, **first)
+    host.complete("1", evidence=[PAGE, 7])
+    # In the host's own transaction, too.
+    host.db.session.execute(sa.update(Mapping).values(course_title="Python"))
+    course_completed.send(host.app, member=ADA, course_id=COURSES[0].id)
+    host.db.session.commit()
+    set_options(host)
+    host.complete("3")
 
-    with host.app.app_context():
-        connected = connect(host, credly)
-        first = {"expires": 12, "group": "Ünïcode “1”", "mail": False}
-        set_options(host, **first)
-        host.complete("1", evidence=[PAGE, 7])
-        # In the host's own transaction, too.
-        host.db.session.execute(sa.update(Mapping).values(course_title="Python"))
-        course_completed.send(host.app, member=ADA, course_id=COURSES[0].id)
-        host.db.session.commit()
-        set_options(host)
-        host.complete("3")
-
-        assert [row.options for row in host.rows()] == [first, first, None]
-        assert [row.extras for row in host.rows()] == [
-            {
-                "evidence": [
-                    {
-                        "type": "UrlEvidence",
-                        "name": PAGE.name,
-                        "value": PAGE.url,
-                        "description": PAGE.description,
-                    }
-                ],
-                "left_out": [[2, "type"]],
-            },
-            {
-                "middle_name": "Byron",
-                "locale": "fr_BE",
-                "country": "Belgium",
-                "state_or_province": "Liège",
-            },
-            None,
-        ]
-        # Nothing that is not said is JSON's null.
-        assert (
-            host.db.session.scalar(
-                sa.select(sa.func.count()).where(
-                    Issuance.extras.is_(None), Issuance.options.is_(None)
-                )
+    assert [row.options for row in host.rows()] == [first, first, None]
+    assert [row.extras for row in host.rows()] == [
+        {
+            "evidence": [
+                {
+                    "type": "UrlEvidence",
+                    "name": PAGE.name,
+                    "value": PAGE.url,
+                    "description": PAGE.description,
+                }
+            ],
+            "left_out": [[2, "type"]],
+        },
+        {
+            "middle_name": "Byron",
+            "locale": "fr_BE",
+            "country": "Belgium",
+            "state_or_province": "Liège",
+        },
+        None,
+    ]
+    # Nothing that is not said is JSON's null.
+    assert (
+        host.db.session.scalar(
+            sa.select(sa.func.count()).where(
+                Issuance.extras.is_(None), Issuance.options.is_(None)
             )
-            == 1
         )
+        == 1
+    )
 
-        host.drain()
-        assert {row.state for row in host.rows()} == {"issued"}
-        assert connected.credly.count("issue") == 3
+    host.drain()
+    assert {row.state for row in host.rows()} == {"issued"}
+    assert connected.credly.count("issue") == 3
 
 
 @every_database
@@ -550,83 +544,70 @@ def test_the_automatic_retry_keeps_the_options_and_an_admins_takes_those_of_now(
 
 
 def test_a_retry_asks_for_the_member_as_it_is_now(
-    make_host: MakeHost, credly: CredlySimulator
+    make_connected: MakeConnected,
 ) -> None:
     # No middle name any more; of the country the hook does not know.
     now = dataclasses.replace(ADA, middle_name="", country=None, locale="de")
-    host = make_host(member=lambda _: now)
+    host, credly, _ = make_connected(member=lambda _: now)
+    set_options(host, locale="member", evidence=True)
+    credly.fail("issue", status=422)
+    host.complete(member=ADA, evidence=[NUMBER])
+    host.drain(2)
 
-    with host.app.app_context():
-        connect(host, credly)
-        set_options(host, locale="member", evidence=True)
-        credly.fail("issue", status=422)
-        host.complete(member=ADA, evidence=[NUMBER])
-        host.drain(2)
-
-        assert {k: v for k, v in sent(credly).items() if k not in USUAL} == {
-            "locale": "de",
-            "country_name": "Belgium",
-            "state_or_province": "Liège",
-            "evidence": [
-                {"type": "IdEvidence", "title": "Certificate", "id": "C-2026-7"}
-            ],
-        }
-        assert host.row().extras is not None
-        assert "middle_name" not in host.row().extras
+    assert {k: v for k, v in sent(credly).items() if k not in USUAL} == {
+        "locale": "de",
+        "country_name": "Belgium",
+        "state_or_province": "Liège",
+        "evidence": [{"type": "IdEvidence", "title": "Certificate", "id": "C-2026-7"}],
+    }
+    assert host.row().extras is not None
+    assert "middle_name" not in host.row().extras
 
 
 @every_database
 def test_past_completions_bring_facts_and_evidence(
-    make_host: MakeHost, credly: CredlySimulator
+    make_connected: MakeConnected,
 ) -> None:
-    host = make_host(
+    host, credly, _ = make_connected(
         past_completions=lambda course, since: [
             PastCompletion(ADA, WHEN, evidence=[NUMBER]),
             (a_member("43"), WHEN),
         ]
     )
+    set_options(host, evidence=True, expires=12)
+    (mapping,) = accounts.list_mappings(host.db.session, host.state.tenant)
 
-    with host.app.app_context():
-        connect(host, credly)
-        set_options(host, evidence=True, expires=12)
-        (mapping,) = accounts.list_mappings(host.db.session, host.state.tenant)
+    for _ in range(2):
+        backfills.start(host.state.engine, host.state.tenant, mapping.id)
+        backfill.run(host.state)
 
-        for _ in range(2):
-            backfills.start(host.state.engine, host.state.tenant, mapping.id)
-            backfill.run(host.state)
-
-        host.drain()
-        assert [row.state for row in host.rows()] == ["issued", "issued"]
-        bodies = [t.cast(t.Any, each.json) for each in credly.received]
-        bodies = [each for each in bodies if each and "recipient_email" in each]
-        assert [each["expires_at"] for each in bodies] == [
-            "2027-01-31 23:59:59 +0000"
-        ] * 2
-        assert [len(each.get("evidence", ())) for each in bodies] == [1, 0]
+    host.drain()
+    assert [row.state for row in host.rows()] == ["issued", "issued"]
+    bodies = [t.cast(t.Any, each.json) for each in credly.received]
+    bodies = [each for each in bodies if each and "recipient_email" in each]
+    assert [each["expires_at"] for each in bodies] == ["2027-01-31 23:59:59 +0000"] * 2
+    assert [len(each.get("evidence", ())) for each in bodies] == [1, 0]
 
 
 @every_database
 def test_what_a_stopped_run_left_comes_back_with_the_options_of_now(
-    make_host: MakeHost, credly: CredlySimulator
+    make_connected: MakeConnected,
 ) -> None:
     given: list[t.Any] = [(ADA, WHEN)]
-    host = make_host(past_completions=lambda course, since: given)
+    host, _, _ = make_connected(past_completions=lambda course, since: given)
+    (mapping,) = accounts.list_mappings(host.db.session, host.state.tenant)
+    run = backfills.start(host.state.engine, host.state.tenant, mapping.id)
+    backfill.run(host.state)
+    assert run is not None
+    backfills.stop(host.state.engine, host.state.tenant, run)
+    given[:] = [PastCompletion(a_member("42"), WHEN, [NUMBER])]
+    set_options(host, group="Now")
+    backfills.start(host.state.engine, host.state.tenant, mapping.id)
+    backfill.run(host.state)
 
-    with host.app.app_context():
-        connect(host, credly)
-        (mapping,) = accounts.list_mappings(host.db.session, host.state.tenant)
-        run = backfills.start(host.state.engine, host.state.tenant, mapping.id)
-        backfill.run(host.state)
-        assert run is not None
-        backfills.stop(host.state.engine, host.state.tenant, run)
-        given[:] = [PastCompletion(a_member("42"), WHEN, [NUMBER])]
-        set_options(host, group="Now")
-        backfills.start(host.state.engine, host.state.tenant, mapping.id)
-        backfill.run(host.state)
-
-        row = host.row()
-        assert (row.state, row.options) == ("none", {"group": "Now"})
-        assert row.extras is not None and list(row.extras) == ["evidence"]
+    row = host.row()
+    assert (row.state, row.options) == ("none", {"group": "Now"})
+    assert row.extras is not None and list(row.extras) == ["evidence"]
 
 
 def test_a_test_badge_is_issued_with_the_options(connected: Connected) -> None:

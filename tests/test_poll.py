@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections.abc as cabc
 import contextlib
 import datetime as dt
-import threading
 import typing as t
 import uuid
 
@@ -16,6 +15,7 @@ from conftest import connect_and_map
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
+from conftest import in_threads
 from conftest import MakeHost
 
 from flask_credly import accounts
@@ -148,6 +148,14 @@ def test_a_life_is_told(connected: Connected) -> None:
     stamp = credly.badges[0]["state_updated_at"]
     assert host.row().badge_state_at == dt.datetime.fromisoformat(stamp)
     assert host.row().checked_at is not None
+
+
+def poll_twice_at_once(host: Host) -> None:
+    def run() -> None:
+        with host.app.app_context():
+            polling.poll(host.state)
+
+    in_threads(run, run)
 
 
 def test_what_happens_between_two_looks_is_told_as_what_came_of_it(
@@ -794,21 +802,9 @@ class TestAllBadges:
             sa.update(Account).values(survey_due_at=past, poll_due_at=None)
         )
         host.db.session.commit()
-        both = threading.Barrier(2)
-
-        def run() -> None:
-            with host.app.app_context():
-                both.wait()
-                polling.poll(host.state)
 
         with told(host) as found:
-            threads = [threading.Thread(target=run) for _ in range(2)]
-
-            for each in threads:
-                each.start()
-
-            for each in threads:
-                each.join()
+            poll_twice_at_once(host)
 
         assert found == [("accepted", host.row().id)]
         assert credly.count("search") == 1
@@ -1002,21 +998,9 @@ def test_two_polls_at_once(connected: Connected) -> None:
     credly.accept(issue(connected))
     crowd(credly, 60)
     polls.at_once(host.state.engine, "default")
-    both = threading.Barrier(2)
-
-    def run() -> None:
-        with host.app.app_context():
-            both.wait()
-            polling.poll(host.state)
 
     with told(host) as found:
-        threads = [threading.Thread(target=run) for _ in range(2)]
-
-        for each in threads:
-            each.start()
-
-        for each in threads:
-            each.join()
+        poll_twice_at_once(host)
 
     assert found == [("accepted", host.row().id)]
     assert credly.count("look-up") == 2

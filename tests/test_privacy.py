@@ -21,6 +21,7 @@ from conftest import Connected
 from conftest import COURSES
 from conftest import every_database
 from conftest import Host
+from conftest import MakeConnected
 from conftest import MakeHost
 
 from flask_credly import accounts
@@ -221,25 +222,22 @@ class TestErase:
         assert (credly.count("issue"), credly.count("look-up")) == (0, 0)
 
     def test_what_waits_for_a_look_up_is_not_sent_either(
-        self, make_host: MakeHost, credly: CredlySimulator
+        self, make_connected: MakeConnected
     ) -> None:
-        host = make_host(CREDLY_RETRY_DELAY=60)
+        host, credly, _ = make_connected(CREDLY_RETRY_DELAY=60)
+        credly.fail("issue", how="reset", after=True)
+        host.complete(member=ADA)
+        host.drain()
+        assert host.row().outcome_unknown
 
-        with host.app.app_context():
-            connect(host, credly)
-            credly.fail("issue", how="reset", after=True)
-            host.complete(member=ADA)
-            host.drain()
-            assert host.row().outcome_unknown
+        said = run(host, "erase-member", ADA.id)
+        host.make_due()
+        host.drain()
 
-            said = run(host, "erase-member", ADA.id)
-            host.make_due()
-            host.drain()
-
-            row = host.row()
-            assert (row.state, row.reason) == ("cancelled", "perhaps issued")
-            assert "possibly issued by Credly: 1" in said
-            assert (credly.count("issue"), credly.count("look-up")) == (1, 0)
+        row = host.row()
+        assert (row.state, row.reason) == ("cancelled", "perhaps issued")
+        assert "possibly issued by Credly: 1" in said
+        assert (credly.count("issue"), credly.count("look-up")) == (1, 0)
 
     @pytest.mark.parametrize("ids", [["--all"], ["1", "2", "3"]])
     def test_it_is_never_retried(self, connected: Connected, ids: list[str]) -> None:
@@ -751,49 +749,45 @@ class TestPrune:
 
     @every_database
     def test_names_are_emptied_where_wanted(
-        self, make_host: MakeHost, credly: CredlySimulator
+        self, make_connected: MakeConnected
     ) -> None:
-        host = make_host(CREDLY_PERSONAL_DATA_DAYS=30, CREDLY_LOG_DAYS=None)
+        host, credly, _ = make_connected(
+            CREDLY_PERSONAL_DATA_DAYS=30, CREDLY_LOG_DAYS=None
+        )
+        live_a_life(host, credly)
+        cover(host, days=31)
+        said = run(host, "prune")
 
-        with host.app.app_context():
-            connect(host, credly)
-            live_a_life(host, credly)
-            cover(host, days=31)
-            said = run(host, "prune")
+        named = [row for row in host.rows() if row.email + row.first_name]
+        assert [row.state for row in named] == ["none"]
+        # The entries name members, so that they go as well.
+        assert host.log() == []
+        assert len(host.attempts()) == 7
+        assert re.search(r"Badges with personal data removed +5\n", said)
+        assert re.search(r"Request records deleted +kept\n", said)
 
-            named = [row for row in host.rows() if row.email + row.first_name]
-            assert [row.state for row in named] == ["none"]
-            # The entries name members, so that they go as well.
-            assert host.log() == []
-            assert len(host.attempts()) == 7
-            assert re.search(r"Badges with personal data removed +5\n", said)
-            assert re.search(r"Request records deleted +kept\n", said)
-
-            # One badge a member and course, all the same.
-            host.complete(member=GRACE)
-            host.drain()
-            assert len(credly.badges_for(GRACE.email)) == 1
-            assert len(host.rows()) == 6
+        # One badge a member and course, all the same.
+        host.complete(member=GRACE)
+        host.drain()
+        assert len(credly.badges_for(GRACE.email)) == 1
+        assert len(host.rows()) == 6
 
     def test_a_badge_that_failed_can_be_retried_with_a_fresh_profile(
-        self, make_host: MakeHost, credly: CredlySimulator
+        self, make_connected: MakeConnected, credly: CredlySimulator
     ) -> None:
-        host = make_host(CREDLY_PERSONAL_DATA_DAYS=1, member=lambda _: ADA)
         credly.posts_allowed = 3
+        host, _, _ = make_connected(CREDLY_PERSONAL_DATA_DAYS=1, member=lambda _: ADA)
+        credly.fail("issue", status=422, times=2)
+        host.complete(member=ADA)
+        host.drain(2)
+        cover(host, days=2)
+        jobs.prune()
+        assert named_in(everything(host)) == [ADA.id]
 
-        with host.app.app_context():
-            connect(host, credly)
-            credly.fail("issue", status=422, times=2)
-            host.complete(member=ADA)
-            host.drain(2)
-            cover(host, days=2)
-            jobs.prune()
-            assert named_in(everything(host)) == [ADA.id]
+        run(host, "retry", "--all")
+        host.drain()
 
-            run(host, "retry", "--all")
-            host.drain()
-
-            assert host.row().state == "issued"
+        assert host.row().state == "issued"
 
     def test_it_goes_on_lot_by_lot(
         self, connected: Connected, monkeypatch: pytest.MonkeyPatch
@@ -827,66 +821,52 @@ class TestPrune:
         assert len(host.log()) == 10
 
     def test_a_dry_run_counts_and_changes_nothing(
-        self, make_host: MakeHost, credly: CredlySimulator
+        self, make_connected: MakeConnected
     ) -> None:
-        host = make_host(CREDLY_PERSONAL_DATA_DAYS=30)
+        host, credly, _ = make_connected(CREDLY_PERSONAL_DATA_DAYS=30)
+        live_a_life(host, credly)
+        cover(host, days=100)
+        before = everything(host)
+        said = run(host, "prune", "--dry-run")
 
-        with host.app.app_context():
-            connect(host, credly)
-            live_a_life(host, credly)
-            cover(host, days=100)
-            before = everything(host)
-            said = run(host, "prune", "--dry-run")
-
-            assert said.startswith(
-                "Dry run. Nothing was changed. This would be done:\n"
-            )
-            assert re.findall(r" (\d+)\n", said) == ["2", "7", "5", *"0000"]
-            assert everything(host) == before
-            found = re.findall(r" (\d+)\n", run(host, "prune"))
-            assert found == ["2", "7", "5", *"0000"]
+        assert said.startswith("Dry run. Nothing was changed. This would be done:\n")
+        assert re.findall(r" (\d+)\n", said) == ["2", "7", "5", *"0000"]
+        assert everything(host) == before
+        found = re.findall(r" (\d+)\n", run(host, "prune"))
+        assert found == ["2", "7", "5", *"0000"]
 
     def test_a_worker_told_to_stop_leaves_the_rest_to_the_next_day(
-        self, make_host: MakeHost, credly: CredlySimulator
+        self, make_connected: MakeConnected
     ) -> None:
-        host = make_host(CREDLY_PERSONAL_DATA_DAYS=30)
+        host, credly, _ = make_connected(CREDLY_PERSONAL_DATA_DAYS=30)
+        live_a_life(host, credly)
+        cover(host, days=100)
+        before = everything(host)
+        stop = threading.Event()
+        stop.set()
+        done = retention.prune(host.state.engine, host.state.settings, stop=stop)
 
-        with host.app.app_context():
-            connect(host, credly)
-            live_a_life(host, credly)
-            cover(host, days=100)
-            before = everything(host)
-            stop = threading.Event()
-            stop.set()
-            done = retention.prune(host.state.engine, host.state.settings, stop=stop)
-
-            assert {each.rows for each in done} == {0}
-            assert everything(host) == before
+        assert {each.rows for each in done} == {0}
+        assert everything(host) == before
 
     def test_what_was_retried_meanwhile_keeps_its_names(
-        self,
-        make_host: MakeHost,
-        credly: CredlySimulator,
-        monkeypatch: pytest.MonkeyPatch,
+        self, make_connected: MakeConnected, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        host = make_host(CREDLY_PERSONAL_DATA_DAYS=1)
+        host, credly, _ = make_connected(CREDLY_PERSONAL_DATA_DAYS=1)
+        credly.fail("issue", status=422, times=2)
+        host.complete(member=ADA)
+        host.drain(2)
+        cover(host, days=2)
+        forget = retention._forget
 
-        with host.app.app_context():
-            connect(host, credly)
-            credly.fail("issue", status=422, times=2)
-            host.complete(member=ADA)
-            host.drain(2)
-            cover(host, days=2)
-            forget = retention._forget
+        def retry_first(*args: t.Any) -> int:
+            issuances.retry(host.state.engine, "default", host.row().id)
+            return forget(*args)
 
-            def retry_first(*args: t.Any) -> int:
-                issuances.retry(host.state.engine, "default", host.row().id)
-                return forget(*args)
+        monkeypatch.setattr(retention, "_forget", retry_first)
+        jobs.prune()
 
-            monkeypatch.setattr(retention, "_forget", retry_first)
-            jobs.prune()
-
-            assert host.row().email == ADA.email
+        assert host.row().email == ADA.email
 
     @pytest.mark.slow
     def test_a_worker_does_it_once_a_day(self, farm: Farm) -> None:
@@ -928,20 +908,19 @@ class TestPrune:
 
 
 def test_remove_leaves_no_name_without_an_address(
-    make_host: MakeHost, credly: CredlySimulator
+    make_connected: MakeConnected,
 ) -> None:
-    host = make_host(member=lambda _: Member(ADA.id, "", ADA.first_name, ADA.last_name))
+    host, credly, _ = make_connected(
+        member=lambda _: Member(ADA.id, "", ADA.first_name, ADA.last_name)
+    )
+    credly.fail("issue", status=422)
+    host.complete(member=ADA)
+    host.drain(2)
+    assert (host.row().email, host.row().first_name) == ("", ADA.first_name)
 
-    with host.app.app_context():
-        connect(host, credly)
-        credly.fail("issue", status=422)
-        host.complete(member=ADA)
-        host.drain(2)
-        assert (host.row().email, host.row().first_name) == ("", ADA.first_name)
+    accounts.remove(host.state)
 
-        accounts.remove(host.state)
-
-        assert named_in(everything(host)) == [ADA.id]
+    assert named_in(everything(host)) == [ADA.id]
 
 
 def test_every_column_is_listed() -> None:

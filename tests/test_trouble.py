@@ -405,13 +405,12 @@ def give_url(farm: Farm, url: str) -> None:
     farm.environment = {**farm.environment, "HOST_CONFIG": json.dumps(config)}
 
 
-@pytest.mark.slow
-def test_a_worker_says_once_what_is_in_the_way_and_goes_on_after_it(
-    own: tuple[Farm, Server],
-) -> None:
-    farm, server = own
-    said = server.folder / "said"
+@contextlib.contextmanager
+def a_worker(farm: Farm, said: pathlib.Path) -> cabc.Iterator[subprocess.Popen[bytes]]:
+    """Run a worker, and end it.
 
+    :param said: Where it writes what it says.
+    """
     with said.open("w") as stderr:
         worker = subprocess.Popen(
             [sys.executable, "-m", *WORKER],
@@ -421,6 +420,20 @@ def test_a_worker_says_once_what_is_in_the_way_and_goes_on_after_it(
         )
 
     try:
+        yield worker
+    finally:
+        worker.terminate()
+        assert worker.wait(timeout=30) == 0
+
+
+@pytest.mark.slow
+def test_a_worker_says_once_what_is_in_the_way_and_goes_on_after_it(
+    own: tuple[Farm, Server],
+) -> None:
+    farm, server = own
+    said = server.folder / "said"
+
+    with a_worker(farm, said) as worker:
         wait_for(lambda: server.admin.smembers("rq:workers"))
         server.admin.config_set("maxmemory", 1)
         wait_for(lambda: "out of memory" in said.read_text())
@@ -435,9 +448,6 @@ def test_a_worker_says_once_what_is_in_the_way_and_goes_on_after_it(
         wait_for(lambda: "replica" in said.read_text())
         server.admin.replicaof("NO", "ONE")
         farm.wait_for_badges(1)
-    finally:
-        worker.terminate()
-        assert worker.wait(timeout=30) == 0
 
 
 @pytest.mark.slow
@@ -449,23 +459,12 @@ def test_an_idle_worker_waits_longer_than_a_short_time_out(
     said = server.folder / "said"
     give_url(farm, server.url(path="/0?socket_timeout=0.2"))
 
-    with said.open("w") as stderr:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", *WORKER],
-            env=farm.environment,
-            cwd=farm.folder,
-            stderr=stderr,
-        )
-
-    try:
+    with a_worker(farm, said):
         wait_for(lambda: server.admin.smembers("rq:workers"))
         first = server.admin.smembers("rq:workers")
         time.sleep(3)
         assert server.admin.smembers("rq:workers") == first
         assert "Redis " not in said.read_text()
-    finally:
-        worker.terminate()
-        assert worker.wait(timeout=30) == 0
 
 
 @pytest.mark.slow
@@ -477,24 +476,13 @@ def test_a_redis_that_comes_and_goes_is_said_once(own: tuple[Farm, Server]) -> N
     acl("+@all -sadd ~*")(server)
     give_url(farm, server.url("school:p-word@"))
 
-    with said.open("w") as stderr:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", *WORKER],
-            env=farm.environment,
-            cwd=farm.folder,
-            stderr=stderr,
-        )
-
-    try:
+    with a_worker(farm, said):
         wait_for(lambda: "lacks permissions" in said.read_text())
         time.sleep(5)
         assert said.read_text().count("lacks permissions") == 1
         acl("+@all ~*")(server)
         farm.host.complete()
         farm.wait_for_badges(1)
-    finally:
-        worker.terminate()
-        assert worker.wait(timeout=30) == 0
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from conftest import connect_and_map
 from conftest import Connected
 from conftest import every_database
 from conftest import Host
+from conftest import MakeConnected
 from conftest import MakeHost
 from test_crash_points import make_app
 from test_crash_points import start
@@ -406,31 +407,24 @@ class TestTakingBack:
         assert many.preview(Selection(undoes=batch)).number == 0
 
     def test_completions_that_come_in_go_first(
-        self, make_host: MakeHost, credly: CredlySimulator
+        self, make_connected: MakeConnected
     ) -> None:
         past = [(a_member(str(n)), DAY) for n in range(20)]
-        host = make_host(
-            past_completions=lambda *_: past,
-            CREDLY_CONCURRENCY=1,
-            CREDLY_BATCH_SIZE=1,
+        host, credly, _ = make_connected(
+            past_completions=lambda *_: past, CREDLY_CONCURRENCY=1, CREDLY_BATCH_SIZE=1
         )
-
-        with host.app.app_context():
-            connect(host, credly)
-            many = Many(host, credly, past)
-            batch = many.issue(20)
-            run_id = many.start(Selection(undoes=batch))
-            jobs.undo()
-            assert many.states() == {("issued", "revoke"): 20}
-            host.complete("new")
-            host.drain()
-            kinds = [
-                each.kind
-                for each in credly.received
-                if each.kind in ("issue", "revoke")
-            ]
-            assert kinds == ["issue"] * 21 + ["revoke"] * 20
-            assert many.finish(run_id) == {"revoked": 20}
+        many = Many(host, credly, past)
+        batch = many.issue(20)
+        run_id = many.start(Selection(undoes=batch))
+        jobs.undo()
+        assert many.states() == {("issued", "revoke"): 20}
+        host.complete("new")
+        host.drain()
+        kinds = [
+            each.kind for each in credly.received if each.kind in ("issue", "revoke")
+        ]
+        assert kinds == ["issue"] * 21 + ["revoke"] * 20
+        assert many.finish(run_id) == {"revoked": 20}
 
     def test_it_is_noted_by_whom(self, many: Many) -> None:
         batch = many.issue(2)

@@ -12,6 +12,7 @@ import typing as t
 import pytest
 import sqlalchemy as sa
 from conftest import connect
+from conftest import MakeConnected
 from conftest import MakeHost
 from test_undo import Many
 from werkzeug.test import TestResponse
@@ -305,33 +306,29 @@ def test_an_expired_form_keeps_what_was_typed(admin: Admin) -> None:
     assert admin.undos() == []
 
 
-def test_only_for_who_may_revoke(make_host: MakeHost, credly: CredlySimulator) -> None:
+def test_only_for_who_may_revoke(make_connected: MakeConnected) -> None:
     past: list[t.Any] = []
     allowed = True
-    host = make_host(
-        past_completions=lambda course, since: list(past),
-        may_revoke=lambda: allowed,
+    host, credly, _ = make_connected(
+        past_completions=lambda course, since: list(past), may_revoke=lambda: allowed
     )
-
-    with host.app.app_context():
-        connect(host, credly)
-        admin = Admin(host, credly, past)
-        batch = admin.issue(2)
-        admin.send(f"batch={batch}", number="2")
-        (undo,) = admin.undos()
-        run_id = undo.id
-        allowed = False
-        host.db.session.remove()
-        browser = admin.browser
-        assert browser.get(f"{UNDO}?batch={batch}").status_code == 403
-        sent = browser.post(f"{UNDO}?batch={batch}", number="2", **GIVEN)
-        assert sent.status_code == 403
-        assert browser.post(f"{UNDO}/{run_id}/stop").status_code == 403
-        shown = browser.get(f"{UNDO}/{run_id}")
-        assert shown.status_code == 200 and "credly-stop" not in shown.text
-        assert "credly-undo" not in browser.get(f"{WINDOW}/backfills/{batch}").text
-        listed = browser.get(f"{WINDOW}/badges?status=issued").text
-        assert "Revoke these" not in listed
+    admin = Admin(host, credly, past)
+    batch = admin.issue(2)
+    admin.send(f"batch={batch}", number="2")
+    (undo,) = admin.undos()
+    run_id = undo.id
+    allowed = False
+    host.db.session.remove()
+    browser = admin.browser
+    assert browser.get(f"{UNDO}?batch={batch}").status_code == 403
+    sent = browser.post(f"{UNDO}?batch={batch}", number="2", **GIVEN)
+    assert sent.status_code == 403
+    assert browser.post(f"{UNDO}/{run_id}/stop").status_code == 403
+    shown = browser.get(f"{UNDO}/{run_id}")
+    assert shown.status_code == 200 and "credly-stop" not in shown.text
+    assert "credly-undo" not in browser.get(f"{WINDOW}/backfills/{batch}").text
+    listed = browser.get(f"{WINDOW}/badges?status=issued").text
+    assert "Revoke these" not in listed
 
 
 def test_many_rows_take_few_statements(admin: Admin) -> None:

@@ -24,6 +24,8 @@ from conftest import COURSES
 from conftest import DEAD_REDIS
 from conftest import every_database
 from conftest import Host
+from conftest import in_threads
+from conftest import MakeConnected
 from conftest import MakeHost
 from sqlalchemy import event
 
@@ -534,25 +536,22 @@ def test_no_request_waits_for_the_count(
 
 
 def test_a_host_with_one_connection_for_all_threads_keeps_its_transaction(
-    make_host: MakeHost, credly: CredlySimulator
+    make_connected: MakeConnected,
 ) -> None:
-    host = make_host(SQLALCHEMY_DATABASE_URI="sqlite://")
+    host, _, _ = make_connected(SQLALCHEMY_DATABASE_URI="sqlite://")
+    session = host.db.session
+    session.execute(sa.text("CREATE TABLE enrolment (done INT)"))
+    session.commit()
+    write_enrolment(host)
 
-    with host.app.app_context():
-        connect(host, credly)
-        session = host.db.session
-        session.execute(sa.text("CREATE TABLE enrolment (done INT)"))
-        session.commit()
-        write_enrolment(host)
+    # Counts at once, in the midst of the host's transaction.
+    unrecorded.note(host.state)
+    host.wait_for_ring()
+    time.sleep(0.2)
+    session.rollback()
 
-        # Counts at once, in the midst of the host's transaction.
-        unrecorded.note(host.state)
-        host.wait_for_ring()
-        time.sleep(0.2)
-        session.rollback()
-
-        assert session.scalar(sa.text("SELECT count(*) FROM enrolment")) == 0
-        assert unrecorded.read(host.state).number == 1
+    assert session.scalar(sa.text("SELECT count(*) FROM enrolment")) == 0
+    assert unrecorded.read(host.state).number == 1
 
 
 @pytest.mark.slow
@@ -594,18 +593,8 @@ def test_a_forked_process_does_not_count_what_its_parent_did(
 @every_database
 def test_counts_of_many_processes_at_once_are_all_there(school: School) -> None:
     engine = school.host.state.engine
-    threads = [
-        threading.Thread(
-            target=counted.add, args=[engine, "default", counted.Count(1, now())]
-        )
-        for _ in range(8)
-    ]
-
-    for thread in threads:
-        thread.start()
-
-    for thread in threads:
-        thread.join()
+    one = counted.Count(1, now())
+    in_threads(*[lambda: counted.add(engine, "default", one)] * 8)
 
     assert school.status()[0] == 8
 
@@ -869,7 +858,7 @@ def test_a_wrong_switch_is_refused(make_host: MakeHost) -> None:
 
 
 def test_a_hook_that_fails_settles_nothing_and_takes_no_other_along(
-    make_host: MakeHost, credly: CredlySimulator, caplog: pytest.LogCaptureFixture
+    make_connected: MakeConnected, caplog: pytest.LogCaptureFixture
 ) -> None:
     def past_completions(course: Course, since: dt.datetime | None) -> t.Any:
         if course.id == "py-101":
@@ -877,20 +866,14 @@ def test_a_hook_that_fails_settles_nothing_and_takes_no_other_along(
 
         yield a_member("1"), now()
 
-    host = make_host(past_completions=past_completions)
+    host, _, template_id = make_connected(past_completions=past_completions)
+    accounts.add_mapping(host.state, COURSES[1], template_id)
+    counted.add(host.state.engine, "default", counted.Count(1, now()))
+    jobs.heal()
 
-    with host.app.app_context():
-        _, _, template_id = connect(host, credly)
-        accounts.add_mapping(host.state, COURSES[1], template_id)
-        counted.add(host.state.engine, "default", counted.Count(1, now()))
-        jobs.heal()
-
-        assert [row.course_id for row in host.rows()] == ["sql"]
-        assert unrecorded.read(host.state).number == 1
-        assert (
-            "The search for missing completions of course 'py-101' failed"
-            in caplog.text
-        )
+    assert [row.course_id for row in host.rows()] == ["sql"]
+    assert unrecorded.read(host.state).number == 1
+    assert "The search for missing completions of course 'py-101' failed" in caplog.text
 
 
 def test_a_worker_heals_by_itself(
@@ -912,7 +895,7 @@ def test_a_worker_heals_by_itself(
 
 @every_database
 def test_a_slow_hook_does_not_keep_a_live_badge_waiting(
-    make_host: MakeHost, credly: CredlySimulator, monkeypatch: pytest.MonkeyPatch
+    make_connected: MakeConnected, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(meanwhile, "LOOK_EVERY", 0.05)
     issued = threading.Event()
@@ -923,32 +906,29 @@ def test_a_slow_hook_does_not_keep_a_live_badge_waiting(
         waited.append(issued.wait(20))
         yield a_member("1"), now()
 
-    host = make_host(past_completions=past_completions)
+    host, _, _ = make_connected(past_completions=past_completions)
+    mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
+    backfills.start(host.state.engine, "default", mapping_id)
+    host.complete("live")
+    host.db.session.remove()
 
-    with host.app.app_context():
-        connect(host, credly)
-        mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
-        backfills.start(host.state.engine, "default", mapping_id)
-        host.complete("live")
-        host.db.session.remove()
+    def look() -> None:
+        with host.app.app_context():
+            until = time.monotonic() + 20
 
-        def look() -> None:
-            with host.app.app_context():
-                until = time.monotonic() + 20
+            while time.monotonic() < until and not issued.is_set():
+                if [row.state for row in host.rows()][:1] == ["issued"]:
+                    issued.set()
 
-                while time.monotonic() < until and not issued.is_set():
-                    if [row.state for row in host.rows()][:1] == ["issued"]:
-                        issued.set()
+                time.sleep(0.05)
 
-                    time.sleep(0.05)
+    looking = threading.Thread(target=look)
+    looking.start()
+    jobs.backfill()
+    looking.join()
 
-        looking = threading.Thread(target=look)
-        looking.start()
-        jobs.backfill()
-        looking.join()
-
-        assert waited == [True]
-        assert {row.member_id: row.state for row in host.rows()}["live"] == "issued"
+    assert waited == [True]
+    assert {row.member_id: row.state for row in host.rows()}["live"] == "issued"
 
 
 def test_a_job_goes_on_where_issuing_beside_it_fails(

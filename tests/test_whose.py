@@ -11,7 +11,6 @@ import json
 import threading
 import typing as t
 
-import hypothesis
 import pytest
 import responses
 import sqlalchemy as sa
@@ -51,8 +50,7 @@ from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
 from flask_credly.testing.rules import Refusal
 from tests.support.databases import open_again
-from tests.support.world import EXAMPLES
-from tests.support.world import STEPS
+from tests.support.world import run_machine
 from tests.support.world import World
 from tests.support.world import world as world
 
@@ -886,17 +884,4 @@ class Badges(stateful.RuleBasedStateMachine):
 @pytest.mark.slow
 @every_database
 def test_any_sequence_of_badges(world: World) -> None:
-    class Machine(Badges):
-        pass
-
-    Machine.world = world
-    stateful.run_state_machine_as_test(
-        Machine,
-        settings=hypothesis.settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=STEPS,
-            deadline=None,
-            database=None,
-            suppress_health_check=list(hypothesis.HealthCheck),
-        ),
-    )
+    run_machine(Badges, world)

@@ -17,6 +17,7 @@ from conftest import Connected
 from conftest import COURSES
 from conftest import every_database
 from conftest import Host
+from conftest import in_threads
 from conftest import MakeHost
 
 from flask_credly import accounts
@@ -927,21 +928,8 @@ class TestManyAtOnce:
         several(host, 20)
         host.drain()
         several(host, 5, first=21)
-        barrier = threading.Barrier(2)
         engine = host.state.engine
-
-        def release() -> None:
-            barrier.wait()
-            withdrawals.release(engine, "default")
-
-        threads = [threading.Thread(target=release) for _ in range(2)]
-
-        for each in threads:
-            each.start()
-
-        for each in threads:
-            each.join()
-
+        in_threads(*[lambda: withdrawals.release(engine, "default")] * 2)
         host.db.session.rollback()
         assert host.db.session.scalar(sa.select(Account.withdrawals)) == 25
         host.drain()

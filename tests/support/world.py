@@ -8,12 +8,14 @@ import datetime as dt
 import os
 import typing as t
 
+import hypothesis
 import pytest
 import responses
 import sqlalchemy as sa
 from conftest import a_member
 from conftest import Host
 from conftest import MakeHost
+from hypothesis import stateful
 
 from flask_credly.issuing import stopping
 from flask_credly.issuing import token as token_module
@@ -23,10 +25,6 @@ from flask_credly.testing import CredlySimulator
 from flask_credly.testing import serving
 
 EXAMPLES = int(os.environ.get("CREDLY_TEST_EXAMPLES", "25"))
-
-
-STEPS = 30
-
 
 KEYS = [char * 43 + "=" for char in "AEIMQU"]
 
@@ -107,3 +105,21 @@ def make_world(
 def world(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> cabc.Iterator[World]:
     with make_world(make_host, monkeypatch, CREDLY_CONCURRENCY=2) as made:
         yield made
+
+
+def run_machine(
+    machine: type[stateful.RuleBasedStateMachine],
+    world: World,
+    examples: int = EXAMPLES,
+) -> None:
+    """Let whatever a machine knows of happen in a world."""
+    stateful.run_state_machine_as_test(
+        type(machine.__name__, (machine,), {"world": world}),
+        settings=hypothesis.settings(
+            max_examples=examples,
+            stateful_step_count=30,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(hypothesis.HealthCheck),
+        ),
+    )
