@@ -54,8 +54,8 @@ class OwnJob(rq.job.Job):
     """
 
     def restore(self, raw_data: t.Any) -> None:
-        described = _text(raw_data.get(b"description")).removesuffix("()")
-        status = _text(raw_data.get(b"status"))
+        described = workers.text_of(raw_data.get(b"description")).removesuffix("()")
+        status = workers.text_of(raw_data.get(b"status"))
         job = FUNCTIONS.get(described)
         name = described if job else ascii(described[:100])
         call: tuple[t.Any, ...] = (name, None, (), {})
@@ -87,10 +87,6 @@ class OwnJob(rq.job.Job):
 
 
 _STATUSES = {each.value for each in rq.job.JobStatus}
-
-
-def _text(value: bytes | None) -> str:
-    return (value or b"").decode(errors="replace")
 
 
 class CredlyWorker(Worker):
@@ -257,7 +253,9 @@ class CredlyWorker(Worker):
 
         with self.connection.pipeline() as pipeline:
             for entry in died:
-                pipeline.delete(OwnJob.key_for(_text(entry).partition(":")[0]))
+                pipeline.delete(
+                    OwnJob.key_for(workers.text_of(entry).partition(":")[0])
+                )
 
             pipeline.zremrangebyscore(started.key, 0, now)
             pipeline.zremrangebyscore(failed.key, 0, now)

@@ -73,13 +73,17 @@ def signature(engine: sa.Engine) -> str | None:
 
 
 def sign(queue: rq.Queue, worker: str, signature: str) -> None:
-    """Note whose badges a worker issues: in RQ's own entry of the worker, which ends
-    with it.
+    """Note whose badges a worker issues.
 
     :raises redis.RedisError: If Redis does not take it.
     """
+    _note(queue, worker, _SIGNATURE, signature)
+
+
+def _note(queue: rq.Queue, worker: str, name: str, value: str | int) -> None:
+    """Write into RQ's own entry of a worker, which ends with it."""
     with queue.connection.pipeline() as pipeline:
-        pipeline.hset(_key(worker), _SIGNATURE, signature)
+        pipeline.hset(_key(worker), name, value)
         # For the case that it has ended in this moment.
         pipeline.expire(_key(worker), 120)
         pipeline.execute()
@@ -113,22 +117,17 @@ def note_success(state: AppState, work: Work) -> None:
         return
 
     try:
-        connection = notifier.web_queue(state).connection
-        seconds, micros = connection.time()
+        queue = notifier.web_queue(state)
+        seconds, micros = queue.connection.time()
         at = seconds * 1000 + micros // 1000
-
-        with connection.pipeline() as pipeline:
-            pipeline.hset(_key(job.worker_name), _SUCCESS + work.function, at)
-            # For the case that it has ended in this moment.
-            pipeline.expire(_key(job.worker_name), 120)
-            pipeline.execute()
+        _note(queue, job.worker_name, _SUCCESS + work.function, at)
     except (RedisError, OSError):
         return  # the worker says by itself that Redis is away
 
 
 def _succeeded_at(queue: rq.Queue, worker: str, function: str) -> int:
     """Get when :func:`note_success` was last called, in milliseconds. 0: never."""
-    at = _text(queue.connection.hget(_key(worker), _SUCCESS + function))
+    at = text_of(queue.connection.hget(_key(worker), _SUCCESS + function))
     return int(at) if re.fullmatch("[0-9]{1,15}", at) else 0
 
 
@@ -156,9 +155,9 @@ def listening(queue: rq.Queue) -> dict[str, str | None]:
 
         # A worker's entry always has an end, which each heartbeat puts off: one without
         # would live for ever.
-        if seen_at and not death and ttl >= 0 and _is_recent(_text(seen_at)):
-            name = _text(key).removeprefix(Worker.redis_worker_namespace_prefix)
-            found[name] = _text(signed) if signed else None
+        if seen_at and not death and ttl >= 0 and _is_recent(text_of(seen_at)):
+            name = text_of(key).removeprefix(Worker.redis_worker_namespace_prefix)
+            found[name] = text_of(signed) if signed else None
 
     return found
 
@@ -197,9 +196,9 @@ def failures(queue: rq.Queue, *, limit: int = 20) -> cabc.Iterator[Failure]:
 
     last: t.Any = queue.connection.zrange(queue.failed_job_registry.key, -limit, -1)
 
-    for id_ in map(_text, last):
+    for id_ in map(text_of, last):
         # Neither RQ's job nor its result, which would unpack whatever is in there.
-        described = _text(queue.connection.hget(Job.key_for(id_), "description"))
+        described = text_of(queue.connection.hget(Job.key_for(id_), "description"))
         key = Result.get_key(id_)  # type: ignore[no-untyped-call]
         results: t.Any = queue.connection.xrevrange(key, count=1)
 
@@ -207,9 +206,9 @@ def failures(queue: rq.Queue, *, limit: int = 20) -> cabc.Iterator[Failure]:
             if not (packed := result.get(b"exc_string")):
                 continue
 
-            worker = _text(result.get(b"worker_name"))
+            worker = text_of(result.get(b"worker_name"))
             ours = described in FUNCTIONS
-            at = int(_text(result_id).partition("-")[0])
+            at = int(text_of(result_id).partition("-")[0])
             mended = ours and at <= _succeeded_at(queue, worker, described)
             yield Failure(worker, _error_in(packed), ours, mended)
 
@@ -235,8 +234,8 @@ def _error_in(packed: bytes) -> str:
     return "unreadable"
 
 
-def _text(value: t.Any) -> str:
-    # What others wrote there need not be text.
+def text_of(value: t.Any) -> str:
+    """Read what Redis holds. What others wrote there need not be text."""
     return (value or b"").decode(errors="replace")
 
 
