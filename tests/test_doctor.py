@@ -707,6 +707,11 @@ def test_a_host_with_flask_migrate_is_told_its_commands(
     assert "flask db upgrade" in clinic.doctor()[1]["tables"]["hint"]
 
 
+def database_check(host: Host) -> dict[str, t.Any]:
+    done = host.app.test_cli_runner().invoke(args=["credly", "doctor", "--json"])
+    return t.cast("dict[str, t.Any]", json.loads(done.output)["checks"]["database"])
+
+
 def warnings_of(clinic: Clinic) -> dict[str, str]:
     _, checks = clinic.doctor()
     return {
@@ -750,11 +755,128 @@ def test_a_connection_that_counts_only_what_a_statement_changes_is_named(
 ) -> None:
     flags = {"client_flag": CLIENT.MULTI_STATEMENTS}
     host = make_host(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": flags})
-    done = host.app.test_cli_runner().invoke(args=["credly", "doctor", "--json"])
-    found = json.loads(done.output)["checks"]["database"]
+    found = database_check(host)
 
     assert found["status"] == "error"
     assert "CLIENT.FOUND_ROWS" in found["hint"]
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_mode_in_which_an_empty_text_is_null_is_named(make_host: MakeHost) -> None:
+    mode = {"sql_mode": "STRICT_ALL_TABLES,EMPTY_STRING_IS_NULL"}
+    host = make_host(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": mode})
+    found = database_check(host)
+
+    assert found["status"] == "error"
+    assert "sql_mode" in found["hint"] and "EMPTY_STRING_IS_NULL" in found["hint"]
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_style_of_times_that_drivers_do_not_read_is_named(
+    make_host: MakeHost,
+) -> None:
+    style = {"options": "-c datestyle=German"}
+    host = make_host(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": style})
+    found = database_check(host)
+
+    assert found["status"] == "error"
+    assert "DateStyle German" in found["detail"] and "ISO" in found["hint"]
+
+
+@pytest.fixture
+def role(database: str) -> cabc.Iterator[str]:
+    """A user of PostgreSQL's that is none of the superusers, whom nothing is hidden
+    from.
+    """
+    name = f"credly_test_{uuid.uuid4().hex[:12]}"
+    engine = sa.create_engine(
+        database, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool
+    )
+
+    with engine.connect() as connected:
+        connected.exec_driver_sql(f"CREATE ROLE {name}")
+        connected.exec_driver_sql(f"GRANT ALL ON SCHEMA public TO {name}")
+
+    yield name
+
+    with engine.connect() as connected:
+        connected.exec_driver_sql(f"DROP OWNED BY {name}")
+        connected.exec_driver_sql(f"DROP ROLE {name}")
+
+
+OWN_TENANT = "tenant = current_setting('school.tenant', true)"
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize(
+    ("table", "policy", "status"),
+    [
+        ("credly_mapping", None, "error"),
+        ("credly_issuance", None, "error"),
+        ("credly_mapping", f"USING ({OWN_TENANT})", "error"),
+        ("credly_mapping", f"USING ({OWN_TENANT}) WITH CHECK (true)", "error"),
+        ("credly_issuance", f"FOR DELETE USING ({OWN_TENANT})", "error"),
+        ("credly_mapping", "USING (true)", "ok"),
+        ("credly_mapping", "USING (current_user = '{role}')", "ok"),
+    ],
+)
+def test_rows_that_a_policy_hides_are_named(
+    make_host: MakeHost, role: str, table: str, policy: str | None, status: str
+) -> None:
+    user = {"connect_args": {"options": f"-c role={role}"}}
+    host = make_host(SQLALCHEMY_ENGINE_OPTIONS=user)
+    statements = [f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY"]
+    statements.append(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+
+    if policy is not None:
+        which = policy.replace("{role}", role)
+        statements.append(f"CREATE POLICY one ON {table} {which}")
+
+        if which.startswith("FOR DELETE"):
+            for each in ("SELECT", "UPDATE"):
+                statements.append(
+                    f"CREATE POLICY for_{each} ON {table} FOR {each} USING (true)"
+                )
+
+            statements.append(
+                f"CREATE POLICY for_new ON {table} FOR INSERT WITH CHECK (true)"
+            )
+
+    with host.app.app_context(), host.db.engine.begin() as connected:
+        for statement in statements:
+            connected.exec_driver_sql(statement)
+
+    found = database_check(host)
+
+    assert found["status"] == status, found
+
+    if status == "error":
+        assert f"rows of {table}" in found["detail"]
+        assert "ROW LEVEL SECURITY" in found["hint"]
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_tables_in_a_schema_that_the_engine_leads_to_are_found(
+    make_clinic: MakeClinic,
+) -> None:
+    def setup(app: Flask, db: SQLAlchemy) -> None:
+        engine = sa.create_engine(app.config["SQLALCHEMY_DATABASE_URI"])
+
+        with engine.begin() as connected:
+            connected.exec_driver_sql("CREATE SCHEMA school")
+
+        engine.dispose()
+
+    names = {"schema_translate_map": {None: "school"}}
+    clinic = make_clinic(
+        setup=setup, SQLALCHEMY_ENGINE_OPTIONS={"execution_options": names}
+    )
+    assert clinic.troubles() == {}
+
+    clinic.change("DROP TABLE school.credly_attempt")
+    clinic.change("ALTER TABLE school.credly_issuance DROP COLUMN look_ups")
+    detail = clinic.doctor()[1]["tables"]["detail"]
+    assert detail == "Missing: credly_attempt, credly_issuance.look_ups."
 
 
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)

@@ -25,13 +25,13 @@ from cryptography.fernet import Fernet
 from flask_credly import accounts
 from flask_credly import doctor
 from flask_credly.accounts import rotating
-from flask_credly.doctor.database import _place
 from flask_credly.errors import CredlyError
 from flask_credly.issuing import notifier
 from flask_credly.issuing import periodic
 from flask_credly.issuing.poll import poll_now
 from flask_credly.issuing.worker import CredlyWorker
 from flask_credly.ledger import gates
+from flask_credly.ledger.fitness import place
 from flask_credly.models import Account
 from flask_credly.options import Options
 from flask_credly.testing import CredlySimulator
@@ -520,7 +520,7 @@ def test_what_the_doctor_tries_is_taken_back(site: Site) -> None:
 def test_no_password_of_a_database_is_printed() -> None:
     url = sa.make_url("postgresql://ada:pass-word@db/school?password=pass-word")
 
-    assert _place(url) == "postgresql://ada:***@db/school"
+    assert place(url) == "postgresql://ada:***@db/school"
 
 
 @every_database

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import collections.abc as cabc
-import contextlib
 import datetime as dt
-import secrets
-import typing as t
 
 import sqlalchemy as sa
 
 from ..ledger import clock
+from ..ledger import fitness
 from ..ledger import tables
 from ..ledger.transaction import cause
 from ..models import Base
-from ..models import Issuance
 from .finding import Case
 from .finding import error
 from .finding import Finding
@@ -24,54 +20,20 @@ from .finding import warning
 SKEW = 60.0
 """Seconds that two clocks may differ."""
 
-_LEDGER = Issuance.__table__
-
 
 def check_database(case: Case) -> Finding:
-    where = _place(case.state.engine.url)
+    where = fitness.place(case.state.engine.url)
 
     try:
-        with case.state.engine.connect() as connected:
-            clock.now(connected)
+        misfit = fitness.examine(case.state.engine)
     except sa.exc.SQLAlchemyError as e:
         return error(
             f"The database at {where} cannot be reached. {cause(e)}",
             "Start it, or correct SQLALCHEMY_DATABASE_URI.",
         )
 
-    try:
-        counts_found = _write(case)
-    except sa.exc.SQLAlchemyError as e:
-        # That is said below.
-        if not tables.explain(case.state.engine, e):
-            return error(
-                f"The database at {where} rejects writes. {cause(e)}",
-                "Fix the cause, such as a full disk, a read-only replica or"
-                " missing write permission.",
-            )
-    else:
-        if not counts_found:
-            return error(
-                f"The connection to {where} counts the rows that a statement changes"
-                " instead of those that it finds, as SQLAlchemy requires. No badge is"
-                " issued.",
-                "A client_flag in the connect_args of SQLALCHEMY_ENGINE_OPTIONS"
-                " replaces SQLAlchemy's own. Add CLIENT.FOUND_ROWS to it.",
-            )
-
-    for table in Base.metadata.sorted_tables:
-        try:
-            _try_rights(case, table)
-        except sa.exc.SQLAlchemyError as e:
-            if tables.explain(case.state.engine, e):
-                break
-
-            return error(
-                f"The user of {where} lacks a privilege on {table.name}. {cause(e)}",
-                "Grant SELECT, INSERT, UPDATE and DELETE on all tables"
-                " credly_*. On PostgreSQL also grant USAGE on their"
-                " sequences.",
-            )
+    if misfit is not None:
+        return error(misfit.detail, misfit.hint)
 
     if narrow := tables.narrow(case.state.engine)[0]:
         return warning(
@@ -84,58 +46,6 @@ def check_database(case: Case) -> Finding:
         )
 
     return ok(f"Reachable and writable at {where}.")
-
-
-def _try_rights(case: Case, table: sa.Table) -> None:
-    """Try each kind of statement on a table, without any row. A table of a later
-    version may have been made by another user.
-    """
-    column = next(iter(table.primary_key))
-    # By the key: MariaDB and MySQL may be set to refuse what would read all rows.
-    no_row = column < ("" if isinstance(column.type, sa.String) else 0)
-    none = sa.select(table).where(no_row)
-
-    with case.state.engine.connect() as connected:
-        connected.execute(none)
-        connected.execute(sa.insert(table).from_select([*table.columns], none))
-        connected.execute(sa.update(table).where(no_row).values({column: column}))
-        connected.execute(sa.delete(table).where(no_row))
-
-        if table.autoincrement_column is not None and (
-            connected.dialect.name == "postgresql"
-        ):
-            # Loaded here: a web process does not need it.
-            from sqlalchemy.dialects.postgresql import REGCLASS
-
-            # It has a gap then, as after each row that was taken back.
-            name = sa.func.pg_get_serial_sequence(table.name, column.name)
-            connected.execute(sa.select(sa.func.nextval(sa.cast(name, REGCLASS))))
-
-        connected.rollback()
-
-
-def _write(case: Case) -> bool:
-    """Try to write what completions write, and more than fits into what the tables
-    have left. It is taken back.
-
-    :return: Whether a statement is said to have found what it did not have to change.
-    """
-    now = dt.datetime.now(dt.UTC)
-    row: dict[str, t.Any] = {
-        each.name: "x" * (each.type.length or 0)
-        for each in _LEDGER.columns
-        if isinstance(each.type, sa.String) and not each.nullable
-    }
-    row |= {"kind": "course", "completed_at": now, "recorded_at": now}
-    row |= {"state": "cancelled", "test": True}
-
-    with case.state.engine.connect() as connected, _taken_back(connected):
-        connected.execute(
-            sa.insert(_LEDGER),
-            [{**row, "member_id": f"doctor-{secrets.token_hex(8)}"} for _ in range(20)],
-        )
-        these = sa.update(_LEDGER).where(_LEDGER.c.tenant == row["tenant"])
-        return connected.execute(these.values(test=True)).rowcount == 20
 
 
 def check_tables(case: Case) -> Finding:
@@ -197,35 +107,6 @@ def check_clock(case: Case) -> Finding:
         if compared
         else "No other clock to compare with."
     )
-
-
-@contextlib.contextmanager
-def _taken_back(connected: sa.Connection) -> cabc.Iterator[None]:
-    """Take back what is written, also where the engine commits each statement."""
-    with connected.begin() as transaction:
-        raw = connected.connection.dbapi_connection
-        assert raw is not None
-        # SQLite's own transaction may have been begun by a listener of the host's.
-        commits = connected.dialect.detect_autocommit_setting(raw) and not getattr(
-            raw, "in_transaction", False
-        )
-
-        if commits:
-            connected.exec_driver_sql("BEGIN")
-
-        try:
-            yield
-        finally:
-            # A full disk has ended SQLite's.
-            if commits and getattr(raw, "in_transaction", True):
-                connected.exec_driver_sql("ROLLBACK")
-
-            transaction.rollback()
-
-
-def _place(url: sa.URL) -> str:
-    """Write the address of a database, without a password wherever it may stand."""
-    return url.set(query={}).render_as_string(hide_password=True)
 
 
 def _clocks(seconds: float, whose: str, *, behind: bool) -> Finding:

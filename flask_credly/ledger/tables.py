@@ -19,18 +19,23 @@ MISSING = (
 
 def missing(engine: sa.Engine) -> tuple[list[str], list[str]]:
     """Find the tables that are not there, and what lacks in those that are."""
+    # Where our statements are sent to.
+    names = engine.get_execution_options().get("schema_translate_map") or {}
+
     with connect(engine) as connection:
-        return _missing(sa.inspect(connection))
+        return _missing(sa.inspect(connection), names.get(None))
 
 
-def _missing(inspector: sa.Inspector) -> tuple[list[str], list[str]]:
-    there = set(inspector.get_table_names())
+def _missing(
+    inspector: sa.Inspector, schema: str | None
+) -> tuple[list[str], list[str]]:
+    there = set(inspector.get_table_names(schema))
     tables = Base.metadata.sorted_tables
     return [table.name for table in tables if table.name not in there], [
         part
         for table in tables
         if table.name in there
-        for part in _missing_parts(inspector, table)
+        for part in _missing_parts(inspector, table, schema)
     ]
 
 
@@ -45,17 +50,19 @@ def explain(engine: sa.Engine, error: Exception) -> bool:
         return False
 
 
-def _missing_parts(inspector: sa.Inspector, table: sa.Table) -> cabc.Iterator[str]:
-    columns = {column["name"] for column in inspector.get_columns(table.name)}
+def _missing_parts(
+    inspector: sa.Inspector, table: sa.Table, schema: str | None
+) -> cabc.Iterator[str]:
+    columns = {column["name"] for column in inspector.get_columns(table.name, schema)}
     lacking = [name for name in table.columns.keys() if name not in columns]
     yield from (f"{table.name}.{name}" for name in lacking)
 
     # What keeps a second badge for one completion out.
     found = [
-        *(each["column_names"] for each in inspector.get_indexes(table.name)),
+        *(each["column_names"] for each in inspector.get_indexes(table.name, schema)),
         *(
             each["column_names"]
-            for each in inspector.get_unique_constraints(table.name)
+            for each in inspector.get_unique_constraints(table.name, schema)
         ),
     ]
 
