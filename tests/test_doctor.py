@@ -51,6 +51,7 @@ from flask_credly.ledger import clock
 from flask_credly.ledger import comparisons
 from flask_credly.ledger import gates
 from flask_credly.ledger import removing
+from flask_credly.ledger.transaction import in_session
 from flask_credly.models import Account
 from flask_credly.models import Batch
 from flask_credly.models import Installation
@@ -66,6 +67,7 @@ from tests.support.farm import Farm
 from tests.support.farm import farm as farm
 from tests.support.farm import wait_for
 from tests.support.farm import WORKER
+from tests.support.pages import Browser
 
 KEY, OTHER = (Fernet.generate_key().decode() for _ in range(2))
 
@@ -804,6 +806,32 @@ def role(database: str) -> cabc.Iterator[str]:
         connected.exec_driver_sql(f"DROP ROLE {name}")
 
 
+def as_role(name: str) -> dict[str, t.Any]:
+    return {"connect_args": {"options": f"-c role={name}"}}
+
+
+def hide(host: Host, table: str, policy: str | None) -> None:
+    """Have PostgreSQL show of a table only what a policy lets through."""
+    statements = [
+        f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY",
+        f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY",
+    ]
+
+    if policy is not None:
+        statements.append(f"CREATE POLICY one ON {table} {policy}")
+
+        if policy.startswith("FOR DELETE"):
+            for each in ("SELECT USING", "UPDATE USING", "INSERT WITH CHECK"):
+                name = each.partition(" ")[0].lower()
+                statements.append(
+                    f"CREATE POLICY for_{name} ON {table} FOR {each} (true)"
+                )
+
+    with host.app.app_context(), host.db.engine.begin() as connected:
+        for statement in statements:
+            connected.exec_driver_sql(statement)
+
+
 OWN_TENANT = "tenant = current_setting('school.tenant', true)"
 
 
@@ -823,29 +851,8 @@ OWN_TENANT = "tenant = current_setting('school.tenant', true)"
 def test_rows_that_a_policy_hides_are_named(
     make_host: MakeHost, role: str, table: str, policy: str | None, status: str
 ) -> None:
-    user = {"connect_args": {"options": f"-c role={role}"}}
-    host = make_host(SQLALCHEMY_ENGINE_OPTIONS=user)
-    statements = [f"ALTER TABLE {table} FORCE ROW LEVEL SECURITY"]
-    statements.append(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
-
-    if policy is not None:
-        which = policy.replace("{role}", role)
-        statements.append(f"CREATE POLICY one ON {table} {which}")
-
-        if which.startswith("FOR DELETE"):
-            for each in ("SELECT", "UPDATE"):
-                statements.append(
-                    f"CREATE POLICY for_{each} ON {table} FOR {each} USING (true)"
-                )
-
-            statements.append(
-                f"CREATE POLICY for_new ON {table} FOR INSERT WITH CHECK (true)"
-            )
-
-    with host.app.app_context(), host.db.engine.begin() as connected:
-        for statement in statements:
-            connected.exec_driver_sql(statement)
-
+    host = make_host(SQLALCHEMY_ENGINE_OPTIONS=as_role(role))
+    hide(host, table, policy and policy.replace("{role}", role))
     found = database_check(host)
 
     assert found["status"] == status, found
@@ -853,6 +860,50 @@ def test_rows_that_a_policy_hides_are_named(
     if status == "error":
         assert f"rows of {table}" in found["detail"]
         assert "ROW LEVEL SECURITY" in found["hint"]
+
+
+ROLE = object()
+NO_DATABASE = [
+    ("mariadb", {"sql_mode": "EMPTY_STRING_IS_NULL"}, None),
+    ("mariadb", {"client_flag": CLIENT.MULTI_STATEMENTS}, None),
+    ("postgresql", ROLE, None),
+    ("postgresql", ROLE, "USING (false) WITH CHECK (true)"),
+]
+
+
+@pytest.mark.parametrize(
+    ("database", "connection", "policy"), NO_DATABASE, indirect=["database"]
+)
+def test_a_page_says_that_the_doctor_knows_why_nothing_can_be_saved(
+    make_host: MakeHost,
+    request: pytest.FixtureRequest,
+    credly: CredlySimulator,
+    caplog: pytest.LogCaptureFixture,
+    connection: t.Any,
+    policy: str | None,
+) -> None:
+    if connection is ROLE:
+        options = as_role(request.getfixturevalue("role"))
+    else:
+        options = {"connect_args": connection}
+
+    host = make_host(SQLALCHEMY_ENGINE_OPTIONS=options)
+
+    if connection is ROLE:
+        hide(host, "credly_account", policy)
+
+    credly.add_template("Python Badge")
+    answer = Browser(host.app).connect(credly)
+
+    assert answer.status_code in (422, 503)
+    assert (
+        "<html" in answer.text and "run the command flask credly doctor" in answer.text
+    )
+    assert credly.client_secret not in caplog.text
+    assert database_check(host)["status"] == "error"
+
+    with host.app.app_context():
+        assert in_session(host.db.engine, accounts.get, "default") is None
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)

@@ -60,6 +60,8 @@ from tests.support.farm import Farm
 from tests.support.farm import farm as farm
 from tests.support.farm import wait_for
 from tests.support.farm import WORKER
+from tests.support.pages import Browser
+from tests.support.pages import WINDOW
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGE = (ROOT / "docs/observing.md").read_text()
@@ -421,6 +423,19 @@ def tables_missing(on: Connected, patch: pytest.MonkeyPatch) -> None:
     on.host.db.drop_all()
     worker = CredlyWorker(on.host.app, notifier.web_queue(on.host.state))
     worker._sweep()
+
+
+@provokes
+def database_unfit(on: Connected, patch: pytest.MonkeyPatch) -> None:
+    def only_read(raw: t.Any, _: object) -> None:
+        raw.execute("PRAGMA query_only = ON")
+
+    engine = on.host.state.engine
+    on.host.db.session.remove()
+    engine.dispose()
+    sa.event.listen(engine, "connect", only_read)
+    answer = Browser(on.host.app).post(f"{WINDOW}/pause")
+    assert answer.status_code == 503
 
 
 @provokes

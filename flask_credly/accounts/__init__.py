@@ -15,6 +15,7 @@ from .connecting import OtherOrganization as OtherOrganization
 from .connecting import remove as remove
 from .connecting import StillRemoving as StillRemoving
 from .connecting import TooOften as TooOften
+from .connecting import Unfit as Unfit
 from .connecting import verify as verify
 from .mappings import add_mapping as add_mapping
 from .mappings import AlreadyMapped as AlreadyMapped

@@ -26,6 +26,7 @@ from ..ledger import polls
 from ..ledger import removing
 from ..ledger import runs
 from ..ledger.audit import TooOften as TooOften
+from ..ledger.fitness import Unfit as Unfit
 from ..ledger.paging import Session
 from ..ledger.runs import Run
 from ..ledger.transaction import in_session
@@ -132,6 +133,7 @@ def connect(
     :raises StillRemoving: An earlier connection is still being removed.
     :raises NotVerified: Credly refused the credentials.
     :raises CouldNotVerify: Credly could not be asked.
+    :raises Unfit: The database is set up in a way that nothing would work.
     """
     organization_id = organization_id.lower()
     client_secret = Secret(client_secret)
@@ -144,7 +146,7 @@ def connect(
         by,
         "reconnect" if again else "connect",
         organization_id,
-        refusals=(NotVerified, OtherOrganization, StillRemoving, NoKey),
+        refusals=(NotVerified, OtherOrganization, StillRemoving, NoKey, Unfit),
     ) as entry_id:
         if not keys.can_seal(state.app.config):
             raise NoKey
@@ -374,6 +376,10 @@ def _save(
 
         if going_on is not None:
             raise StillRemoving(going_on)
+
+    # As everything that is done with it begins.
+    if not gates.lock(connection, values["tenant"]):
+        raise Unfit
 
     if connection.scalar(sa.select(Installation.key)) is None:
         connection.execute(

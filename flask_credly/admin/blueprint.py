@@ -16,6 +16,7 @@ from flask.typing import ResponseReturnValue
 from flask_wtf.csrf import CSRFError
 from markupsafe import Markup
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import ProgrammingError
 from werkzeug.routing import IntegerConverter
@@ -216,7 +217,7 @@ def make_blueprint(settings: Settings, *, for_operators: bool = False) -> Bluepr
     # A host that protects all its forms refuses before our guard is asked.
     blueprint.register_error_handler(CSRFError, _refuse_token)
 
-    for error in (OperationalError, ProgrammingError):
+    for error in (OperationalError, ProgrammingError, IntegrityError):
         blueprint.register_error_handler(error, _explain)
 
     # In the templates of the whole application.

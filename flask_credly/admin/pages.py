@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import logging
 
+import sqlalchemy as sa
 from flask import current_app
 from flask import request
 from flask.typing import ResponseReturnValue
 from flask_wtf.csrf import CSRFError
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import SQLAlchemyError
 from werkzeug.exceptions import HTTPException
 
 from ..catalog import clean
 from ..i18n import gettext
 from ..i18n import gettext_noop
 from ..ledger import audit
+from ..ledger import fitness
 from ..ledger import tables
 from ..ledger.transaction import end_hosts_transaction
+from ..ledger.transaction import passes
 from ..state import get_state
 from . import actions as actions
 from . import activity as activity
@@ -43,6 +47,7 @@ from .rendering import render
 from .rendering import render_page
 from .respond import respond
 from .respond import show_expired
+from .respond import UNFIT
 from .respond import wants_fragment
 
 logger = logging.getLogger("flask_credly")
@@ -54,6 +59,12 @@ FOREIGN = gettext_noop(
 )
 NO_FORM = gettext_noop(
     "The form data is not valid. Nothing was changed. Reload the page and try again."
+)
+
+NO_TABLES = gettext_noop(
+    "The database is missing tables or columns of the Credly integration. Ask the"
+    " developer of this site to run the migrations (flask db upgrade). The command"
+    " flask credly doctor shows which are missing."
 )
 
 READING = {"GET", "HEAD", "OPTIONS"}
@@ -233,19 +244,36 @@ def _log_refusal(action: str, message: str) -> None:
 
 
 def explain(error: DBAPIError) -> ResponseReturnValue:
-    """Say that tables of ours are missing, where that is what an error comes from."""
+    """Say that tables of ours are missing, or that the database does not do what is
+    needed, where that is what an error comes from.
+    """
     # It may be of a statement of the host's.
     end_hosts_transaction(failed=True)
+    engine = get_state().engine
 
-    if not tables.explain(get_state().engine, error):
+    if tables.explain(engine, error):
+        logger.error(tables.MISSING, extra={"credly_event": "tables_missing"})
+        text = gettext(NO_TABLES)
+    elif (misfit := _find_misfit(engine, error)) is not None:
+        logger.error("%s %s", *misfit, extra={"credly_event": "database_unfit"})
+        text = gettext(UNFIT)
+    else:
         raise error
 
-    logger.error(tables.MISSING, extra={"credly_event": "tables_missing"})
+    name = "_no_database" if wants_fragment() else "no_database"
+    make = render if wants_fragment() else render_page
+    return respond(make(f"credly/{name}.html", text=text), 503)
 
-    if wants_fragment():
-        return respond(render("credly/_no_tables.html"), 503)
 
-    return respond(render_page("credly/no_tables.html"), 503)
+def _find_misfit(engine: sa.Engine, error: DBAPIError) -> fitness.Misfit | None:
+    # Who was only late, or was cut off, finds the database as it should be.
+    if passes(error):
+        return None
+
+    try:
+        return fitness.examine(engine)
+    except SQLAlchemyError:
+        return None
 
 
 def refuse_token(error: CSRFError) -> ResponseReturnValue:

@@ -19,6 +19,11 @@ from .rendering import render_page
 
 EXPIRED = gettext_noop("This page has expired. Please submit the form again.")
 
+UNFIT = gettext_noop(
+    "The Credly integration cannot use this database as it is. Ask the developer of"
+    " this site to run the command flask credly doctor. It shows what to change."
+)
+
 _SAID = "credly_said"
 _OURS = "credly_ours"
 

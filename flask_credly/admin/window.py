@@ -41,6 +41,7 @@ from .respond import flash
 from .respond import fragment
 from .respond import go_to
 from .respond import page
+from .respond import UNFIT
 from .respond import wants_fragment
 from .respond import when_expired
 from .rows import EditRow
@@ -206,6 +207,8 @@ def connect() -> ResponseReturnValue:
         return _again(form, gettext(STILL_REMOVING, percent=percent))
     except accounts.NoKey:
         return _again(form, gettext(NO_KEY))
+    except accounts.Unfit:
+        return _again(form, gettext(UNFIT))
 
     if found.complete:
         said = ngettext(

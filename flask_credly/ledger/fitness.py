@@ -17,6 +17,10 @@ from .transaction import cause
 from .transaction import end_hosts_transaction
 
 
+class Unfit(Exception):
+    """What was written is not found again in the same transaction."""
+
+
 class Misfit(t.NamedTuple):
     """What is wrong with the database or the way to it, and what mends it."""
 
