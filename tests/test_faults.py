@@ -12,6 +12,7 @@ import datetime as dt
 import pathlib
 import sqlite3
 import threading
+import types
 import typing as t
 
 import pytest
@@ -164,6 +165,29 @@ class TestTheHostIsNotHarmed:
         in_threads(drain)
 
         assert len(credly.badges) == 1
+
+    @servers
+    def test_a_lock_that_is_not_had_in_time_is_asked_for_again(
+        self,
+        with_table: cabc.Callable[..., Host],
+        database: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        impatient = {"init_command": "SET innodb_lock_wait_timeout = 1"}
+
+        if database.startswith("postgresql"):
+            impatient = {"options": "-c lock_timeout=50ms"}
+
+        host = with_table(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": impatient})
+
+        with host.state.engine.connect() as other:
+            assert gates.lock(other, "default")
+            pause = types.SimpleNamespace(sleep=lambda _: other.rollback())
+            monkeypatch.setattr("flask_credly.ledger.transaction.time", pause)
+            gates.switch(host.state.engine, "default", on=False)
+
+        gate = gates.read(host.state.engine, "default")
+        assert gate is not None and not gate.is_open
 
     @postgresql
     def test_an_engine_that_commits_by_itself(
