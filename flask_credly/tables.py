@@ -102,8 +102,13 @@ def _id(length: int) -> sa.String:
     )
 
 
-# Whatever the database's default is: names are in any script.
-_OPTIONS: dict[str, t.Any] = {"mysql_charset": "utf8mb4", "mariadb_charset": "utf8mb4"}
+# Whatever the database's defaults are: names are in any script, and what is taken back
+# has to go.
+_OPTIONS: dict[str, t.Any] = {
+    f"{dialect}_{name}": value
+    for dialect in ("mysql", "mariadb")
+    for name, value in (("charset", "utf8mb4"), ("engine", "InnoDB"))
+}
 
 IssuanceState = t.Literal[
     "none", "issued", "held", "failed", "cancelled", "revoked", "replaced"

@@ -931,6 +931,17 @@ def test_tables_in_a_schema_that_the_engine_leads_to_are_found(
 
 
 @pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_tables_have_transactions_where_others_of_the_server_have_none(
+    make_clinic: MakeClinic,
+) -> None:
+    plain = {"init_command": "SET default_storage_engine = MyISAM"}
+    clinic = make_clinic(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": plain})
+
+    assert clinic.troubles() == {}
+    assert clinic.host.rows() == []
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
 def test_a_database_that_refuses_statements_without_a_key_is_good_enough(
     make_clinic: MakeClinic,
 ) -> None:
