@@ -32,6 +32,12 @@ _KEY = "credly_language"
 # A language in place of a near one that has no catalogue.
 _NEAR = {"pt": ["pt_BR"]}
 
+# Python's own are those of the locale that the host has set for the process.
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June"),
+    *("July", "August", "September", "October", "November", "December"),
+)
+
 
 class AtLeast(int):
     """A number that was not counted to its end."""
@@ -78,7 +84,7 @@ def format_datetime(at: dt.datetime) -> str:
     spoken = _spoken()
 
     if spoken is None:
-        return f"{at:%-d %b %Y, %H:%M} UTC"
+        return f"{at.day} {_MONTHS[at.month - 1][:3]} {at:%Y, %H:%M} UTC"
 
     dates, locale = _dates(), spoken.locale
     day = dates.format_skeleton("yMMMd", at, locale=locale)
@@ -92,7 +98,7 @@ def format_date(day: dt.date) -> str:
     spoken = _spoken()
 
     if spoken is None:
-        return f"{day:%-d %B %Y}"
+        return f"{day.day} {_MONTHS[day.month - 1]} {day.year}"
 
     return str(_dates().format_date(day, "long", locale=spoken.locale))
 

@@ -7,8 +7,10 @@ import collections.abc as cabc
 import dataclasses
 import datetime as dt
 import html.parser
+import locale
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import typing as t
@@ -23,6 +25,7 @@ from conftest import Connected
 from conftest import COURSES
 from conftest import Host
 from conftest import MakeHost
+from conftest import missing
 from flask import Flask
 from flask import render_template_string
 from flask_babel import Babel
@@ -98,6 +101,40 @@ def past(course: Course, since: dt.datetime | None) -> t.Any:
 def request_context(host: Host) -> cabc.Iterator[None]:
     with host.app.test_request_context():
         yield
+
+
+@pytest.fixture
+def german_process(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> cabc.Iterator[None]:
+    """The locale of the whole process is German, as hosts set it by `setlocale`."""
+    if shutil.which("localedef") is None:
+        missing("localedef", "not on this machine")
+
+    name = "de_DE.UTF-8"
+    made = ["localedef", "-i", "de_DE", "-f", "UTF-8", str(tmp_path / name)]
+
+    if subprocess.run(made, stderr=subprocess.DEVNULL).returncode:
+        missing("localedef", "no sources of German")
+
+    monkeypatch.setenv("LOCPATH", str(tmp_path))
+    before = locale.setlocale(locale.LC_ALL)
+    locale.setlocale(locale.LC_ALL, name)
+    yield
+    locale.setlocale(locale.LC_ALL, before)
+
+
+@pytest.mark.usefixtures("german_process")
+def test_english_pages_have_english_months_whatever_the_processs_locale_is(
+    make_host: MakeHost,
+) -> None:
+    at = dt.datetime(2026, 5, 3, 9, 5, tzinfo=dt.UTC)
+    assert f"{at:%B}" == "Mai"
+
+    with make_host().app.test_request_context():
+        assert i18n.format_datetime(at) == "3 May 2026, 09:05 UTC"
+        assert i18n.format_date(dt.date(2026, 10, 31)) == "31 October 2026"
+        assert i18n.format_number(1234567) == "1,234,567"
 
 
 class TestCatalogue:
