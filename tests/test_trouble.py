@@ -610,6 +610,27 @@ def test_a_connection_that_decodes_is_refused(
     assert "without decode_responses" in done.output
 
 
+@pytest.mark.parametrize(
+    ("option", "mend"),
+    [
+        ("decode_responses=True", "option decode_responses"),
+        ("decode_responses=False", "option decode_responses"),
+        ("ssl_cert_reqs=none", "Correct the options after the question mark"),
+    ],
+)
+def test_an_option_of_the_address_that_cannot_be_is_named(
+    make_host: MakeHost, redis_url: str, option: str, mend: str
+) -> None:
+    host = make_host(CREDLY_REDIS_URL=f"{redis_url}?{option}")
+    run = host.app.test_cli_runner().invoke
+    worker = run(args=["credly", "worker", "--burst"])
+    doctor = run(args=["credly", "doctor"]).output
+
+    assert mend in doctor
+    assert worker.exit_code == 1
+    assert mend in worker.output, worker.exception
+
+
 def test_the_log_says_it_once_until_it_is_over(
     make_host: MakeHost, caplog: pytest.LogCaptureFixture, server: Server
 ) -> None:

@@ -222,11 +222,21 @@ def make_queue(
     import rq
 
     if isinstance(settings.queue, str):
-        return rq.Queue(
+        queue = rq.Queue(
             settings.queue,
             connection=connection or _web_redis(settings),
             serializer="json",
         )
+
+        # Whatever it is: the text "False" is true, too.
+        if _decodes(queue):
+            raise WrongQueue(
+                "CREDLY_REDIS_URL has the option decode_responses, which RQ does not"
+                " support.",
+                "Remove it.",
+            )
+
+        return queue
 
     # A thread has no context.
     with contextlib.nullcontext() if has_app_context() else app.app_context():
@@ -246,10 +256,7 @@ def make_queue(
             f'Make it so: Queue("{queue.name}", connection=…, serializer="json")',
         )
 
-    # A client of a cluster has no pool.
-    pool = getattr(queue.connection, "connection_pool", None)
-
-    if pool is not None and pool.connection_kwargs.get("decode_responses"):
+    if _decodes(queue):
         raise WrongQueue(
             "The Redis connection of CREDLY_QUEUE uses decode_responses, which RQ"
             " does not support.",
@@ -257,6 +264,13 @@ def make_queue(
         )
 
     return queue
+
+
+def _decodes(queue: rq.Queue) -> bool:
+    """Whether texts come from Redis where RQ expects bytes."""
+    # A client of a cluster has no pool.
+    pool = getattr(queue.connection, "connection_pool", None)
+    return pool is not None and bool(pool.connection_kwargs.get("decode_responses"))
 
 
 def _reads_json(serializer: t.Any) -> bool:

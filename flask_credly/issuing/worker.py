@@ -388,7 +388,14 @@ def work(state: AppState, *, burst: bool) -> None:
         state.settings.redis_url, socket_connect_timeout=5, retry=Retry(NoBackoff(), 1)
     )
     queue = notifier.make_queue(state.app, state.settings, connection)
-    trouble.try_out(queue)
+
+    try:
+        trouble.try_out(queue)
+    except TypeError as e:
+        # redis-py has no class for an option that it does not know.
+        found = trouble.explain(e, state.settings)
+        raise trouble.WrongQueue(found.what, found.remedy) from e
+
     _load_for_jobs()
     said = None
 

@@ -24,8 +24,8 @@ from ..state import get_state
 
 TRIES = 4
 
-# PostgreSQL: serialization failure, deadlock, lock wait. MariaDB and MySQL: a record that
-# has changed since it was read, lock wait, deadlock.
+# PostgreSQL: serialization failure, deadlock, lock wait. MariaDB and MySQL: a record
+# that has changed since it was read, lock wait, deadlock.
 _PASSING = {"40001", "40P01", "55P03", 1020, 1205, 1213}
 
 P = t.ParamSpec("P")
