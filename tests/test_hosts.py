@@ -219,6 +219,18 @@ def options(**given: t.Any) -> cabc.Callable[[], SQLAlchemy]:
     return lambda: SQLAlchemy(session_options=given)
 
 
+def comment(app: Flask, db: SQLAlchemy) -> None:
+    """Each statement says where it comes from, as tools to observe a database do."""
+    with app.app_context():
+        engine = db.engine
+
+    @sa.event.listens_for(engine, "before_cursor_execute", retval=True)
+    def add(
+        c: t.Any, cursor: t.Any, statement: str, parameters: t.Any, *rest: t.Any
+    ) -> tuple[str, t.Any]:
+        return f"/* app='school' */ {statement} /* route='/done' */", parameters
+
+
 # Applications.
 
 
@@ -287,6 +299,10 @@ def login_elsewhere(app: Flask, db: SQLAlchemy) -> None:
 
 
 POOL_OF_ONE = {"pool_size": 1, "max_overflow": 0, "pool_timeout": WAIT}
+MODES = (
+    "ANSI,TRADITIONAL,ORACLE,ONLY_FULL_GROUP_BY,NO_BACKSLASH_ESCAPES,"
+    "PAD_CHAR_TO_FULL_LENGTH,HIGH_NOT_PRECEDENCE"
+)
 
 HOSTS: dict[str, Odd] = {
     # Databases, their modes and isolation levels.
@@ -310,7 +326,29 @@ HOSTS: dict[str, Odd] = {
         joins=False,
         savepoints=False,
     ),
+    "postgresql other settings": Odd(
+        "postgresql",
+        engine={
+            "connect_args": {
+                "options": "-c timezone=Asia/Kolkata -c lock_timeout=2s"
+                " -c standard_conforming_strings=off -c transform_null_equals=on"
+                " -c default_transaction_isolation=serializable"
+            }
+        },
+    ),
     "mariadb": Odd("mariadb"),
+    "mariadb other modes": Odd("mariadb", engine={"connect_args": {"sql_mode": MODES}}),
+    "mariadb no modes": Odd("mariadb", engine={"connect_args": {"sql_mode": ""}}),
+    "mariadb other settings": Odd(
+        "mariadb",
+        engine={
+            "connect_args": {
+                "init_command": "SET time_zone = '+05:30', completion_type = 1,"
+                " sql_auto_is_null = 1, innodb_lock_wait_timeout = 2",
+                "collation": "utf8mb4_unicode_520_ci",
+            }
+        },
+    ),
     "mariadb read committed": Odd(
         "mariadb", engine={"isolation_level": "READ COMMITTED"}
     ),
@@ -347,6 +385,12 @@ HOSTS: dict[str, Odd] = {
     "begun explicitly": Odd(make_db=options(autobegin=False), writes=by_begun_session),
     "begun explicitly on postgresql": Odd(
         "postgresql", make_db=options(autobegin=False), writes=by_begun_session
+    ),
+    "comments": Odd(after=comment),
+    "comments on postgresql": Odd("postgresql", after=comment),
+    "comments on mariadb": Odd("mariadb", after=comment),
+    "pool that rolls nothing back": Odd(
+        "postgresql", engine={"pool_reset_on_return": None}
     ),
     "keeps objects": Odd(make_db=options(expire_on_commit=False, autoflush=False)),
     "own session": Odd("postgresql", writes=by_own_session),

@@ -249,6 +249,16 @@ def seen(app: Flask, db: SQLAlchemy, *, commit: bool = True) -> None:
     app.extensions["visitor"] = visitor
 
 
+def other_schema(app: Flask, db: SQLAlchemy) -> None:
+    """Have all tables in a schema that the engine leads to."""
+    engine = sa.create_engine(app.config["SQLALCHEMY_DATABASE_URI"])
+
+    with engine.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA school")
+
+    engine.dispose()
+
+
 def only_reads(app: Flask, db: SQLAlchemy) -> None:
     """Read in each request, and leave the transaction open."""
 
@@ -431,6 +441,21 @@ HOSTS: dict[str, Odd] = {
         seen,
         db=lambda: SQLAlchemy(session_options={"twophase": True}),
         databases=("mariadb",),
+    ),
+    "sql-modes": Odd(
+        seen,
+        engine={
+            "connect_args": {
+                "sql_mode": "ANSI,TRADITIONAL,ORACLE,ONLY_FULL_GROUP_BY,"
+                "NO_BACKSLASH_ESCAPES"
+            }
+        },
+        databases=("mariadb",),
+    ),
+    "schema-of-the-engine": Odd(
+        other_schema,
+        engine={"execution_options": {"schema_translate_map": {None: "school"}}},
+        databases=("postgresql",),
     ),
     # Options of Jinja's.
     "layout": jinja(),
