@@ -907,6 +907,31 @@ def test_a_page_says_that_the_doctor_knows_why_nothing_can_be_saved(
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("table", ["credly_issuance", "credly_mapping"])
+def test_a_lock_that_passes_is_no_fault_of_the_database(
+    make_host: MakeHost, table: str
+) -> None:
+    impatient = {"options": "-c lock_timeout=50ms"}
+    host = make_host(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": impatient})
+
+    with host.app.app_context():
+        engine = host.db.engine
+
+    with engine.connect() as other:
+        other.execute(sa.text(f"LOCK TABLE {table} IN SHARE MODE"))
+        ended: list[object] = []
+
+        @sa.event.listens_for(engine, "handle_error")
+        def end(context: object) -> None:
+            ended.append(context)
+            other.rollback()
+
+        found = database_check(host)
+
+    assert (found["status"], len(ended)) == ("ok", 1), found
+
+
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
 def test_tables_in_a_schema_that_the_engine_leads_to_are_found(
     make_clinic: MakeClinic,
 ) -> None:
