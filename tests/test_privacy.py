@@ -209,6 +209,26 @@ class TestErase:
         ids = [row.member_id for row in host.rows() if row.erased_at]
         assert len(set(ids)) == len(ids) == 4
 
+    @every_database
+    def test_nor_do_they_by_the_moment_of_the_erasure(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            live_a_life(host, credly)
+            now = host.rows()[0].recorded_at
+
+            host.credly.erase_member(ADA.id)
+
+            rows = [row for row in host.rows() if row.erased_at]
+            days = [row.erased_at for row in rows if row.erased_at]
+            assert {(day.time(), now - day < dt.timedelta(1)) for day in days} == {
+                (dt.time(), True)
+            }
+            times = [row.settled_at for row in rows]
+            assert len(set(times)) == len(times) == 4
+            assert all(row.settled_at >= row.recorded_at for row in rows)
+
     def test_what_waits_is_not_sent(self, connected: Connected) -> None:
         host, credly, _ = connected
         host.complete(member=ADA)

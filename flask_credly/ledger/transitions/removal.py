@@ -72,15 +72,20 @@ def forget_names(connection: sa.Connection, *these: Condition) -> int:
 
 
 def take_away(connection: sa.Connection, now: dt.datetime, *these: Condition) -> None:
-    """Take rows away from whoever holds them, as they are about to name nobody."""
+    """Take rows away from whoever holds them, as they are about to name nobody.
+
+    When is written to the day: by the same moment, rows would still belong together.
+    """
+    day = now.replace(hour=0, minute=0, second=0, microsecond=0)
+    settled_at = sa.case((ROWS.c.recorded_at > day, ROWS.c.recorded_at), else_=day)
     connection.execute(
         sa.update(ROWS)
         .where(*these)
         .values(
-            erased_at=now,
+            erased_at=day,
             lease=None,
             due_at=None,
-            settled_at=sa.func.coalesce(ROWS.c.settled_at, now),
+            settled_at=sa.func.coalesce(ROWS.c.settled_at, settled_at),
         )
     )
 
