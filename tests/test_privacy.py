@@ -26,11 +26,14 @@ from conftest import MakeHost
 
 from flask_credly import accounts
 from flask_credly import badge_issued
+from flask_credly import badge_replaced
+from flask_credly import completion_withdrawn
 from flask_credly import jobs
 from flask_credly import Member
 from flask_credly.credly import Client
 from flask_credly.issuing import notifier
 from flask_credly.issuing import whose
+from flask_credly.ledger import actions
 from flask_credly.ledger import claim
 from flask_credly.ledger import gates
 from flask_credly.ledger import issuances
@@ -39,6 +42,7 @@ from flask_credly.ledger import retention
 from flask_credly.ledger import settle
 from flask_credly.ledger.reasons import REASONS
 from flask_credly.models import Attempt
+from flask_credly.models import AuditEntry
 from flask_credly.models import Base
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
@@ -385,6 +389,80 @@ def everything_but(host: Host, name: str) -> str:
     ]
     host.db.session.rollback()
     return "\n".join(rows)
+
+
+@pytest.mark.parametrize(
+    ("act", "error", "words"),
+    [
+        ("revoke", "Badge revocation failed", "revoke badge “Python Badge” of"),
+        (
+            "replace",
+            "Badge replacement failed",
+            "issue the corrected badge “Python Badge” to",
+        ),
+    ],
+)
+def test_the_error_log_still_says_what_failed(
+    connected: Connected, act: str, error: str, words: str
+) -> None:
+    host, credly, _ = connected
+    host.complete(member=ADA)
+    host.drain()
+    ask_for(act, host.state.engine, host.row())
+    credly.fail("revoke" if act == "revoke" else "replace", status=422, times=2)
+    host.drain(3)
+    ((_, details),) = host.log()
+    assert ADA.email in details
+
+    assert host.credly.erase_member(ADA.id).log_entries == 1
+
+    assert host.log() == [(error, f"Failed to {words} a member who was erased.")]
+
+
+def ask_for(act: str, bind: t.Any, row: Issuance) -> object:
+    """Have something done about a badge, as an admin does.
+
+    :param bind: The engine, or a connection with a transaction that is open.
+    """
+    names = {"first_name": row.first_name, "last_name": row.last_name}
+    why: dict[str, t.Any] = {"reason": "It was issued by mistake.", "tell": False}
+    work, given = {
+        "revoke": (actions.revoke, why),
+        "replace": (
+            actions.correct,
+            {
+                **names,
+                "completed_at": row.completed_at,
+                "template_id": row.template_id,
+            },
+        ),
+        "issue again": (actions.issue_again, {**names, **why, "email": row.email}),
+    }[act]
+
+    while not isinstance(bind, sa.Engine) and hasattr(work, "__wrapped__"):
+        work = work.__wrapped__
+
+    return work(bind, "default", row.id, **given)
+
+
+def test_what_the_host_was_told_of_an_erased_member_is_not_noted(
+    connected: Connected,
+) -> None:
+    host, _, _ = connected
+    host.complete(member=ADA)
+    host.drain()
+    ask_for("replace", host.state.engine, host.row())
+    told = []
+
+    def erase(app: t.Any, **given: t.Any) -> None:
+        told.append(given["member_id"])
+        host.credly.erase_member(ADA.id)
+
+    with badge_replaced.connected_to(erase):
+        host.drain(2)
+
+    assert told == [ADA.id]
+    assert [row.badge_told for row in host.rows()] == [None, None]
 
 
 class TestEraseInFlight:

@@ -46,14 +46,18 @@ def failed_details(
     badge_name: str, email: str, error: str, action: str = "issue"
 ) -> str:
     """Word the details of a badge that was not issued, replaced or revoked."""
+    return f"{_failed(badge_name, f'“{email}”', action)} {error}"
+
+
+def erased_details(badge_name: str, action: str) -> str:
+    """Word the same of a member who was erased."""
+    return _failed(badge_name, "a member who was erased", action)
+
+
+def _failed(badge_name: str, whom: str, action: str) -> str:
     to = "of" if action == "revoke" else "to"
     verb = "issue the corrected" if action == "replace" else action
-    return f"Failed to {verb} badge “{badge_name}” {to} “{email}”. {error}"
-
-
-def erased_details(badge_name: str) -> str:
-    """Word the details of a badge that was not issued to a member who was erased."""
-    return f"Failed to issue badge “{badge_name}” to a member who was erased."
+    return f"Failed to {verb} badge “{badge_name}” {to} {whom}."
 
 
 def left_out_details(badge_name: str, left_out: cabc.Iterable[tuple[int, str]]) -> str:

@@ -187,15 +187,19 @@ def _end_attempts(
 
 
 def _redact(connection: sa.Connection, tenant: str, row: t.Any) -> int:
+    words = {
+        error: log.erased_details(row.badge_name, action)
+        for action, error in log.FAILED.items()
+    }
     return connection.execute(
         sa.update(_LOG)
+        # Another says what a badge was issued without, and names nobody.
         .where(
             _LOG.c.tenant == tenant,
             _LOG.c.issuance_id == row.id,
-            # Those name nobody.
-            _LOG.c.error != log.EVIDENCE_LEFT_OUT,
+            _LOG.c.error.in_(words),
         )
-        .values(details=log.erased_details(row.badge_name))
+        .values(details=sa.case(words, value=_LOG.c.error))
     ).rowcount
 
 

@@ -285,6 +285,7 @@ def told(
         .where(
             Issuance.tenant == tenant,
             Issuance.id == row_id,
+            Issuance.erased_at.is_(None),
             column == state,
         )
         .values(badge_told=state)
