@@ -580,6 +580,58 @@ class TestEraseInFlight:
         assert [erased.log_entries for erased in said] == [then == "commit"]
         assert [row.state for row in host.rows()] == ["cancelled"]
 
+    @servers
+    @pytest.mark.parametrize("act", ["replace", "issue again"])
+    def test_a_badge_that_an_admin_has_corrected_at_this_moment_is_erased_too(
+        self, host: Host, credly: CredlySimulator, act: str
+    ) -> None:
+        with host.app.app_context():
+            connect(host, credly)
+            host.complete(member=ADA)
+            host.drain()
+            row = host.row()
+            engine = host.state.engine
+            said: list[privacy.Erased] = []
+
+            with engine.connect() as admin:
+                assert ask_for(act, admin, row)
+                eraser = threading.Thread(
+                    target=lambda: said.append(privacy.erase(engine, "default", ADA.id))
+                )
+                eraser.start()
+                eraser.join(0.5)
+                assert said == []
+                admin.commit()
+                eraser.join()
+
+            assert named_in(everything(host)) == []
+            assert [each.badges for each in said] == [2]
+            old, new = host.rows()
+            assert old.erased_at and new.erased_at
+            assert (new.state, new.reason, new.due_at) == ("cancelled", "erased", None)
+            host.make_due()
+            host.drain()
+            assert len(credly.badges) == 1
+
+    @servers
+    def test_two_erasures_of_one_member_come_to_an_end(
+        self, host: Host, credly: CredlySimulator
+    ) -> None:
+        """Also where the host's transaction still sees the rows as they were."""
+        with host.app.app_context():
+            connect(host, credly)
+            host.complete(member=ADA)
+            session = host.db.session
+            session.rollback()
+            session.execute(sa.update(Mapping).values(course_title="Python"))
+            assert session.scalars(sa.select(Issuance.member_id)).all() == [ADA.id]
+
+            assert privacy.erase(host.state.engine, "default", ADA.id).badges == 1
+            assert host.credly.erase_member(ADA.id).badges == 0
+            session.commit()
+
+            assert named_in(everything(host)) == []
+
     def test_a_profile_loaded_meanwhile_is_not_saved(
         self, make_host: MakeHost, credly: CredlySimulator
     ) -> None:
@@ -747,6 +799,18 @@ class TestEraseCommand:
 
         assert "queued and now skipped: 1" in said
         assert "Credly" not in said
+
+    def test_what_is_only_deleted_is_said_too(self, connected: Connected) -> None:
+        host, _, _ = connected
+        completion_withdrawn.send(host.app, member_id=ADA.id, course_id="py-101")
+
+        said = run(host, "erase-member", ADA.id)
+
+        assert "Badges without personal data now: 0\n" in said
+        assert "Withdrawals and differences deleted: 1\n" in said
+        assert host.rows() == []
+        trail = host.db.session.scalars(sa.select(AuditEntry.action)).all()
+        assert trail == ["erase member"]
 
     def test_nobody_is_said_to_be_nobody(self, connected: Connected) -> None:
         said = run(connected.host, "erase-member", "nobody")

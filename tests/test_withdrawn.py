@@ -673,8 +673,9 @@ class TestBeforeTheCompletion:
 
         found = privacy.export(host.state.engine, "default", "2")
         assert "2" in str(found)
-        privacy.erase(host.state.engine, "default", "2")
-        assert "2" not in [row.member_id for row in host.rows()]
+        erased = privacy.erase(host.state.engine, "default", "2")
+        assert (erased.badges, erased.deleted) == (0, 1)
+        assert host.rows() == []
 
 
 class TestTheHostsTransaction:

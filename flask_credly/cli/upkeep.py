@@ -137,7 +137,7 @@ def erase_member(member_id: str, tenant: str | None) -> None:
     by = audit.COMMAND_LINE
     erased = privacy.erase(state.engine, state.tenant, member_id, by=by)
 
-    if not erased.badges:
+    if not erased.badges and not erased.deleted:
         say("There is no data about this member.")
         return
 
@@ -146,6 +146,9 @@ def erase_member(member_id: str, tenant: str | None) -> None:
         f"Of these, queued and now skipped: {erased.cancelled}\n"
         f"Error log entries redacted: {erased.log_entries}"
     )
+
+    if erased.deleted:
+        say(f"Withdrawals and differences deleted: {erased.deleted}")
 
     if erased.perhaps_issued:
         say(f"Of these, possibly issued by Credly: {erased.perhaps_issued}")

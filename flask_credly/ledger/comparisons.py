@@ -316,12 +316,14 @@ def drop_differences(
     tenant: str,
     member_id: str,
     row_ids: cabc.Collection[int] | sa.Select[int],
-) -> None:
+) -> int:
     """Delete the differences about a member: no repair adds a badge by them any more.
     Whoever does so at this moment is waited for.
+
+    :return: How many.
     """
     these = of_member(tenant, member_id, row_ids)
-    connection.execute(sa.delete(DifferenceRow).where(these))
+    return connection.execute(sa.delete(DifferenceRow).where(these)).rowcount
 
 
 # By itself.

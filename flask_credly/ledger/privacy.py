@@ -25,6 +25,7 @@ from . import transitions
 from .transaction import hide_parameters
 from .transaction import in_transaction
 from .transitions import removal
+from .transitions.host import WITHDRAWN_FIRST
 
 SENT_TO_CREDLY = (
     "recipient_email",
@@ -59,6 +60,8 @@ class Erased:
     :param log_entries: Entries of the error log that no longer name the member.
     :param sent_to_credly: How many of them sent the member's data to Credly.
     :param at_credly: Credly's ids of the issued badges. They are no longer stored.
+    :param deleted: What was deleted besides: withdrawals whose completion never came,
+        and differences from Credly.
     """
 
     badges: int
@@ -67,6 +70,7 @@ class Erased:
     log_entries: int
     sent_to_credly: int
     at_credly: tuple[str, ...]
+    deleted: int = 0
 
 
 def erase_in(
@@ -84,39 +88,25 @@ def erase_in(
     now = clock.now(connection)
     # They may have read of the member, and would write that down.
     runs.leave_out(connection, tenant, member_id, "backfill", "compare")
-    # Not read before: a worker that writes at this moment is waited for, and what it
-    # wrote is seen.
-    these = [sa.and_(Issuance.tenant == tenant, Issuance.member_id == member_id)]
-    ids = sa.select(Issuance.id).where(these[0])
-    comparisons.drop_differences(connection, tenant, member_id, ids)
-    removal.take_away(connection, now, *these)
-
-    if emails := _emails(connection, these[0]):
-        these.append(_tests_for(tenant, emails))
-        removal.take_away(connection, now, these[-1])
-
-    rows = connection.execute(
-        sa.select(
-            Issuance.id,
-            Issuance.state,
-            Issuance.badge_name,
-            Issuance.badge_id,
-            Issuance.attempts,
-            Issuance.outcome_unknown,
-            sa.exists().where(Attempt.issuance_id == Issuance.id).label("asked"),
-        ).where(sa.or_(*these))
-    ).all()
-
+    mine = sa.and_(Issuance.tenant == tenant, Issuance.member_id == member_id)
+    ids = sa.select(Issuance.id).where(mine)
+    deleted = comparisons.drop_differences(connection, tenant, member_id, ids)
+    # Nameless, it would keep no completion from being issued.
+    deleted += removal.drop(connection, mine, Issuance.reason == WITHDRAWN_FIRST)
+    rows = _take_away(connection, tenant, mine, now)
     # Once more, also of the tests: a comparison may just have ended.
     row_ids = [row.id for row in rows]
-    comparisons.drop_differences(connection, tenant, member_id, row_ids)
+    deleted += comparisons.drop_differences(connection, tenant, member_id, row_ids)
 
-    if not rows:
+    if not rows and not deleted:
         return Erased(0, 0, 0, 0, 0, ())
 
     audit.note(connection, tenant, by, "erase member")
-    _rewrite(connection, tenant, rows)
-    _end_attempts(connection, tenant, [row.id for row in rows], now)
+
+    if rows:
+        _rewrite(connection, tenant, rows)
+        _end_attempts(connection, tenant, row_ids, now)
+
     return Erased(
         badges=len(rows),
         cancelled=sum(row.state == "none" for row in rows),
@@ -128,10 +118,52 @@ def erase_in(
         ),
         # A test may have found the badge that the member had.
         at_credly=tuple(dict.fromkeys(row.badge_id for row in rows if row.badge_id)),
+        deleted=deleted,
     )
 
 
 erase = in_transaction(erase_in)
+
+
+def _take_away(
+    connection: sa.Connection,
+    tenant: str,
+    mine: sa.ColumnElement[bool],
+    now: dt.datetime,
+) -> cabc.Sequence[t.Any]:
+    """Take a member's rows away from whoever holds them, and read them.
+
+    Not read before: a worker that writes at this moment is waited for, and what it
+    wrote is seen.
+    """
+    while True:
+        removal.take_away(connection, now, mine)
+        these = [mine]
+
+        if emails := _emails(connection, mine):
+            these.append(_tests_for(tenant, emails))
+            removal.take_away(connection, now, these[-1])
+
+        rows = connection.execute(
+            sa.select(
+                Issuance.id,
+                Issuance.state,
+                Issuance.badge_name,
+                Issuance.badge_id,
+                Issuance.attempts,
+                Issuance.outcome_unknown,
+                Issuance.erased_at,
+                sa.exists().where(Attempt.issuance_id == Issuance.id).label("asked"),
+            )
+            .where(sa.or_(*these))
+            # As they are now: a host's transaction may see them as they were.
+            .with_for_update()
+        ).all()
+
+        # Also who has a badge corrected is waited for. On PostgreSQL, the new badge's
+        # row is seen only after that.
+        if all(row.erased_at for row in rows):
+            return rows
 
 
 def _emails(connection: sa.Connection, these: sa.ColumnElement[bool]) -> list[str]:
