@@ -27,6 +27,7 @@ from flask_credly.catalog import DEFAULT_TENANT
 from flask_credly.issuing import reconcile
 from flask_credly.issuing.comparison import BUCKETS
 from flask_credly.issuing.sender import earner_id
+from flask_credly.ledger import backfills
 from flask_credly.ledger import claim
 from flask_credly.ledger import comparisons
 from flask_credly.ledger import gates
@@ -700,6 +701,57 @@ class TestRepairing:
         assert (done.done, done.skipped) == (0, 1)
         rows = trio.host.rows()
         assert [(row.id, row.state, row.badge_state) for row in rows] == before
+
+    @every_database
+    @pytest.mark.parametrize("bucket", ["unknown_here", "not_recorded"])
+    def test_a_member_who_is_erased_meanwhile_does_not_come_back(
+        self, trio: Trio, monkeypatch: pytest.MonkeyPatch, bucket: str
+    ) -> None:
+        """Also where no row names the member."""
+        trio.completed |= {"1": AT, "2": AT}
+
+        if bucket == "unknown_here":
+            trio.issue("1", "2")
+            forget(trio, "1")
+            forget(trio, "2")
+
+        recording = backfills.record if bucket == "not_recorded" else reconcile.repair
+
+        def erase(*given: t.Any, **more: t.Any) -> t.Any:
+            del trio.completed["1"]
+            trio.host.credly.erase_member("1")
+            return recording(*given, **more)
+
+        where = backfills if bucket == "not_recorded" else reconcile
+        monkeypatch.setattr(where, recording.__name__, erase)
+        done = trio.repair(bucket, 2)
+        assert (done["done"], done["skipped"]) == (1, 1)
+        assert [row.member_id for row in trio.host.rows()] == ["2"]
+        runs = trio.host.db.session.scalars(sa.select(Batch.verb)).all()
+        assert "compare" not in runs
+
+    def test_it_can_be_stopped_on_its_page(
+        self, trio: Trio, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        trio.completed["1"] = AT
+        repair = reconcile.repair
+
+        def stop(*given: t.Any, **more: t.Any) -> t.Any:
+            (run_id,) = trio.host.db.session.scalars(sa.select(Batch.id)).all()
+            trio.host.db.session.rollback()
+            assert comparisons.stop(trio.host.state.engine, "default", run_id)
+            return repair(*given, **more)
+
+        monkeypatch.setattr(reconcile, "repair", stop)
+        assert trio.repair("not_recorded", 1)["done"] == 0
+        assert trio.host.rows() == []
+
+    def test_not_while_another_comparison_goes_on(self, trio: Trio) -> None:
+        trio.completed["1"] = AT
+        comparisons.start(trio.host.state.engine, "default")
+        code, said = trio.run("--repair", "not_recorded", "--confirm", "1")
+        assert (code, "a comparison with Credly is running" in said) == (1, True)
+        assert trio.host.rows() == []
 
     def test_a_badge_of_another_row_is_not_adopted(self, trio: Trio) -> None:
         trio.issue("1", "2")

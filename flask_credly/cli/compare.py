@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections.abc as cabc
 import dataclasses
 import datetime as dt
 import json
@@ -25,6 +26,7 @@ from .words import say
 if t.TYPE_CHECKING:
     from ..issuing.comparison import Comparison
     from ..issuing.reconcile import Result
+    from ..ledger.runs import Run
 
 
 _IN_WORDS: dict[str, tuple[str, str]] = {
@@ -95,11 +97,15 @@ def reconcile(
     state = get_community(tenant)
 
     try:
+        if bucket is not None and confirm:
+            _compare_and_repair(state, since, bucket, confirm, as_json)
+            return
+
         with reconciling.compare(state, since, _count_up) as found:
             if bucket is None:
                 _print_comparison(found, as_json, _again(since, tenant))
             else:
-                _repair(state, found, bucket, confirm or 0, as_json)
+                _repair(state, found, bucket, 0, as_json)
     except LookupError as e:
         raise _NotRead(str(e)) from None
 
@@ -197,8 +203,45 @@ def _first_few(comparison: Comparison, bucket: Bucket, number: int) -> str:
     return ", ".join(named) + (", …" if number > len(named) else "")
 
 
+def _compare_and_repair(
+    state: Community,
+    since: dt.datetime | None,
+    bucket: Bucket,
+    confirm: int,
+    as_json: bool,
+) -> None:
+    from ..issuing import compare
+    from ..issuing import reconcile as reconciling
+
+    if (run := comparisons.take_up(state.engine, state.tenant)) is None:
+        raise click.ClickException(
+            "Nothing was repaired: a comparison with Credly is running. Wait for its"
+            " end, or stop it on its page."
+        )
+
+    try:
+        with compare.taken_up(state, run) as go_on:
+
+            def note(badges: int) -> None:
+                _count_up(badges)
+                go_on()
+
+            with reconciling.compare(state, since, note, go_on) as found:
+                _repair(state, found, bucket, confirm, as_json, run, go_on)
+    except compare.Lost:
+        raise click.ClickException(
+            "The comparison was stopped. What was repaired stays so."
+        ) from None
+
+
 def _repair(
-    state: Community, found: Result, bucket: Bucket, confirm: int, as_json: bool
+    state: Community,
+    found: Result,
+    bucket: Bucket,
+    confirm: int,
+    as_json: bool,
+    run: Run | None = None,
+    go_on: cabc.Callable[[], None] = lambda: None,
 ) -> None:
     from ..issuing import reconcile as reconciling
 
@@ -219,7 +262,14 @@ def _repair(
     differences = list(found.comparison.differences(bucket, comparisons.AT_MOST))
 
     try:
-        done = reconciling.repair(state, bucket, differences, by=audit.COMMAND_LINE)
+        done = reconciling.repair(
+            state,
+            bucket,
+            differences,
+            by=audit.COMMAND_LINE,
+            note=lambda each, outcome: go_on(),
+            run=run,
+        )
     except reconciling.Unread as e:
         raise click.ClickException(
             f"Not all could be repaired. {e.detail} What was repaired stays so."

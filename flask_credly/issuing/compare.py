@@ -4,6 +4,8 @@ lease.
 
 from __future__ import annotations
 
+import collections.abc as cabc
+import contextlib
 import logging
 import time
 import typing as t
@@ -28,7 +30,7 @@ SAY_EVERY = 1.0
 """Seconds between two looks whether to go on, and two numbers on the page."""
 
 
-class _Lost(Exception):
+class Lost(Exception):
     """The run was stopped, is another worker's, or is gone."""
 
 
@@ -54,7 +56,7 @@ def _do(state: Community, run: runs.Run) -> None:
             _repair(state, run)
         else:
             _compare(state, run)
-    except _Lost:
+    except Lost:
         pass
     except _Told:
         runs.leave(state.engine, run)
@@ -67,6 +69,19 @@ def _do(state: Community, run: runs.Run) -> None:
         comparisons.fail(state.engine, run)
     finally:
         state.session.remove()
+
+
+@contextlib.contextmanager
+def taken_up(state: Community, run: runs.Run) -> cabc.Iterator[cabc.Callable[[], None]]:
+    """Keep a run of this process's own while it compares and repairs, and then forget
+    it. Gives what prolongs the lease, once in a while.
+
+    :raises Lost: By that: it was stopped.
+    """
+    try:
+        yield _Progress(state, run).go_on
+    finally:
+        comparisons.leave_no_trace(state.engine, run)
 
 
 class _Progress:
@@ -85,7 +100,7 @@ class _Progress:
     def go_on(self) -> None:
         """Prolong the lease, once in a while.
 
-        :raises _Lost: It is not this worker's any more.
+        :raises Lost: It is not this worker's any more.
         :raises _Told: The process is told to stop.
         """
         if stopping.is_set():
@@ -95,7 +110,7 @@ class _Progress:
             return
 
         if not comparisons.hold(self._state.engine, self._run, self._read):
-            raise _Lost
+            raise Lost
 
         self._said_at = time.monotonic()
 
@@ -123,7 +138,7 @@ def _compare(state: Community, run: runs.Run) -> None:
                 for each in result.comparison.differences(bucket, comparisons.AT_MOST)
             ]
     except LookupError:  # it was removed in this moment
-        raise _Lost from None
+        raise Lost from None
 
     comparisons.finish(state.engine, run, found, differences)
 
@@ -180,7 +195,7 @@ def _repair(state: Community, run: runs.Run) -> None:
         if outcomes and not comparisons.note_repaired(
             state.engine, run, bucket, outcomes
         ):
-            raise _Lost
+            raise Lost
 
         outcomes.clear()
 
@@ -198,7 +213,7 @@ def _repair(state: Community, run: runs.Run) -> None:
             note=note,
         )
     except LookupError:
-        raise _Lost from None
+        raise Lost from None
     except reconcile.Unread as e:
         if stopping.is_set():
             raise _Told from None

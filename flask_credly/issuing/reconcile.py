@@ -41,6 +41,7 @@ from ..ledger.comparisons import Bucket
 from ..ledger.comparisons import REPAIRED
 from ..ledger.comparisons import Why
 from ..ledger.comparisons import WORDS
+from ..ledger.runs import Run
 from ..ledger.transaction import connect
 from ..secret import Secret
 from ..state import Community
@@ -444,6 +445,7 @@ def repair(
     *,
     by: str | None,
     note: cabc.Callable[[Difference, Outcome], None] = lambda each, outcome: None,
+    run: Run | None = None,
 ) -> Repaired:
     """Repair what differs in one way, each by what is right now: what has changed since
     it was compared is skipped.
@@ -453,6 +455,7 @@ def repair(
     :param by: Who does it, for :func:`.audit.note`.
     :param note: Called with what came of each, once that is written. What it raises
         ends the repair.
+    :param run: The run that has found the differences, where they are not stored.
     :raises LookupError: There is no connection to Credly.
     :raises Unread: Credly or the host could not be asked to the end.
     """
@@ -471,11 +474,11 @@ def repair(
 
     with audit.asking(state.engine, state.tenant, by, "repair", target):
         if bucket == "not_recorded":
-            _record(state, differences, repaired, note)
+            _record(state, differences, repaired, note, run)
         else:
             with asking(state, gate) as asker:
                 for each in differences:
-                    outcome = _repair_one(state, gate, asker, each)
+                    outcome = _repair_one(state, gate, asker, each, run)
                     repaired.count(outcome)
                     note(each, outcome)
 
@@ -483,7 +486,11 @@ def repair(
 
 
 def _repair_one(
-    state: Community, gate: gates.Gate, asker: Asker, each: Difference
+    state: Community,
+    gate: gates.Gate,
+    asker: Asker,
+    each: Difference,
+    run: Run | None,
 ) -> Outcome:
     assert each.badge_id is not None
     badge_id = each.badge_id
@@ -500,7 +507,7 @@ def _repair_one(
         return "no course"
 
     try:
-        row_id = _write(state, gate, each, of, badge, read_at)
+        row_id = _write(state, gate, each, of, badge, read_at, run)
     except sa.exc.IntegrityError:  # another row has the badge by now
         row_id = None
 
@@ -521,6 +528,7 @@ def _write(
     of: comparing.Found | None,
     badge: Badge,
     read_at: dt.datetime,
+    run: Run | None,
 ) -> int | None:
     """Write down one repair. Get the row, or ``None`` where it has changed."""
     if of is not None:
@@ -529,7 +537,7 @@ def _write(
         if not same_text(badge.earner_id, whose):
             return None
 
-        return comparing.adopt_unknown(state.engine, gate, of, badge, each.number)
+        return comparing.adopt_unknown(state.engine, gate, of, badge, each.number, run)
 
     assert each.row_id is not None and each.state is not None
 
@@ -581,6 +589,7 @@ def _record(
     differences: cabc.Sequence[Difference],
     repaired: Repaired,
     note: cabc.Callable[[Difference, Outcome], None],
+    run: Run | None,
 ) -> None:
     """Record completions, with the members' data as the host has them now."""
     of_course: dict[int, list[Difference]] = {}
@@ -611,7 +620,7 @@ def _record(
 
         found = _never_there(state, courses[number], found)
         repaired.done += backfills.record(
-            state.engine, state.tenant, number, found, numbers
+            state.engine, state.tenant, number, found, numbers, run
         )
         done = {(each.member.id, each.completed_at) for each in found}
 

@@ -242,11 +242,13 @@ def record(
     mapping_id: int,
     completions: cabc.Sequence[Completion],
     numbers: cabc.Mapping[tuple[str, dt.datetime], int | None],
+    comparison: Run | None = None,
 ) -> int:
     """Record some completions of a mapping's course, as a run of their own.
 
     :param numbers: The stored differences that say that they are not recorded, by
         member and time.
+    :param comparison: The run that has found them, where they are not stored.
     :return: How many. Those that are in the ledger already are none.
     """
     if not gates.lock(connection, tenant):
@@ -267,6 +269,11 @@ def record(
         for each in completions
         if numbers[each.member.id, each.completed_at] in left
     ]
+
+    if comparison is not None:
+        may_name = runs.may_name(connection, comparison)
+        completions = [each for each in completions if may_name(each.member.id)]
+
     mapping = connection.execute(
         _TO_BEGIN.where(Mapping.tenant == tenant, Mapping.id == mapping_id)
     ).one_or_none()

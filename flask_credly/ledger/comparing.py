@@ -19,9 +19,11 @@ from ..models import Mapping
 from ..models import Template
 from . import clock
 from . import gates
+from . import runs
 from .conditions import is_of
 from .conditions import IS_SENDING
 from .issuances import is_ours
+from .runs import Run
 from .transaction import connect
 from .transaction import in_transaction
 from .transitions import repair
@@ -235,10 +237,12 @@ def adopt_unknown(
     found: Found,
     badge: Badge,
     number: int | None = None,
+    run: Run | None = None,
 ) -> int | None:
     """Write the row of a badge that Credly has and the ledger does not know.
 
     :param number: The difference that says so, where it is stored.
+    :param run: The run that has found it, where it is not.
     :return: Its id. ``None``: some row has it by now, or the member was erased.
     """
     # First, so that no other does the same at this moment.
@@ -253,6 +257,9 @@ def adopt_unknown(
         .where(DifferenceRow.tenant == gate.tenant, DifferenceRow.id == number)
         .with_for_update()
     ):
+        return None
+
+    if run is not None and not runs.may_name(connection, run)(found.member_id):
         return None
 
     known = sa.select(Issuance.id).where(Issuance.badge_id == badge.id)

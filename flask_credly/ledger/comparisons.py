@@ -182,15 +182,11 @@ def start(
     if not gates.lock(connection, tenant):
         return None
 
-    these = (Batch.tenant == tenant, Batch.verb == "compare")
-    going_on = connection.scalar(
-        sa.select(Batch.id).where(*these, Batch.state.in_(GOES_ON))
-    )
-
-    if going_on is not None:
+    if (going_on := _going_on(connection, tenant)) is not None:
         return going_on
 
     if weekly:
+        these = (Batch.tenant == tenant, Batch.verb == "compare")
         since = connection.scalar(
             sa.select(Batch.since).where(*these).order_by(Batch.id.desc()).limit(1)
         )
@@ -208,6 +204,43 @@ def start(
     audit.note(connection, tenant, by, "compare")
     polls.plan_comparison(connection, tenant, now + EVERY)
     return run_id
+
+
+def _going_on(connection: sa.Connection, tenant: str) -> int | None:
+    these = (Batch.tenant == tenant, Batch.verb == "compare")
+    return connection.scalar(
+        sa.select(Batch.id).where(*these, Batch.state.in_(GOES_ON))
+    )
+
+
+@in_transaction
+def take_up(connection: sa.Connection, tenant: str) -> Run | None:
+    """Begin a comparison that this process does itself, to repair what it finds: of a
+    member who is erased meanwhile, it writes nothing.
+
+    :return: ``None``: another goes on.
+    :raises LookupError: There is no connection to Credly.
+    """
+    if not gates.lock(connection, tenant):
+        raise LookupError("Credly is not connected.")
+
+    if _going_on(connection, tenant) is not None:
+        return None
+
+    run_id = runs.begin(
+        connection,
+        clock.now(connection),
+        tenant=tenant,
+        verb="compare",
+        state="comparing",
+    )
+    return runs.take_in(connection, "compare", run_id)
+
+
+@in_transaction
+def leave_no_trace(connection: sa.Connection, run: Run) -> None:
+    """Forget a comparison that was begun so: pages show none of what it has found."""
+    connection.execute(sa.delete(Batch).where(*runs.held(run)))
 
 
 @in_transaction

@@ -216,6 +216,17 @@ def left_out(connection: sa.Connection, run: Run) -> cabc.Callable[[str | None],
     )
 
 
+def may_name(connection: sa.Connection, run: Run) -> cabc.Callable[[str], bool]:
+    """Ask of whom a run may write something: of nobody, if it was stopped. It is
+    locked from now on, so that whoever is being erased is waited for, or waits.
+    """
+    if not hold(connection, run, clock.now(connection)):
+        return lambda member_id: False
+
+    is_erased = left_out(connection, run)
+    return lambda member_id: not is_erased(member_id)
+
+
 def _mark(lease: str, member_id: str) -> str:
     # By a secret that is gone with the run: then it is nobody's any more.
     key = lease.encode()
