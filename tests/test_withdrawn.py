@@ -667,6 +667,7 @@ class TestBeforeTheCompletion:
         now = dt.datetime.now(dt.UTC)
         withdraw(host, "1", withdrawn_at=now - 31 * DAY)
         withdraw(host, "2", withdrawn_at=now - 29 * DAY)
+        change(host, recorded_at=Issuance.withdrawn_at)
         said = host.app.test_cli_runner().invoke(args=["credly", "prune"])
         assert "Withdrawals without a completion deleted" in said.output
         assert [row.member_id for row in host.rows()] == ["2"]
@@ -675,6 +676,24 @@ class TestBeforeTheCompletion:
         assert "2" in str(found)
         erased = privacy.erase(host.state.engine, "default", "2")
         assert (erased.badges, erased.deleted) == (0, 1)
+        assert host.rows() == []
+
+    def test_one_of_long_ago_waits_as_long(self, connected: Connected) -> None:
+        """The host may catch up, in any order."""
+        host, credly, _ = connected
+        now = dt.datetime.now(dt.UTC)
+        withdraw(host, withdrawn_at=now - 60 * DAY)
+        host.app.test_cli_runner().invoke(args=["credly", "prune"])
+        complete(host, now - 61 * DAY)
+        host.drain()
+        assert (states(host), credly.badges) == ([NOTED], [])
+
+        # It was withdrawn once more, not long ago.
+        change(host, recorded_at=now - 40 * DAY, withdrawn_at=now - 29 * DAY)
+        host.app.test_cli_runner().invoke(args=["credly", "prune"])
+        assert states(host) == [NOTED]
+        change(host, withdrawn_at=now - 31 * DAY)
+        host.app.test_cli_runner().invoke(args=["credly", "prune"])
         assert host.rows() == []
 
 

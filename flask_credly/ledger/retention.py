@@ -109,7 +109,11 @@ def _rules(settings: Settings) -> tuple[Rule, ...]:
             "Withdrawals without a completion deleted",
             WITHDRAWAL_DAYS,
             Issuance,
-            Issuance.withdrawn_at,
+            # The host may say so long after it was: from then on it waits.
+            sa.case(
+                (Issuance.withdrawn_at > Issuance.recorded_at, Issuance.withdrawn_at),
+                else_=Issuance.recorded_at,
+            ),
             (Issuance.reason == WITHDRAWN_FIRST, sa.not_(IS_OPEN)),
             removal.drop,
         ),
