@@ -677,10 +677,15 @@ class TestPeople:
         for member_id in ("4", "2", "5"):
             exported = privacy.export(engine, "default", member_id)
             assert len(exported["differences"]) == 1
-            privacy.erase(engine, "default", member_id)
+            erased = privacy.erase(engine, "default", member_id)
+            assert erased.deleted == 1
             assert privacy.export(engine, "default", member_id)["differences"] == []
 
         assert [each.bucket for each in desk.stored()] == ["failed_here"]
+        # What is counted is listed, and nothing besides.
+        assert desk.counts() == {"Matching": 1, "Issued at Credly, but not here": 1}
+        assert "1 difference." in desk.text()
+        assert "The first" not in desk.text()
 
     @every_database
     def test_a_member_who_is_erased_meanwhile_is_not_written_down(
@@ -710,6 +715,10 @@ class TestPeople:
         assert sorted(read) == ["5", "6", f"row {first}", f"row {second}"]
         left = {each.member_id or each.issuance_id for each in desk.stored()}
         assert left == {"6", second}
+        assert desk.counts() == {
+            "Completed without a badge": 1,
+            "Different status": 1,
+        }
 
     @every_database
     def test_a_member_who_is_erased_during_a_repair_is_not_added(

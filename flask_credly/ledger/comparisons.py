@@ -7,6 +7,7 @@ as many as are repaired at once.
 
 from __future__ import annotations
 
+import collections
 import collections.abc as cabc
 import dataclasses
 import datetime as dt
@@ -26,6 +27,7 @@ from . import clock
 from . import gates
 from . import polls
 from . import runs
+from .conditions import Condition
 from .paging import Session
 from .runs import Run
 from .transaction import connect
@@ -123,6 +125,13 @@ class Found:
     def number(self) -> int:
         """How many differ."""
         return sum(self.counts.get(each, 0) for each in DIFFERENCES)
+
+    def without(self, buckets: cabc.Iterable[str]) -> Found:
+        """Count some badges no more, each as it differs."""
+        counts = collections.Counter(self.counts)
+        counts.subtract(buckets)
+        left = {each: max(0, number) for each, number in counts.items()}
+        return dataclasses.replace(self, counts=left)
 
     @classmethod
     def of(cls, run: Batch) -> t.Self:
@@ -356,7 +365,44 @@ def drop_differences(
     :return: How many.
     """
     these = of_member(tenant, member_id, row_ids)
-    return connection.execute(sa.delete(DifferenceRow).where(these)).rowcount
+    of = sa.select(DifferenceRow.batch_id).where(these).distinct()
+    return sum(
+        _take_off(connection, tenant, run_id, these)
+        for run_id in sorted(connection.scalars(of))
+    )
+
+
+def _take_off(
+    connection: sa.Connection, tenant: str, run_id: int, *these: Condition
+) -> int:
+    """Delete differences that a run has found, and count them no more.
+
+    :return: How many.
+    """
+    this = runs.this(tenant, run_id, "compare")
+    # First its run, as whoever repairs does.
+    stored = connection.scalar(sa.select(Batch.found).where(*this).with_for_update())
+    rows = connection.execute(
+        sa.select(DifferenceRow.id, DifferenceRow.bucket)
+        .where(DifferenceRow.tenant == tenant, DifferenceRow.batch_id == run_id, *these)
+        .with_for_update()
+    ).all()
+
+    if not rows:
+        return 0
+
+    connection.execute(
+        sa.delete(DifferenceRow).where(
+            DifferenceRow.tenant == tenant,
+            DifferenceRow.id.in_([row.id for row in rows]),
+        )
+    )
+
+    if stored:
+        found = Found(**stored).without(row.bucket for row in rows)
+        connection.execute(sa.update(Batch).where(*this).values(found=found.stored()))
+
+    return len(rows)
 
 
 # By itself.
@@ -428,7 +474,7 @@ def finish(
     now = clock.now(connection)
     state = "compared" if whole else "partial"
 
-    if not runs.hold(connection, run, now, state=state, found=found.stored()):
+    if not runs.hold(connection, run, now, state=state):
         return False
 
     earlier = (
@@ -452,25 +498,22 @@ def finish(
     connection.execute(sa.delete(Batch).where(*earlier, Batch.id.in_(old)))
 
     is_erased = runs.left_out(connection, run)
-    differences = [each for each in differences if not is_erased(each["member_id"])]
+    left = [each for each in differences if not is_erased(each["member_id"])]
+    found = found.without(
+        each["bucket"] for each in differences if is_erased(each["member_id"])
+    )
 
-    if differences and kept is None:
+    if left and kept is None:
         common = {"tenant": run.tenant, "batch_id": run.id, "found_at": now}
         connection.execute(
-            sa.insert(DifferenceRow), [{**common, **each} for each in differences]
-        )
-        connection.execute(
-            sa.delete(DifferenceRow).where(
-                DifferenceRow.tenant == run.tenant,
-                DifferenceRow.batch_id == run.id,
-                sa.exists().where(
-                    Issuance.id == DifferenceRow.issuance_id,
-                    Issuance.erased_at.is_not(None),
-                ),
-            )
+            sa.insert(DifferenceRow), [{**common, **each} for each in left]
         )
 
-    runs.end(connection, *runs.held(run), state=state)
+    runs.end(connection, *runs.held(run), state=state, found=found.stored())
+    of_erased = sa.exists().where(
+        Issuance.id == DifferenceRow.issuance_id, Issuance.erased_at.is_not(None)
+    )
+    _take_off(connection, run.tenant, run.id, of_erased)
     return True
 
 
