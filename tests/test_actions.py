@@ -27,6 +27,7 @@ from flask_credly.catalog import Completion
 from flask_credly.issuing.verdict import BLOCKED
 from flask_credly.ledger import actions
 from flask_credly.ledger import issuances
+from flask_credly.ledger import retention
 from flask_credly.ledger import retrying
 from flask_credly.ledger.insert import insert
 from flask_credly.models import AuditEntry
@@ -859,3 +860,28 @@ class TestCommands:
         assert credly.badges[1]["recipient_email"] == "ada@example.com"
         code, output = self.run(host, "reissue", str(row.id))
         assert (code, "there is a later one" in output) == (1, True)
+
+    @pytest.mark.parametrize("knows", [None, "nobody", "no address"])
+    def test_reissue_to_nobody_leaves_the_badge_in_force(
+        self, make_connected: MakeConnected, knows: str | None
+    ) -> None:
+        """The names are not kept for ever, and the host need not know them."""
+
+        def member(member_id: str) -> Member | None:
+            no_address = Member(member_id, " ", "Ada", "Example")
+            return no_address if knows == "no address" else None
+
+        given = {"member": member} if knows else {}
+        host, credly, _ = make_connected(CREDLY_PERSONAL_DATA_DAYS=30, **given)
+        row = issued(host)
+        past = row.recorded_at - dt.timedelta(days=31)
+        host.db.session.execute(sa.update(Issuance).values(settled_at=past))
+        host.db.session.commit()
+        retention.prune(host.state.engine, host.state.settings)
+        assert host.row().email == ""
+
+        code, output = self.run(host, "reissue", str(row.id), *self.WHY)
+        host.drain(2)
+        assert (code, "has no e-mail address" in output) == (1, True)
+        assert states(host) == [("issued", None)]
+        assert credly.count("revoke") == 0

@@ -15,8 +15,6 @@ from flask import Response
 from flask.typing import ResponseReturnValue
 
 from .. import accounts
-from ..catalog import clean
-from ..catalog import clean_email
 from ..i18n import format_date
 from ..i18n import gettext
 from ..i18n import gettext_noop
@@ -32,7 +30,6 @@ from .badges import status_of
 from .community import here
 from .forms import AgainForm
 from .forms import CorrectForm
-from .forms import LENGTH
 from .forms import RevokeForm
 from .guard import actor
 from .reading import read
@@ -429,11 +426,7 @@ def _profile(row: Issuance) -> dict[str, str] | None:
     if member is None:
         return None
 
-    found = {
-        "email": clean_email(member.email),
-        "first_name": clean(member.first_name, LENGTH),
-        "last_name": clean(member.last_name, LENGTH),
-    }
+    found = profile.named(member)
     return found if all(found.values()) else None
 
 

@@ -6,6 +6,7 @@ import typing as t
 
 import click
 
+from ..catalog import Member
 from ..issuing import notifier
 from ..ledger import actions
 from ..ledger import audit
@@ -172,14 +173,18 @@ def reissue(
     left = []
 
     for row in rows:
-        member = profile.load(state, row) or row
+        named = profile.named(profile.load(state, row) or row)
+
+        # Its badge would be revoked, and no other issued.
+        if missing := profile.missing(Member(row.member_id, **named)):
+            left.append(f"Badge {row.id} cannot be reissued. {missing}")
+            continue
+
         new_id = actions.issue_again(
             state.engine,
             state.tenant,
             row.id,
-            email=member.email,
-            first_name=member.first_name,
-            last_name=member.last_name,
+            **named,
             reason=why,
             tell=tell if why else None,
             by=audit.COMMAND_LINE,

@@ -42,11 +42,12 @@ def refresh(state: Community, row: Row) -> Row:
     if (member := load(state, row)) is None:
         return row
 
+    now = named(member)
     fresh = dataclasses.replace(
         row,
-        email=clean_email(member.email),
-        first_name=clean(member.first_name, 255),
-        last_name=clean(member.last_name, 255),
+        email=now["email"],
+        first_name=now["first_name"],
+        last_name=now["last_name"],
         extras=_with_details(row, member),
     )
 
@@ -54,6 +55,15 @@ def refresh(state: Community, row: Row) -> Row:
         claim.update_member(state.engine, fresh)
 
     return fresh
+
+
+def named(member: Issuance | Member) -> dict[str, str]:
+    """Get a member's address and names as they are stored."""
+    return {
+        "email": clean_email(member.email),
+        "first_name": clean(member.first_name, 255),
+        "last_name": clean(member.last_name, 255),
+    }
 
 
 def _with_details(row: Row, member: Member) -> dict[str, t.Any] | None:
