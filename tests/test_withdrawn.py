@@ -848,6 +848,17 @@ WAITS = ("issued", "revoke", "awaits approval")
 
 
 class TestManyAtOnce:
+    def test_of_a_few_each_badge_says_who_has_it_revoked(self, mapped: Mapped) -> None:
+        browser, (host, _, _), _ = mapped
+        choose(host, "silent")
+        several(host, 2)
+        host.drain()
+        assert counted(host) == {REVOKED: 2}
+
+        for row in host.rows():
+            text = text_of(browser.get(f"{WINDOW}/badges/{row.id}"))
+            assert f"Revoke badge {row.id} Worker" in " ".join(text.split())
+
     @every_database
     def test_more_than_25_wait_for_a_person(
         self, connected: Connected, caplog: pytest.LogCaptureFixture

@@ -216,8 +216,11 @@ def release(connection: sa.Connection, tenant: str) -> int:
     admin.release_withdrawn(
         connection, clock.now(connection), Issuance.id.in_(found), is_of(tenant)
     )
-    numbers = ", ".join(map(str, found))
-    audit.note(connection, tenant, audit.WORKER, "revoke", numbers)
+
+    # Each on its own: a badge's page shows what was done to it.
+    for id_ in found:
+        audit.note(connection, tenant, audit.WORKER, "revoke", str(id_))
+
     return 0
 
 
