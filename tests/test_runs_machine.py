@@ -8,7 +8,6 @@ Judged by Credly's book, and by what was promised to whom.
 from __future__ import annotations
 
 import collections.abc as cabc
-import contextlib
 import datetime as dt
 import os
 import random
@@ -53,7 +52,11 @@ from flask_credly.models import Mapping
 from flask_credly.options import Options
 from flask_credly.options import SILENT
 from tests.support import invariants
-from tests.support.world import Died
+from tests.support.midst import HOOK
+from tests.support.midst import Machine
+from tests.support.midst import Moment
+from tests.support.midst import REQUEST
+from tests.support.midst import run_examples
 from tests.support.world import make_world
 from tests.support.world import World
 
@@ -61,19 +64,12 @@ pytestmark = pytest.mark.slow
 
 EXAMPLES = int(os.environ.get("CREDLY_TEST_EXAMPLES", "8"))
 
-FIRST = int(os.environ.get("CREDLY_TEST_FIRST", "0"))
-
 STEPS_OF_ONE = 40
 
 HERE = COURSES[:2]
 
 Who = tuple[str, int]
 """A member's id, and the number of a course."""
-
-Moment = tuple[object, str]
-"""A function that a worker calls: one transaction, or one request."""
-
-REQUEST, HOOK = (None, "request"), (None, "hook")
 
 MOMENTS: dict[str, tuple[Moment, ...]] = {
     "drain": (
@@ -150,15 +146,11 @@ def world(make_host: MakeHost, monkeypatch: pytest.MonkeyPatch) -> cabc.Iterator
         yield made
 
 
-class Runs:
+class Runs(Machine):
     """A host, its members, its admin, and its workers with what they have in hand."""
 
     def __init__(self, world: World) -> None:
-        self.world = world
-        self.world.begin_anew()
-        self.host = self.world.host
-        self.engine = self.host.state.engine
-        self.credly = self.world.credly
+        super().__init__(world)
         self.credly.posts_allowed = 99
         self.credly.badges_allowed = 99
         # Where Credly would not refuse a second badge.
@@ -167,8 +159,6 @@ class Runs:
             for each in HERE
         ]
         self.world.past = self.past
-        self.world.answer = self.answer  # type: ignore[method-assign]
-
         self.next_member = 5
         self.members = [str(number) for number in range(5)]
         self.gone: list[str] = []
@@ -190,39 +180,7 @@ class Runs:
         self.given: set[Who] = set()
 
         self.in_hand: list[runs.Run] = []
-        self.meeting: tuple[Moment, bool, cabc.Callable[[], None]] | None = None
-        self.errors: list[BaseException] = []
-        self.is_dead = False
-        self.story: list[str] = []
         self.set_up()
-
-    # What happens in the midst of something else.
-
-    def at(self, moment: Moment, after: bool) -> None:
-        if self.meeting is None or self.meeting[:2] != (moment, after):
-            return
-
-        _, _, happen = self.meeting
-        self.meeting = None
-
-        with self.host.app.app_context():
-            try:
-                happen()
-            except Exception as e:
-                self.errors.append(e)
-
-    def answer(self, call: t.Any) -> t.Any:
-        is_token = "oauth" in call.path
-
-        if not is_token:
-            self.at(REQUEST, False)
-
-        reply = self.world.credly._handle(call)
-
-        if not is_token:
-            self.at(REQUEST, True)
-
-        return reply
 
     def past(self, course: t.Any) -> cabc.Iterator[t.Any]:
         number = HERE.index(course)
@@ -247,61 +205,6 @@ class Runs:
             self.who(row) == who and row.state != "cancelled" for row in self.rows()
         ):
             self.given.add(who)
-
-    @contextlib.contextmanager
-    def meet(self, moment: Moment | None, after: bool, what: t.Any) -> t.Any:
-        """Let something happen at a moment, once, or a worker die at it.
-
-        :param what: ``None``: the worker dies.
-        """
-
-        def happen() -> None:
-            if what is None:
-                self.is_dead = True
-                raise Died
-
-            self.do(*what)
-
-        with pytest.MonkeyPatch.context() as patch:
-            # A worker that has died does nothing more.
-            for owner, name in ((claim, "release"), (settle, "settle")):
-                patch.setattr(owner, name, self.unless_dead(getattr(owner, name)))
-
-            if moment is not None:
-                self.meeting = (moment, after, happen)
-                owner, name = moment
-
-                if owner is not None:
-                    true = getattr(owner, name)
-
-                    def call(*args: t.Any, **given: t.Any) -> t.Any:
-                        self.at(moment, False)
-                        found = true(*args, **given)
-                        self.at(moment, True)
-                        return found
-
-                    patch.setattr(owner, name, call)
-
-            try:
-                yield
-            except Died:
-                pass
-            finally:
-                self.meeting = None
-                self.is_dead = self.records = False
-                self.host.db.session.remove()
-
-        if self.errors:
-            raise self.errors[0]
-
-    def unless_dead(self, true: t.Any) -> t.Any:
-        def call(*args: t.Any, **given: t.Any) -> t.Any:
-            if self.is_dead:
-                raise Died
-
-            return true(*args, **given)
-
-        return call
 
     def rows(self) -> list[Issuance]:
         with sa.orm.Session(self.engine) as session:
@@ -330,7 +233,8 @@ class Runs:
             this = sa.select(Mapping.id).where(Mapping.course_id == HERE[course].id)
             return session.scalar(this)
 
-    def do(self, name: str, member: int, course: int) -> None:
+    def do(self, name: str, *about: t.Any) -> None:
+        member, course = about
         self.story.append(f"{name} {self.members[member]} {course}")
         self.host.db.session.remove()
         getattr(self, f"do_{name}")(self.members[member], course)
@@ -659,6 +563,8 @@ class Runs:
         with self.meet(moment, after, what):
             self.work(kind)
 
+        self.records = False  # though it may have died
+
     def take(self, chance: random.Random) -> None:
         due = self.due(*STEPS)
 
@@ -950,50 +856,6 @@ class Runs:
             assert row.action is None, row.id
 
 
-def play(world: World, seeds: cabc.Iterable[int]) -> tuple[str, Exception] | None:
-    """Let it all happen.
-
-    :return: What happened, and what was wrong then.
-    """
-    machine = Runs(world)
-
-    try:
-        for each in seeds:
-            machine.go_on(each)
-            machine.nothing_is_broken()
-
-        machine.teardown()
-    except Exception as e:
-        return "\n".join(machine.story), e
-
-    return None
-
-
-def shorten(world: World, seeds: list[int]) -> list[int]:
-    """Leave out what is not needed for anything to be wrong."""
-    size = len(seeds)
-
-    while size:
-        for at in range(0, len(seeds), size):
-            fewer = seeds[:at] + seeds[at + size :]
-
-            if play(world, fewer) is not None:
-                seeds = fewer
-                break
-        else:
-            size //= 2
-
-    return seeds
-
-
 @every_database
 def test_any_runs_at_once(world: World) -> None:
-    """Not by Hypothesis: of what may happen it leaves most out of an example."""
-    for number in range(FIRST, FIRST + EXAMPLES):
-        chance = random.Random(number)
-        seeds = [chance.getrandbits(32) for _ in range(STEPS_OF_ONE)]
-
-        if play(world, seeds) is not None:
-            found = play(world, shorten(world, seeds))
-            assert found is not None
-            pytest.fail(f"{number}: {found[1]!r}\n{found[0]}")
+    run_examples(Runs, world, EXAMPLES, STEPS_OF_ONE)

@@ -387,18 +387,19 @@ def twice_in_force(badges: cabc.Iterable[dict[str, t.Any]]) -> Violations:
     ]
 
 
-def differing(rows: Rows, badges: cabc.Iterable[dict[str, t.Any]]) -> Violations:
+def misshown(rows: Rows, badges: cabc.Mapping[str, dict[str, t.Any]]) -> Violations:
     """I15: the ledger says of each badge what the book says: in force, revoked, or
     replaced, and by which.
+
+    :param badges: The book, by Credly's ids.
     """
-    book = {badge["id"]: badge for badge in badges}
     found = []
 
     for row in rows:
         if row.badge_id is None:
             continue
 
-        badge = book[row.badge_id]
+        badge = badges[row.badge_id]
         replaced_by = badge["replacement_badge_id"]
         true = "revoked" if badge["state"] == "revoked" else "issued"
         true = "replaced" if replaced_by else true
@@ -406,8 +407,14 @@ def differing(rows: Rows, badges: cabc.Iterable[dict[str, t.Any]]) -> Violations
         if (row.state, row.replaced_by) != (true, replaced_by):
             found.append(f"{_name(badge_of(row))} is {row.state!r}, and truly {true!r}")
 
+    return found
+
+
+def differing(rows: Rows, badges: cabc.Iterable[dict[str, t.Any]]) -> Violations:
+    """I15: as :func:`misshown`, and each badge of the book is in a row."""
+    book = {badge["id"]: badge for badge in badges}
     known = {row.badge_id for row in rows}
-    return found + [
+    return misshown(rows, book) + [
         f"badge {id_} is in the book and in no row" for id_ in book if id_ not in known
     ]
 

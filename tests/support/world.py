@@ -78,12 +78,14 @@ def make_world(
 ) -> cabc.Iterator[World]:
     """Make one.
 
-    :param config: Settings of the application.
+    :param config: Settings of the application, and its hooks.
     """
     host = make_host(
-        past_completions=lambda course, since: made.past(course),
-        CREDLY_RETRY_DELAY=60,
-        **config,
+        **{
+            "past_completions": lambda course, since: made.past(course),
+            "CREDLY_RETRY_DELAY": 60,
+            **config,
+        }
     )
 
     with (
