@@ -62,7 +62,7 @@ pytestmark = pytest.mark.slow
 
 EXAMPLES = int(os.environ.get("CREDLY_TEST_EXAMPLES", "8"))
 
-STEPS_OF_ONE = 40
+STEPS_OF_ONE = 50
 
 MOMENTS: dict[str, tuple[Moment, ...]] = {
     "drain": (
@@ -97,7 +97,8 @@ OF_EARNERS = ("accept", "accept", "decline", "revoke_by_hand", "replace_by_hand"
 OF_ADMINS = (
     *3 * ("revoke", "correct", "issue_again"),
     *2 * ("retry", "decide", "check", "backfill", "stop_backfill"),
-    *("unmap", "map_again", "change_badge", "change_again", "pause", "resume"),
+    *("unmap", "change_badge", "change_again", "pause"),
+    *3 * ("map_again", "resume"),
 )
 OF_ALL = ("remove", "connect")
 
@@ -111,7 +112,7 @@ GROUPS = {
 """What is done next, some of it more often; or :data:`ELSE`."""
 
 ELSE = (
-    *14 * ("let_work",),
+    *20 * ("let_work",),
     *4 * ("let_time_pass",),
     *2 * ("change_mood",),
     "change_news",
@@ -209,6 +210,8 @@ class Anything(Communities):
 
         if kind == "poll":
             self.world.advance(901)
+        elif kind == "drain":
+            self.let_something_wait(chance)
 
         moment = chance.choice(MOMENTS[kind])
         after = chance.random() < 0.5
@@ -221,6 +224,14 @@ class Anything(Communities):
 
         with self.meet(moment if luck < 0.85 else None, after, what):
             self.work(kind)
+
+    def let_something_wait(self, chance: random.Random) -> None:
+        while chance.random() < 0.8:
+            about = self.about(chance)
+            names = ("complete", "revoke", "correct", "issue_again", "withdraw")
+            self.do(chance.choice(names), about)
+
+        self.world.advance(chance.choice((0, 0, 61)))
 
     def choose(self, chance: random.Random) -> About:
         """Choose to whom something happens: rather one about whom something is done."""

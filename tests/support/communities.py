@@ -35,7 +35,6 @@ from flask_credly.models import Batch
 from flask_credly.models import Installation
 from flask_credly.models import Issuance
 from flask_credly.models import Mapping
-from flask_credly.models import ToCheck
 from flask_credly.options import EACH
 from flask_credly.options import GAPS
 from flask_credly.options import Options
@@ -277,7 +276,7 @@ class Communities(Machine):
                     .where(each.tenant != tenant)
                     .order_by(*each.__table__.primary_key)
                 ).all()
-                for each in (Issuance, Mapping, Account, Batch, ToCheck)
+                for each in (Issuance, Mapping, Account)
             ]
 
     def note(self, about: About, action: str) -> None:
