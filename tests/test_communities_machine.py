@@ -209,7 +209,7 @@ class Anything(Communities):
         kind = chance.choice(kinds)
 
         if kind == "poll":
-            self.world.advance(901)
+            self.let_something_become(chance)
         elif kind == "drain":
             self.let_something_wait(chance)
 
@@ -232,6 +232,15 @@ class Anything(Communities):
             self.do(chance.choice(names), about)
 
         self.world.advance(chance.choice((0, 0, 61)))
+
+    def let_something_become(self, chance: random.Random) -> None:
+        while chance.random() < 0.7:
+            self.do(chance.choice(OF_EARNERS), self.about(chance))
+
+        if chance.random() < 0.5:
+            self.change_news(chance)
+
+        self.world.advance(901)
 
     def choose(self, chance: random.Random) -> About:
         """Choose to whom something happens: rather one about whom something is done."""
@@ -333,6 +342,10 @@ class Anything(Communities):
         for key in self.dropped & set(by_key):
             if (row := by_key[key]).state != "cancelled" or row.action:
                 yield f"{key} was dropped, and is {row.state} {row.action}"
+
+        for row in rows:
+            if row.badge_id and row.replaces in self.to_end and not row.renewal:
+                yield f"{self.key(row)} is in the place of what was to be revoked"
 
         for key in self.revoked & set(by_key):
             if (state := by_key[key].state) not in ("revoked", "replaced"):

@@ -121,6 +121,8 @@ class Communities(Machine):
         self.unmapped_at: dict[tuple[str, int], dt.datetime] = {}
         # Badges that an admin has had revoked, and rows that one has dropped.
         self.ordered: set[str | None] = set()
+        # The former, unless they were corrected since.
+        self.to_end: set[str | None] = set()
         self.dropped: set[Key] = set()
         # What has to stand in the audit trail.
         self.noted: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -316,6 +318,8 @@ class Communities(Machine):
         who = self.whose(about)
         known = self.known[who]
         at = self.time_of(about) + dt.timedelta(hours=1)
+        # One that is known, or older, changes nothing.
+        is_new = all(at > each for each in (*known.withdrawn, *known.sent))
         known.withdrawn.add(at)
         known.owed = {each: gap for each, gap in known.owed.items() if each > at}
         self.done[who] = {each for each in self.done[who] if each > at}
@@ -330,7 +334,7 @@ class Communities(Machine):
             **given,
         )
 
-        if is_mapped and all(at > each for each in known.sent):
+        if is_mapped and is_new:
             known.taken_back = at
 
     def do_erase(self, about: About) -> None:
@@ -584,6 +588,7 @@ class Communities(Machine):
 
         if done == "revoke":
             self.ordered.add(row.badge_id)
+            self.to_end.add(row.badge_id)
         elif done == "drop":
             self.dropped.add(self.key(row))
 
@@ -605,6 +610,7 @@ class Communities(Machine):
 
         if done is not None:
             self.note(about, "correct")
+            self.to_end.discard(row.badge_id)
             self.known[self.who(row)].more += 1
 
     def do_issue_again(self, about: About) -> None:
