@@ -554,7 +554,11 @@ class Anything(Communities):
                     for row in mine
                 ), f"{who} has no badge, and nobody knows why"
 
-            said = any(r.error or r.reason == "awaits approval" for r in rows[who])
+            reasons = {row.reason for row in rows[who] if not row.error}
+            # Of what Remove has left in doubt nobody knows whether it was issued.
+            said = any(row.error for row in rows[who]) or reasons & {
+                *("awaits approval", "removed"),
+            }
 
             if known.taken_back and not said:
                 # It is about the last one alone.
