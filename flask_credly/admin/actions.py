@@ -76,7 +76,7 @@ def _why_not(row: Issuance) -> str:
     replaced = read(issuances.being_replaced, [row.id])
 
     if row.reason == "awaits approval":
-        return gettext(REASONS[row.reason])
+        return gettext(REASONS["awaits approval"])
 
     if row.action is not None or replaced:
         return gettext(
