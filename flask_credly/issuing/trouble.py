@@ -63,7 +63,8 @@ _KNOWN = (
         gettext_noop("Set %(setting)s to the primary."),
     ),
     (
-        r"MovedError|\bMOVED\b|AskError|CrossSlot|(?i:ClusterDown)|TryAgainError"
+        # Older versions of redis-py pass the code on as it is.
+        r"MovedError|\bMOVED\b|AskError|\bASK\b|(?i:CrossSlot|ClusterDown|TryAgain)"
         r"|cluster mode|SlotNotCovered|RedisCluster",
         gettext_noop("Redis is a cluster. RQ does not support clusters."),
         gettext_noop("Set %(setting)s to a Redis that is not in cluster mode."),
