@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import logging
 import signal
@@ -43,6 +44,9 @@ logger = logging.getLogger("flask_credly")
 
 SWEEP_INTERVAL = 5
 """Seconds between two looks at the ledger for rows that nobody rang for."""
+
+CONNECT_TIMEOUT = 5
+"""Seconds in which Redis has to be reached."""
 
 
 class OwnJob(rq.job.Job):
@@ -384,13 +388,19 @@ def work(state: AppState, *, burst: bool) -> None:
     """
     keys.warn_of_derived(state.app.config)
     # It waits by itself: redis-py's own tries add up to a minute without a word.
-    connection = redis.Redis.from_url(
-        state.settings.redis_url, socket_connect_timeout=5, retry=Retry(NoBackoff(), 1)
+    open_redis = functools.partial(
+        redis.Redis.from_url,
+        state.settings.redis_url,
+        socket_connect_timeout=CONNECT_TIMEOUT,
+        retry=Retry(NoBackoff(), 1),
     )
-    queue = notifier.make_queue(state.app, state.settings, connection)
+    queue = notifier.make_queue(state.app, state.settings, open_redis())
 
     try:
-        trouble.try_out(queue)
+        # A job is waited for without a limit. An older redis-py would wait so for the
+        # answer to a TLS handshake, too.
+        with open_redis(socket_timeout=CONNECT_TIMEOUT) as limited:
+            trouble.try_out(notifier.make_queue(state.app, state.settings, limited))
     except TypeError as e:
         # redis-py has no class for an option that it does not know.
         found = trouble.explain(e, state.settings)
