@@ -528,7 +528,6 @@ def test_no_traceback_shows_what_was_typed(
         raise ZeroDivisionError
 
     places = [
-        "flask_credly.admin.forms._plain",
         "flask_credly.admin.forms._label",
         "flask_credly.admin.window.actor",
         "flask_credly.accounts.connect",

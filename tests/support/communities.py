@@ -348,7 +348,9 @@ class Communities(Machine):
         self.everybody.add((tenant, str(self.next_member)))
         self.next_member += 1
 
-        if privacy.erase(self.engine, tenant, member, by=BY).badges:
+        erased = privacy.erase(self.engine, tenant, member, by=BY)
+
+        if erased.badges or erased.deleted:
             self.note(about, "erase member")
 
         self.gone.add((tenant, member))
