@@ -153,6 +153,7 @@ LATE = {
     "flask_credly.credly": "requests and what it needs: a page of ours seldom asks",
     # What a worker or one command of many is about.
     "flask_credly.doctor": "a command",
+    "flask_credly.issuing.compare": "a command",
     "flask_credly.issuing.poll": "a command",
     "flask_credly.issuing.profile": "a command",
     "flask_credly.issuing.reconcile": "a command",

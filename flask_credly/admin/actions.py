@@ -47,6 +47,7 @@ MEANWHILE = gettext_noop(
 IN_FORCE = gettext_noop(
     "This badge is now valid and must be revoked first. Give a reason."
 )
+UNDECIDED = REASONS["awaits approval"]
 CHANGED = gettext_noop("The member's profile has changed. Check it and submit again.")
 
 
@@ -76,7 +77,7 @@ def _why_not(row: Issuance) -> str:
     replaced = read(issuances.being_replaced, [row.id])
 
     if row.reason == "awaits approval":
-        return gettext(REASONS["awaits approval"])
+        return gettext(UNDECIDED)
 
     if row.action is not None or replaced:
         return gettext(
