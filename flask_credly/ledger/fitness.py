@@ -47,8 +47,8 @@ def examine(engine: sa.Engine) -> Misfit | None:
 
     try:
         return _try_all(engine, where, patient=True)
-    except sa.exc.DBAPIError as e:
-        if not passes(e):
+    except sa.exc.SQLAlchemyError as e:
+        if not _passes(e):
             raise
 
         return _try_all(engine, where, patient=False)
@@ -104,13 +104,10 @@ def _write_many(connected: sa.Connection, where: str, patient: bool) -> Misfit |
         with _taken_back(connected):
             connected.execute(sa.insert(ISSUANCE), rows)
     except sa.exc.SQLAlchemyError as e:
-        if patient and isinstance(e, sa.exc.DBAPIError) and passes(e):
+        if patient and _passes(e):
             raise
 
-        if _is_under_policies(connected, ISSUANCE):
-            return _hidden(where, ISSUANCE)
-
-        return Misfit(
+        return _find_hidden(connected, where, ISSUANCE) or Misfit(
             f"The database at {where} rejects writes. {cause(e)}",
             "Fix the cause, such as a full disk, a read-only replica or missing write"
             " permission.",
@@ -148,13 +145,10 @@ def _try_each(connected: sa.Connection, where: str, patient: bool) -> Misfit | N
                 if not connected.execute(sa.delete(table).where(this)).rowcount:
                     return _hidden(where, table)
     except sa.exc.SQLAlchemyError as e:
-        if patient and isinstance(e, sa.exc.DBAPIError) and passes(e):
+        if patient and _passes(e):
             raise
 
-        if _is_under_policies(connected, table):
-            return _hidden(where, table)
-
-        return Misfit(
+        return _find_hidden(connected, where, table) or Misfit(
             f"The user of {where} lacks a privilege on {table.name}. {cause(e)}",
             "Grant SELECT, INSERT, UPDATE and DELETE on all tables credly_*. On"
             " PostgreSQL also grant USAGE on their sequences.",
@@ -203,17 +197,26 @@ def _this(table: sa.Table, row: dict[str, t.Any]) -> sa.ColumnElement[bool]:
     return sa.and_(*(column == row[column.name] for column in table.primary_key))
 
 
-def _is_under_policies(connected: sa.Connection, table: sa.Table) -> bool:
+def _passes(error: sa.exc.SQLAlchemyError) -> bool:
+    return isinstance(error, sa.exc.DBAPIError) and passes(error)
+
+
+def _find_hidden(
+    connected: sa.Connection, where: str, table: sa.Table
+) -> Misfit | None:
+    """Explain why a statement on a table failed, where a policy is in its way."""
     if connected.dialect.name != "postgresql":
-        return False
+        return None
 
     active = sa.func.row_security_active(sa.cast(table.name, sa.Text))
     connected.rollback()
 
     try:
-        return bool(connected.scalar(sa.select(active)))
+        is_active = connected.scalar(sa.select(active))
     except sa.exc.SQLAlchemyError:
-        return False
+        return None
+
+    return _hidden(where, table) if is_active else None
 
 
 def _hidden(where: str, table: sa.Table) -> Misfit:
