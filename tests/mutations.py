@@ -17,7 +17,7 @@ import typing as t
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-QUICK = "not browser and not database and not slow"
+WITHOUT_SERVERS = "not browser and not database"
 
 
 class Mutation(t.NamedTuple):
@@ -421,7 +421,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _passes(copy: pathlib.Path, files: t.Iterable[str]) -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", QUICK]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", WITHOUT_SERVERS]
     command += ["-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, *(f"tests/{name}.py" for name in files)],
