@@ -1,5 +1,5 @@
 """``python -m tests.mutations``: breaks a line of the product that matters, in a copy,
-and sees whether a test notices. Takes some minutes; ``--only CLAIM`` is quicker.
+and sees whether a test notices. Takes half an hour; ``--only claim`` is quicker.
 
 A mutation that no test notices is one of two: a test is missing, or the line is.
 """
@@ -17,7 +17,7 @@ import typing as t
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-WITHOUT_SERVERS = "not browser and not database"
+MARKS = "not browser"
 
 
 class Mutation(t.NamedTuple):
@@ -421,7 +421,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _passes(copy: pathlib.Path, files: t.Iterable[str]) -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", WITHOUT_SERVERS]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", MARKS]
     command += ["-p", "no:cacheprovider"]
     done = subprocess.run(
         [*command, *(f"tests/{name}.py" for name in files)],

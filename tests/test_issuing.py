@@ -784,6 +784,25 @@ class TestLeases:
         assert (len(one), len(two)) == (6, 4)
         assert not {row.id for row in one} & {row.id for row in two}
 
+    def test_two_workers_that_found_the_same_row_do_not_both_hold_it(
+        self, connected: Connected, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        host = connected.host
+        host.complete()
+        take: t.Any = {"limit": 1, "lease_seconds": 60}
+        find, first = claim._find, []
+
+        def found_by_both(*given: t.Any) -> list[int]:
+            ids = find(*given)
+            monkeypatch.setattr(claim, "_find", find)
+            first.extend(claim.claim(host.state.engine, the_gate(host), **take))
+            return ids
+
+        monkeypatch.setattr(claim, "_find", found_by_both)
+        second = claim.claim(host.state.engine, the_gate(host), **take)
+
+        assert (len(first), len(second)) == (1, 0)
+
     def test_a_dead_workers_rows_come_back(self, connected: Connected) -> None:
         host, credly, _ = connected
         host.complete()
