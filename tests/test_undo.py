@@ -550,12 +550,16 @@ class TestMeanwhile:
         engine = many.host.state.engine
         gate = gates.read(engine, "default")
         assert gate is not None
-        (row,) = claim.claim(engine, gate, limit=1, lease_seconds=60)
+        # A worker holds more than it sends at once.
+        held = claim.claim(engine, gate, limit=4, lease_seconds=0)
+        assert len(held) == 4
+        (begun,) = claim.begin(engine, held[:1], gate, lease_seconds=0)
         assert undos.stop(engine, "default", run_id)
         assert not undos.stop(engine, "default", run_id)
-        # At once, but for what a worker has.
+        # At once, but for what is on its way.
         assert many.states() == {("issued", None): 8, ("issued", "revoke"): 1}
-        claim.release(engine, [row])
+        assert claim.hold(engine, held[1:], gate, lease_seconds=0) == []
+        assert claim.begin(engine, held[1:], gate, lease_seconds=0) == []
         assert many.finish(run_id) == {"revoked": 1, "stopped": 8}
         assert many.states() == {("issued", None): 8, ("revoked", None): 1}
         assert many.progress(run_id).run.state == "stopped"

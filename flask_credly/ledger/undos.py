@@ -428,7 +428,6 @@ def stop(
         Issuance.id.in_(asked),
         is_of(tenant),
         Issuance.action == "revoke",
-        Issuance.lease.is_(None),
         Issuance.attempts == 0,
         Issuance.outcome_unknown.is_(False),
     )
