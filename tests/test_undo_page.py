@@ -134,8 +134,14 @@ def test_a_wrong_number_does_nothing_and_loses_nothing(
         ({"reason": "No"}, "Enter a reason of at least 3 characters."),
         ({"reason": "x" * 501}, "Shorten the reason to 500 characters."),
         ({"reason": "Ask ada@example.org"}, "Remove the e-mail address"),
-        ({"tell_pending": ""}, "Choose whether Credly notifies these members."),
-        ({"tell_accepted": "perhaps"}, "Choose whether Credly notifies these members."),
+        (
+            {"tell_pending": ""},
+            "Choose whether Credly notifies members who have not accepted the badge.",
+        ),
+        (
+            {"tell_accepted": "perhaps"},
+            "Choose whether Credly notifies members who have accepted the badge.",
+        ),
     ],
 )
 def test_what_cannot_be_sent(admin: Admin, fields: dict[str, str], said: str) -> None:
@@ -243,6 +249,12 @@ def test_it_is_stopped(admin: Admin) -> None:
     admin.host.db.session.remove()
     shown = admin.browser.get(f"{UNDO}/{run_id}", headers=HX)
     assert "<html" not in shown.text and "0 of 3 done" in text_of(shown)
+    # The list below goes with it, as it was filtered.
+    assert shown.text.count("Being revoked") == 3
+    assert 'id="credly-results" hx-swap-oob' in shown.text
+    shown = admin.browser.get(f"{UNDO}/{run_id}?outcome=revoked", headers=HX)
+    assert "Being revoked" not in shown.text
+    assert f"{UNDO}/{run_id}?said=0&amp;outcome=revoked" in shown.text
     stopped = admin.browser.post(f"{UNDO}/{run_id}/stop", page=f"{UNDO}/{run_id}")
     assert stopped.status_code == 303, text_of(stopped)
     assert stopped.location.endswith(f"{UNDO}/{run_id}"), stopped.location

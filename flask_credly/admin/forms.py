@@ -156,8 +156,19 @@ _TEMPLATE = _filled(gettext_noop("Select a badge template."))
 _TELL = _one_of(
     YES, NO, message=gettext_noop("Choose whether Credly notifies the member.")
 )
-_TELL_THEM = _one_of(
-    YES, NO, message=gettext_noop("Choose whether Credly notifies these members.")
+_TELL_PENDING = _one_of(
+    YES,
+    NO,
+    message=gettext_noop(
+        "Choose whether Credly notifies members who have not accepted the badge."
+    ),
+)
+_TELL_ACCEPTED = _one_of(
+    YES,
+    NO,
+    message=gettext_noop(
+        "Choose whether Credly notifies members who have accepted the badge."
+    ),
 )
 
 
@@ -269,8 +280,8 @@ class UndoForm(RevokeForm):
     """Why many badges are taken back, whose members are told, and how many they are."""
 
     tell = None
-    tell_pending = StringField(validators=[_TELL_THEM], filters=[_strip])
-    tell_accepted = StringField(validators=[_TELL_THEM], filters=[_strip])
+    tell_pending = StringField(validators=[_TELL_PENDING], filters=[_strip])
+    tell_accepted = StringField(validators=[_TELL_ACCEPTED], filters=[_strip])
     number = StringField(gettext_noop("Number of badges"), filters=[_strip])
     shown = StringField()
     """How many the page has said there are."""

@@ -255,11 +255,10 @@ def show_undo(run_id: int) -> ResponseReturnValue:
     group = group if group in GROUPS else ""
     can_stop = may_revoke() and found.run.state != "stopping"
     context = how_far(connected, found, found.chosen, can_stop=can_stop)
-
-    if wants_fragment():
-        tell = number("said") != context["quarter"]
-        return fragment("credly/_undoing.html", **context, tell=tell)
-
+    kept = ("outcome", "before", "after")
+    context["address"] = {
+        name: request.args[name] for name in kept if request.args.get(name)
+    }
     rows = read(
         undone.page,
         run_id,
@@ -267,15 +266,19 @@ def show_undo(run_id: int) -> ResponseReturnValue:
         before=number("before"),
         after=number("after"),
     )
-    return page(
-        "credly/undoing.html",
-        **context,
-        group=group,
-        rows=rows,
-        groups=GROUPS,
-        outcome_of=_outcome_of,
-        explain=_explain,
-    )
+    context |= {
+        "group": group,
+        "rows": rows,
+        "outcome_of": _outcome_of,
+        "explain": _explain,
+    }
+
+    if wants_fragment():
+        # What the list says goes with the numbers above it.
+        tell = number("said") != context["quarter"]
+        return fragment("credly/_undoing.html", **context, tell=tell, listed=True)
+
+    return page("credly/undoing.html", **context, groups=GROUPS)
 
 
 def _outcome_of(row: BatchRow) -> str:

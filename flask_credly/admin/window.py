@@ -152,6 +152,7 @@ def how_far(
         "size": size,
         "quarter": quarter,
         "can_stop": can_stop,
+        "address": {},
         **in_the_way(connected),
     }
 
