@@ -1101,7 +1101,15 @@ class TestPage:
         self.wait(host, monkeypatch)
         text = "3 completions were withdrawn"
         assert text in text_of(browser.get(f"{WINDOW}/badges"))
-        assert text in text_of(browser.get(self.PAGE))
+        page = browser.get(self.PAGE)
+        assert text in text_of(page)
+
+        # What is decided about can be looked at.
+        links = [f'href="{WINDOW}/badges/{row.id}"' for row in host.rows()]
+        last = max(row.id for row in host.rows())
+        older = browser.get(f"{self.PAGE}?before={last}").text
+        assert [each in page.text for each in links] == [True, True, True]
+        assert [each in older for each in links] == [True, True, False]
 
         for number, shown in (
             *(("", "3"), ("2", "3"), ("2", "2"), ("", ""), ("x", "x")),

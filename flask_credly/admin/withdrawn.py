@@ -10,9 +10,11 @@ from ..i18n import gettext
 from ..i18n import ngettext
 from ..issuing import notifier
 from ..ledger import withdrawals
+from .badges import names_of
 from .community import here
 from .forms import WithdrawnForm
 from .guard import actor
+from .query import number as number_in_address
 from .query import read_number
 from .reading import read
 from .respond import EXPIRED
@@ -80,6 +82,17 @@ def _page(
     if not number:
         return go_to("credly.badges")
 
+    found = read(
+        withdrawals.page,
+        before=number_in_address("before"),
+        after=number_in_address("after"),
+    )
     return page(
-        "credly/withdrawn.html", status, form=form, number=number, problem=problem
+        "credly/withdrawn.html",
+        status,
+        form=form,
+        number=number,
+        problem=problem,
+        found=found,
+        **names_of(found.rows),
     )

@@ -37,6 +37,8 @@ from .conditions import LATER
 from .conditions import ROWS
 from .insert import of_mapping
 from .issuances import is_ours
+from .paging import fetch
+from .paging import Page
 from .paging import Session
 from .transaction import in_transaction
 from .transitions import admin
@@ -233,6 +235,18 @@ def count(session: Session | sa.Connection, tenant: str) -> int:
     """Count the badges of withdrawn completions about which a person decides."""
     query = sa.select(sa.func.count()).select_from(Issuance)
     return session.scalar(query.where(is_ours(tenant), AWAITS_APPROVAL)) or 0
+
+
+def page(
+    session: Session,
+    tenant: str,
+    *,
+    before: int | None = None,
+    after: int | None = None,
+) -> Page[Issuance]:
+    """Get some of the badges of withdrawn completions about which a person decides."""
+    query = sa.select(Issuance).where(is_ours(tenant), AWAITS_APPROVAL)
+    return fetch(session, query, Issuance.id, before=before, after=after)
 
 
 @in_transaction
