@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 import typing as t
 
 import pytest
@@ -308,6 +309,19 @@ def test_it_follows_what_is_under_way(mapped: Mapped) -> None:
     html = visitor.get(alone, headers=HX).text
     assert "every 3s" not in html and 'hx-swap-oob="innerHTML"' in html
     assert "Issued: Waiting to be accepted" in text_of(visitor.get(alone, headers=HX))
+
+
+def test_one_that_is_revoked_is_said_to_be_once(mapped: Mapped) -> None:
+    visitor, connected, _ = mapped
+    host = connected.host
+    host.complete()
+    host.drain()
+    alone = f"{BADGES}/{host.row().id}"
+    visitor.post(f"{alone}/revoke", reason="Not earned.", tell="no")
+    host.drain()
+    part = visitor.get(alone, headers=HX).text
+    (said,) = re.findall(r'role="status"[^>]*><p>(.*?)</p>', part)
+    assert said == "Revoked"
 
 
 def test_reading_it_asks_nothing_of_credly(connected: Connected) -> None:

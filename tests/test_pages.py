@@ -1143,6 +1143,9 @@ class TestState:
 
         assert response.status_code == 200
         assert "Status unavailable" in response.text
+        # It may be connected.
+        assert "Set Up" not in response.text
+        assert f'href="{WINDOW}"' in response.text
 
     @every_database
     @pytest.mark.parametrize("gone", ["table", "column"])
@@ -1168,6 +1171,7 @@ class TestState:
         assert "<html" in page.text and "<html" not in part.text
         assert "flask db upgrade" in page.text and "flask db upgrade" in part.text
         assert "flask credly doctor" in page.text
+        assert "<title>Error: " in page.text and f'href="{LIST}"' in page.text
         events = [vars(each).get("credly_event") for each in caplog.records]
         assert events[-2:] == ["tables_missing"] * 2
         assert "Traceback" not in caplog.text

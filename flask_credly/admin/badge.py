@@ -146,7 +146,8 @@ def _said(row: Issuance) -> str:
     found = issuances.became(row)
     status = status_of(row)
 
-    if found is None:
+    # Of one that is revoked it would be the same word again.
+    if found is None or row.state != "issued":
         return status
 
     became = gettext(BECAME[found])
