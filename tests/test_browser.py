@@ -808,6 +808,22 @@ IN_EVERY_LANGUAGE = (
 )
 
 
+@pytest.mark.parametrize("width", [1200, 390])
+def test_no_word_of_a_status_is_broken(
+    make_site: MakeSite, open_page: OpenPage, width: int
+) -> None:
+    """The German button beside it is longer than the English one."""
+    site = make_site(CREDLY_LANGUAGE="de")
+    site.fill()
+    size = {"width": width, "height": 800}
+    page = open_page(site, f"{WINDOW}/badges", viewport=size)
+    state = page.locator("tbody .credly-state")
+    expect(state).to_have_text("Fehlgeschlagen")
+    box = state.bounding_box()
+    assert box is not None
+    assert box["height"] < 40
+
+
 def test_the_expiry_is_shown_while_it_is_typed(
     make_site: MakeSite, open_page: OpenPage
 ) -> None:
