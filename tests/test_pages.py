@@ -486,7 +486,7 @@ class TestMappings:
         host, credly, template_id = connected
         session = host.db.session
         path = f"{WINDOW}/mappings/{mapping_id}"
-        assert "no longer exists" not in browser.get(path, headers=HX).text
+        assert "no longer available" not in browser.get(path, headers=HX).text
 
         credly.change_template(template_id, state="archived")
         accounts.sync_templates(host.state)
@@ -498,8 +498,8 @@ class TestMappings:
             browser.get(f"{WINDOW}?mapping={mapping_id}"),
             browser.post(path),
         ):
-            assert "“<bdi>Python 101</bdi>” no longer exists." in page.text
-            assert "“<bdi>Python Badge</bdi>” no longer exists." in page.text
+            assert "“<bdi>Python 101</bdi>” is no longer available." in page.text
+            assert "“<bdi>Python Badge</bdi>” is no longer available." in page.text
 
     def test_a_failing_course_hook_leaves_the_page(
         self,
@@ -1027,7 +1027,7 @@ class TestState:
         who = {"email": "a@example.org", "first_name": "A", "last_name": "B"}
         answer = browser.post(path, page=path, **who)
         said = text_of(browser.get(answer.location))
-        assert "The test badge is queued. It is sent when you resume issuing." in said
+        assert "The test badge is queued. It is sent when issuing resumes." in said
 
     def test_a_kept_record_names_its_course_after_remove(
         self, mapped: tuple[Browser, Connected, int]

@@ -1111,6 +1111,13 @@ class TestPage:
         assert [each in page.text for each in links] == [True, True, True]
         assert [each in older for each in links] == [True, True, False]
 
+        alone = browser.get(f"{WINDOW}/badges/{last}")
+        words = " ".join(text_of(alone).split())
+        assert "Status Issued The completion was withdrawn along with many" in words
+        assert "Being revoked" not in words and "Revocation reason" not in words
+        assert f'href="{self.PAGE}"' in alone.text
+        assert 'hx-trigger="every' not in alone.text
+
         for number, shown in (
             *(("", "3"), ("2", "3"), ("2", "2"), ("", ""), ("x", "x")),
             ("9" * 30, "9" * 30),

@@ -24,6 +24,7 @@ from .activity import what_in_html
 from .activity import who
 from .badges import address
 from .badges import BECAME
+from .badges import is_undecided
 from .badges import is_under_way
 from .badges import names_of
 from .badges import retried
@@ -117,6 +118,8 @@ def show_badge(issuance_id: int) -> ResponseReturnValue:
         ],
         "outcomes": audit.OUTCOMES,
         "possible": _possible(row),
+        "undecided": is_undecided(row),
+        "can_decide": is_undecided(row) and may_revoke(),
         "lacks_profile": _lacks_profile(row),
         "has_profiles": state.load_member is not None,
         "at_most": AT_MOST,

@@ -245,7 +245,7 @@ def status_of(
     if row.reason == "awaits revocation":
         return gettext("Queued until revocation")
 
-    if row.action == "revoke":
+    if row.action == "revoke" and not is_undecided(row):
         return gettext("Being revoked")
 
     if row.state == "none":
@@ -263,7 +263,12 @@ def status_of(
 
 def is_under_way(row: Issuance) -> bool:
     """Whether something is being done that somebody may wait for."""
-    return row.action not in (None, "check")
+    return row.action not in (None, "check") and not is_undecided(row)
+
+
+def is_undecided(row: Issuance) -> bool:
+    """Whether a person decides if it is revoked: it is issued until then."""
+    return row.reason == "awaits approval"
 
 
 def asked_for() -> Filter:

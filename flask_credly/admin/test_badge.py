@@ -61,7 +61,7 @@ def send_test(mapping_id: int) -> ResponseReturnValue:
     if gate is not None and gate.is_open:
         flash(gettext("The test badge is queued. This page shows its status."))
     else:
-        flash(gettext("The test badge is queued. It is sent when you resume issuing."))
+        flash(gettext("The test badge is queued. It is sent when issuing resumes."))
 
     return go_to("credly.show_badge", issuance_id=added)
 
