@@ -230,7 +230,7 @@ def test_where_credly_has_no_such_request(
     host.drain()
     assert_each_has_its_own(host, credly)
     assert credly.count("batch") == asked
-    said = doctor.examine(host.state, of_account=True)["connection"]
+    said = doctor.examine(host.state)["connection"]
     assert said.status == "ok"
     assert "one at a time" in said.detail
 

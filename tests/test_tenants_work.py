@@ -8,9 +8,11 @@ import datetime as dt
 import json
 import re
 import typing as t
+import uuid
 
 import pytest
 import sqlalchemy as sa
+from conftest import COURSES
 from conftest import every_database
 from conftest import MakeHost
 from cryptography.fernet import Fernet
@@ -27,6 +29,7 @@ from flask_credly.admin.blueprint import ROUTES
 from flask_credly.issuing import unrecorded
 from flask_credly.models import Account
 from flask_credly.models import AuditEntry
+from flask_credly.models import Issuance
 from flask_credly.testing import CredlySimulator
 from tests.support.sites import make_site
 from tests.support.sites import Site
@@ -373,6 +376,66 @@ def test_the_doctor_sees_to_each_community(site: Site) -> None:
     }
     assert set(wrong["acme"]) < set(wrong["beta"])
     assert "beta:" in site.run("doctor", exit_code=1)
+
+
+def test_the_doctor_asks_each_community_for_its_courses_and_no_other(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    known = {"acme": COURSES, "beta": COURSES}
+    site = make_site(make_host, credly, courses=lambda tenant: known[tenant])
+
+    with site.host.app.app_context():
+        assert hooks(site)["status"] == "ok"
+        site.connect("acme")
+        site.connect("beta")
+        assert hooks(site)["status"] == "ok"
+        del known["beta"]
+        found = hooks(site)
+        assert found["status"] == "error"
+        assert "failed for beta (KeyError)" in found["detail"]
+
+
+def hooks(site: Site) -> dict[str, str]:
+    done = site.host.app.test_cli_runner().invoke(args=["credly", "doctor", "--json"])
+    found: dict[str, str] = json.loads(done.stdout)["checks"]["hooks"]
+    return found
+
+
+def test_the_doctor_misses_a_worker_for_a_backfill_of_one_of_several(
+    make_host: MakeHost, credly: CredlySimulator, redis_url: str
+) -> None:
+    queue = f"credly-{uuid.uuid4().hex}"
+    site = make_site(
+        *(make_host, credly, "acme", "beta"),
+        CREDLY_REDIS_URL=redis_url,
+        CREDLY_QUEUE=queue,
+    )
+
+    with site.host.app.app_context():
+        site.complete("beta")
+        earlier = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=5)
+
+        with site.host.db.engine.begin() as connection:
+            row = sa.update(Issuance).values(recorded_at=earlier, due_at=earlier)
+            connection.execute(row.values(bulk=True))
+
+        found = json.loads(site.run("doctor", "--json", exit_code=1))["tenants"]
+
+    assert "no worker is running" in found["beta"]["checks"]["waiting"]["detail"]
+    assert found["acme"]["checks"]["waiting"]["status"] == "ok"
+
+
+def test_a_hint_of_the_doctor_names_the_community_if_there_are_several(
+    site: Site,
+) -> None:
+    refusal = {"data": {"message": "No."}, "metadata": None}
+    site.at["beta"].fail("issue", times=2, status=422, body=refusal)
+    site.complete("beta")
+    site.host.drain(2)
+    found = json.loads(site.run("doctor", "--json", exit_code=1))["tenants"]
+    hint = found["beta"]["checks"]["failed"]["hint"]
+    assert hint.endswith("Then run flask credly retry --all --tenant beta")
+    site.run("retry", "--all", "--tenant", "beta")
 
 
 def test_one_unreadable_secret_keeps_no_other_on_the_old_key(

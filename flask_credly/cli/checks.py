@@ -40,15 +40,10 @@ def doctor(as_json: bool, tenant: str | None) -> None:
             # What is wrong with the database is found below.
             logger.debug("Communities not known (%s).", type(e).__name__)
 
-    if tenant is None and (len(several) > 1 or not several):
-        found = examination.examine(
-            state.of(DEFAULT_TENANT),
-            of_account=False if state.has_tenants else None,
+    if tenant is None and state.has_tenants and len(several) != 1:
+        found, of_tenants = examination.examine_several(
+            state.of(DEFAULT_TENANT), [state.of(each) for each in several]
         )
-        of_tenants = {
-            each: examination.examine(state.of(each), of_account=True)
-            for each in several
-        }
     else:
         found = examination.examine(get_community(tenant))
         of_tenants = {}

@@ -31,44 +31,56 @@ from .database import check_tables
 from .finding import Case
 from .finding import error
 from .finding import Finding
+from .finding import Shared
 from .finding import skipped
 from .queue import check_jobs
 from .queue import check_queue
 from .queue import check_redis
 from .queue import check_workers
 
-__all__ = ["examine", "Finding"]
+__all__ = ["examine", "examine_several", "Finding"]
 
 logger = logging.getLogger("flask_credly")
 
 
-def examine(state: Community, *, of_account: bool | None = None) -> dict[str, Finding]:
-    """Make all checks, and get what came of each by its name. The names stay the same
-    from release to release. Raises nothing: a check that cannot be made says so.
+def examine(state: Community) -> dict[str, Finding]:
+    """Make all checks of an application and one community of it, and get what came of
+    each by its name. The names stay the same from release to release. Raises nothing: a
+    check that cannot be made says so.
 
     Asks Credly for one page of badge templates, where the connection is in force.
-
-    :param of_account: Make only those that concern the community's account, or only
-        those of the application. ``None``: both.
     """
-    case = Case(state)
-    found: dict[str, Finding] = {}
-    failed: set[str] = set()
+    case = Case(state, Shared([state]))
+    _examine(case, [case])
+    return case.found
 
+
+def examine_several(
+    state: Community, communities: list[Community]
+) -> tuple[dict[str, Finding], dict[str, dict[str, Finding]]]:
+    """Make the checks of an application, and for each community, if there is one, those
+    that concern its account.
+    """
+    shared = Shared(communities)
+    application = Case(state, shared)
+    accounts = [Case(each, shared) for each in communities]
+    _examine(application, accounts)
+    return application.found, {each.state.tenant: each.found for each in accounts}
+
+
+def _examine(application: Case, accounts: list[Case]) -> None:
     for name, check, needed in _CHECKS:
-        if of_account is not None and of_account is not (name in _OF_ACCOUNT):
-            continue
+        for case in accounts if name in _OF_ACCOUNT else [application]:
+            failed = application.failed | case.failed
 
-        if missing := [each for each in needed if each in failed]:
-            found[name] = skipped(f"Not checked: see {missing[0]}.")
-        else:
-            found[name] = _make(case, name, check)
+            if missing := [each for each in needed if each in failed]:
+                case.found[name] = skipped(f"Not checked: see {missing[0]}.")
+            else:
+                case.found[name] = _make(case, name, check)
 
-        # What hangs on it cannot be checked either.
-        if found[name].status == "error" or missing:
-            failed.add(name)
-
-    return found
+            # What hangs on it cannot be checked either.
+            if case.found[name].status == "error" or missing:
+                case.failed.add(name)
 
 
 def _make(

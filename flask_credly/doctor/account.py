@@ -62,7 +62,7 @@ def check_secret(case: Case) -> Finding:
     if found.rotated:
         return warning(
             f"Encrypted with an older key: {', '.join(found.rotated)}.",
-            "Run flask credly rotate-keys",
+            f"Run {case.command('rotate-keys')}",
         )
 
     return ok(
@@ -155,7 +155,7 @@ def check_token(case: Case) -> Finding:
 
     if answered_at is not None:
         now = dt.datetime.now(dt.UTC)
-        case.credly_ahead = (answered_at - now).total_seconds()
+        case.shared.credly_ahead = (answered_at - now).total_seconds()
 
     return ok("Credly accepts the token.")
 
@@ -176,7 +176,7 @@ def check_templates(case: Case) -> Finding:
         return error(
             "Mapped, but no longer active in Credly:"
             f" {_list([(name, course) for name, course, _ in gone])}.",
-            "Activate them in Credly and run flask credly sync, or change the"
+            f"Activate them in Credly and run {case.command('sync')}, or change the"
             f" mappings at {case.state.page('/credly')}.",
         )
 
@@ -184,27 +184,28 @@ def check_templates(case: Case) -> Finding:
         return error(
             "Mapped to issue another badge every time, but the template does not"
             f" allow duplicates: {_list(single)}. Further badges stay queued.",
-            "Allow duplicates for the template in Credly and run flask credly sync,"
-            " or choose Renew in the options of the mapping at"
+            "Allow duplicates for the template in Credly and run"
+            f" {case.command('sync')}, or choose Renew in the options of the mapping at"
             f" {case.state.page('/credly')}.",
         )
 
-    return _age(row, number)
+    return _age(case, row, number)
 
 
-def _age(row: Account, number: int) -> Finding:
+def _age(case: Case, row: Account, number: int) -> Finding:
     at = row.templates_synced_at
 
     if at is None:
         return warning(
-            "The badge templates were never fully loaded.", "Run flask credly sync"
+            "The badge templates were never fully loaded.",
+            f"Run {case.command('sync')}",
         )
 
     text = f"{number} active, loaded at {write_time(at)}"
     old = dt.datetime.now(dt.UTC) - at > OLD_TEMPLATES
 
     if row.templates_failed_at is not None or old:
-        return warning(f"{text}. Later attempts failed.", "Run flask credly sync")
+        return warning(f"{text}. Later attempts failed.", f"Run {case.command('sync')}")
 
     return ok(f"{text}.")
 
@@ -244,7 +245,7 @@ def check_poll(case: Case) -> Finding:
         return warning(
             f"{text} Credly does not list the latest changes first, so changes"
             " are found only when all badges are read, once a day.",
-            "Nothing. To read all badges now, run flask credly poll",
+            f"Nothing. To read all badges now, run {case.command('poll')}",
         )
 
     return ok(
@@ -278,7 +279,7 @@ def check_comparison(case: Case) -> Finding:
                     *why,
                 ]
             ),
-            "Run flask credly reconcile to see what is wrong. The log has the"
+            f"Run {case.command('reconcile')} to see what is wrong. The log has the"
             " cause (credly_event reconcile_failed).",
         )
 

@@ -23,6 +23,7 @@ from ..settings import HOW_TO_READ
 from ..settings import ignored
 from ..settings import Settings
 from ..settings import unknown
+from ..state import Community
 from .finding import Case
 from .finding import error
 from .finding import Finding
@@ -106,34 +107,42 @@ def check_hooks(case: Case) -> Finding:
     missing = [name for name in optional if not optional[name]]
     text = f"Registered: {', '.join(given)}."
 
+    for each in case.shared.communities:
+        if wrong := _try_courses(each):
+            return wrong
+
+    return ok(f"{text} Not registered: {', '.join(missing)}." if missing else text)
+
+
+def _try_courses(state: Community) -> Finding | None:
+    whose = f" for {state.tenant}" if state.has_tenants else ""
+
     try:
         # As on a page, where it is called.
-        host = case.state.settings.host
+        host = state.settings.host
         base = f"http://{host}" if host else None
 
-        with case.state.app.test_request_context(
-            case.state.page("/credly"), base_url=base
-        ):
+        with state.app.test_request_context(state.page("/credly"), base_url=base):
             try:
-                read_courses(case.state.list_courses())
+                read_courses(state.list_courses())
             finally:
-                case.state.session.remove()
+                state.session.remove()
     except (TypeError, ValueError) as e:
         logger.debug("The @credly.courses hook failed.", exc_info=True)
         return error(
-            f"The @credly.courses hook failed, so no course can be mapped. {e}",
+            f"The @credly.courses hook failed{whose}, so no course can be mapped. {e}",
             "Return a list of Course objects.",
         )
     except Exception as e:
         # Its text may hold an address with a password.
         logger.debug("The @credly.courses hook failed.", exc_info=True)
         return error(
-            f"The @credly.courses hook failed ({type(e).__name__}), so no"
+            f"The @credly.courses hook failed{whose} ({type(e).__name__}), so no"
             " course can be mapped.",
             "Set the logger flask_credly to DEBUG for the traceback.",
         )
 
-    return ok(f"{text} Not registered: {', '.join(missing)}." if missing else text)
+    return None
 
 
 def check_pages(case: Case) -> Finding:

@@ -36,7 +36,11 @@ def check_waiting(case: Case) -> Finding:
     waits = dt.timedelta(seconds=seen.oldest_pending_seconds)
 
     # A backfill's badges wait for their turn, which never comes without a worker.
-    if case.alone and seen.connection == "connected" and waits > overview.OVERDUE:
+    if (
+        case.shared.alone
+        and seen.connection == "connected"
+        and waits > overview.OVERDUE
+    ):
         return error(
             f"{seen.pending} queued, the oldest for"
             f" {seen.oldest_pending_seconds} s, and no worker is running.",
@@ -61,7 +65,7 @@ def check_removal(case: Case) -> Finding:
     )
     waiting_since = min(each.due_at for each in found)
 
-    if case.alone or waiting_since < now - overview.OVERDUE:
+    if case.shared.alone or waiting_since < now - overview.OVERDUE:
         return error(
             f"{detail} No worker is at it.",
             "Run flask credly worker. If one is running, its log has the cause.",
@@ -77,7 +81,7 @@ def check_failed(case: Case) -> Finding:
     return warning(
         f"{case.seen.failed} failed.",
         f"See {case.state.page('/credly/badges?status=failed')} for the causes."
-        " Then run flask credly retry --all",
+        f" Then run {case.command('retry --all')}",
     )
 
 
@@ -89,7 +93,7 @@ def check_unrecorded(case: Case) -> Finding:
         found = unrecorded.read_elsewhere(case.state)
 
         if found.since is None:
-            return skipped("Not checked: see database.")
+            return skipped("Not checked: see database and tables.")
 
     if found.since is None:
         return ok("Every completion was recorded.")
@@ -101,8 +105,8 @@ def check_unrecorded(case: Case) -> Finding:
         return error(
             detail,
             "The log lists them with the cause (credly_event"
-            " completion_lost). Send them again, then run flask credly"
-            " dismiss",
+            " completion_lost). Send them again, then run"
+            f" {case.command('dismiss')}",
         )
 
     # The course was completed a little before it was signalled.
@@ -110,6 +114,6 @@ def check_unrecorded(case: Case) -> Finding:
     also = " A worker does so too, once a day." if case.state.heals else ""
     return error(
         detail,
-        "The log has the cause. Fix it, then run flask credly backfill"
-        f" --since {day} to record them.{also}",
+        "The log has the cause. Fix it, then run"
+        f" {case.command(f'backfill --since {day}')} to record them.{also}",
     )

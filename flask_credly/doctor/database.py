@@ -90,8 +90,8 @@ def check_clock(case: Case) -> Finding:
     if apart > SKEW:
         return _clocks(apart, "the database's", behind=there > after)
 
-    if case.credly_ahead is not None and abs(case.credly_ahead) > SKEW:
-        ahead = case.credly_ahead
+    if case.shared.credly_ahead is not None and abs(case.shared.credly_ahead) > SKEW:
+        ahead = case.shared.credly_ahead
         return _clocks(abs(ahead), "Credly's", behind=ahead > 0)
 
     if clock.server_now(case.state.engine.dialect.name) is None:
@@ -99,7 +99,7 @@ def check_clock(case: Case) -> Finding:
     else:
         compared = ["the database's"]
 
-    if case.credly_ahead is not None:
+    if case.shared.credly_ahead is not None:
         compared.append("Credly's")
 
     return ok(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime as dt
 import functools
+import shlex
 import typing as t
 
 from ..issuing import notifier
@@ -51,16 +52,37 @@ def error(detail: str, hint: str) -> Finding:
     return Finding("error", detail, hint)
 
 
+@dataclasses.dataclass
+class Shared:
+    """What the cases of one examination know together.
+
+    :param communities: All that are examined.
+    :param alone: Whether no worker listens.
+    :param credly_ahead: Seconds by which Credly's clock is ahead. ``None``: it was not
+        asked.
+    """
+
+    communities: list[Community]
+    alone: bool = False
+    credly_ahead: float | None = None
+
+
 class Case:
     """One community, and the application that it is in, as they are examined."""
 
-    def __init__(self, state: Community) -> None:
+    def __init__(self, state: Community, shared: Shared) -> None:
         self.state = state
+        self.shared = shared
         self.config = state.app.config
-        self.credly_ahead: float | None = None
-        """Seconds by which Credly's clock is ahead. ``None``: it was not asked."""
-        self.alone = False
-        """Whether no worker listens."""
+        self.found: dict[str, Finding] = {}
+        self.failed: set[str] = set()
+        """The checks on which no other can be built."""
+
+    def command(self, words: str) -> str:
+        """Write a command as it is to be typed for this community."""
+        tenant = shlex.quote(self.state.tenant)
+        named = f" --tenant {tenant}" if self.state.has_tenants else ""
+        return f"flask credly {words}{named}"
 
     @functools.cached_property
     def queue(self) -> rq.Queue:

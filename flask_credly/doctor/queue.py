@@ -30,7 +30,7 @@ def check_workers(case: Case) -> Finding:
         )
 
     if not case.listening:
-        case.alone = True
+        case.shared.alone = True
         return warning(
             f"No worker listens on the queue {case.queue.name!r}.",
             "Run flask credly worker",
