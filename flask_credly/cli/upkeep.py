@@ -143,19 +143,22 @@ def erase_member(member_id: str, tenant: str | None) -> None:
 
     say(
         f"Badges without personal data now: {erased.badges}\n"
-        f"Of these, queued and now skipped: {erased.cancelled}\n"
-        f"Error log entries redacted: {erased.log_entries}"
+        f"Of these, queued and now skipped: {erased.cancelled}"
     )
-
-    if erased.deleted:
-        say(f"Withdrawals and differences deleted: {erased.deleted}")
 
     if erased.perhaps_issued:
         say(f"Of these, possibly issued by Credly: {erased.perhaps_issued}")
 
     if erased.sent_to_credly:
+        say(f"Of these, sent to Credly: {erased.sent_to_credly}")
+
+    say(f"Error log entries redacted: {erased.log_entries}")
+
+    if erased.deleted:
+        say(f"Withdrawals and differences deleted: {erased.deleted}")
+
+    if erased.sent_to_credly:
         say(
-            f"Of these, sent to Credly: {erased.sent_to_credly}\n"
             "Credly still has the e-mail address, names, completion time, badge"
             " template and a hash of the member's id. No badge was revoked. Ask"
             " Credly to erase this data."
