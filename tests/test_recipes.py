@@ -355,10 +355,10 @@ class TestMail:
             app.config["MAIL_SERVER"] = "mail.school.example"
             names = run_code(
                 "mail.md",
-                app=app,
                 db=db,
                 admins_of=lambda tenant: [f"admin@{tenant}.example"],
             )
+            app.cli.add_command(names["mail_news"])
             receivers.extend((names["note_failure"], names["note_pause"]))
 
         def run(host: Host) -> t.Any:
