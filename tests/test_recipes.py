@@ -1000,6 +1000,25 @@ class TestServers:
         )
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
+    def test_a_deployment_uses_options_that_there_are(self) -> None:
+        if not shutil.which("systemd-run"):
+            missing("systemd", "no systemd-run on the PATH")
+
+        (deploy,) = [
+            text for text in blocks("servers.md", "sh") if "systemd-run" in text
+        ]
+        (command,) = re.findall(r"^systemd-run .*?[^\\]$", deploy, re.M | re.S)
+        options = [
+            each.split("=")[0] for each in shlex.split(command) if each[:2] == "--"
+        ]
+        help_ = subprocess.run(
+            ["systemd-run", "--help"], capture_output=True, text=True, check=True
+        )
+
+        assert len(options) == 5
+        assert set(options) <= set(re.findall("--[a-z-]+", help_.stdout))
+        subprocess.run(["sh", "-n"], input=deploy, text=True, check=True)
+
     @pytest.mark.slow
     def test_what_the_units_start_issues_badges(
         self,
