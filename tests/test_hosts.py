@@ -16,6 +16,7 @@ import pathlib
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -442,6 +443,11 @@ HOSTS: dict[str, Odd] = {
     ),
     "sandbox": Odd(before=sandbox),
 }
+
+if sys.version_info >= (3, 12):
+    HOSTS["sqlite driver's autocommit"] = Odd(
+        engine={"connect_args": {"autocommit": True}}, joins=False, savepoints=False
+    )
 
 
 class School:

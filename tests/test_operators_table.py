@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import sqlite3
+import sys
 import typing as t
 import uuid
 
@@ -480,6 +481,17 @@ def test_the_doctor_leaves_no_row_where_each_statement_is_committed(
     make_site: cabc.Callable[..., Site],
 ) -> None:
     options = {"isolation_level": "AUTOCOMMIT"}
+    site = make_site(SQLALCHEMY_ENGINE_OPTIONS=options)
+
+    assert site.troubles() == {}
+    assert site.host.rows() == []
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="sqlite3 has no autocommit")
+def test_the_doctor_leaves_no_row_where_the_driver_of_sqlite_commits_each_statement(
+    make_site: cabc.Callable[..., Site],
+) -> None:
+    options = {"connect_args": {"autocommit": True}}
     site = make_site(SQLALCHEMY_ENGINE_OPTIONS=options)
 
     assert site.troubles() == {}

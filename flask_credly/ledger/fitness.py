@@ -236,10 +236,12 @@ def _taken_back(connected: sa.Connection) -> cabc.Iterator[None]:
     with connected.begin() as transaction:
         raw = connected.connection.dbapi_connection
         assert raw is not None
-        # SQLite's own transaction may have been begun by a listener of the host's.
-        commits = connected.dialect.detect_autocommit_setting(raw) and not getattr(
-            raw, "in_transaction", False
-        )
+        # SQLAlchemy does not know the autocommit of SQLite's driver. A transaction may
+        # have been begun by a listener of the host's.
+        commits = (
+            connected.dialect.detect_autocommit_setting(raw)
+            or getattr(raw, "autocommit", None) is True
+        ) and not getattr(raw, "in_transaction", False)
 
         if commits:
             connected.exec_driver_sql("BEGIN")
