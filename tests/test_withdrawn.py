@@ -697,6 +697,157 @@ class TestBeforeTheCompletion:
         assert host.rows() == []
 
 
+def in_another_thread(host: Host, work: t.Callable[[], object]) -> None:
+    """Do something while the host's transaction is open."""
+
+    def run() -> None:
+        with host.app.app_context():
+            work()
+
+    other = threading.Thread(target=run)
+    other.start()
+    other.join(60)
+    assert not other.is_alive()
+
+
+@every_database
+class TestAFurtherCompletion:
+    """It is recorded, or withdrawn, in a transaction that is open meanwhile."""
+
+    @pytest.fixture(params=["renew", "each"])
+    def further(
+        self, host: Host, credly: CredlySimulator, request: pytest.FixtureRequest
+    ) -> t.Iterator[Host]:
+        credly.badges_allowed = 9
+
+        with host.app.app_context():
+            connect(host, credly, allow_duplicate_badges=True)
+            choose(host, "silent", again=request.param)
+            complete(host)
+            host.drain()
+            yield host
+
+    def complete_and_withdraw(
+        self, host: Host, first: str, meanwhile: t.Callable[[], object] | None = None
+    ) -> None:
+        """Do the second before the first is committed."""
+        if host.state.engine.dialect.name == "sqlite":
+            pytest.skip("one writes at a time there")
+
+        host.db.session.rollback()
+        session = host.db.session()
+
+        def complete(**given: t.Any) -> None:
+            host.complete(completed_at=START + 40 * DAY, **given)
+
+        def take_back(**given: t.Any) -> None:
+            withdraw(host, withdrawn_at=START + 50 * DAY, **given)
+
+        both = complete, take_back
+        one, other = both if first == "completion" else both[::-1]
+        one(session=session)
+        in_another_thread(host, other)
+
+        if meanwhile is not None:
+            # An UPDATE there waits for rows that were inserted, and not committed.
+            if host.state.engine.dialect.name in ("mysql", "mariadb"):
+                pytest.skip("a worker waits for the commit")
+
+            in_another_thread(host, meanwhile)
+
+        session.commit()
+
+    @pytest.mark.parametrize("first", ["completion", "withdrawal"])
+    def test_it_is_the_one_that_was_withdrawn(
+        self, further: Host, credly: CredlySimulator, first: str
+    ) -> None:
+        self.complete_and_withdraw(further, first)
+        further.drain(2)
+        assert states(further) == [("issued", None, None), CANCELLED]
+        assert [badge["state"] for badge in credly.badges] == ["pending"]
+        assert [row.withdrawn_at for row in further.rows()] == [
+            *(None, START + 50 * DAY),
+        ]
+
+        # The same once more; another one that is not later; and one that is.
+        withdraw(further, withdrawn_at=START + 50 * DAY)
+        complete(further, START + 40 * DAY)
+        further.drain(2)
+        assert states(further) == [("issued", None, None), CANCELLED]
+        complete(further, START + 90 * DAY)
+        further.drain()
+        assert states(further)[-1] == ("issued", None, None)
+
+    def test_it_is_not_issued_where_another_was_revoked_for_it(
+        self, further: Host, credly: CredlySimulator
+    ) -> None:
+        self.complete_and_withdraw(further, "completion", lambda: further.drain(2))
+        further.drain()
+        assert states(further) == [("revoked", None, None), CANCELLED]
+        assert [badge["state"] for badge in credly.badges] == ["revoked"]
+
+    @pytest.mark.parametrize("revoked", [True, False])
+    def test_who_tries_it_all_the_same_knows(
+        self, further: Host, credly: CredlySimulator, revoked: bool
+    ) -> None:
+        self.complete_and_withdraw(
+            further, "completion", (lambda: further.drain(2)) if revoked else None
+        )
+        further.drain()
+        row = further.rows()[-1]
+        further.db.session.rollback()
+        assert issuances.retry(further.state.engine, "default", row.id) == 1
+        further.drain()
+        assert states(further)[-1] == ("issued", None, None)
+
+    def test_what_is_issued_again_is_issued(
+        self, further: Host, credly: CredlySimulator
+    ) -> None:
+        self.complete_and_withdraw(further, "completion", lambda: further.drain(2))
+        further.drain()
+        row = further.rows()[0]
+        further.db.session.rollback()
+        assert actions.issue_again(
+            *(further.state.engine, "default", row.id),
+            email=row.email,
+            first_name=row.first_name,
+            last_name=row.last_name,
+        )
+        further.drain()
+        assert states(further)[-1] == ("issued", None, None)
+
+    # A renewal would wait for the commit.
+    @pytest.mark.parametrize("further", ["each"], indirect=True)
+    def test_one_that_was_issued_meanwhile_is_revoked(
+        self, further: Host, credly: CredlySimulator
+    ) -> None:
+        def drain() -> None:
+            further.drain(2)
+            assert len(credly.badges) == 2
+
+        self.complete_and_withdraw(further, "withdrawal", drain)
+        further.drain(2)
+        assert [row.state for row in further.rows()] == ["issued", "revoked"]
+
+    def test_what_was_cancelled_before_is_tried_by_who_knows(
+        self, further: Host
+    ) -> None:
+        complete(further, START + 40 * DAY)
+        actions.revoke(
+            *(further.state.engine, "default", further.rows()[-1].id),
+            reason="By mistake.",
+            tell=True,
+        )
+        withdraw(further, withdrawn_at=START + 50 * DAY)
+        further.drain()
+        assert [row.state for row in further.rows()] == ["revoked", "cancelled"]
+        row = further.rows()[-1]
+        further.db.session.rollback()
+        assert issuances.retry(further.state.engine, "default", row.id) == 1
+        further.drain()
+        assert states(further)[-1] == ("issued", None, None)
+
+
 class TestTheHostsTransaction:
     @every_database
     @pytest.mark.parametrize("commits", [True, False])

@@ -25,6 +25,7 @@ from ..options import EACH
 from . import clock
 from . import gates
 from . import transitions
+from . import withdrawals
 from .conditions import ACTIONS
 from .conditions import IS_MAPPED
 from .conditions import is_of
@@ -245,8 +246,14 @@ def _take(
     rows = _read(connection, gate.tenant, lease, now)
 
     if further := [row for row in rows if row.cycle > 1 and not row.attempts]:
-        for row in further:
-            _look_back(connection, row, now)
+        these = Issuance.id.in_([row.id for row in further])
+
+        if withdrawals.pass_on(connection, gate.tenant, these):
+            rows = _read(connection, gate.tenant, lease, now)
+
+        for row in rows:
+            if row.cycle > 1 and not row.attempts and not row.withdrawn:
+                _look_back(connection, row, now)
 
         rows = _read(connection, gate.tenant, lease, now)
 

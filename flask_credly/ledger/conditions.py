@@ -22,7 +22,7 @@ SAME_COURSE = (*KEY, "organization_id")
 """What a row has in common with the member's further ones for the course."""
 
 
-def is_of(tenant: str, table: sa.Table = ROWS) -> Condition:
+def is_of(tenant: str, table: sa.FromClause = ROWS) -> Condition:
     """Whose a row is, where it is found by its id or its lease.
 
     Not by the column alone: SQLite would read all rows of the community by one of its
@@ -105,6 +105,18 @@ def has_later(*where: Condition) -> Condition:
     """
     later = (*same_course(LATER, ROWS.c), LATER.cycle > ROWS.c.cycle)
     return sa.exists().where(*later, *where)
+
+
+EARLIER = ROWS.alias()
+
+WITHDRAWN_AS_EARLIER = sa.and_(
+    *same_course(EARLIER.c, ROWS.c),
+    EARLIER.c.cycle < ROWS.c.cycle,
+    EARLIER.c.withdrawn_at >= ROWS.c.completed_at,
+)
+"""Joins a row with an earlier one of the member's for the course that a withdrawal has
+marked which is not older than the completion.
+"""
 
 
 def is_known_withdrawal(at: dt.datetime) -> Condition:

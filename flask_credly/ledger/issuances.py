@@ -18,10 +18,13 @@ from ..models import Template
 from . import audit
 from . import clock
 from .conditions import Condition
+from .conditions import EARLIER
 from .conditions import has_later
 from .conditions import IS_MAPPED
 from .conditions import is_of
 from .conditions import LATER
+from .conditions import ROWS
+from .conditions import WITHDRAWN_AS_EARLIER
 from .insert import of_mapping
 from .paging import fetch
 from .paging import fetch_all
@@ -73,7 +76,8 @@ def became(row: Issuance) -> Became | None:
     return t.cast("Became | None", row.badge_state)
 
 
-def _became(wanted: Became) -> sa.ColumnElement[bool]:
+def has_become(wanted: Became) -> sa.ColumnElement[bool]:
+    """The same as a condition: see :func:`became`."""
     return sa.and_(Issuance.state != "replaced", _is_at_credly(wanted))
 
 
@@ -133,7 +137,7 @@ class Filter:
             )
 
         if self.became is not None:
-            query = query.where(_became(self.became))
+            query = query.where(has_become(self.became))
 
         if self.became in ("pending", "accepted", "rejected", "revoked"):
             query = query.where(
@@ -287,7 +291,7 @@ def unaccepted(
 
     query = sa.select(Issuance).where(
         Issuance.tenant == tenant,
-        _became("pending"),
+        has_become("pending"),
         Issuance.state == "issued",
         Issuance.settled_at <= now - older_than,
         Issuance.test.is_(False),
@@ -420,9 +424,25 @@ def retry(
     due = make_due(connection, *these, now=clock.now(connection))
 
     if due:
+        _forget_withdrawals(connection, tenant, row_id)
         audit.note(connection, tenant, by, "retry", str(row_id))
 
     return due
+
+
+def _forget_withdrawals(connection: sa.Connection, tenant: str, row_id: int) -> None:
+    """Let withdrawals that earlier badges were marked with not keep a row from being
+    issued: whoever retries it knows of them.
+    """
+    earlier = connection.scalars(
+        sa.select(EARLIER.c.id)
+        .select_from(ROWS)
+        .join(EARLIER, WITHDRAWN_AS_EARLIER)
+        .where(ROWS.c.id == row_id, is_of(tenant), is_of(tenant, EARLIER))
+    ).all()
+
+    if earlier:
+        admin.end_withdrawals(connection, Issuance.id.in_(earlier), is_of(tenant))
 
 
 def make_due(

@@ -28,6 +28,8 @@ from . import clock
 from . import gates
 from .conditions import AWAITS_APPROVAL
 from .conditions import AWAITS_RELEASE
+from .conditions import Condition
+from .conditions import EARLIER
 from .conditions import has_later
 from .conditions import is_known_withdrawal
 from .conditions import IS_MAPPED
@@ -35,6 +37,8 @@ from .conditions import is_of
 from .conditions import KEY
 from .conditions import LATER
 from .conditions import ROWS
+from .conditions import same_course
+from .conditions import WITHDRAWN_AS_EARLIER
 from .insert import of_mapping
 from .issuances import is_ours
 from .paging import fetch
@@ -200,12 +204,16 @@ def release(connection: sa.Connection, tenant: str) -> int:
     if not gates.lock(connection, tenant):
         return 0
 
-    found = connection.scalars(
+    query = (
         sa.select(Issuance.id)
         .where(is_ours(tenant), AWAITS_RELEASE)
         .order_by(Issuance.id)
         .limit(MOST + 1)
-    ).all()
+    )
+    found = connection.scalars(query).all()
+
+    if found and pass_on(connection, tenant, EARLIER.c.id.in_(found)):
+        found = connection.scalars(query).all()
 
     if not found:
         return 0
@@ -224,6 +232,64 @@ def release(connection: sa.Connection, tenant: str) -> int:
         audit.note(connection, tenant, audit.WORKER, "revoke", str(id_))
 
     return 0
+
+
+def pass_on(connection: sa.Connection, tenant: str, *these: Condition) -> bool:
+    """Let withdrawals concern further completions that were recorded at the same
+    moment, where neither transaction saw the other: the earlier badge is kept if
+    nobody has begun to revoke it.
+
+    :param these: Which rows, or which of the :data:`.EARLIER` ones that were marked.
+    :return: Whether any was passed on.
+    """
+    twin = ROWS.alias().c
+    is_issued_again = sa.and_(
+        ROWS.c.completion_id.is_(None),
+        sa.exists().where(
+            *same_course(twin, ROWS.c),
+            twin.cycle < ROWS.c.cycle,
+            twin.completed_at == ROWS.c.completed_at,
+            twin.badge_id.is_not(None),
+        ),
+    )
+    is_correction = sa.and_(ROWS.c.replaces.is_not(None), ROWS.c.renewal.is_(False))
+    found = connection.execute(
+        sa.select(
+            ROWS.c.id,
+            EARLIER.c.id.label("earlier_id"),
+            EARLIER.c.withdrawn_at,
+            EARLIER.c.tell,
+        )
+        .join(EARLIER, WITHDRAWN_AS_EARLIER)
+        .where(
+            is_of(tenant),
+            is_of(tenant, EARLIER),
+            ROWS.c.withdrawn_at.is_(None),
+            ROWS.c.state.in_(("none", "failed", "issued")),
+            # An admin knew of the withdrawal.
+            sa.not_(is_issued_again),
+            sa.not_(is_correction),
+            *these,
+        )
+        .order_by(ROWS.c.cycle.desc())
+    ).all()
+    passed_on: set[int] = set()
+
+    for row in found:
+        if row.earlier_id not in passed_on and host.withdraw(
+            connection,
+            Issuance.id == row.id,
+            is_of(tenant),
+            at=row.withdrawn_at,
+            now=sa.literal(clock.now(connection), Issuance.settled_at.type),
+            tell={True: sa.true(), False: sa.false(), None: sa.null()}[row.tell],
+        ):
+            passed_on.add(row.earlier_id)
+
+    for id_ in passed_on:
+        admin.pass_withdrawal_on(connection, Issuance.id == id_, is_of(tenant))
+
+    return bool(passed_on)
 
 
 def _any_waits(connection: sa.Connection, tenant: str) -> bool:

@@ -389,7 +389,7 @@ class Communities(Machine):
         if meanwhile in ("erase", "remove"):
             self.unsure.add(who[:2])
             self.gone.discard(who[:2])
-        elif (meanwhile, withdraws) in (("correct", True), ("withdraw", False)):
+        elif (meanwhile, withdraws) == ("correct", True):
             self.known[who].taken_back = None
 
     # The earners, and the issuer in Credly's own pages.

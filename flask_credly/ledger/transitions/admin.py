@@ -222,9 +222,26 @@ def keep_withdrawn(connection: sa.Connection, *these: Condition) -> int:
     """
     return connection.execute(
         sa.update(Issuance)
-        .where(*these, AWAITS_APPROVAL)
+        .where(*these, sa.or_(AWAITS_RELEASE, AWAITS_APPROVAL))
         .values(**at_rest(), revocation_reason=None, tell=None)
     ).rowcount
+
+
+def end_withdrawals(connection: sa.Connection, *these: Condition) -> None:
+    """Let the withdrawals that rows are marked with concern no later completion."""
+    connection.execute(
+        sa.update(Issuance).where(*these).values(withdrawn_at=Issuance.completed_at)
+    )
+
+
+def pass_withdrawal_on(connection: sa.Connection, *this: Condition) -> None:
+    """Note that a row's withdrawal is of a later completion. Its badge is kept if
+    nobody has begun to revoke it; otherwise it stays withdrawn.
+    """
+    if keep_withdrawn(connection, *this):
+        connection.execute(sa.update(Issuance).where(*this).values(withdrawn_at=None))
+    else:
+        end_withdrawals(connection, *this)
 
 
 IS_HELD_BACK = sa.and_(
