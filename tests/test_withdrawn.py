@@ -1288,6 +1288,19 @@ class TestPage:
         host.drain()
         assert counted(host) == {REVOKED: 3}
 
+    def test_of_none_nothing_is_noted(self, mapped: Mapped) -> None:
+        browser, connected, _ = mapped
+
+        for decision in ("keep", "revoke"):
+            sent = {"decision": decision, "number": "0", "shown": "0"}
+            answer = browser.post(self.PAGE, page=WINDOW, **sent)
+            assert answer.location == f"{WINDOW}/badges"
+
+        query = sa.select(AuditEntry.action).where(
+            AuditEntry.action.in_(("keep withdrawn", "revoke withdrawn"))
+        )
+        assert connected.host.db.session.scalars(query).all() == []
+
     def test_they_are_kept(
         self, mapped: Mapped, monkeypatch: pytest.MonkeyPatch
     ) -> None:

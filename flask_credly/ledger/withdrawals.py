@@ -328,14 +328,14 @@ def decide(
 
     :param number: How many that person has seen.
     :param by: Who does it, for :func:`.audit.note`.
-    :return: How many. ``None``: others wait by now, and nothing was done.
+    :return: How many. ``None``: none or others wait by now, and nothing was done.
     """
     if not gates.lock(connection, tenant):
         return None
 
     waiting = count(connection, tenant)
 
-    if waiting != number:
+    if not waiting or waiting != number:
         return None
 
     these = (is_ours(tenant), AWAITS_APPROVAL)
