@@ -305,7 +305,9 @@ def test_what_came_of_each(admin: Admin) -> None:
     file = browser.get(f"{UNDO}/{run_id}.csv")
     rows = list(csv.reader(io.StringIO(file.text.removeprefix("\ufeff"))))
     assert len(rows) == 4
-    assert rows[-1][3] == "'=cmd()" and rows[-1][8] == "Declined by the member"
+    assert rows[-1][3] == "'=cmd()" and rows[-1][9] == "Declined by the member"
+    assert rows[0][5:8] == ["Kind", "Course or learning path", "Course id"]
+    assert rows[1][5:8] == ["Course", "Python 101", "py-101"]
     file = browser.get(f"{UNDO}/{run_id}.csv?outcome=left")
     assert file.text.count("\n") == 2
     assert browser.get(f"{UNDO}/999.csv").status_code == 303

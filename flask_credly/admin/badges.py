@@ -25,6 +25,7 @@ from .community import here
 from .courses import KIND_NAMES
 from .courses import list_courses
 from .courses import name_anew
+from .courses import titles_by_course
 from .export import cell_of
 from .export import csv_file
 from .export import note
@@ -168,9 +169,7 @@ def export_badges() -> ResponseReturnValue:
     community = here()
     note("export badges")
     # Before the rows, which hold a connection while they are read.
-    mapped = read(accounts.list_mappings)
-    titles = {(each.kind, each.course_id): each.course_title for each in mapped}
-    titles |= {(each.kind, each.id): each.title for each in list_courses() or []}
+    titles = titles_by_course()
     rows = issuances.every(community.engine, community.tenant, asked_for())
     header = [
         gettext("Number"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc as cabc
 import logging
 
+from .. import accounts
 from ..catalog import Course
 from ..catalog import read_courses
 from ..i18n import gettext_noop
@@ -14,6 +15,7 @@ from ..models import Mapping
 from ..models import RemovedMapping
 from .community import here
 from .query import write_key
+from .reading import read
 
 logger = logging.getLogger("flask_credly")
 
@@ -67,3 +69,12 @@ def key(course: Course) -> str:
 def key_of(mapping: Mapping | RemovedMapping) -> str:
     """Name a mapping's course in a form."""
     return write_key(mapping.kind, mapping.course_id)
+
+
+def titles_by_course() -> dict[tuple[str, str], str]:
+    """Get the titles of all courses for an export, by kind and id: the application's,
+    else those of the mappings.
+    """
+    mapped = read(accounts.list_mappings)
+    titles = {(each.kind, each.course_id): each.course_title for each in mapped}
+    return titles | {(each.kind, each.id): each.title for each in list_courses() or []}

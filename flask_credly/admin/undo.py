@@ -26,6 +26,7 @@ from .community import here
 from .courses import KIND_NAMES
 from .courses import list_courses
 from .courses import name_anew
+from .courses import titles_by_course
 from .export import csv_file
 from .export import note
 from .forms import UndoForm
@@ -318,6 +319,8 @@ def export_undo(run_id: int) -> ResponseReturnValue:
         return gone(GONE)
 
     note("export badges")
+    # Before the rows, which hold a connection while they are read.
+    titles = titles_by_course()
     group = request.args.get("outcome", "")
     outcomes = GROUPS[group][1] if group in GROUPS else ()
     rows = undone.every(community.engine, community.tenant, run_id, outcomes)
@@ -329,15 +332,17 @@ def export_undo(run_id: int) -> ResponseReturnValue:
         gettext("Last name"),
         gettext("Kind"),
         gettext("Course or learning path"),
+        gettext("Course id"),
         gettext("Badge"),
         gettext("Result"),
         gettext("Error"),
         gettext("Credly badge id"),
     ]
-    return csv_file("credly-taken-back", header, (_cells(row) for row in rows))
+    lines = (_cells(row, titles) for row in rows)
+    return csv_file("credly-taken-back", header, lines)
 
 
-def _cells(row: BatchRow) -> list[str]:
+def _cells(row: BatchRow, titles: dict[tuple[str, str], str]) -> list[str]:
     badge = row.issuance
     return [
         str(badge.id),
@@ -346,6 +351,7 @@ def _cells(row: BatchRow) -> list[str]:
         badge.first_name,
         badge.last_name,
         gettext(KIND_NAMES.get(badge.kind, badge.kind)),
+        titles.get((badge.kind, badge.course_id), badge.course_id),
         badge.course_id,
         badge.badge_name,
         _outcome_of(row),
