@@ -9,11 +9,14 @@ import re
 import pytest
 import sqlalchemy as sa
 from conftest import Connected
+from conftest import every_database
 from conftest import Host
 
 from flask_credly import jobs
 from flask_credly.issuing.poll import poll_now
+from flask_credly.ledger import communities
 from flask_credly.ledger import gates
+from flask_credly.ledger import overview
 from flask_credly.models import Issuance
 from tests.support.pages import BADGES
 from tests.support.pages import browser as browser
@@ -22,6 +25,7 @@ from tests.support.pages import Mapped
 from tests.support.pages import mapped as mapped
 from tests.support.pages import read_csv
 from tests.support.pages import text_of
+from tests.support.pages import WINDOW
 
 WORDS = {
     "pending": "Waiting to be accepted",
@@ -107,6 +111,44 @@ def test_the_card_counts(mapped: Mapped) -> None:
     text = " ".join(text_of(response).split())
     assert "4 issued, 1 not yet accepted" in text
     assert "became=pending" in response.text
+
+
+def test_what_has_expired_is_not_counted_as_not_yet_accepted(mapped: Mapped) -> None:
+    visitor, connected, _ = mapped
+    host = connected.host
+    live(connected)
+    host.db.session.execute(
+        sa.update(Issuance)
+        .where(Issuance.member_id == "pending")
+        .values(expires_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC))
+    )
+    host.db.session.commit()
+    assert members(visitor.get(f"{BADGES}?became=pending").text) == set()
+
+    for page in ("/integrations/", WINDOW):
+        assert "not yet accepted" not in text_of(visitor.get(page))
+
+
+@every_database
+def test_when_the_last_was_issued_is_the_same_in_one_and_in_all_communities(
+    connected: Connected,
+) -> None:
+    host, _, _ = connected
+    host.complete("1")
+    host.complete("2")
+    host.drain()
+    late = dt.datetime.now(dt.UTC).replace(microsecond=0) + dt.timedelta(days=1)
+    # As after a late retry.
+    host.db.session.rollback()
+    these = sa.update(Issuance).where(Issuance.member_id == "1")
+    host.db.session.execute(these.values(settled_at=late))
+    host.db.session.commit()
+    config = host.app.config
+
+    with sa.orm.Session(host.state.engine) as session:
+        one = overview.read(session, "default").last_issued_at
+        (all_,) = communities.page(session, config=config).rows
+        assert one == all_.last_issued_at == late
 
 
 def test_status_counts(connected: Connected) -> None:

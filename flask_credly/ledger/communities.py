@@ -82,7 +82,6 @@ def page(session: Session, *, after: str = "", config: keys.Config) -> Lines:
             Account,
             _count_waiting().label("pending"),
             _oldest().label("oldest"),
-            _last_issued().label("last_issued_at"),
             sa.func.coalesce(_unrecorded(), 0).label("unrecorded"),
         )
         .select_from(known)
@@ -90,11 +89,13 @@ def page(session: Session, *, after: str = "", config: keys.Config) -> Lines:
         .order_by(known.c.tenant)
         .limit(SIZE + 1)
     ).all()
-    rows = [_line(row, now, is_copy, config) for row in found[:SIZE]]
+    rows = [_line(session, row, now, is_copy, config) for row in found[:SIZE]]
     return Lines(rows, rows[-1].tenant if len(found) > SIZE else None)
 
 
-def _line(row: t.Any, now: dt.datetime, is_copy: bool, config: keys.Config) -> Line:
+def _line(
+    session: Session, row: t.Any, now: dt.datetime, is_copy: bool, config: keys.Config
+) -> Line:
     account: Account | None = row.Account
     unreadable = not overview.opens(account, config)
     return Line(
@@ -105,7 +106,7 @@ def _line(row: t.Any, now: dt.datetime, is_copy: bool, config: keys.Config) -> L
         paused_until=overview.paused_until(account, now),
         pending=row.pending,
         oldest=row.oldest,
-        last_issued_at=row.last_issued_at,
+        last_issued_at=overview.last_issued(session, row.tenant) if account else None,
         unrecorded=row.unrecorded,
         unreadable=unreadable,
         switched_off=account is not None and account.switched_off,
@@ -133,15 +134,6 @@ def _count_waiting() -> sa.ScalarSelect[int]:
 def _oldest() -> sa.ScalarSelect[dt.datetime]:
     query = sa.select(Issuance.recorded_at).where(*_waiting())
     return query.order_by(Issuance.id).limit(1).scalar_subquery()
-
-
-def _last_issued() -> sa.ScalarSelect[dt.datetime | None]:
-    query = sa.select(Issuance.settled_at).where(
-        Issuance.tenant == Account.tenant,
-        Issuance.state == "issued",
-        Issuance.test.is_(False),
-    )
-    return query.order_by(Issuance.id.desc()).limit(1).scalar_subquery()
 
 
 def _unrecorded() -> sa.ScalarSelect[int]:

@@ -15,6 +15,7 @@ from ..models import Installation
 from ..models import Issuance
 from ..models import Mapping
 from . import clock
+from . import issuances
 from . import removing
 from .conditions import Condition
 from .paging import by_index
@@ -89,8 +90,12 @@ def read(
         _count(tenant, Issuance.state, state, at_most).label(state) for state in states
     ]
     counted += [
-        _count(tenant, Issuance.badge_state, state, at_most).label(state)
-        for state in ("accepted", "pending")
+        _count(tenant, Issuance.badge_state, "accepted", at_most).label("accepted"),
+        # As the list of them says: not what has expired.
+        _count(
+            *(tenant, Issuance.badge_state, "pending", at_most),
+            issuances.has_become("pending"),
+        ).label("pending"),
     ]
     count = session.execute(sa.select(*counted)).one()
     waits_since = session.scalar(
@@ -142,7 +147,7 @@ def read(
             max(0, int((now - waits_since).total_seconds())) if waits_since else None
         ),
         overdue_since=overdue,
-        last_issued_at=_last_issued(session, tenant),
+        last_issued_at=last_issued(session, tenant),
         mappings=count_mappings(session, tenant),
     )
 
@@ -180,12 +185,12 @@ def count_mappings(session: Session, tenant: str) -> int:
 
 
 def _count(
-    tenant: str, column: t.Any, state: str, at_most: int | None
+    tenant: str, column: t.Any, state: str, at_most: int | None, *where: Condition
 ) -> sa.ScalarSelect[int]:
     rows = by_index(
         # Nobody waits for one in whose place there is another.
         sa.select(Issuance.id).where(
-            *_of_members(tenant), Issuance.state != "replaced"
+            *_of_members(tenant), Issuance.state != "replaced", *where
         ),
         column,
         state,
@@ -194,7 +199,8 @@ def _count(
     return sa.select(sa.func.count()).select_from(rows.subquery()).scalar_subquery()
 
 
-def _last_issued(session: Session, tenant: str) -> dt.datetime | None:
+def last_issued(session: Session, tenant: str) -> dt.datetime | None:
+    """Get when a community's last badge was issued."""
     # Among the newest rows: one that came by a late retry is older than it looks, and
     # not worth an index.
     rows = by_index(
