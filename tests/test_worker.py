@@ -1117,6 +1117,24 @@ def test_redis_oom_is_caught(farm: Farm, redis_url: str) -> None:
     assert farm.host.row().state == "none"
 
 
+def test_a_worker_asks_once_for_a_queue_of_the_hosts_own(
+    make_host: MakeHost, redis_url: str
+) -> None:
+    made: list[t.Any] = []
+
+    def make_queue(app: t.Any) -> rq.Queue:
+        made.append(app)
+        return rq.Queue(
+            f"own-{uuid.uuid4().hex}",
+            connection=redis.Redis.from_url(redis_url),
+            serializer="json",
+        )
+
+    host = make_host(CREDLY_QUEUE=make_queue)
+    run = host.app.test_cli_runner().invoke(args=["credly", "worker", "--burst"])
+    assert (run.exit_code, made) == (0, [host.app])
+
+
 def test_a_queue_of_the_hosts_own_is_used(
     make_host: MakeHost, redis_url: str, credly: CredlySimulator
 ) -> None:

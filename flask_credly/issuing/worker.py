@@ -397,10 +397,13 @@ def work(state: AppState, *, burst: bool) -> None:
     queue = notifier.make_queue(state.app, state.settings, open_redis())
 
     try:
-        # A job is waited for without a limit. An older redis-py would wait so for the
-        # answer to a TLS handshake, too.
-        with open_redis(socket_timeout=CONNECT_TIMEOUT) as limited:
-            trouble.try_out(notifier.make_queue(state.app, state.settings, limited))
+        if callable(state.settings.queue):
+            trouble.try_out(queue)
+        else:
+            # A job is waited for without a limit. An older redis-py would wait so for
+            # the answer to a TLS handshake, too.
+            with open_redis(socket_timeout=CONNECT_TIMEOUT) as limited:
+                trouble.try_out(notifier.make_queue(state.app, state.settings, limited))
     except TypeError as e:
         # redis-py has no class for an option that it does not know.
         found = trouble.explain(e, state.settings)
