@@ -68,6 +68,7 @@ from tests.support.farm import farm as farm
 from tests.support.farm import wait_for
 from tests.support.farm import WORKER
 from tests.support.pages import Browser
+from tests.support.pages import WINDOW
 
 KEY, OTHER = (Fernet.generate_key().decode() for _ in range(2))
 
@@ -904,6 +905,20 @@ def test_a_page_says_that_the_doctor_knows_why_nothing_can_be_saved(
 
     with host.app.app_context():
         assert in_session(host.db.engine, accounts.get, "default") is None
+
+
+@pytest.mark.parametrize("database", ["mariadb"], indirect=True)
+def test_a_connected_site_says_so_too(
+    make_host: MakeHost, credly: CredlySimulator
+) -> None:
+    credly.add_template("Python Badge")
+    Browser(make_host().app).connect(credly)
+    flags = {"client_flag": CLIENT.MULTI_STATEMENTS}
+    browser = Browser(make_host(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": flags}).app)
+    answer = browser.post(f"{WINDOW}/templates", page=WINDOW)
+
+    assert answer.status_code == 503
+    assert "run the command flask credly doctor" in answer.text
 
 
 @pytest.mark.parametrize("database", ["postgresql"], indirect=True)

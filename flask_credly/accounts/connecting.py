@@ -26,11 +26,11 @@ from ..ledger import polls
 from ..ledger import removing
 from ..ledger import runs
 from ..ledger.audit import TooOften as TooOften
-from ..ledger.fitness import Unfit as Unfit
 from ..ledger.paging import Session
 from ..ledger.runs import Run
 from ..ledger.transaction import in_session
 from ..ledger.transaction import in_transaction
+from ..ledger.transaction import Unfit as Unfit
 from ..models import Account
 from ..models import Installation
 from ..models import Mapping

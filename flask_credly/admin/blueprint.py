@@ -24,6 +24,7 @@ from werkzeug.routing import Map
 from werkzeug.routing import PathConverter
 
 from .. import assets
+from ..ledger.transaction import Unfit
 from ..settings import Settings
 from .query import MAX_ID
 
@@ -217,7 +218,7 @@ def make_blueprint(settings: Settings, *, for_operators: bool = False) -> Bluepr
     # A host that protects all its forms refuses before our guard is asked.
     blueprint.register_error_handler(CSRFError, _refuse_token)
 
-    for error in (OperationalError, ProgrammingError, IntegrityError):
+    for error in (OperationalError, ProgrammingError, IntegrityError, Unfit):
         blueprint.register_error_handler(error, _explain)
 
     # In the templates of the whole application.
@@ -262,7 +263,7 @@ def _refuse_token(error: CSRFError) -> ResponseReturnValue:
     return pages.refuse_token(error)
 
 
-def _explain(error: DBAPIError) -> ResponseReturnValue:
+def _explain(error: DBAPIError | Unfit) -> ResponseReturnValue:
     from . import pages
 
     return pages.explain(error)

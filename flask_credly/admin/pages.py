@@ -24,6 +24,7 @@ from ..ledger import fitness
 from ..ledger import tables
 from ..ledger.transaction import end_hosts_transaction
 from ..ledger.transaction import passes
+from ..ledger.transaction import Unfit
 from ..state import get_state
 from . import actions as actions
 from . import activity as activity
@@ -243,7 +244,7 @@ def _log_refusal(action: str, message: str) -> None:
     )
 
 
-def explain(error: DBAPIError) -> ResponseReturnValue:
+def explain(error: DBAPIError | Unfit) -> ResponseReturnValue:
     """Say that tables of ours are missing, or that the database does not do what is
     needed, where that is what an error comes from.
     """
@@ -251,7 +252,7 @@ def explain(error: DBAPIError) -> ResponseReturnValue:
     end_hosts_transaction(failed=True)
     engine = get_state().engine
 
-    if tables.explain(engine, error):
+    if isinstance(error, DBAPIError) and tables.explain(engine, error):
         logger.error(tables.MISSING, extra={"credly_event": "tables_missing"})
         text = gettext(NO_TABLES)
     elif (misfit := _find_misfit(engine, error)) is not None:
@@ -265,9 +266,9 @@ def explain(error: DBAPIError) -> ResponseReturnValue:
     return respond(make(f"credly/{name}.html", text=text), 503)
 
 
-def _find_misfit(engine: sa.Engine, error: DBAPIError) -> fitness.Misfit | None:
+def _find_misfit(engine: sa.Engine, error: DBAPIError | Unfit) -> fitness.Misfit | None:
     # Who was only late, or was cut off, finds the database as it should be.
-    if passes(error):
+    if isinstance(error, DBAPIError) and passes(error):
         return None
 
     try:

@@ -18,10 +18,6 @@ from .transaction import end_hosts_transaction
 from .transaction import passes
 
 
-class Unfit(Exception):
-    """What was written is not found again in the same transaction."""
-
-
 class Misfit(t.NamedTuple):
     """What is wrong with the database or the way to it, and what mends it."""
 

@@ -21,6 +21,7 @@ from . import clock
 from . import log
 from .transaction import connect
 from .transaction import in_transaction
+from .transaction import Unfit
 
 Reason = t.Literal["rate limit", "unavailable"]
 
@@ -199,9 +200,32 @@ def lock(
 
     :param where: What must hold of the account.
     :return: Whether there is such an account.
+    :raises Unfit: There is, and the database does not count it.
     """
-    account = sa.update(Account).where(Account.tenant == tenant, *where)
-    return bool(connection.execute(account.values(tenant=tenant)).rowcount)
+    these = (Account.tenant == tenant, *where)
+    account = sa.update(Account).where(*these).values(tenant=tenant)
+
+    if connection.execute(account).rowcount:
+        return True
+
+    if connection.dialect.name not in ("mysql", "mariadb"):
+        return False
+
+    # Without the client flag FOUND_ROWS it counts only the rows that a statement
+    # changes, and this one changes none: it would seem that there is no account.
+    there = sa.select(Account.tenant).where(*these).with_for_update()
+
+    if connection.scalar(there) is None:
+        return False
+
+    # It may just have been connected.
+    if connection.execute(account).rowcount:
+        return True
+
+    raise Unfit(
+        "The connection to the database counts the rows that a statement changes"
+        " instead of those that it finds. Run the command flask credly doctor."
+    )
 
 
 def count_withdrawals(

@@ -22,6 +22,11 @@ from sqlalchemy import orm
 from .. import interruption
 from ..state import get_state
 
+
+class Unfit(Exception):
+    """What was written is not found again in the same transaction."""
+
+
 TRIES = 4
 
 # PostgreSQL: serialization failure, deadlock, lock wait. MariaDB and MySQL: a record
