@@ -41,6 +41,7 @@ from flask import Response
 from flask.sessions import SecureCookieSession
 from flask.sessions import SessionInterface
 from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import orm
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.test import Client
@@ -311,6 +312,33 @@ def begun(app: Flask, db: SQLAlchemy) -> None:
         return response
 
 
+def nothing_late(app: Flask, db: SQLAlchemy) -> None:
+    """Load the visitor at the start of each request, with all that its layout shows:
+    what is loaded later is an error.
+    """
+
+    class Visitor(db.Model):  # type: ignore[name-defined, misc]
+        id = sa.Column(sa.Integer, primary_key=True)
+        roles = orm.relationship("Role", lazy="raise")
+
+    class Role(db.Model):  # type: ignore[name-defined, misc]
+        id = sa.Column(sa.Integer, primary_key=True)
+        visitor_id = sa.Column(sa.Integer, sa.ForeignKey(Visitor.id))
+
+    @app.before_request
+    def load() -> None:
+        if db.session.get(Role, 1) is None:
+            db.session.add_all([Visitor(id=1), Role(id=1, visitor_id=1)])
+            db.session.commit()
+
+        roles = orm.selectinload(Visitor.roles)
+        g.visitor = db.session.get(Visitor, 1, options=[roles])
+
+    @app.context_processor
+    def show() -> dict[str, t.Any]:
+        return {"roles": len(g.visitor.roles) if "visitor" in g else 0}
+
+
 def catch_all(app: Flask, db: SQLAlchemy) -> None:
     """Take every address that nothing else has."""
 
@@ -428,6 +456,7 @@ HOSTS: dict[str, Odd] = {
         config={"SQLALCHEMY_DATABASE_URI": "sqlite://"},
     ),
     "replica": Odd(db=replica, config={"SQLALCHEMY_BINDS": {"replica": "sqlite://"}}),
+    "nothing-is-loaded-late": Odd(nothing_late),
     "autobegin-off": Odd(
         begun, db=lambda: SQLAlchemy(session_options={"autobegin": False})
     ),

@@ -181,11 +181,21 @@ def end_hosts_transaction(*, failed: bool = False) -> None:
     if failed or not host.is_active:
         host.rollback()
     else:
-        host.commit()
+        _commit(host)
 
     # Otherwise the host's own code would find none.
     if not host.autobegin:
         host.begin()
+
+
+def _commit(host: orm.Session) -> None:
+    # What the host has loaded for its layout stays as it is: it may not load later.
+    expires, host.expire_on_commit = host.expire_on_commit, False
+
+    try:
+        host.commit()
+    finally:
+        host.expire_on_commit = expires
 
 
 def in_transaction(
