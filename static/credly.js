@@ -112,8 +112,11 @@
   const LOGIN = 401;
   const DENIED = 403;
   const SHOWN = [DENIED, 422, 429];
+  const OURS = "credly-refusal";
 
-  const isError = (status) => status >= 400 && status !== LOGIN && !SHOWN.includes(status);
+  // What a limit of requests or a firewall answers is a page of its own.
+  const isError = (status, ours) =>
+    status >= 400 && status !== LOGIN && !(ours && SHOWN.includes(status));
 
   function tell(word) {
     const said = document.createElement("p");
@@ -148,7 +151,7 @@
   document.addEventListener("htmx:beforeSwap", (event) => {
     const { elt, xhr } = event.detail;
 
-    if (!xhr || !inside(elt) || isError(xhr.status)) {
+    if (!xhr || !inside(elt) || isError(xhr.status, xhr.getResponseHeader(OURS))) {
       return;
     }
 
@@ -173,7 +176,7 @@
       return;
     }
 
-    if (isError(response.status)) {
+    if (isError(response.status, response.headers.get(OURS))) {
       event.preventDefault();
       say(event, "wrong");
     } else if (isSaid(response.status, text)) {

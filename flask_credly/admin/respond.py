@@ -26,6 +26,7 @@ UNFIT = gettext_noop(
 
 _SAID = "credly_said"
 _OURS = "credly_ours"
+_REFUSAL = "Credly-Refusal"
 
 # Not initialized on the app: a host may have its own.
 _htmx = HTMX()
@@ -77,7 +78,14 @@ def respond(
     """Send HTML: all of ours goes through here. What the host makes of a string, such
     as JSON, is for its own views.
     """
-    return Response(html, status, headers, mimetype="text/html")
+    response = Response(html, status, headers, mimetype="text/html")
+
+    # The script shows no other refusal within a page: what a limit of requests or a
+    # firewall answers is a page of its own.
+    if status >= 400:
+        response.headers[_REFUSAL] = "1"
+
+    return response
 
 
 def page(template: str, status: int = 200, **context: t.Any) -> Response:
