@@ -786,6 +786,28 @@ def test_a_style_of_times_that_drivers_do_not_read_is_named(
     assert "DateStyle German" in found["detail"] and "ISO" in found["hint"]
 
 
+@pytest.mark.parametrize("database", ["postgresql"], indirect=True)
+def test_a_search_path_without_the_schema_of_the_tables_is_named(
+    host: Host, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A host with a schema for each tenant sets it for each request."""
+    with host.app.app_context():
+        engine = host.db.engine
+
+    @sa.event.listens_for(engine, "checkout")
+    def choose(raw: t.Any, *_: object) -> None:
+        raw.execute("SET search_path TO acme")
+
+    found = database_check(host)
+    page = host.app.test_client().get("/integrations/credly")
+
+    assert found["status"] == "error"
+    assert "in the schema public" in found["detail"] and "(acme)" in found["detail"]
+    assert "SET search_path TO acme, public" in found["hint"]
+    assert page.status_code == 503 and "flask db upgrade" not in page.text
+    assert "SET search_path TO acme, public" in caplog.text
+
+
 @pytest.fixture
 def role(database: str) -> cabc.Iterator[str]:
     """A user of PostgreSQL's that is none of the superusers, whom nothing is hidden

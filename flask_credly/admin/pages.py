@@ -252,12 +252,12 @@ def explain(error: DBAPIError | Unfit) -> ResponseReturnValue:
     end_hosts_transaction(failed=True)
     engine = get_state().engine
 
-    if isinstance(error, DBAPIError) and tables.explain(engine, error):
-        logger.error(tables.MISSING, extra={"credly_event": "tables_missing"})
-        text = gettext(NO_TABLES)
-    elif (misfit := _find_misfit(engine, error)) is not None:
+    if (misfit := _find_misfit(engine, error)) is not None:
         logger.error("%s %s", *misfit, extra={"credly_event": "database_unfit"})
         text = gettext(UNFIT)
+    elif isinstance(error, DBAPIError) and tables.explain(engine, error):
+        logger.error(tables.MISSING, extra={"credly_event": "tables_missing"})
+        text = gettext(NO_TABLES)
     else:
         raise error
 

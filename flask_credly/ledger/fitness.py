@@ -77,6 +77,14 @@ def _find_setting(connected: sa.Connection, where: str) -> Misfit | None:
                 "Set it to ISO: ALTER ROLE … SET datestyle = 'ISO'.",
             )
 
+        if (schema := _find_schema(connected)) is not None:
+            path = connected.scalar(sa.text("SHOW search_path"))
+            return Misfit(
+                f"The tables are in the schema {schema}, which is not in the"
+                f" search_path of the connection to {where} ({path}).",
+                f"Keep {schema} in it: SET search_path TO {path}, {schema}.",
+            )
+
     if connected.dialect.name in ("mysql", "mariadb"):
         modes = connected.scalar(sa.text("SELECT @@sql_mode"))
 
@@ -89,6 +97,24 @@ def _find_setting(connected: sa.Connection, where: str) -> Misfit | None:
             )
 
     return None
+
+
+def _find_schema(connected: sa.Connection) -> str | None:
+    """Find the schema of our tables, where a statement does not."""
+    if connected.get_execution_options().get("schema_translate_map"):
+        return None  # which says where they are
+
+    found = connected.scalars(
+        sa.text(
+            "SELECT quote_ident(nspname) FROM pg_class"
+            " JOIN pg_namespace ON pg_namespace.oid = relnamespace"
+            " WHERE relname = :name AND relkind IN ('r', 'p')"
+            " AND to_regclass(CAST(:name AS text)) IS NULL"
+        ),
+        {"name": ISSUANCE.name},
+    ).all()
+    # Of several, such as one for each tenant, none can be told to be meant.
+    return found[0] if len(found) == 1 else None
 
 
 def _write_many(connected: sa.Connection, where: str, patient: bool) -> Misfit | None:
