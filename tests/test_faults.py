@@ -31,6 +31,7 @@ from conftest import missing
 from sqlalchemy import event
 
 from flask_credly import accounts
+from flask_credly import jobs
 from flask_credly import Member
 from flask_credly import signals
 from flask_credly.credly import Client
@@ -46,6 +47,8 @@ from flask_credly.models import Attempt
 from flask_credly.models import Base
 from flask_credly.models import Issuance
 from flask_credly.models import LogEntry
+from flask_credly.models import Mapping
+from flask_credly.options import Options
 from flask_credly.testing import CredlySimulator
 from tests.storm.servers import make_folder
 from tests.storm.servers import NotFound
@@ -165,6 +168,65 @@ class TestTheHostIsNotHarmed:
         in_threads(drain)
 
         assert len(credly.badges) == 1
+
+    @mariadb
+    @pytest.mark.parametrize("number", [6, 60])
+    def test_completions_that_are_not_committed_keep_no_worker_and_no_admin_waiting(
+        self,
+        with_table: cabc.Callable[..., Host],
+        credly: CredlySimulator,
+        number: int,
+    ) -> None:
+        # It reads all of a small table, unless it is told to find rows by their ids.
+        impatient = {"init_command": "SET innodb_lock_wait_timeout = 1"}
+        host = with_table(SQLALCHEMY_ENGINE_OPTIONS={"connect_args": impatient})
+        start = dt.datetime.now(dt.UTC) - dt.timedelta(days=90)
+        mapping_id = host.db.session.scalars(sa.select(Mapping.id)).one()
+        accounts.change_options(host.state, mapping_id, Options(again="renew"))
+
+        for each in range(number):
+            host.complete(f"earlier-{each}", completed_at=start)
+
+        host.db.session.remove()
+        host_writes(host)
+
+        for each in range(number):
+            for who in ("earlier", "later"):
+                later = start + dt.timedelta(days=60)
+                host.complete(f"{who}-{each}", completed_at=later)
+
+        waited: list[str | None] = []
+
+        @event.listens_for(host.state.engine, "handle_error")
+        def note(context: sa.engine.ExceptionContext) -> None:
+            waited.append(context.statement)
+
+        def run(*command: str) -> None:
+            done = host.app.test_cli_runner().invoke(args=("credly", *command))
+            assert not done.exception, done.output
+
+        def work() -> None:
+            with host.app.app_context():
+                host.drain()
+                ids = [str(row.id) for row in host.rows()]
+                host.db.session.remove()
+                assert len(ids) == number
+                why = ("--reason", "By mistake", "--silent")
+                run("revoke", ids[0], *why)
+                host.drain()
+                run("poll")
+                run("revoke", *ids[1:-1], *why)
+                host.drain()
+                accounts.change_options(host.state, mapping_id, Options())
+                run("sync")
+                accounts.remove(host.state)
+                jobs.undo()
+
+        in_threads(work)
+
+        assert not waited
+        states = collections.Counter(badge["state"] for badge in credly.badges)
+        assert states == {"revoked": number - 1, "pending": 1}
 
     @servers
     def test_a_lock_that_is_not_had_in_time_is_asked_for_again(

@@ -235,7 +235,7 @@ def _end_issuances(
                 Attempt.tenant == tenant, Attempt.issuance_id.in_(never_sent)
             )
         )
-        removal.drop(connection, Issuance.id.in_(never_sent), is_of(tenant))
+        removal.drop_each(connection, tenant, never_sent)
 
     # Also where one of them was sent in this moment.
     ids = [row.id for row in rows]

@@ -147,20 +147,22 @@ def _carry_on(
 ) -> None:
     """See to the other rows that an action is about."""
     if row.action == "revoke":
-        if then in ("revoked", "left"):  # it is in nobody's way any more
-            worker.release_next(connection, now, *_following(row))
-        elif then in ("failed", "replaced"):
-            transitions.end(
-                connection, "cancelled", now, *_following(row), reason="not revoked"
-            )
+        for these in transitions.by_ids(connection, *_following(row)):
+            if then in ("revoked", "left"):  # it is in nobody's way any more
+                worker.release_next(connection, now, *these)
+            elif then in ("failed", "replaced"):
+                transitions.end(
+                    connection, "cancelled", now, *these, reason="not revoked"
+                )
     elif row.action == "replace" and then == "issued" and badge:
-        worker.supersede(
-            connection,
-            badge.id,
-            now,
-            Issuance.tenant == row.tenant,
-            Issuance.badge_id.in_([row.replaces, row.target or row.replaces]),
-        )
+        for each in {row.replaces, row.target or row.replaces}:
+            worker.supersede(
+                connection,
+                badge.id,
+                now,
+                Issuance.tenant == row.tenant,
+                Issuance.badge_id == each,
+            )
 
 
 @in_transaction

@@ -46,6 +46,7 @@ from .paging import Page
 from .paging import Session
 from .transaction import in_transaction
 from .transitions import admin
+from .transitions import by_ids
 from .transitions import host
 
 MOST = 25
@@ -338,13 +339,13 @@ def decide(
     if not waiting or waiting != number:
         return None
 
-    these = (is_ours(tenant), AWAITS_APPROVAL)
+    now = clock.now(connection)
 
-    if revoke:
-        now = clock.now(connection)
-        admin.release_withdrawn(connection, now, *these)
-    else:
-        admin.keep_withdrawn(connection, *these)
+    for these in by_ids(connection, is_ours(tenant), AWAITS_APPROVAL):
+        if revoke:
+            admin.release_withdrawn(connection, now, *these)
+        else:
+            admin.keep_withdrawn(connection, *these)
 
     action = "revoke withdrawn" if revoke else "keep withdrawn"
     audit.note(connection, tenant, by, action, str(number))

@@ -17,7 +17,9 @@ from ..conditions import HAS_BADGE
 from ..conditions import IS_MAPPED
 from ..conditions import ROWS
 from . import at_rest
+from . import by_ids
 from . import UNTRIED
+from . import update
 from .host import NEW
 
 
@@ -106,9 +108,9 @@ def reopen(
         values = [each for each in values if each[0].key not in _PROGRESS]
 
     return connection.execute(
-        sa.update(Issuance)
-        .where(*these, _IS_AT_REST, Issuance.erased_at.is_(None))
-        .ordered_values(*values)
+        update(*these, _IS_AT_REST, Issuance.erased_at.is_(None)).ordered_values(
+            *values
+        )
     ).rowcount
 
 
@@ -123,9 +125,7 @@ def reopen_for_batch(
     given: dict[str, t.Any] = {name: sa.bindparam(f"new_{name}") for name in names}
     beginning = _from_the_beginning(given.pop("due_at"))
     connection.execute(
-        sa.update(ROWS)
-        .where(ROWS.c.id == sa.bindparam("row"), *these)
-        .ordered_values(
+        update(ROWS.c.id == sa.bindparam("row"), *these).ordered_values(
             *((column.expression, value) for column, value in beginning),
             *((ROWS.c[name], value) for name, value in given.items()),
         ),
@@ -149,9 +149,7 @@ def follow_mapping(connection: sa.Connection, *these: Condition) -> None:
         )
 
     connection.execute(
-        sa.update(Issuance)
-        .where(*these, sa.exists().where(IS_MAPPED))
-        .values(
+        update(*these, sa.exists().where(IS_MAPPED)).values(
             template_id=mapped(Template.id.expression),
             badge_name=mapped(Template.name.expression),
             options=mapped(Mapping.options.expression),
@@ -176,9 +174,7 @@ def revoke(
     :return: How many.
     """
     return connection.execute(
-        sa.update(Issuance)
-        .where(*these, HAS_BADGE, Issuance.action.is_(None))
-        .values(
+        update(*these, HAS_BADGE, Issuance.action.is_(None)).values(
             action="revoke",
             due_at=due_at,
             revocation_reason=reason,
@@ -197,9 +193,9 @@ def release_withdrawn(
     :return: How many.
     """
     return connection.execute(
-        sa.update(Issuance)
-        .where(*these, sa.or_(AWAITS_RELEASE, AWAITS_APPROVAL))
-        .values(due_at=now, **UNTRIED)
+        update(*these, sa.or_(AWAITS_RELEASE, AWAITS_APPROVAL)).values(
+            due_at=now, **UNTRIED
+        )
     ).rowcount
 
 
@@ -209,9 +205,7 @@ def hold_withdrawn(connection: sa.Connection, *these: Condition) -> int:
     :return: How many.
     """
     return connection.execute(
-        sa.update(Issuance)
-        .where(*these, AWAITS_RELEASE)
-        .values(reason="awaits approval")
+        update(*these, AWAITS_RELEASE).values(reason="awaits approval")
     ).rowcount
 
 
@@ -221,17 +215,15 @@ def keep_withdrawn(connection: sa.Connection, *these: Condition) -> int:
     :return: How many.
     """
     return connection.execute(
-        sa.update(Issuance)
-        .where(*these, sa.or_(AWAITS_RELEASE, AWAITS_APPROVAL))
-        .values(**at_rest(), revocation_reason=None, tell=None)
+        update(*these, sa.or_(AWAITS_RELEASE, AWAITS_APPROVAL)).values(
+            **at_rest(), revocation_reason=None, tell=None
+        )
     ).rowcount
 
 
 def end_withdrawals(connection: sa.Connection, *these: Condition) -> None:
     """Let the withdrawals that rows are marked with concern no later completion."""
-    connection.execute(
-        sa.update(Issuance).where(*these).values(withdrawn_at=Issuance.completed_at)
-    )
+    connection.execute(update(*these).values(withdrawn_at=Issuance.completed_at))
 
 
 def pass_withdrawal_on(connection: sa.Connection, *this: Condition) -> None:
@@ -239,7 +231,7 @@ def pass_withdrawal_on(connection: sa.Connection, *this: Condition) -> None:
     nobody has begun to revoke it; otherwise it stays withdrawn.
     """
     if keep_withdrawn(connection, *this):
-        connection.execute(sa.update(Issuance).where(*this).values(withdrawn_at=None))
+        connection.execute(update(*this).values(withdrawn_at=None))
     else:
         end_withdrawals(connection, *this)
 
@@ -262,8 +254,10 @@ def release(connection: sa.Connection, tenant: str, now: dt.datetime) -> int:
         IS_MAPPED, Template.tenant == tenant, Template.id == Mapping.template_id
     )
     let_go = sa.or_(Template.allows_duplicates, Mapping.again == "renew")
-    return connection.execute(
-        sa.update(Issuance)
-        .where(*these, mapped.where(let_go))
-        .values(due_at=now, reason=None, renewal=mapped.where(Mapping.again == "renew"))
-    ).rowcount
+    renews = mapped.where(Mapping.again == "renew")
+    return sum(
+        connection.execute(
+            update(*each).values(due_at=now, reason=None, renewal=renews)
+        ).rowcount
+        for each in by_ids(connection, *these, mapped.where(let_go))
+    )

@@ -14,6 +14,7 @@ from ..conditions import Condition
 from ..conditions import HAS_BADGE
 from ..conditions import KEY
 from ..conditions import ROWS
+from . import update
 
 ANY_WRITE = sa.insert(ROWS)
 """Stands for any of them where it is asked which database it would go to."""
@@ -237,8 +238,7 @@ def withdraw(
         (ROWS.c.state, sa.case((_ENDS, "cancelled"), else_=ROWS.c.state)),
     ]
     return connection.execute(
-        sa.update(ROWS)
-        .where(
+        update(
             *these,
             ROWS.c.completed_at <= at,
             sa.or_(ROWS.c.withdrawn_at.is_(None), ROWS.c.withdrawn_at < at),
@@ -252,8 +252,7 @@ def withdraw(
                     revokes,
                 ),
             ),
-        )
-        .ordered_values(*values)
+        ).ordered_values(*values)
     ).rowcount
 
 

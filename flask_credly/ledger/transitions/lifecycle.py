@@ -14,6 +14,9 @@ from ...models import Issuance
 from ..conditions import Condition
 from ..conditions import ROWS
 from . import at_rest
+from . import BY_ID
+from . import by_ids
+from . import update
 
 if t.TYPE_CHECKING:
     from ...credly import Badge
@@ -115,17 +118,22 @@ def learn(
         ROWS.c.organization_id == organization_id,
         ROWS.c.erased_at.is_(None),
     )
+    query = sa.select(*(ROWS.c[name] for name in _LEARNING)).order_by(ROWS.c.id)
+
+    for dialect, hint in BY_ID.items():
+        query = query.with_hint(ROWS, hint, dialect)
+
+    query = query.with_for_update()
     same: list[int] = []
     to_tell: list[int] = []
     changed = mismatched = 0
 
     while by_id:
-        rows = connection.execute(
-            sa.select(*(ROWS.c[name] for name in _LEARNING))
-            .where(ours, ROWS.c.badge_id.in_(by_id))
-            .order_by(ROWS.c.id)
-            .with_for_update()
-        ).all()
+        rows = [
+            row
+            for these in by_ids(connection, ours, ROWS.c.badge_id.in_(by_id))
+            for row in connection.execute(query.where(*these)).all()
+        ]
         again: dict[str, Badge] = {}
 
         for row in rows:
@@ -145,9 +153,7 @@ def learn(
                 # SQLite knows no lock of a row: what was read may be gone.
                 this = (ours, ROWS.c.id == row.id, *_as_read(row))
 
-                if not connection.execute(
-                    sa.update(ROWS).where(*this).values(**values)
-                ).rowcount:
+                if not connection.execute(update(*this).values(**values)).rowcount:
                     again[badge.id] = badge
                     continue
 
@@ -167,9 +173,9 @@ def learn(
 
     if same:
         connection.execute(
-            sa.update(ROWS)
-            .where(ours, ROWS.c.id.in_(same), ROWS.c.badge_id.is_not(None))
-            .values(checked_at=read_at)
+            update(ours, ROWS.c.id.in_(same), ROWS.c.badge_id.is_not(None)).values(
+                checked_at=read_at
+            )
         )
 
     return Learned(tuple(to_tell), changed, mismatched)
@@ -252,7 +258,7 @@ def miss(
 
     :return: Whether that is believed: it has said so before.
     """
-    this = sa.update(ROWS).where(
+    this = update(
         ROWS.c.tenant == tenant,
         ROWS.c.organization_id == organization_id,
         ROWS.c.badge_id == badge_id,
@@ -281,12 +287,10 @@ def told(
     """Note that the host was told what has become of a badge."""
     column = Issuance.state if state == "replaced" else Issuance.badge_state
     connection.execute(
-        sa.update(Issuance)
-        .where(
+        update(
             Issuance.tenant == tenant,
             Issuance.id == row_id,
             Issuance.erased_at.is_(None),
             column == state,
-        )
-        .values(badge_told=state)
+        ).values(badge_told=state)
     )

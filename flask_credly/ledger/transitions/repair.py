@@ -14,6 +14,7 @@ from ..conditions import IS_SENDING
 from ..conditions import ROWS
 from . import host
 from . import settled
+from . import update
 from . import worker
 from .lifecycle import of_badge
 from .lifecycle import said
@@ -45,7 +46,7 @@ def believe(
     if badge.replaced_by is not None:
         values["replaced_by"] = badge.replaced_by
 
-    return connection.execute(sa.update(ROWS).where(*these).values(values)).rowcount
+    return connection.execute(update(*these).values(values)).rowcount
 
 
 def _state_of(badge: Badge) -> IssuanceState:
@@ -79,7 +80,7 @@ def adopt(
 
     is_its = sa.or_(ROWS.c.badge_id.is_(None), ROWS.c.badge_id == badge.id)
     return connection.execute(
-        sa.update(ROWS).where(*these, sa.not_(IS_SENDING), is_its).values(values)
+        update(*these, sa.not_(IS_SENDING), is_its).values(values)
     ).rowcount
 
 

@@ -17,6 +17,7 @@ from ..conditions import IS_OPEN
 from ..conditions import IS_SENDING
 from ..conditions import ROWS
 from . import UNTRIED
+from . import update
 from . import waits
 
 
@@ -28,8 +29,7 @@ def lease_due(
 ) -> int:
     """Give rows that are due to a worker. Who had them has died over them."""
     return connection.execute(
-        sa.update(Issuance)
-        .where(*these, IS_OPEN)
+        update(*these, IS_OPEN)
         # In this order: MariaDB would look at the new lease.
         .ordered_values(
             (
@@ -47,9 +47,9 @@ def uncount_attempts(
 ) -> None:
     """Give rows an attempt back of which nothing is known."""
     connection.execute(
-        sa.update(Issuance)
-        .where(is_of(tenant), Issuance.id.in_(ids))
-        .values(attempts=Issuance.attempts - 1)
+        update(is_of(tenant), Issuance.id.in_(ids)).values(
+            attempts=Issuance.attempts - 1
+        )
     )
 
 
@@ -81,7 +81,7 @@ def renew(
             ),
         }
 
-    this = sa.update(Issuance).where(*these)
+    this = update(*these)
     return connection.execute(this.values(**values)).rowcount
 
 
@@ -93,18 +93,16 @@ def requeue(
 ) -> int:
     """Take rows back from a worker: it has sent nothing."""
     return connection.execute(
-        sa.update(Issuance)
-        .where(*these, IS_OPEN)
-        .values(lease=None, due_at=due_at, outcome_unknown=outcome_unknown)
+        update(*these, IS_OPEN).values(
+            lease=None, due_at=due_at, outcome_unknown=outcome_unknown
+        )
     ).rowcount
 
 
 def hold_back(connection: sa.Connection, *these: Condition) -> None:
     """Take rows back from a worker until their template allows duplicates."""
     connection.execute(
-        sa.update(Issuance)
-        .where(*these, IS_OPEN)
-        .values(lease=None, due_at=None, reason="no duplicates")
+        update(*these, IS_OPEN).values(lease=None, due_at=None, reason="no duplicates")
     )
 
 
@@ -115,9 +113,9 @@ def aim(connection: sa.Connection, *these: Condition, replaces: str | None) -> N
     """
     action: Action = "issue" if replaces is None else "replace"
     connection.execute(
-        sa.update(Issuance)
-        .where(*these)
-        .values(replaces=replaces, renewal=replaces is not None, action=action)
+        update(*these).values(
+            replaces=replaces, renewal=replaces is not None, action=action
+        )
     )
 
 
@@ -131,18 +129,16 @@ def name_member(
 ) -> None:
     """Write down who the badge is for by now."""
     connection.execute(
-        sa.update(Issuance)
-        .where(*these)
-        .values(email=email, first_name=first_name, last_name=last_name, extras=extras)
+        update(*these).values(
+            email=email, first_name=first_name, last_name=last_name, extras=extras
+        )
     )
 
 
 def release_next(connection: sa.Connection, now: dt.datetime, *these: Condition) -> int:
     """Let rows be issued that have waited for the badge before them to be revoked."""
     return connection.execute(
-        sa.update(Issuance)
-        .where(*these, AWAITS_REVOCATION)
-        .values(due_at=now, reason=None)
+        update(*these, AWAITS_REVOCATION).values(due_at=now, reason=None)
     ).rowcount
 
 
@@ -157,9 +153,7 @@ def supersede(
     :param new_id: Credly's id of that.
     """
     connection.execute(
-        sa.update(Issuance)
-        .where(*these, Issuance.state == "issued")
-        .values(
+        update(*these, Issuance.state == "issued").values(
             state="replaced",
             settled_at=now,
             replaced_by=sa.func.coalesce(Issuance.replaced_by, new_id),
@@ -220,7 +214,7 @@ def save(
         its badge, if there is one.
     :return: How many were written.
     """
-    this = sa.update(ROWS).where(
+    this = update(
         ROWS.c.id == sa.bindparam("row_id"),
         ROWS.c.tenant == sa.bindparam("held_tenant"),
         ROWS.c.lease == sa.bindparam("held_lease"),
