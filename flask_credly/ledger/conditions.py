@@ -48,7 +48,8 @@ IS_SENDING = sa.and_(IS_OPEN, ROWS.c.lease.is_not(None))
 """A worker has it."""
 
 NEVER_SENT = sa.and_(
-    ROWS.c.state.in_(("none", "failed", "cancelled")),
+    # One by one, so that it can stand in a statement that is executed for many rows.
+    ROWS.c.state.in_([sa.literal(each) for each in ("none", "failed", "cancelled")]),
     ROWS.c.attempts == 0,
     ROWS.c.outcome_unknown.is_(False),
 )
