@@ -328,7 +328,7 @@ class Host:
 
     def rows(self) -> list[Issuance]:
         """Read the ledger anew."""
-        self.db.session.rollback()
+        self._forget()
         return list(self.db.session.scalars(sa.select(Issuance).order_by(Issuance.id)))
 
     def row(self) -> Issuance:
@@ -338,13 +338,18 @@ class Host:
 
     def log(self) -> list[tuple[str, str]]:
         """Read the error log, oldest first."""
-        self.db.session.rollback()
+        self._forget()
         entries = self.db.session.scalars(sa.select(LogEntry).order_by(LogEntry.id))
         return [(entry.error, entry.details) for entry in entries]
 
     def attempts(self) -> list[Attempt]:
-        self.db.session.rollback()
+        self._forget()
         return list(self.db.session.scalars(sa.select(Attempt).order_by(Attempt.id)))
+
+    def _forget(self) -> None:
+        self.db.session.rollback()
+        # Our pages commit, and leave what was loaded as it was.
+        self.db.session.expire_all()
 
     def let_lists_catch_up(self) -> None:
         """Let the time pass within which a badge may be issued and not be listed."""
