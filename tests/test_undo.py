@@ -169,7 +169,8 @@ def changes(credly: CredlySimulator) -> list[tuple[str, bool | None]]:
     """Say what became of each badge in Credly's book, and whether it was told."""
     found = []
 
-    for badge in credly.badges:
+    # Issued at the same time: in any order.
+    for badge in sorted(credly.badges, key=lambda badge: badge["recipient_email"]):
         last = credly.history(badge["id"])[-1]
         found.append((last.state, last.told))
 
