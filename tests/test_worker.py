@@ -31,6 +31,7 @@ import sqlalchemy as sa
 from conftest import a_member
 from conftest import connect
 from conftest import every_database
+from conftest import Host
 from conftest import MakeHost
 from rq.exceptions import StopRequested
 
@@ -1117,9 +1118,8 @@ def test_redis_oom_is_caught(farm: Farm, redis_url: str) -> None:
     assert farm.host.row().state == "none"
 
 
-def test_a_worker_asks_once_for_a_queue_of_the_hosts_own(
-    make_host: MakeHost, redis_url: str
-) -> None:
+def with_own_queue(make_host: MakeHost, redis_url: str) -> tuple[Host, list[t.Any]]:
+    """Make a host that makes its queue itself, and note for which app."""
     made: list[t.Any] = []
 
     def make_queue(app: t.Any) -> rq.Queue:
@@ -1130,7 +1130,13 @@ def test_a_worker_asks_once_for_a_queue_of_the_hosts_own(
             serializer="json",
         )
 
-    host = make_host(CREDLY_QUEUE=make_queue)
+    return make_host(CREDLY_QUEUE=make_queue), made
+
+
+def test_a_worker_asks_once_for_a_queue_of_the_hosts_own(
+    make_host: MakeHost, redis_url: str
+) -> None:
+    host, made = with_own_queue(make_host, redis_url)
     run = host.app.test_cli_runner().invoke(args=["credly", "worker", "--burst"])
     assert (run.exit_code, made) == (0, [host.app])
 
@@ -1138,17 +1144,7 @@ def test_a_worker_asks_once_for_a_queue_of_the_hosts_own(
 def test_a_queue_of_the_hosts_own_is_used(
     make_host: MakeHost, redis_url: str, credly: CredlySimulator
 ) -> None:
-    made: list[t.Any] = []
-
-    def make_queue(app: t.Any) -> rq.Queue:
-        made.append(app)
-        return rq.Queue(
-            f"own-{uuid.uuid4().hex}",
-            connection=redis.Redis.from_url(redis_url),
-            serializer="json",
-        )
-
-    host = make_host(CREDLY_QUEUE=make_queue)
+    host, made = with_own_queue(make_host, redis_url)
 
     with host.app.app_context():
         connect(host, credly)

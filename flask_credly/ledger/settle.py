@@ -147,10 +147,11 @@ def _carry_on(
 ) -> None:
     """See to the other rows that an action is about."""
     if row.action == "revoke":
-        for these in transitions.by_ids(connection, *_following(row)):
-            if then in ("revoked", "left"):  # it is in nobody's way any more
+        if then in ("revoked", "left"):  # it is in nobody's way any more
+            for these in transitions.by_ids(connection, *_following(row)):
                 worker.release_next(connection, now, *these)
-            elif then in ("failed", "replaced"):
+        elif then in ("failed", "replaced"):
+            for these in transitions.by_ids(connection, *_following(row)):
                 transitions.end(
                     connection, "cancelled", now, *these, reason="not revoked"
                 )

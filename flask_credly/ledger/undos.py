@@ -421,14 +421,14 @@ def stop(
         BatchRow.batch_id == run_id,
         BatchRow.outcome == "asked",
     )
-    transitions.end(
-        connection,
-        "cancelled",
-        now,
-        Issuance.id.in_(asked),
+    is_unsent = sa.and_(
         is_of(tenant),
         Issuance.action == "revoke",
         Issuance.attempts == 0,
         Issuance.outcome_unknown.is_(False),
     )
+
+    for these in transitions.by_ids(connection, Issuance.id.in_(asked), is_unsent):
+        transitions.end(connection, "cancelled", now, *these)
+
     return True

@@ -222,7 +222,10 @@ def release(connection: sa.Connection, tenant: str) -> int:
     if _any_waits(connection, tenant) or not gates.count_withdrawals(
         connection, tenant, len(found), most=MOST
     ):
-        return admin.hold_withdrawn(connection, is_ours(tenant))
+        return sum(
+            admin.hold_withdrawn(connection, *these)
+            for these in by_ids(connection, is_ours(tenant), AWAITS_RELEASE)
+        )
 
     admin.release_withdrawn(
         connection, clock.now(connection), Issuance.id.in_(found), is_of(tenant)
@@ -276,13 +279,18 @@ def pass_on(connection: sa.Connection, tenant: str, *these: Condition) -> bool:
     ).all()
     passed_on: set[int] = set()
 
+    if not found:
+        return False
+
+    now = sa.literal(clock.now(connection), Issuance.settled_at.type)
+
     for row in found:
         if row.earlier_id not in passed_on and host.withdraw(
             connection,
             Issuance.id == row.id,
             is_of(tenant),
             at=row.withdrawn_at,
-            now=sa.literal(clock.now(connection), Issuance.settled_at.type),
+            now=now,
             tell={True: sa.true(), False: sa.false(), None: sa.null()}[row.tell],
         ):
             passed_on.add(row.earlier_id)
