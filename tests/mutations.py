@@ -253,8 +253,8 @@ MUTATIONS = [
     # A person decides about others than were seen
     Mutation(
         WITHDRAWALS,
-        "    if waiting != number:\n",
-        "    if waiting < number:\n",
+        "    if not waiting or waiting != number:\n",
+        "    if not waiting or waiting < number:\n",
         ("test_withdrawn",),
     ),
     # More are revoked while a person has not decided
@@ -407,6 +407,10 @@ def main(arguments: list[str] | None = None) -> int:
         for each in chosen:
             path = copy / "flask_credly" / each.path
             right = path.read_text()
+
+            if right.count(each.line) != 1:
+                raise ValueError(f"Not there once: {each.line!r} in {path}.")
+
             path.write_text(right.replace(each.line, each.wrong))
             alive = _passes(copy, each.tests)
             path.write_text(right)
